@@ -1,0 +1,62 @@
+"""lowtide rewrites a PyTorch model so that one training step fits a given number of bytes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .rewriter.errors import BudgetError, CaptureError, InfeasibleBudget, LowtideError, PlanError
+    from .rewriter.measure_peak import measure_peak
+    from .rewriter.plan_file import load_plan, save_plan
+    from .rewriter.report import Report
+    from .rewriter.rewrite import plan, rewrite, sweep
+    from .rewriter.verify import verify
+    from .solvers.plan import Plan
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Loading is lazy (PEP 562), so that `import lowtide` costs no import of torch.
+_HOMES = {
+    "BudgetError": "rewriter.errors",
+    "CaptureError": "rewriter.errors",
+    "InfeasibleBudget": "rewriter.errors",
+    "LowtideError": "rewriter.errors",
+    "Plan": "solvers.plan",
+    "PlanError": "rewriter.errors",
+    "Report": "rewriter.report",
+    "load_plan": "rewriter.plan_file",
+    "measure_peak": "rewriter.measure_peak",
+    "plan": "rewriter.rewrite",
+    "rewrite": "rewriter.rewrite",
+    "save_plan": "rewriter.plan_file",
+    "sweep": "rewriter.rewrite",
+    "verify": "rewriter.verify",
+}
+
+__all__ = [
+    "BudgetError",
+    "CaptureError",
+    "InfeasibleBudget",
+    "LowtideError",
+    "Plan",
+    "PlanError",
+    "Report",
+    "load_plan",
+    "measure_peak",
+    "plan",
+    "rewrite",
+    "save_plan",
+    "sweep",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("." + _HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

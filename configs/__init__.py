@@ -1,0 +1,1 @@
+"""Data only: device presets, model presets and policies, as TOML."""

@@ -1,0 +1,1 @@
+"""Model in, model out: capture, measure, plan, emit, run, verify, report."""

@@ -1,0 +1,1 @@
+"""Problem in, schedule out: no torch in here."""

@@ -1,0 +1,43 @@
+"""A schedule with what is known about it: its simulated timeline, peak, time and proof."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule, simulated. Made by `simulate.make_plan` only, so that no solver reports its own peak.
+
+    live_bytes[i] is what is alive after instruction i, everything counted (resident bytes too); peak_bytes is
+    the highest moment, inside an instruction; `baseline_*` is the step with everything kept, in trace order.
+    lower_bound_seconds: no schedule under budget_bytes takes less extra time (None if not computed).
+    """
+
+    fingerprint: str
+    schedule: Schedule
+    live_bytes: tuple[int, ...]
+    peak_bytes: int
+    peak_instruction: int
+    forward_seconds: float
+    seconds: float
+    baseline_seconds: float
+    baseline_peak_bytes: int
+    budget_bytes: int | None = None
+    lower_bound_seconds: float | None = None
+    solver: str = ""
+    solve_seconds: float = 0.0
+    costs: str = "measured"
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def extra_seconds(self) -> float:
+        """Predicted time beyond the step with everything kept."""
+        return max(0.0, self.seconds - self.baseline_seconds)
+
+    @property
+    def extra_share(self) -> float:
+        """`extra_seconds` as a share of the step with everything kept."""
+        return self.extra_seconds / self.baseline_seconds if self.baseline_seconds else 0.0

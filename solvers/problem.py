@@ -1,0 +1,119 @@
+"""What a solver sees of a training step: operations in trace order and the values they read and make."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from hashlib import sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Bytes that one operation creates (a storage; its views cost nothing and are not values).
+
+    `held` values are never freed once made: what the step returns to its caller, gradients that become
+    `.grad`, tangents that the caller of backward holds. `resident` values are there before the step
+    (parameters, buffers, inputs); their bytes are part of `Problem.resident_bytes`, they cannot be freed.
+    """
+
+    name: str
+    size_bytes: int
+    held: bool = False
+    resident: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One kernel of the step.
+
+    `working_bytes` is the most the kernel has allocated at any moment while it runs, what it makes included
+    (so at least the sum of the sizes of `makes`). `repeatable` operations may run any number of times;
+    the others run exactly once, in trace order among themselves. A `random` operation draws from the
+    generator: its first runs keep trace order, and a second run needs the generator state recorded before
+    the first one. `kind` is equal for operations that are equal up to renaming. `intensive` marks matrix
+    products, convolutions and fused attention, which selective checkpointing keeps. `block` is the index of
+    the block in whose forward or backward segment the operation first runs.
+    """
+
+    name: str
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    seconds: float
+    working_bytes: int
+    block: int
+    repeatable: bool = True
+    random: bool = False
+    intensive: bool = False
+    kind: str = ""
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A training step as a scheduling problem.
+
+    ops: in trace order; `ops[:forward_length]` is the forward. Blocks of forward operations never decrease,
+        blocks of backward operations never increase.
+    block_classes: for each block the number of its class; blocks of one class have the same operations in
+        the same order (equal `kind`s), in forward and backward.
+    resident_bytes: all that is there before the step and stays: parameters, buffers, inputs, existing `.grad`.
+    state_bytes: what a recorded generator state takes (5,056 on CPU).
+    floor_bytes: a peak outside the schedule that no schedule lowers (the optimizer's own `step`); 0 if none.
+    """
+
+    ops: tuple[Op, ...]
+    values: tuple[Value, ...]
+    forward_length: int
+    block_classes: tuple[int, ...]
+    resident_bytes: int = 0
+    state_bytes: int = 0
+    floor_bytes: int = 0
+    name: str = "step"
+    costs: str = "measured"
+    notes: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def maker(self) -> tuple[int, ...]:
+        """For each value the operation that makes it, -1 for resident ones."""
+        maker = [-1] * len(self.values)
+        for index, op in enumerate(self.ops):
+            for value in op.makes:
+                maker[value] = index
+        return tuple(maker)
+
+    @cached_property
+    def readers(self) -> tuple[tuple[int, ...], ...]:
+        """For each value the operations that read it, in trace order."""
+        readers: list[list[int]] = [[] for _ in self.values]
+        for index, op in enumerate(self.ops):
+            for value in dict.fromkeys(op.reads):
+                readers[value].append(index)
+        return tuple(tuple(r) for r in readers)
+
+    @cached_property
+    def seconds(self) -> float:
+        """The time of the step with every operation run once."""
+        return sum(op.seconds for op in self.ops)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the problem up to its times: a plan is valid for one fingerprint."""
+        told = asdict(self)
+        for drop in ("costs", "name", "notes"):
+            del told[drop]
+        for op in told["ops"]:
+            del op["seconds"]
+        return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """The problem as JSON, for files and for solving elsewhere."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Problem:
+        """The inverse of `to_json`."""
+        told = json.loads(text)
+        ops = tuple(Op(**{**op, "reads": tuple(op["reads"]), "makes": tuple(op["makes"])}) for op in told.pop("ops"))
+        values = tuple(Value(**value) for value in told.pop("values"))
+        return Problem(ops=ops, values=values, **{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})

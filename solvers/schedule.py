@@ -1,0 +1,62 @@
+"""The flat list of instructions that a training step becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run operation `op`; a second run of the same operation rematerializes what it makes."""
+
+    op: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Record the generator state that the random operation `op` is about to draw from, for a later second run."""
+
+    op: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Free the generator state recorded for operation `op`."""
+
+    op: int
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Free `value`."""
+
+    value: int
+
+
+Instruction = Run | Record | Forget | Free
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Instructions [start, stop): the forward or the backward of one block, with what is run again just before it."""
+
+    block: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Instructions of forward and backward, cut into segments.
+
+    `segments` covers the instructions without gaps: forward segments of blocks 0..n-1, then backward segments
+    of blocks n-1..0. The first instruction of backward is `segments[n].start`.
+    """
+
+    instructions: tuple[Instruction, ...]
+    segments: tuple[Segment, ...]
+
+    @property
+    def forward_length(self) -> int:
+        """How many instructions belong to forward."""
+        return self.segments[len(self.segments) // 2].start if self.segments else 0
