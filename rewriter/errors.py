@@ -1,0 +1,36 @@
+"""The errors of the public face, each a `LowtideError`."""
+
+from __future__ import annotations
+
+from ..solvers.errors import InfeasibleBudget, LowtideError, ScheduleError
+
+__all__ = [
+    "BudgetError",
+    "CaptureError",
+    "InfeasibleBudget",
+    "LowtideError",
+    "ModelError",
+    "PlanError",
+    "ScheduleError",
+    "TapeError",
+]
+
+
+class BudgetError(LowtideError, ValueError):
+    """A budget that is no number of bytes."""
+
+
+class CaptureError(LowtideError):
+    """A model whose training step cannot be captured; names the module and the line at fault."""
+
+
+class ModelError(LowtideError, ValueError):
+    """A model name or option of the command line that cannot be built."""
+
+
+class PlanError(LowtideError, ValueError):
+    """A plan that is damaged, of another version, or made for another step."""
+
+
+class TapeError(LowtideError, RuntimeError):
+    """A backward that cannot be run: its tape is used up, or what it reads was changed in place."""

@@ -1,0 +1,27 @@
+"""Errors that planning can end in."""
+
+from __future__ import annotations
+
+
+class LowtideError(Exception):
+    """Every error that lowtide raises on purpose."""
+
+
+class ScheduleError(LowtideError):
+    """An instruction cannot be carried out: something it reads is not alive, or it runs out of order."""
+
+
+class InfeasibleBudget(LowtideError):
+    """No schedule that lowtide knows fits the budget.
+
+    `smallest_bytes` is the lowest peak found; `budget_bytes` what was asked for; `hints` say what would lower it.
+    """
+
+    def __init__(self, message: str, smallest_bytes: int, budget_bytes: int, hints: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.smallest_bytes = smallest_bytes
+        self.budget_bytes = budget_bytes
+        self.hints = hints
+
+    def __reduce__(self):
+        return (type(self), (str(self), self.smallest_bytes, self.budget_bytes, self.hints))
