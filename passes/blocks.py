@@ -1,0 +1,119 @@
+"""Cuts the forward where few bytes cross, and gives every kernel the block whose forward or backward it belongs to."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import replace
+
+from .call_signature import call_signature
+from .step_graph import Kernel, StepGraph
+
+# Between two cuts the bytes that cross must rise to this multiple of what crosses at the cuts.
+_RISE = 1.2
+
+
+def assign_blocks(step: StepGraph) -> StepGraph:
+    """Gives each kernel its block, names the blocks after modules, and finds which blocks are equal up to renaming."""
+    forward = step.kernels[: step.forward_length]
+    cuts = narrow_cuts(crossing_bytes(step))
+    block_of = [bisect_left(cuts, i + 1) for i in range(len(forward))]
+    # Backward runs autograd's nodes in the reverse of the order in which forward made them.
+    last_sequence = [-1] * (len(cuts) + 1)
+    for kernel, block in zip(forward, block_of, strict=True):
+        last_sequence[block] = max(last_sequence[block], kernel.sequence)
+    for block in range(1, len(last_sequence)):
+        last_sequence[block] = max(last_sequence[block], last_sequence[block - 1])
+    lowest = len(cuts)
+    for kernel in step.kernels[step.forward_length :]:
+        lowest = min(lowest, bisect_left(last_sequence, kernel.sequence))
+        block_of.append(lowest)
+    kernels = [replace(kernel, block=block) for kernel, block in zip(step.kernels, block_of, strict=True)]
+    step = step.with_kernels(kernels)
+    return replace(step, block_names=_names(step, len(cuts) + 1), block_classes=_classes(step, len(cuts) + 1))
+
+
+def crossing_bytes(step: StepGraph) -> list[int]:
+    """For each position between forward kernels (0 is before the first) the bytes made before it and read after it."""
+    length = step.forward_length
+    change = [0] * (length + 1)
+    made_at: dict[int, int] = {}
+    last_read: dict[int, int] = {}
+    for index, kernel in enumerate(step.kernels[:length]):
+        for storage in kernel.makes:
+            made_at[storage] = index
+        for storage in kernel.reads:
+            last_read[storage] = index
+    for storage, index in made_at.items():
+        if storage in last_read:
+            change[index + 1] += step.storages[storage].size_bytes
+            change[last_read[storage] + 1 if last_read[storage] + 1 <= length else length] -= step.storages[storage].size_bytes
+    crossing, now = [], 0
+    for amount in change:
+        now += amount
+        crossing.append(now)
+    return crossing
+
+
+def narrow_cuts(crossing: list[int]) -> list[int]:
+    """Positions of the valleys: minima of the crossing bytes between two rises by a fifth.
+
+    crossing[i] is what crosses before kernel i; the ends are no cuts. Values that many blocks read (a mask, an
+    encoder's output) raise all positions alike, so they cross the cuts and do not hide them.
+    """
+    cuts: list[int] = []
+    lowest, where, highest, falling = 0, 0, 0, False
+    for position in range(1, len(crossing) - 1):
+        now = crossing[position]
+        if falling:
+            if now < lowest:
+                lowest, where = now, position
+            elif now > _RISE * lowest:
+                cuts.append(where)
+                falling, highest = False, now
+        else:
+            highest = max(highest, now)
+            if now * _RISE < highest:
+                falling, lowest, where = True, now, position
+    return cuts
+
+
+def _names(step: StepGraph, count: int) -> tuple[str, ...]:
+    """For each block the module that most of its kernels lie in, cut after its last number (`h.3`)."""
+    names = []
+    for block in range(count):
+        modules = Counter(_repeated_part(k.module) for k in step.kernels if k.block == block and k.phase == "forward")
+        modules.pop("", None)
+        names.append(modules.most_common(1)[0][0] if modules else "step")
+    return tuple(names)
+
+
+def _repeated_part(module: str) -> str:
+    parts = module.split(".")
+    numbered = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbered[0] + 1]) if numbered else module
+
+
+def _classes(step: StepGraph, count: int) -> tuple[int, ...]:
+    """The number of each block's class; blocks of a class run the same calls wired in the same way."""
+    grouped: list[list[Kernel]] = [[] for _ in range(count)]
+    for kernel in step.kernels:
+        grouped[kernel.block].append(kernel)
+    known: dict[tuple[object, ...], int] = {}
+    return tuple(known.setdefault(_canonical(step, kernels), len(known)) for kernels in grouped)
+
+
+def _canonical(step: StepGraph, kernels: list[Kernel]) -> tuple[object, ...]:
+    """A block's kernels with storages numbered by first appearance."""
+    numbers: dict[int, int] = {}
+    told: list[object] = []
+    for kernel in kernels:
+        wiring = tuple(numbers.setdefault(s, len(numbers)) for s in (*kernel.reads, *kernel.makes))
+        sizes = tuple(step.storages[s].size_bytes for s in kernel.reads)
+        told.append((kernel_kind(kernel), kernel.phase, wiring, len(kernel.reads), sizes))
+    return tuple(told)
+
+
+def kernel_kind(kernel: Kernel) -> str:
+    """Equal for kernels that are equal up to renaming."""
+    return " > ".join([kernel.role, *(call_signature(call) for call in kernel.calls if kernel.role == "compute")])

@@ -1,0 +1,34 @@
+"""Texts that are equal for calls that are equal up to renaming."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+
+def call_signature(node: fx.Node) -> str:
+    """The operation, the shape, strides, dtype and device type of each tensor it reads, and its constants."""
+    parts = [_told(argument) for argument in node.args]
+    parts += [f"{name}={_told(argument)}" for name, argument in sorted(node.kwargs.items())]
+    return f"{node.target}({', '.join(parts)})"
+
+
+def _told(argument: Any) -> str:
+    if isinstance(argument, fx.Node):
+        return tensor_signature(argument.meta["val"])
+    if isinstance(argument, (list, tuple)):
+        return f"[{', '.join(_told(a) for a in argument)}]"
+    return repr(argument)
+
+
+_SHORT = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16", torch.int64: "i64"}
+
+
+def tensor_signature(value: Any) -> str:
+    """For example `f32[4, 256](256, 1)cpu`: dtype, shape, strides, device type."""
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    dtype = _SHORT.get(value.dtype, str(value.dtype).removeprefix("torch."))
+    return f"{dtype}{list(value.shape)}{tuple(value.stride())}{value.device.type}"

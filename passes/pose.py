@@ -1,0 +1,119 @@
+"""Poses a step graph as a scheduling problem: what a solver sees, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from ..solvers.problem import Op, Problem, Value
+from .blocks import kernel_kind
+from .step_graph import Kernel, StepGraph
+
+_INTENSIVE = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "convolution", "attention", "grouped_mm", "conv")
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A problem and the way back: the kernel of each operation and the storage of each value."""
+
+    problem: Problem
+    kernels: tuple[Kernel, ...]
+    storages: tuple[int, ...]
+    value_of: Mapping[int, int]
+
+
+def pose(
+    step: StepGraph,
+    cost_of: Callable[[fx.Node], tuple[float, int]],
+    *,
+    resident_bytes: int,
+    grad_present: frozenset[object] = frozenset(),
+    state_bytes: int = 0,
+    floor_bytes: int = 0,
+    rounding_bytes: int = 1,
+    name: str = "step",
+    costs: str = "measured",
+    notes: tuple[str, ...] = (),
+) -> Posed:
+    """The problem of a step graph.
+
+    cost_of: seconds and working bytes of a call; resident_bytes: parameters, buffers, inputs and existing `.grad`;
+    grad_present: sources that have a `.grad`; state_bytes: of a generator's state, on the device; floor_bytes: a peak
+    outside the schedule; rounding_bytes: the allocator's granularity.
+    """
+
+    def rounded(size_bytes: int) -> int:
+        return -(-size_bytes // rounding_bytes) * rounding_bytes
+
+    used = sorted({s for kernel in step.kernels for s in (*kernel.reads, *kernel.makes)})
+    value_of = {storage: index for index, storage in enumerate(used)}
+    held = _held(step, grad_present)
+    made = {s for kernel in step.kernels for s in kernel.makes}
+    values = tuple(
+        Value(
+            name=step.storages[s].name,
+            size_bytes=rounded(step.storages[s].size_bytes),
+            held=s in held,
+            resident=s not in made,
+        )
+        for s in used
+    )
+    ops = tuple(_op(kernel, value_of, values, cost_of, rounded) for kernel in step.kernels)
+    problem = Problem(
+        ops=ops,
+        values=values,
+        forward_length=step.forward_length,
+        block_classes=step.block_classes,
+        resident_bytes=resident_bytes,
+        state_bytes=state_bytes,
+        floor_bytes=floor_bytes,
+        name=name,
+        costs=costs,
+        notes=notes,
+    )
+    return Posed(problem, step.kernels, tuple(used), value_of)
+
+
+def _held(step: StepGraph, grad_present: frozenset[object]) -> set[int]:
+    """Storages that outlive the schedule: outputs, tangents (the caller holds both) and gradients that become `.grad`."""
+    held = {step.storage_of[node] for node in step.outputs}
+    for kernel in step.kernels:
+        if kernel.role == "tangent":
+            held.update(kernel.makes)
+        if kernel.role == "accumulate":
+            assert kernel.target is not None
+            if kernel.target.meta["source"] not in grad_present:
+                held.update(kernel.makes or kernel.reads)
+    return held
+
+
+def _op(
+    kernel: Kernel,
+    value_of: dict[int, int],
+    values: tuple[Value, ...],
+    cost_of: Callable[[fx.Node], tuple[float, int]],
+    rounded: Callable[[int], int],
+) -> Op:
+    makes = tuple(value_of[s] for s in kernel.makes)
+    seconds, working_bytes = 0.0, 0
+    if kernel.role == "compute":
+        costs = [cost_of(call) for call in kernel.calls]
+        seconds = sum(cost[0] for cost in costs)
+        # Further calls of a kernel work in place: they allocate nothing.
+        working_bytes = costs[0][1]
+    names = {call.target._schema.name for call in kernel.calls if kernel.role == "compute"}  # pyright: ignore
+    return Op(
+        name=kernel.name,
+        reads=tuple(value_of[s] for s in kernel.reads),
+        makes=makes,
+        seconds=seconds,
+        working_bytes=max(rounded(working_bytes), sum(values[v].size_bytes for v in makes)),
+        block=kernel.block,
+        repeatable=kernel.repeatable,
+        random=kernel.random,
+        intensive=any(word in name for name in names for word in _INTENSIVE) and not any("softmax" in n for n in names),
+        kind=kernel_kind(kernel),
+        module=kernel.module,
+    )

@@ -1,0 +1,217 @@
+"""The joint program of a training step with aliasing resolved: kernels, the storages they read and make, and roles."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes that exist as one allocation; views share them.
+
+    kind: "parameter", "buffer", "input", "constant" or "tangent" for what the step starts from, "activation" for
+    what a kernel makes. base: the node whose value owns the storage, from which views are taken.
+    """
+
+    name: str
+    size_bytes: int
+    kind: str
+    base: fx.Node
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One or more ATen calls that run as one operation.
+
+    role: "compute"; "update" writes a buffer's new value into it (`target` is the buffer's placeholder); "tangent"
+    stands for the arrival of the incoming gradients; "accumulate" hands a finished gradient over to `target`, a
+    parameter or an input (it makes a storage where the gradient has to be cloned for that).
+    calls: the first makes the storages, each further one works in place on the storage of the one before it.
+    reads, makes: numbers of storages. phase: "forward" or "backward". sequence: autograd's number.
+    """
+
+    name: str
+    role: str
+    calls: tuple[fx.Node, ...]
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    phase: str
+    sequence: int
+    module: str
+    random: bool = False
+    repeatable: bool = True
+    target: fx.Node | None = None
+    block: int = 0
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """All kernels in trace order, forward first. `storage_of` says for each node in which storage its value lies."""
+
+    kernels: tuple[Kernel, ...]
+    storages: tuple[Storage, ...]
+    storage_of: dict[fx.Node, int] = field(repr=False)
+    outputs: tuple[fx.Node, ...]
+    block_names: tuple[str, ...] = ("step",)
+    block_classes: tuple[int, ...] = (0,)
+
+    @cached_property
+    def forward_length(self) -> int:
+        """How many kernels belong to forward."""
+        return sum(kernel.phase == "forward" for kernel in self.kernels)
+
+    def with_kernels(self, kernels: list[Kernel]) -> StepGraph:
+        """The same step with other kernels."""
+        return replace(self, kernels=tuple(kernels))
+
+
+def storage_key(value: torch.Tensor) -> int:
+    """Equal for tensors that share an allocation."""
+    return value.untyped_storage()._cdata
+
+
+def is_compute(node: fx.Node) -> bool:
+    """Whether a node is an ATen call (and not a placeholder, the choice of one of several outputs, or the output)."""
+    return node.op == "call_function" and node.target is not operator.getitem
+
+
+def tensors_of(node: fx.Node) -> Iterator[tuple[fx.Node, torch.Tensor]]:
+    """The nodes that stand for the tensors a call returns, with their fake values."""
+    value = node.meta["val"]
+    if isinstance(value, torch.Tensor):
+        yield node, value
+    elif isinstance(value, (list, tuple)):
+        for user in node.users:
+            if user.target is operator.getitem and isinstance(user.meta["val"], torch.Tensor):
+                yield user, user.meta["val"]
+
+
+@dataclass
+class _Aliasing:
+    """Finds out which node's value lies in which storage."""
+
+    storages: list[Storage] = field(default_factory=list)
+    storage_of: dict[fx.Node, int] = field(default_factory=dict)
+    by_key: dict[int, int] = field(default_factory=dict)
+
+    def add(self, node: fx.Node, value: torch.Tensor, kind: str, name: str) -> int | None:
+        """The new storage of a value, None when the value is a view of something known."""
+        key = storage_key(value)
+        known = self.by_key.get(key)
+        if known is None:
+            self.by_key[key] = len(self.storages)
+            self.storages.append(Storage(name, value.untyped_storage().nbytes(), kind, node))
+        self.storage_of[node] = self.by_key[key]
+        return None if known is not None else self.by_key[key]
+
+
+def build(graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable[[fx.Node], bool]) -> StepGraph:
+    """The step graph of a joint graph whose output is (outputs, gradients, mutations), three tuples of nodes.
+
+    mutations: the sources (buffers or inputs) that the last tuple's new values belong to.
+    """
+    aliasing = _Aliasing()
+    outputs, _, new_values = joint_outputs(graph)
+    placeholders = {n.meta["source"]: n for n in graph.graph.nodes if n.op == "placeholder"}
+    kernels: list[Kernel] = []
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            source = node.meta["source"]
+            aliasing.add(node, node.meta["val"], source.kind, source.name)
+        elif is_compute(node):
+            kernel = _kernel(node, aliasing, is_random(node))
+            if kernel is not None:
+                kernels.append(kernel)
+    updates = {placeholders[source]: value for source, value in zip(mutations, new_values, strict=True)}
+    forward = _with_updates([k for k in kernels if k.phase == "forward"], updates, aliasing)
+    backward = [k for k in kernels if k.phase == "backward"]
+    tangents = tuple(i for i, s in enumerate(aliasing.storages) if s.kind == "tangent")
+    arrival = Kernel("tangent", "tangent", (), (), tangents, "backward", _FIRST_IN_BACKWARD, "", repeatable=False)
+    step = StepGraph((*forward, arrival, *backward), tuple(aliasing.storages), aliasing.storage_of, outputs)
+    return _with_repeatability(step, set(updates))
+
+
+_FIRST_IN_BACKWARD = 2**62
+
+
+def joint_outputs(graph: fx.GraphModule) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+    """The outputs, gradients and new values of changed buffers that a joint graph ends in."""
+    output = next(n for n in reversed(graph.graph.nodes) if n.op == "output")
+    return output.args[0]  # pyright: ignore[reportReturnType]
+
+
+def _kernel(node: fx.Node, aliasing: _Aliasing, random: bool) -> Kernel | None:
+    """The kernel of a call, None for a view."""
+    reads = dict.fromkeys(aliasing.storage_of[n] for n in node.all_input_nodes if n in aliasing.storage_of)
+    made = [aliasing.add(part, value, "activation", part.name) for part, value in tensors_of(node)]
+    makes = tuple(storage for storage in made if storage is not None)
+    if not makes:
+        return None
+    return Kernel(
+        name=node.name,
+        role="compute",
+        calls=(node,),
+        reads=tuple(reads),
+        makes=makes,
+        phase=node.meta["phase"],
+        sequence=node.meta["sequence"],
+        module=node.meta["module"],
+        random=random,
+    )
+
+
+def _with_updates(forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasing: _Aliasing) -> list[Kernel]:
+    """Writes each changed buffer's new value back as soon as it is made and its old value is read for the last time."""
+    placed: dict[int, list[Kernel]] = {}
+    for target, value in updates.items():
+        new, old = aliasing.storage_of[value], aliasing.storage_of[target]
+        after = max((i for i, k in enumerate(forward) if new in k.makes or old in k.reads), default=-1)
+        near = forward[after]
+        update = Kernel(
+            name=f"update_{target.name}",
+            role="update",
+            calls=(value,),
+            reads=tuple(dict.fromkeys((new, old))),
+            makes=(),
+            phase="forward",
+            sequence=near.sequence,
+            module=near.module,
+            repeatable=False,
+            target=target,
+        )
+        placed.setdefault(after, []).append(update)
+    return [k for i, kernel in enumerate(forward) for k in (kernel, *placed.get(i, ()))]
+
+
+# Sums whose order the number of threads decides, without a seed: a second run may give other bits.
+_UNSEEDED = ("index_put", "_index_put_impl", "index_add", "scatter_add", "scatter_reduce", "put")
+
+# Batch normalization in training mode reads its running statistics only to make their new values, which a second
+# run drops: it may run again after they were updated.
+_READS_STATE_FOR_ITSELF = ("_native_batch_norm_legit_functional", "_batch_norm_with_update_functional")
+
+
+def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
+    """Marks what may run again: not what depends on a tangent, on a value changed since, or on the order of a sum."""
+    stale = {step.storage_of[node] for node in changed}
+    tangent = {i for i, storage in enumerate(step.storages) if storage.kind == "tangent"}
+    kernels = []
+    for kernel in step.kernels:
+        if kernel.role != "compute":
+            kernels.append(kernel)
+            continue
+        names = {call.target._schema.name.removeprefix("aten::") for call in kernel.calls}  # pyright: ignore
+        dependent = any(read in tangent for read in kernel.reads)
+        if dependent:
+            tangent.update(kernel.makes)
+        reads_stale = any(read in stale for read in kernel.reads) and not names & set(_READS_STATE_FOR_ITSELF)
+        repeatable = not dependent and not reads_stale and not names & set(_UNSEEDED)
+        kernels.append(replace(kernel, repeatable=repeatable))
+    return step.with_kernels(kernels)

@@ -1,0 +1,111 @@
+"""Takes nested arguments and outputs apart into tensors and puts them together again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A place in a structure: `index` counts the tensors, -1 marks a constant (`value`)."""
+
+    index: int
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is left of a nested object when its tensors are taken out.
+
+    `names[i]` says where tensor i stood, e.g. "loss" or "hidden_states.3".
+    """
+
+    tree: Any
+    names: tuple[str, ...]
+    key: Any
+
+    def unflatten(self, tensors: list[Any]) -> Any:
+        """The object again, with `tensors` in their places."""
+        return _build(self.tree, tensors)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A container: how to make it from its children, and the children."""
+
+    make: Callable[[list[Any]], Any]
+    children: tuple[Any, ...]
+
+
+def flatten(told: Any, what: str) -> tuple[list[torch.Tensor], Structure]:
+    """The tensors of nested lists, tuples, dicts and dataclasses, and the structure without them.
+
+    `what` names the object in errors. Raises TypeError for an object it cannot look into.
+    """
+    tensors: list[torch.Tensor] = []
+    names: list[str] = []
+
+    def walk(value: Any, path: str) -> tuple[Any, Any]:
+        if isinstance(value, torch.Tensor):
+            tensors.append(value)
+            names.append(path)
+            return Leaf(len(tensors) - 1), "T"
+        if isinstance(value, _PLAIN):
+            # True == 1 == 1.0 hash alike but are other calls: the type goes into the key.
+            return Leaf(-1, value), (type(value).__name__, value)
+        parts = _take_apart(value)
+        if parts is None:
+            raise TypeError(
+                f"{what}{'.' + path if path else ''} is a {type(value).__qualname__}, which lowtide cannot look into: it "
+                "takes tensors, numbers, strings, None, and lists, tuples, dicts and dataclasses of these"
+            )
+        make, items = parts
+        done = [walk(item, f"{path}.{name}" if path else name) for name, item in items]
+        key = (type(value).__qualname__, tuple((name, k) for (name, _), (_, k) in zip(items, done, strict=True)))
+        return _Node(make, tuple(child for child, _ in done)), key
+
+    tree, key = walk(told, "")
+    return tensors, Structure(tree, tuple(names), key)
+
+
+def _take_apart(value: Any) -> tuple[Callable[[list[Any]], Any], list[tuple[str, Any]]] | None:
+    """How to rebuild a container from its children, and its named children; None if it is not a known container."""
+    cls = type(value)
+    if isinstance(value, dict):
+        keys = list(value)
+        plain = cls is dict
+        # A transformers ModelOutput is an OrderedDict whose constructor takes its fields by name.
+        make = (
+            (lambda children: dict(zip(keys, children, strict=True)))
+            if plain
+            else (lambda children: cls(**dict(zip(keys, children, strict=True))))
+            if dataclasses.is_dataclass(cls)
+            else (lambda children: cls(zip(keys, children, strict=True)))
+        )
+        return make, [(str(k), v) for k, v in value.items()]
+    if isinstance(value, tuple) and hasattr(cls, "_fields"):
+        return (lambda children: cls(*children)), list(zip(cls._fields, value, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(value, torch.Size):
+        return (lambda children: torch.Size(children)), [(str(i), v) for i, v in enumerate(value)]
+    if isinstance(value, (list, tuple)):
+        return (lambda children: cls(children)), [(str(i), v) for i, v in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f.name for f in dataclasses.fields(value) if f.init]
+        return (
+            lambda children: cls(**dict(zip(fields, children, strict=True))),
+            [(f, getattr(value, f)) for f in fields],
+        )
+    return None
+
+
+def _build(tree: Any, tensors: list[Any]) -> Any:
+    if isinstance(tree, Leaf):
+        return tensors[tree.index] if tree.index >= 0 else tree.value
+    return tree.make([_build(child, tensors) for child in tree.children])
