@@ -1,13 +1,37 @@
-"""Lets the tests run from a bare checkout: whatever the folder is called, it is the package `lowtide`."""
+"""Lets the tests run from a bare checkout, whatever its folder is called, and find the helpers beside it."""
 
+import importlib.abc
+import importlib.machinery
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the network
+
 if importlib.util.find_spec("lowtide") is None:
-    spec = importlib.util.spec_from_file_location("lowtide", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    start, inside = ROOT / "__init__.py", [str(ROOT)]
+    spec = importlib.util.spec_from_file_location("lowtide", start, submodule_search_locations=inside)
     assert spec is not None and spec.loader is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules["lowtide"] = package
     spec.loader.exec_module(package)
+
+
+class Helpers(importlib.abc.MetaPathFinder):
+    """Finds `small_models` and the like in this folder.
+
+    The folder itself is not put on the path: its `kernels` would then hide the package of that name, which
+    transformers looks for.
+    """
+
+    def find_spec(self, fullname, path, target=None) -> importlib.machinery.ModuleSpec | None:
+        """The module `fullname`, if it is a file beside this one."""
+        file = Path(__file__).with_name(f"{fullname}.py")
+        if path is not None or not file.is_file():
+            return None
+        return importlib.util.spec_from_file_location(fullname, file)
+
+
+sys.meta_path.append(Helpers())
