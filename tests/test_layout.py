@@ -1,0 +1,144 @@
+"""Keeps the order of the house: who may import whom, what may lie where, and what a file opens with."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "": {"rewriter", "passes", "solvers", "kernels"},
+    "rewriter": {"rewriter", "passes", "solvers", "kernels"},
+    "passes": {"passes", "solvers", "kernels"},
+    "solvers": {"solvers"},
+    "kernels": {"kernels"},
+    "configs": set(),
+}
+MAY_USE_PRIVATE_TORCH = {"rewriter/capture.py", "rewriter/measure_peak.py"}
+MAY_NOT_BE_CALLED = {"utils", "util", "common", "core", "base", "helpers", "misc"}
+
+
+def package_files(folder: str | None = None) -> list[Path]:
+    """The Python files of one folder of the package, or of all."""
+    folders = MAY_IMPORT if folder is None else [folder]
+    return sorted(file for name in folders for file in (ROOT / name).glob("*.py" if not name else "**/*.py"))
+
+
+def all_files() -> list[Path]:
+    """The Python files of package, tests and benchmarks."""
+    return package_files() + sorted(
+        file for name in ("tests", "benchmarks") for file in (ROOT / name).rglob("*.py")
+    )
+
+
+def named(files: list[Path]) -> list:
+    """The files as parameters of a test, each shown by its path."""
+    return [pytest.param(file, id=file.relative_to(ROOT).as_posix()) for file in files]
+
+
+def imported(file: Path) -> Iterator[tuple[int, str]]:
+    """(number of leading dots, dotted name) of everything that a file imports."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.level, f"{node.module or ''}.{alias.name}".lstrip(".")) for alias in node.names)
+
+
+@pytest.mark.parametrize("file", named(package_files()))
+def test_imports_go_one_way(file):
+    parts = file.relative_to(ROOT).parts[:-1]
+    home = parts[0] if parts else ""
+    for dots, name in imported(file):
+        assert name.split(".")[0] != "lowtide" or dots, f"{name}: inside the package imports are relative"
+        if not dots:
+            continue
+        target = (*parts[: len(parts) - dots + 1], *name.split("."))
+        assert dots <= len(parts) + 1 and target[0] in MAY_IMPORT[home], (
+            f"{home or 'root'} may not import {'.'.join(target)}"
+        )
+
+
+@pytest.mark.parametrize("file", named(package_files("solvers")))
+def test_solvers_know_no_torch(file):
+    assert not {name.split(".")[0] for dots, name in imported(file) if not dots} & {"torch", "transformers"}
+
+
+def private_torch(file: Path) -> list[str]:
+    """Names below `torch` with a part that starts with an underscore; `torch.ops` is public."""
+    found = [name for dots, name in imported(file) if not dots and name.startswith("torch.")]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch."):
+            found.append(ast.unparse(node))
+    return [
+        name
+        for name in found
+        if not name.startswith("torch.ops.")
+        and any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+    ]
+
+
+@pytest.mark.parametrize("file", named(package_files()))
+def test_private_torch_is_called_in_two_places_only(file):
+    if file.relative_to(ROOT).as_posix() not in MAY_USE_PRIVATE_TORCH:
+        assert private_torch(file) == []
+
+
+@pytest.mark.parametrize("file", named(all_files()))
+def test_every_file_opens_with_one_sentence_saying_what_it_is_for(file):
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    opening = docstring.split("\n\n")[0]
+    assert opening.endswith(".") and len(opening) < 250
+
+
+@pytest.mark.parametrize("file", named(all_files()))
+def test_every_name_says_what_is_inside(file):
+    assert not MAY_NOT_BE_CALLED & {file.stem, *file.relative_to(ROOT).parts[:-1]}
+
+
+def test_the_root_holds_no_stray_module():
+    assert {file.name for file in ROOT.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_configurations_are_data_only():
+    assert [file.name for file in (ROOT / "configs").rglob("*.py")] == ["__init__.py"]
+
+
+def test_kernels_has_no_init_file():
+    # Run from the root it would hide the package `kernels` that transformers imports.
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_every_folder_of_the_package_is_shipped():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = set(told["tool"]["setuptools"]["packages"])
+    folders = {file.parent.relative_to(ROOT) for file in package_files()}
+    assert shipped == {".".join(("lowtide", *folder.parts)) for folder in folders}
+
+
+def printed(program: str) -> str:
+    """What a Python program prints when run from the repository's root."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_lowtide_imports_no_torch():
+    # By location, so that it holds for a checkout that is not installed too.
+    load = "spec = u.spec_from_file_location('lowtide', '__init__.py', submodule_search_locations=['.'])"
+    run = "module = u.module_from_spec(spec); spec.loader.exec_module(module)"
+    program = (
+        f"import importlib.util as u, sys; {load}; {run}; print(module.__version__, 'torch' in sys.modules)"
+    )
+    assert printed(program).split()[1] == "False"
+
+
+def test_transformers_can_be_used_from_the_root():
+    assert (
+        printed("from transformers import GPT2LMHeadModel; print(GPT2LMHeadModel.__name__)")
+        == "GPT2LMHeadModel"
+    )
