@@ -14,10 +14,13 @@ class ScheduleError(LowtideError):
 class InfeasibleBudget(LowtideError):
     """No schedule that lowtide knows fits the budget.
 
-    `smallest_bytes` is the lowest peak found; `budget_bytes` what was asked for; `hints` say what would lower it.
+    `smallest_bytes` is the lowest peak found; `budget_bytes` what was asked for; `hints` say what would lower
+    it.
     """
 
-    def __init__(self, message: str, smallest_bytes: int, budget_bytes: int, hints: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, message: str, smallest_bytes: int, budget_bytes: int, hints: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.smallest_bytes = smallest_bytes
         self.budget_bytes = budget_bytes

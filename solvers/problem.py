@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from math import fsum
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ class Problem:
         blocks of backward operations never increase.
     block_classes: for each block the number of its class; blocks of one class have the same operations in
         the same order (equal `kind`s), in forward and backward.
-    resident_bytes: all that is there before the step and stays: parameters, buffers, inputs, existing `.grad`.
+    resident_bytes: all that is there before the step and stays: parameters, buffers, inputs, existing
+    `.grad`.
     state_bytes: what a recorded generator state takes (5,056 on CPU).
     floor_bytes: a peak outside the schedule that no schedule lowers (the optimizer's own `step`); 0 if none.
     """
@@ -72,6 +74,11 @@ class Problem:
     name: str = "step"
     costs: str = "measured"
     notes: tuple[str, ...] = field(default=())
+
+    def __hash__(self) -> int:
+        # Hashed once: what is computed from a problem is cached by problem, and problems have thousands of
+        # parts.
+        return hash(self.fingerprint)
 
     @cached_property
     def maker(self) -> tuple[int, ...]:
@@ -92,9 +99,19 @@ class Problem:
         return tuple(tuple(r) for r in readers)
 
     @cached_property
+    def segment_operations(self) -> tuple[tuple[int, ...], ...]:
+        """Operations of each segment in trace order: forward of blocks 0..n-1, then backward of blocks
+        n-1..0."""
+        blocks = len(self.block_classes)
+        segments: list[list[int]] = [[] for _ in range(2 * blocks)]
+        for index, op in enumerate(self.ops):
+            segments[op.block if index < self.forward_length else 2 * blocks - 1 - op.block].append(index)
+        return tuple(tuple(operations) for operations in segments)
+
+    @cached_property
     def seconds(self) -> float:
         """The time of the step with every operation run once."""
-        return sum(op.seconds for op in self.ops)
+        return fsum(op.seconds for op in self.ops)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -114,6 +131,10 @@ class Problem:
     def from_json(text: str) -> Problem:
         """The inverse of `to_json`."""
         told = json.loads(text)
-        ops = tuple(Op(**{**op, "reads": tuple(op["reads"]), "makes": tuple(op["makes"])}) for op in told.pop("ops"))
-        values = tuple(Value(**value) for value in told.pop("values"))
-        return Problem(ops=ops, values=values, **{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+        told["ops"] = tuple(
+            Op(**{**op, "reads": tuple(op["reads"]), "makes": tuple(op["makes"])}) for op in told["ops"]
+        )
+        told["values"] = tuple(Value(**value) for value in told["values"])
+        for name in ("block_classes", "notes"):
+            told[name] = tuple(told[name])
+        return Problem(**told)

@@ -14,7 +14,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Record the generator state that the random operation `op` is about to draw from, for a later second run."""
+    """Record the generator state that the random operation `op` is about to draw from, for a later second
+    run."""
 
     op: int
 
@@ -38,7 +39,8 @@ Instruction = Run | Record | Forget | Free
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Instructions [start, stop): the forward or the backward of one block, with what is run again just before it."""
+    """Instructions [start, stop): the forward or the backward of one block, with what is run again just
+    before it."""
 
     block: int
     start: int

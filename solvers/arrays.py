@@ -1,0 +1,67 @@
+"""A problem as numpy arrays, for the computations that run over every operation many times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from .problem import Problem
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of numbers, one per operation, end to end: list i is flat[start[i] : start[i] + count[i]]."""
+
+    start: np.ndarray
+    count: np.ndarray
+    flat: np.ndarray
+
+    @staticmethod
+    def of(lists: Sequence[Sequence[int]]) -> Ragged:
+        """The lists laid end to end."""
+        count = np.array([len(numbers) for numbers in lists], dtype=np.int64)
+        flat = np.array([number for numbers in lists for number in numbers], dtype=np.int64)
+        return Ragged(np.cumsum(count) - count, count, flat)
+
+    def gather(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(position in `chosen`, number) for every number in the chosen lists, in order."""
+        count = self.count[chosen]
+        position = np.repeat(np.arange(len(chosen)), count)
+        within = np.arange(len(position)) - np.repeat(np.cumsum(count) - count, count)
+        return position, self.flat[self.start[chosen][position] + within]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """What liveness needs of a problem. Bytes are int64; one entry per operation unless said otherwise."""
+
+    reads: Ragged  # distinct values, resident ones left out
+    makes: Ragged
+    seconds: np.ndarray
+    momentary_bytes: np.ndarray  # allocated at most while the operation runs
+    random: np.ndarray
+    size_bytes: np.ndarray  # per value
+    held: np.ndarray  # per value
+
+
+@lru_cache(maxsize=8)
+def arrays_of(problem: Problem) -> Arrays:
+    """The arrays of a problem, computed once."""
+    ops, values = problem.ops, problem.values
+    size_bytes = [value.size_bytes for value in values]
+    made_bytes = [sum(size_bytes[value] for value in op.makes) for op in ops]
+    reads = [[v for v in dict.fromkeys(op.reads) if not values[v].resident] for op in ops]
+    return Arrays(
+        reads=Ragged.of(reads),
+        makes=Ragged.of([op.makes for op in ops]),
+        seconds=np.array([op.seconds for op in ops], dtype=float),
+        momentary_bytes=np.array(
+            [max(op.working_bytes, made) for op, made in zip(ops, made_bytes, strict=True)]
+        ),
+        random=np.array([op.random for op in ops], dtype=bool),
+        size_bytes=np.array(size_bytes, dtype=np.int64),
+        held=np.array([value.held for value in values], dtype=bool),
+    )

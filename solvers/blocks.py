@@ -1,0 +1,46 @@
+"""What the blocks of a problem own and share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+
+from .problem import Problem
+
+
+@lru_cache(maxsize=8)
+def forward_values(problem: Problem) -> tuple[tuple[int, ...], ...]:
+    """For each block the values its forward makes, in order: equal positions correspond in blocks of one
+    class."""
+    blocks = len(problem.block_classes)
+    return tuple(
+        tuple(value for op in operations for value in problem.ops[op].makes)
+        for operations in problem.segment_operations[:blocks]
+    )
+
+
+@lru_cache(maxsize=8)
+def shared_values(problem: Problem) -> frozenset[int]:
+    """Values that forward makes in one block and another block reads: block inputs, and what is carried
+    along."""
+    shared = set()
+    for op in problem.ops[: problem.forward_length]:
+        for value in op.makes:
+            if any(problem.ops[reader].block != op.block for reader in problem.readers[value]):
+                shared.add(value)
+    return frozenset(shared)
+
+
+def repeated_blocks(problem: Problem) -> tuple[int, ...]:
+    """Blocks whose class has more than one member, in order; all blocks if there are none."""
+    members = Counter(problem.block_classes)
+    repeated = tuple(b for b, block_class in enumerate(problem.block_classes) if members[block_class] > 1)
+    return repeated or tuple(range(len(problem.block_classes)))
+
+
+def block_inputs(problem: Problem, block: int) -> tuple[int, ...]:
+    """Values made by the forward of other blocks that the forward of this one reads."""
+    own = frozenset(forward_values(problem)[block])
+    shared = shared_values(problem)
+    reads = (v for op in problem.segment_operations[block] for v in problem.ops[op].reads)
+    return tuple(dict.fromkeys(v for v in reads if v in shared and v not in own))

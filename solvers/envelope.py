@@ -1,0 +1,57 @@
+"""The lower envelope of candidates: the fastest one for every budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .errors import InfeasibleBudget
+from .liveness import Candidate, RunOrder, forecast
+from .problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Rated:
+    """A candidate with its peak (bytes) and time (seconds), and the solver that offers it."""
+
+    solver: str
+    told: str
+    order: RunOrder
+    peak_bytes: int
+    seconds: float
+
+
+def rate(problem: Problem, solver: str, candidate: Candidate) -> Rated:
+    """The candidate with what it needs and takes."""
+    seen = forecast(problem, candidate.order)
+    peak_bytes = max(seen.peak_bytes, problem.floor_bytes)
+    return Rated(solver, candidate.told, candidate.order, peak_bytes, seen.seconds)
+
+
+def envelope(rated: Iterable[Rated]) -> list[Rated]:
+    """Those that no other beats in both peak and time, from the lowest peak to the highest.
+
+    Of equals the first given stays. Going up in peak, time falls strictly: this is what makes answers
+    monotone.
+    """
+    best: list[Rated] = []
+    for one in sorted(rated, key=lambda one: (one.peak_bytes, one.seconds)):
+        if not best or one.seconds < best[-1].seconds:
+            best.append(one)
+    return best
+
+
+def cheapest_under(problem: Problem, candidates: Iterable[Candidate], budget_bytes: int) -> Rated:
+    """The fastest candidate within the budget; of equals the one with the lower peak.
+
+    Raises InfeasibleBudget if none is.
+    """
+    lowest = envelope(rate(problem, "", candidate) for candidate in candidates)
+    fitting = [one for one in lowest if one.peak_bytes <= budget_bytes]
+    if not fitting:
+        smallest = lowest[0].peak_bytes if lowest else problem.resident_bytes
+        message = (
+            f"no candidate for {problem.name} fits {budget_bytes} bytes: the smallest needs {smallest} bytes"
+        )
+        raise InfeasibleBudget(message, smallest, budget_bytes)
+    return fitting[-1]

@@ -1,0 +1,87 @@
+"""What to say when no schedule fits: what needs the bytes, and what would lower them."""
+
+from __future__ import annotations
+
+from .envelope import Rated
+from .errors import InfeasibleBudget
+from .liveness import forecast, lives_of
+from .problem import Op, Problem
+
+
+def infeasible(problem: Problem, budget_bytes: int, smallest: Rated) -> InfeasibleBudget:
+    """The error for a budget under the smallest peak found, naming the operation that stands in the way."""
+    alone_bytes, alone = neediest_operation(problem)
+    if alone is not None and alone_bytes > budget_bytes and alone_bytes > problem.floor_bytes:
+        cause = f"{_told(problem, alone)} alone needs {told_bytes(alone_bytes)}"
+    elif problem.floor_bytes > budget_bytes:
+        cause = f"the optimizer's step needs {told_bytes(problem.floor_bytes)}"
+    elif problem.resident_bytes > budget_bytes:
+        cause = f"parameters, buffers, inputs and gradients alone take {told_bytes(problem.resident_bytes)}"
+    else:
+        op = _operation_at_peak(problem, smallest)
+        where = f", at {_told(problem, op)}" if op is not None else ""
+        cause = f"the smallest peak found is {told_bytes(smallest.peak_bytes)}{where}"
+    hints = _hints(problem, smallest.peak_bytes)
+    message = f"no schedule of {problem.name} fits {told_bytes(budget_bytes)}: {cause}; {_joined(hints)}"
+    return InfeasibleBudget(message, smallest.peak_bytes, budget_bytes, hints)
+
+
+def neediest_operation(problem: Problem) -> tuple[int, int | None]:
+    """(bytes, operation) of the operation that must run and has the most bytes alive around it in any
+    schedule.
+
+    Alive in any schedule: what is resident, held values made by operations that run once and earlier, what
+    the operation reads, what it needs to work. Only operations that cannot be left out are looked at: a lower
+    bound.
+    """
+    most: tuple[int, int | None] = (problem.resident_bytes, None)
+    held_before: dict[int, int] = {}
+    for index, op in enumerate(problem.ops):
+        if op.repeatable:
+            continue
+        reads = {value for value in op.reads if not problem.values[value].resident}
+        made = sum(problem.values[value].size_bytes for value in op.makes)
+        around = held_before | {value: problem.values[value].size_bytes for value in reads}
+        needs = problem.resident_bytes + sum(around.values()) + max(op.working_bytes, made)
+        if needs > most[0]:
+            most = needs, index
+        held_before |= {v: problem.values[v].size_bytes for v in op.makes if problem.values[v].held}
+    return most
+
+
+def told_bytes(count: float) -> str:
+    """Bytes in a unit that reads well: `2.6 GiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def _operation_at_peak(problem: Problem, smallest: Rated) -> int | None:
+    run = forecast(problem, smallest.order).peak_run
+    return int(lives_of(problem, smallest.order).runs[run]) if run >= 0 else None
+
+
+def _told(problem: Problem, index: int) -> str:
+    op: Op = problem.ops[index]
+    phase = "backward" if index >= problem.forward_length else "forward"
+    return f"{op.module}'s {phase} ({op.name})" if op.module else f"{op.name} ({phase})"
+
+
+def _hints(problem: Problem, peak_bytes: int) -> tuple[str, ...]:
+    hints = ["raise the budget", "lower the batch"]
+    returned = sum(
+        problem.values[value].size_bytes
+        for op in problem.ops[: problem.forward_length]
+        for value in op.makes
+        if problem.values[value].held
+    )
+    if returned > peak_bytes // 100:
+        hints.append(f'pass outputs=["loss"] (returned outputs hold {told_bytes(returned)})')
+    return tuple(hints)
+
+
+def _joined(hints: tuple[str, ...]) -> str:
+    *first, last = hints
+    return ", ".join(first) + ("," if len(hints) > 2 else "") + " or " + last

@@ -1,0 +1,33 @@
+"""Keep everything: the step as traced, nothing run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .liveness import Candidate, RunOrder, schedule_of
+from .problem import Problem
+from .schedule import Schedule
+
+
+def trace_order(problem: Problem) -> RunOrder:
+    """Every operation once, where the trace has it."""
+    return problem.segment_operations
+
+
+@dataclass(frozen=True)
+class KeepAll:
+    """What eager does: least time, and the peak that percentages of a budget refer to.
+
+    Guarantee: no schedule is faster. Cost: linear in the operations.
+    """
+
+    name: str = "keep_all"
+
+    def candidates(self, problem: Problem) -> Iterator[Candidate]:
+        """The one candidate."""
+        yield Candidate("everything kept", trace_order(problem))
+
+    def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
+        """The schedule, whatever the budget."""
+        return schedule_of(problem, trace_order(problem))

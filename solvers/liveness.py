@@ -1,0 +1,160 @@
+"""From a run order to a schedule: every value is freed as early as the order allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import fsum
+
+import numpy as np
+
+from .arrays import Arrays, arrays_of
+from .problem import Problem
+from .schedule import Forget, Free, Instruction, Record, Run, Schedule, Segment
+
+# Which operations each segment runs, in order; a second run rematerializes. Segments as in `Schedule`.
+RunOrder = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A run order that a solver offers, with a few words on what it keeps."""
+
+    told: str
+    order: RunOrder
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What `simulate` will say of a run order, computed at once instead of instruction by instruction.
+
+    segment_peaks[s] is the highest moment of segment s (0 if it runs nothing). peak_run counts runs through
+    all segments.
+    """
+
+    peak_bytes: int
+    seconds: float
+    peak_run: int
+    segment_peaks: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Lives:
+    """When the values of a run order die. Positions count runs through all segments.
+
+    A value dies after the last read before its maker runs again (or ever), or right after its maker's run if
+    nothing reads it before then. Held values never die.
+    """
+
+    runs: np.ndarray  # operation run at each position
+    again: np.ndarray  # per position: whether the operation has run before
+    dies_at: np.ndarray  # positions, and
+    dies: np.ndarray  # the values that die there
+    born_at: np.ndarray  # positions, and
+    born: np.ndarray  # the values that come alive there
+    recorded_at: np.ndarray  # positions of first runs of random operations that run again
+    forgotten_at: np.ndarray  # positions of their last runs
+
+
+def lives_of(problem: Problem, order: RunOrder) -> Lives:
+    """Find each value's births and deaths by sorting its reads and makes by position."""
+    arrays = arrays_of(problem)
+    runs = np.fromiter((op for segment in order for op in segment), dtype=np.int64)
+    position = np.arange(len(runs))
+    first = np.zeros(len(problem.ops), dtype=np.int64)
+    first[runs[::-1]] = position[::-1]
+    last = np.zeros(len(problem.ops), dtype=np.int64)
+    last[runs] = position
+    again = first[runs] != position
+
+    read_at, read = arrays.reads.gather(runs)
+    made_at, made = arrays.makes.gather(runs)
+    span = 2 * len(runs) + 2
+    event = np.sort(np.concatenate((read * span + 2 * read_at, made * span + 2 * made_at + 1)))
+    value, when = event // span, event % span
+    is_make = when & 1 == 1
+    ends_life = np.append((value[1:] != value[:-1]) | is_make[1:], [True] if len(event) else [])
+    dies = ends_life & ~arrays.held[value]
+    born = is_make & ~(arrays.held[value] & again[when >> 1])
+
+    drawn_again = np.unique(runs[again & arrays.random[runs]]) if again.any() else runs[:0]
+    return Lives(
+        runs=runs,
+        again=again,
+        dies_at=when[dies] >> 1,
+        dies=value[dies],
+        born_at=when[born] >> 1,
+        born=value[born],
+        recorded_at=first[drawn_again],
+        forgotten_at=last[drawn_again],
+    )
+
+
+def forecast(problem: Problem, order: RunOrder) -> Forecast:
+    """Peak and time of a run order, as `simulate` computes them for its schedule (a test holds them
+    equal)."""
+    arrays, lives = arrays_of(problem), lives_of(problem, order)
+    count = len(lives.runs)
+    if not count:
+        return Forecast(problem.resident_bytes, 0.0, -1, np.zeros(len(order), dtype=np.int64))
+    recorded = np.bincount(lives.recorded_at, minlength=count) * problem.state_bytes
+    moments = problem.resident_bytes + _live_before(arrays, lives, recorded, problem.state_bytes)
+    moments += arrays.momentary_bytes[lives.runs]
+    moments += problem.state_bytes * (lives.again & arrays.random[lives.runs])
+    peak_run = int(moments.argmax())
+    segment_peaks = np.zeros(len(order), dtype=np.int64)
+    lengths = np.array([len(segment) for segment in order])
+    starts, filled = np.cumsum(lengths) - lengths, lengths > 0
+    segment_peaks[filled] = np.maximum.reduceat(moments, starts[filled])
+    peak_bytes = max(int(moments[peak_run]), problem.resident_bytes)
+    return Forecast(peak_bytes, fsum(arrays.seconds[lives.runs].tolist()), peak_run, segment_peaks)
+
+
+def _live_before(arrays: Arrays, lives: Lives, recorded: np.ndarray, state_bytes: int) -> np.ndarray:
+    """Bytes alive when each run begins, beyond the resident ones; its own recorded state included."""
+    count = len(lives.runs)
+    # bincount adds in floats, which are exact up to 2**53 bytes
+    born = np.bincount(lives.born_at, weights=arrays.size_bytes[lives.born], minlength=count)
+    died = np.bincount(lives.dies_at, weights=arrays.size_bytes[lives.dies], minlength=count)
+    forgotten = np.bincount(lives.forgotten_at, minlength=count) * state_bytes
+    after = np.cumsum((born - died).astype(np.int64) + recorded - forgotten)
+    before = np.empty(count, dtype=np.int64)
+    before[0], before[1:] = 0, after[:-1]
+    return before + recorded
+
+
+def schedule_of(problem: Problem, order: RunOrder) -> Schedule:
+    """The schedule that runs operations in this order, with states recorded and values freed as late and as
+    early as can be.
+
+    Frees after one run stand in the order in which the operation reads and makes, so that segments equal up
+    to renaming stay so.
+    """
+    lives = lives_of(problem, order)
+    dying = _grouped(zip(lives.dies_at.tolist(), lives.dies.tolist(), strict=True))
+    recorded, forgotten = set(lives.recorded_at.tolist()), set(lives.forgotten_at.tolist())
+    instructions: list[Instruction] = []
+    segments: list[Segment] = []
+    blocks = range(len(problem.block_classes))
+    position = 0
+    for block, segment in zip([*blocks, *reversed(blocks)], order, strict=True):
+        start = len(instructions)
+        for op in segment:
+            if position in recorded:
+                instructions.append(Record(op))
+            instructions.append(Run(op))
+            if position in forgotten:
+                instructions.append(Forget(op))
+            if position in dying:
+                told = problem.ops[op].reads + problem.ops[op].makes
+                instructions.extend(Free(value) for value in dict.fromkeys(told) if value in dying[position])
+            position += 1
+        segments.append(Segment(block, start, len(instructions)))
+    return Schedule(tuple(instructions), tuple(segments))
+
+
+def _grouped(pairs: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
+    groups: dict[int, set[int]] = {}
+    for key, member in pairs:
+        groups.setdefault(key, set()).add(member)
+    return groups

@@ -1,0 +1,148 @@
+"""All solvers together: one ladder of candidates per problem, and the best of it for every budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Protocol
+
+from .bound import lower_bound_seconds
+from .envelope import Rated, envelope, rate
+from .errors import ScheduleError
+from .greedy import Greedy
+from .infeasible import infeasible, told_bytes
+from .keep_all import KeepAll
+from .liveness import Candidate, schedule_of
+from .plan import Plan
+from .problem import Problem
+from .recipes import Recipes
+from .schedule import Schedule
+from .simulate import make_plan
+
+Progress = Callable[[float, str], None]
+
+
+class Solver(Protocol):
+    """What the portfolio asks of a solver: candidates that do not depend on the budget."""
+
+    @property
+    def name(self) -> str: ...
+
+    def candidates(self, problem: Problem) -> Iterator[Candidate]: ...
+
+    def schedule(self, problem: Problem, budget_bytes: int) -> Schedule: ...
+
+
+SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Greedy())
+
+
+@dataclass(frozen=True)
+class Portfolio:
+    """Answers every budget from the lower envelope of all candidates of all solvers.
+
+    The candidates are the same for every budget, so under one cost table a smaller budget never gives a
+    higher peak or a shorter time, and no plan costs more than the best recipe that fits. Of candidates
+    equally fast the one with the lower peak is taken, then the one whose solver comes first. Ladders are kept
+    per problem.
+    """
+
+    solvers: tuple[Solver, ...] = SOLVERS
+    _ladders: dict[Problem, tuple[Rated, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, solver: str = "auto", progress: Progress | None = None
+    ) -> Plan:
+        """The fastest plan that peaks at no more than `budget_bytes`.
+
+        solver: "auto" for all of them, or the name of one. progress: told the share done and what is being
+        done.
+
+        Raises InfeasibleBudget if no candidate fits, ValueError if there is no solver of that name.
+        """
+        started = perf_counter()
+        ladder = self._offered(problem, solver, progress)
+        lowest = envelope(ladder)
+        fitting = [one for one in lowest if one.peak_bytes <= budget_bytes]
+        if not fitting:
+            raise infeasible(problem, budget_bytes, lowest[0])
+        best = fitting[-1]
+        return self._plan(problem, best, budget_bytes, started, _why(ladder, best, budget_bytes))
+
+    def frontier(self, problem: Problem, count: int, progress: Progress | None = None) -> list[Plan]:
+        """At most `count` plans of the lower envelope, from the highest peak to the lowest.
+
+        They are the answers to `count` budgets spread evenly between the smallest peak and that of the
+        fastest plan, each once; the budget of each is its own peak.
+        """
+        lowest = envelope(self._offered(problem, "auto", progress))
+        low, high = lowest[0].peak_bytes, lowest[-1].peak_bytes
+        chosen: dict[int, Rated] = {}
+        for step in range(count):
+            budget_bytes = high - (high - low) * step // max(count - 1, 1)
+            best = next(one for one in reversed(lowest) if one.peak_bytes <= budget_bytes)
+            chosen[best.peak_bytes] = best
+        return [self._plan(problem, best, best.peak_bytes, perf_counter(), ()) for best in chosen.values()]
+
+    def _offered(self, problem: Problem, solver: str, progress: Progress | None) -> tuple[Rated, ...]:
+        """The candidates of one solver or of all, rated."""
+        names = [one.name for one in self.solvers]
+        if solver not in ("auto", *names):
+            raise ValueError(f"there is no solver {solver!r}: choose among auto, {', '.join(names)}")
+        if problem not in self._ladders:
+            self._ladders[problem] = tuple(self._rated(problem, progress))
+        return tuple(one for one in self._ladders[problem] if solver in ("auto", one.solver))
+
+    def _rated(self, problem: Problem, progress: Progress | None) -> Iterator[Rated]:
+        for done, solver in enumerate(self.solvers):
+            for number, candidate in enumerate(solver.candidates(problem), 1):
+                if progress is not None:
+                    # a solver does not say how many candidates it has: each takes half of what is left
+                    share = (done + 1 - 0.98**number) / len(self.solvers)
+                    progress(share, f"{solver.name}: {candidate.told}")
+                yield rate(problem, solver.name, candidate)
+        if progress is not None:
+            progress(1.0, "solved")
+
+    def _plan(
+        self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]
+    ) -> Plan:
+        bound = lower_bound_seconds(problem, budget_bytes)
+        schedule = schedule_of(problem, best.order)
+        plan = make_plan(
+            problem,
+            schedule,
+            solver=best.solver,
+            budget_bytes=budget_bytes,
+            lower_bound_seconds=bound,
+            solve_seconds=perf_counter() - started,
+            notes=(best.told, *notes),
+        )
+        if plan.peak_bytes != best.peak_bytes:
+            raise ScheduleError(
+                f"forecast {best.peak_bytes} bytes for a schedule that peaks at {plan.peak_bytes}"
+            )
+        return plan
+
+
+def _why(ladder: tuple[Rated, ...], best: Rated, budget_bytes: int) -> tuple[str, ...]:
+    """For every other solver why it was not taken."""
+    notes = []
+    for name in dict.fromkeys(one.solver for one in ladder):
+        own = [one for one in ladder if one.solver == name]
+        fitting = [one for one in own if one.peak_bytes <= budget_bytes]
+        if name == best.solver:
+            continue
+        if not fitting:
+            needed = min(one.peak_bytes for one in own)
+            notes.append(f"{name} does not fit: it needs {told_bytes(needed)}")
+            continue
+        rival = min(fitting, key=lambda one: (one.seconds, one.peak_bytes))
+        slower = rival.seconds - best.seconds
+        if slower > 0:
+            notes.append(f"{name} would take {slower:.3g} s more ({rival.told})")
+        else:
+            notes.append(f"{name} is as fast, at {told_bytes(rival.peak_bytes)} ({rival.told})")
+    return tuple(notes)

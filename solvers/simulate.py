@@ -1,0 +1,256 @@
+"""The one simulator: what is alive after each instruction of a schedule, its peak and its time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import fsum
+
+from .errors import ScheduleError
+from .keep_all import trace_order
+from .liveness import schedule_of
+from .plan import Plan
+from .problem import Problem
+from .schedule import Forget, Free, Record, Run, Schedule
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A schedule, carried out on paper. live_bytes[i] is alive after instruction i, everything counted.
+
+    peak_bytes is the highest moment of the schedule, inside instruction `peak_instruction` (-1 if nothing
+    rises above what is resident); `forward_seconds` is the part of `seconds` before backward begins.
+    """
+
+    live_bytes: tuple[int, ...]
+    peak_bytes: int
+    peak_instruction: int
+    forward_seconds: float
+    seconds: float
+
+
+def simulate(problem: Problem, schedule: Schedule) -> Timeline:
+    """Carry the schedule out, instruction by instruction.
+
+    `Run` needs what it reads alive, and momentarily takes the larger of `working_bytes` and all that it
+    makes; of a second run, copies of values still alive are dropped at its end. A second run of a random
+    operation needs the state recorded just before its first run, and saves the present state meanwhile.
+
+    Raises ScheduleError where an instruction cannot be carried out or the step would not be the original one:
+    an operation that is not repeatable or whose random draw comes first runs once, in trace order, in its own
+    phase; everything held is there at the end, the outputs of forward at the end of forward.
+    """
+    _check_segments(problem, schedule)
+    bench = _Bench(problem)
+    live_bytes: list[int] = []
+    turn = schedule.forward_length
+    forward_seconds = 0.0
+    for index, instruction in enumerate(schedule.instructions):
+        if index == turn:
+            bench.end_forward()
+            forward_seconds = fsum(bench.seconds)
+        bench.at = index
+        match instruction:
+            case Run(op):
+                bench.run(op)
+            case Free(value):
+                bench.free(value)
+            case Record(op):
+                bench.record(op, schedule)
+            case Forget(op):
+                bench.forget(op)
+        live_bytes.append(bench.live_bytes)
+    if turn == len(schedule.instructions):
+        bench.end_forward()
+        forward_seconds = fsum(bench.seconds)
+    bench.end()
+    seconds = fsum(bench.seconds)  # exact, so that the order of running does not tell equals apart
+    return Timeline(tuple(live_bytes), bench.peak_bytes, bench.peak_instruction, forward_seconds, seconds)
+
+
+def make_plan(
+    problem: Problem,
+    schedule: Schedule,
+    *,
+    solver: str,
+    budget_bytes: int | None = None,
+    lower_bound_seconds: float | None = None,
+    solve_seconds: float = 0.0,
+    notes: tuple[str, ...] = (),
+) -> Plan:
+    """Simulate a schedule and say what is known about it; the only maker of a Plan.
+
+    Bytes and seconds as in `Plan`. Raises ScheduleError as `simulate` does.
+    """
+    timeline = simulate(problem, schedule)
+    baseline = baseline_of(problem)
+    return Plan(
+        fingerprint=problem.fingerprint,
+        schedule=schedule,
+        live_bytes=timeline.live_bytes,
+        peak_bytes=max(timeline.peak_bytes, problem.floor_bytes),
+        peak_instruction=timeline.peak_instruction,
+        forward_seconds=timeline.forward_seconds,
+        seconds=timeline.seconds,
+        baseline_seconds=baseline.seconds,
+        baseline_peak_bytes=max(baseline.peak_bytes, problem.floor_bytes),
+        budget_bytes=budget_bytes,
+        lower_bound_seconds=lower_bound_seconds,
+        solver=solver,
+        solve_seconds=solve_seconds,
+        costs=problem.costs,
+        notes=notes,
+    )
+
+
+@lru_cache(maxsize=8)
+def baseline_of(problem: Problem) -> Timeline:
+    """The step with everything kept, in trace order."""
+    return simulate(problem, schedule_of(problem, trace_order(problem)))
+
+
+class _Bench:
+    """What is alive, and how far the step has come."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.at = -1
+        self.live_bytes = problem.resident_bytes
+        self.peak_bytes, self.peak_instruction = problem.resident_bytes, -1
+        self.seconds: list[float] = []
+        self.in_forward = True
+        self.alive = bytearray(value.resident for value in problem.values)
+        self.has_run = bytearray(len(problem.ops))
+        self.states: set[int] = set()  # random operations whose generator state is recorded
+        self.last_once = (
+            self.last_draw
+        ) = -1  # the latest operation that runs once; that drew for the first time
+
+    def run(self, op_index: int) -> None:
+        """Run an operation, for the first time or again."""
+        problem, op = self.problem, self.problem.ops[op_index]
+        again = bool(self.has_run[op_index])
+        for value in op.reads:
+            if not self.alive[value]:
+                raise self.error(f"{op.name} reads {problem.values[value].name}, which is not alive")
+        if not op.repeatable:
+            self._check_runs_once(op_index, again)
+        if op.random:
+            self._check_draw(op_index, again)
+        self.has_run[op_index] = 1
+        made_bytes = sum(problem.values[value].size_bytes for value in op.makes)
+        momentary_bytes = max(op.working_bytes, made_bytes)
+        if op.random and again:
+            momentary_bytes += problem.state_bytes
+        self._rise(self.live_bytes + momentary_bytes)
+        for value in op.makes:
+            if not self.alive[value]:
+                self.alive[value] = 1
+                self.live_bytes += problem.values[value].size_bytes
+        self.seconds.append(op.seconds)
+
+    def free(self, value_index: int) -> None:
+        """Free a value."""
+        value = self.problem.values[value_index]
+        if not self.alive[value_index]:
+            raise self.error(f"frees {value.name}, which is not alive")
+        if value.resident or value.held:
+            raise self.error(f"frees {value.name}, which is {'resident' if value.resident else 'held'}")
+        self.alive[value_index] = 0
+        self.live_bytes -= value.size_bytes
+
+    def record(self, op_index: int, schedule: Schedule) -> None:
+        """Record the generator state that a random operation is about to draw from."""
+        op = self.problem.ops[op_index]
+        following = schedule.instructions[self.at + 1 : self.at + 2]
+        if (
+            not op.random
+            or self.has_run[op_index]
+            or op_index in self.states
+            or following != (Run(op_index),)
+        ):
+            raise self.error(
+                f"records a state for {op.name}, which must be random and run first right after it"
+            )
+        self.states.add(op_index)
+        self.live_bytes += self.problem.state_bytes
+        self._rise(self.live_bytes)
+
+    def forget(self, op_index: int) -> None:
+        """Free a recorded generator state."""
+        if op_index not in self.states:
+            raise self.error(f"forgets the state of {self.problem.ops[op_index].name}, which is not recorded")
+        self.states.remove(op_index)
+        self.live_bytes -= self.problem.state_bytes
+
+    def end_forward(self) -> None:
+        """Check that forward has made what it returns and has done what is done once."""
+        self.in_forward = False
+        self._check_made(range(self.problem.forward_length), "the end of forward")
+
+    def end(self) -> None:
+        """Check that the step is complete."""
+        self.at = -1
+        self._check_made(range(len(self.problem.ops)), "the end of the step")
+
+    def error(self, what: str) -> ScheduleError:
+        """An error that says where."""
+        return ScheduleError(f"instruction {self.at} {what}" if self.at >= 0 else what)
+
+    def _rise(self, bytes_now: int) -> None:
+        if bytes_now > self.peak_bytes:
+            self.peak_bytes, self.peak_instruction = bytes_now, self.at
+
+    def _check_phase(self, op_index: int) -> None:
+        if self.in_forward != (op_index < self.problem.forward_length):
+            phase = "backward" if self.in_forward else "forward"
+            raise self.error(f"runs {self.problem.ops[op_index].name} outside {phase}, to which it belongs")
+
+    def _check_runs_once(self, op_index: int, again: bool) -> None:
+        name = self.problem.ops[op_index].name
+        if again:
+            raise self.error(f"runs {name} a second time, which is not repeatable")
+        if op_index < self.last_once:
+            raise self.error(f"runs {name} after {self.problem.ops[self.last_once].name}, out of trace order")
+        self._check_phase(op_index)
+        self.last_once = op_index
+
+    def _check_draw(self, op_index: int, again: bool) -> None:
+        name = self.problem.ops[op_index].name
+        if again:
+            if op_index not in self.states:
+                raise self.error(f"runs {name} a second time without its generator state recorded")
+            return
+        if op_index < self.last_draw:
+            raise self.error(
+                f"draws for {name} after {self.problem.ops[self.last_draw].name}, out of trace order"
+            )
+        self._check_phase(op_index)
+        self.last_draw = op_index
+
+    def _check_made(self, operations: range, when: str) -> None:
+        for index in operations:
+            op = self.problem.ops[index]
+            if (op.random or not op.repeatable) and not self.has_run[index]:
+                raise self.error(f"{op.name} has not run by {when}")
+            for value in op.makes:
+                if self.problem.values[value].held and not self.alive[value]:
+                    raise self.error(f"{self.problem.values[value].name} is held but not there by {when}")
+
+
+def _check_segments(problem: Problem, schedule: Schedule) -> None:
+    blocks = range(len(problem.block_classes))
+    expected = [*blocks, *reversed(blocks)]
+    if [segment.block for segment in schedule.segments] != expected:
+        raise ScheduleError(
+            f"segments must be forward of blocks 0..{len(blocks) - 1}, then backward of the same"
+        )
+    end = 0
+    for segment in schedule.segments:
+        if segment.start != end or segment.stop < segment.start:
+            raise ScheduleError(
+                f"the segment of block {segment.block} starts at {segment.start}, not at {end}"
+            )
+        end = segment.stop
+    if end != len(schedule.instructions):
+        raise ScheduleError(f"segments end at {end}, the instructions at {len(schedule.instructions)}")

@@ -1,0 +1,217 @@
+"""Problems made by hand and at random, to try the solvers on."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from lowtide.solvers.problem import Op, Problem, Value
+
+MEBIBYTE = 2**20
+
+
+@dataclass
+class Draft:
+    """A problem being written down, operation by operation."""
+
+    values: list[Value] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    forward_length: int = 0
+
+    def value(self, name: str, size_bytes: int, held: bool = False, resident: bool = False) -> int:
+        self.values.append(Value(name, int(size_bytes), held, resident))
+        return len(self.values) - 1
+
+    def op(
+        self, name: str, reads, sizes, seconds: float, block: int, scratch: int = 0, held=(), **flags
+    ) -> list[int]:
+        """An operation that makes values of these sizes; `held` are positions of held ones."""
+        makes = [
+            self.value(f"{name}.{i}" if len(sizes) > 1 else name, s, held=i in held)
+            for i, s in enumerate(sizes)
+        ]
+        working_bytes = int(sum(sizes)) + scratch
+        kind = flags.pop("kind", name.split(".")[-1])
+        op = Op(name, tuple(reads), tuple(makes), seconds, working_bytes, block, kind=kind, **flags)
+        self.ops.append(op)
+        return makes
+
+    def problem(self, block_classes, **options) -> Problem:
+        resident_bytes = sum(value.size_bytes for value in self.values if value.resident)
+        return Problem(
+            tuple(self.ops),
+            tuple(self.values),
+            self.forward_length,
+            tuple(block_classes),
+            resident_bytes,
+            **options,
+        )
+
+
+def llama(
+    layers: int = 12,
+    width: int = 128,
+    tokens: int = 1024,
+    length: int = 256,
+    hidden: int = 512,
+    vocabulary: int = 512,
+) -> Problem:
+    """Llama-style blocks with float32 bytes and matmul FLOPs as seconds (a little for everything else).
+
+    The first block is the embedding, the last one the final norm, the head and the loss. Gradients of
+    parameters are made where `.grad` already exists, so they are freed at once.
+    """
+    draft = Draft()
+    x, f, row = tokens * width * 4, tokens * hidden * 4, tokens * 4
+    cheap = 1e-9
+
+    def matmul(a: int, b: int) -> float:
+        return 2.0 * tokens * a * b * 1e-9
+
+    attention = 4.0 * tokens * length * width * 1e-9
+    weight = draft.value("weights", 0, resident=True)
+    stream = draft.op("embed.embedding", [weight], [x], cheap, 0)[0]
+    saved = []
+    for layer in range(layers):
+        block, at = layer + 1, f"layers.{layer}"
+
+        def op(name, reads, sizes, seconds=cheap, block=block, at=at, **flags):
+            return draft.op(f"{at}.{name}", reads, sizes, seconds, block, **flags)
+
+        def norm(name, source, op=op):
+            square = op(f"{name}.pow", [source], [x])[0]
+            mean = op(f"{name}.mean", [square], [row])[0]
+            rsqrt = op(f"{name}.rsqrt", [mean], [row])[0]
+            normal = op(f"{name}.mul", [source, rsqrt], [x])[0]
+            return rsqrt, normal, op(f"{name}.weighted", [normal, weight], [x])[0]
+
+        rsqrt_1, normal_1, scaled_1 = norm("norm1", stream)
+        q, k, v = (
+            op(f"{n}.mm", [scaled_1, weight], [x], matmul(width, width), intensive=True)[0] for n in "qkv"
+        )
+        q_turned = op("rope.q", [q], [x])[0]
+        k_turned = op("rope.k", [k], [x])[0]
+        out, sums = op("sdpa", [q_turned, k_turned, v], [x, row * 4], attention, intensive=True)
+        projected = op("o.mm", [out, weight], [x], matmul(width, width), intensive=True)[0]
+        middle = op("add1", [stream, projected], [x])[0]
+        rsqrt_2, normal_2, scaled_2 = norm("norm2", middle)
+        gate = op("gate.mm", [scaled_2, weight], [f], matmul(width, hidden), intensive=True)[0]
+        up = op("up.mm", [scaled_2, weight], [f], matmul(width, hidden), intensive=True)[0]
+        silu = op("silu", [gate], [f])[0]
+        product = op("mul", [silu, up], [f])[0]
+        down = op("down.mm", [product, weight], [x], matmul(width, hidden), intensive=True)[0]
+        after = op("add2", [middle, down], [x])[0]
+        attended = (stream, rsqrt_1, normal_1, scaled_1, q_turned, k_turned, v, out, sums)
+        saved.append((*attended, middle, rsqrt_2, normal_2, scaled_2, gate, up, silu, product))
+        stream = after
+    last = layers + 1
+    logits = draft.op(
+        "head.mm", [stream, weight], [tokens * vocabulary * 4], matmul(width, vocabulary), last
+    )[0]
+    softmax = draft.op("head.log_softmax", [logits], [tokens * vocabulary * 4], cheap, last)[0]
+    draft.op("head.loss", [softmax], [4], cheap, last, held=(0,))
+    draft.forward_length = len(draft.ops)
+    tangent = draft.value("tangent", 4, resident=True)
+
+    def back(name, reads, sizes, seconds=cheap, block=last):
+        return draft.op(name, reads, sizes, seconds, block, repeatable=False)
+
+    def back_matmul(name, gradient, source, inner, outer, block):
+        """Gradients of a product's weight (added into .grad at once) and of its input."""
+        back(f"{name}.weight", [gradient, source], [inner * outer * 4], matmul(inner, outer), block)
+        return back(f"{name}.input", [gradient, weight], [tokens * inner * 4], matmul(inner, outer), block)[0]
+
+    gradient = back("head.loss.backward", [softmax, tangent], [tokens * vocabulary * 4])[0]
+    gradient = back_matmul("head.mm.backward", gradient, stream, width, vocabulary, last)
+    for layer in reversed(range(layers)):
+        block, at = layer + 1, f"layers.{layer}.backward"
+        stream, rsqrt_1, normal_1, scaled_1, q, k, v, out, sums = saved[layer][:9]
+        middle, rsqrt_2, normal_2, scaled_2, gate, up, silu, product = saved[layer][9:]
+        g_product = back_matmul(f"{at}.down", gradient, product, hidden, width, block)
+        g_up = back(f"{at}.mul_up", [g_product, silu], [f], block=block)[0]
+        g_silu = back(f"{at}.mul_silu", [g_product, up], [f], block=block)[0]
+        g_gate = back(f"{at}.silu", [g_silu, gate], [f], block=block)[0]
+        g_1 = back_matmul(f"{at}.gate", g_gate, scaled_2, width, hidden, block)
+        g_2 = back_matmul(f"{at}.up", g_up, scaled_2, width, hidden, block)
+        g_scaled = back(f"{at}.add_norm2", [g_1, g_2], [x], block=block)[0]
+        back(f"{at}.norm2.weight", [g_scaled, normal_2], [width * 4], block=block)
+        g_norm = back(f"{at}.norm2.input", [g_scaled, weight, middle, rsqrt_2], [x], block=block)[0]
+        gradient = back(f"{at}.add_middle", [g_norm, gradient], [x], block=block)[0]
+        g_out = back_matmul(f"{at}.o", gradient, out, width, width, block)
+        g_q, g_k, g_v = back(f"{at}.sdpa", [g_out, q, k, v, out, sums], [x, x, x], 2 * attention, block)
+        g_q = back(f"{at}.rope.q", [g_q], [x], block=block)[0]
+        g_k = back(f"{at}.rope.k", [g_k], [x], block=block)[0]
+        parts = [
+            back_matmul(f"{at}.{n}", g, scaled_1, width, width, block)
+            for n, g in zip("qkv", (g_q, g_k, g_v), strict=True)
+        ]
+        g_scaled = back(f"{at}.add_norm1", parts, [x], block=block)[0]
+        back(f"{at}.norm1.weight", [g_scaled, normal_1], [width * 4], block=block)
+        g_norm = back(f"{at}.norm1.input", [g_scaled, weight, stream, rsqrt_1], [x], block=block)[0]
+        gradient = back(f"{at}.add_stream", [g_norm, gradient], [x], block=block)[0]
+    back("embed.backward", [gradient], [4], block=0)
+    return draft.problem([0, *[1] * layers, 2], name=f"llama{layers}")
+
+
+def chain_of_blocks(
+    seed: int, blocks: int = 3, width: int = 4, classes: int = 1, randomness: float = 0.2
+) -> Problem:
+    """A random chain: forward blocks with side branches, several outputs, random and unrepeatable operations,
+    a value carried through all blocks; backward reads what forward made, and each other's gradients."""
+    draw = random.Random(seed)
+    draft = Draft()
+    weight = draft.value("weight", 16, resident=True)
+    carried = draft.op("carry", [weight], [draw.randint(1, 20)], 1.0, 0)[0]
+    stream = draft.op("embed", [weight], [draw.randint(1, 20)], 1.0, 0)[0]
+    seeds = [draw.random() for _ in range(classes)]
+    block_classes = [0] + [1 + block % classes for block in range(blocks)]
+    saved: list[list[int]] = [[stream]]
+    for block in range(1, blocks + 1):
+        same = random.Random(seeds[(block - 1) % classes])  # blocks of one class are written alike
+        pool = [stream]
+        for index in range(width):
+            reads = same.sample(range(len(pool)), min(len(pool), same.randint(1, 2)))
+            reads = (
+                [pool[i] for i in reads]
+                + [carried] * (same.random() < 0.3)
+                + [weight] * (same.random() < 0.5)
+            )
+            sizes = [same.randint(0, 30) for _ in range(same.choice((1, 1, 1, 2)))]
+            kind = same.random()
+            made = draft.op(
+                f"block{block}.op{index}",
+                reads,
+                sizes,
+                float(same.randint(0, 9)),
+                block,
+                scratch=same.randint(0, 8),
+                random=kind < randomness,
+                repeatable=not randomness < kind < randomness + 0.1,
+                intensive=same.random() < 0.4,
+            )
+            pool += made
+        stream = draft.op(f"block{block}.out", [pool[0], pool[-1]], [same.randint(1, 20)], 1.0, block)[0]
+        saved.append(pool)
+    draft.op("loss", [stream], [2], 1.0, blocks, held=(0,))
+    draft.forward_length = len(draft.ops)
+    gradient = draft.op("loss.backward", [stream], [draw.randint(1, 20)], 1.0, blocks, repeatable=False)[0]
+    for block in range(blocks, -1, -1):
+        same = random.Random(seeds[(block - 1) % classes] + 1 if block else 0.5)
+        pool = saved[block]
+        for index in range(1 if block == 0 else width):
+            reads = same.sample(range(len(pool)), min(len(pool), same.randint(1, 3)))
+            reads = [gradient] + [pool[i] for i in reads] + [carried] * (same.random() < 0.2)
+            if same.random() < 0.3:
+                helper = draft.op(f"back{block}.help{index}", reads[1:], [same.randint(1, 9)], 1.0, block)
+                reads += helper
+            gradient = draft.op(
+                f"back{block}.op{index}",
+                reads,
+                [same.randint(1, 20), same.randint(0, 5)],
+                float(same.randint(1, 9)),
+                block,
+                scratch=same.randint(0, 8),
+                held=(1,),
+                repeatable=False,
+            )[0]
+    return draft.problem(block_classes, state_bytes=3, name=f"chain{seed}")
