@@ -1,0 +1,34 @@
+"""Which passes run, in which order, at which fidelity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from .blocks import assign_blocks
+from .free_factories import FreeFactories
+from .in_place import RunInPlace
+from .step_graph import StepGraph, build
+
+# From the strictest to the loosest: a pass runs when its fidelity is asked for or a looser one is.
+FIDELITIES = ("bitwise", "rounding", "approximate")
+
+GRAPH_PASSES = (FreeFactories(),)
+STEP_PASSES = (RunInPlace(),)
+
+
+def run_passes(
+    graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable[[fx.Node], bool], fidelity: str = "bitwise"
+) -> StepGraph:
+    """The step graph of a joint graph after all passes of the fidelity asked for, cut into blocks."""
+    allowed = FIDELITIES[: FIDELITIES.index(fidelity) + 1]
+    for graph_pass in GRAPH_PASSES:
+        if graph_pass.fidelity in allowed:
+            graph = graph_pass(graph)
+    step = build(graph, mutations, is_random)
+    for step_pass in STEP_PASSES:
+        if step_pass.fidelity in allowed:
+            step = step_pass(step)
+    return assign_blocks(step)

@@ -1,0 +1,297 @@
+"""Makes readable Python of a schedule: one function per distinct segment, and the bindings that call them."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..passes.in_place import in_place_variant
+from ..passes.pose import Posed
+from ..passes.step_graph import Kernel, StepGraph
+from ..solvers.schedule import Forget, Free, Record, Run, Schedule, Segment
+from .capture import Captured, Source
+from .emit_text import Rendered, assemble
+from .program import Binding, Key, Program, load_functions
+
+
+def emit(
+    captured: Captured, step: StepGraph, posed: Posed, schedule: Schedule, title: str, header: str, device: torch.device
+) -> Program:
+    """The program of a schedule. title names it in tracebacks; header is a comment at the head of the code."""
+    writer = _Writer(step, posed, schedule, captured)
+    rendered = [writer.segment(segment) for segment in schedule.segments]
+    code, names, constants = assemble(rendered, step.block_names, header)
+    half = len(rendered) // 2
+    bindings = [
+        Binding(
+            block=one.block,
+            function=name,
+            takes=tuple(one.takes),
+            drops=frozenset(one.drops),
+            gives=tuple(one.gives),
+            constants=told,
+            gradients=tuple(one.gradients),
+        )
+        for one, name, told in zip(rendered, names, constants, strict=True)
+    ]
+    return Program(
+        code=code,
+        functions=load_functions(code, title, device),
+        forward=tuple(bindings[:half]),
+        backward=tuple(bindings[half:]),
+        residents={
+            i: s.base.meta["source"]
+            for i, s in enumerate(step.storages)
+            if s.base.op == "placeholder" and s.kind not in ("tangent", "activation")
+        },
+        tangents=tuple(i for i, s in enumerate(step.storages) if s.kind == "tangent"),
+        output_storages=tuple(step.storage_of[node] for node in step.outputs),
+        updated=frozenset(captured.mutations),
+        depends=_dependence(step),
+        differentiable=captured.differentiable,
+    )
+
+
+def _dependence(step: StepGraph) -> dict[Source, frozenset[int]]:
+    """For each gradient the tangents (by number) that it depends on."""
+    depends: dict[int, frozenset[int]] = {}
+    tangents = [i for i, s in enumerate(step.storages) if s.kind == "tangent"]
+    found: dict[Source, frozenset[int]] = {}
+    for number, storage in enumerate(tangents):
+        depends[storage] = frozenset([number])
+    for kernel in step.kernels:
+        union = frozenset().union(*(depends.get(s, frozenset()) for s in kernel.reads))
+        for storage in kernel.makes:
+            depends.setdefault(storage, union)
+        if kernel.role == "accumulate" and kernel.target is not None:
+            found[kernel.target.meta["source"]] = union
+    return found
+
+
+@dataclass
+class _Scope:
+    """What has a name inside the function that is being written."""
+
+    rendered: Rendered
+    names: dict[fx.Node, str] = field(default_factory=dict)
+    states: dict[int, str] = field(default_factory=dict)
+    used: Counter[str] = field(default_factory=Counter)
+    returned: set[int] = field(default_factory=set)
+
+    def fresh(self, hint: str) -> str:
+        """A name not used before in this function."""
+        self.used[hint] += 1
+        return hint if self.used[hint] == 1 else f"{hint}_{self.used[hint] - 1}"
+
+
+class _Writer:
+    """Writes segments one after the other, knowing what is alive between them."""
+
+    def __init__(self, step: StepGraph, posed: Posed, schedule: Schedule, captured: Captured) -> None:
+        self.step = step
+        self.posed = posed
+        self.schedule = schedule
+        self.captured = captured
+        self.alive: set[int] = set()
+        self.started: set[int] = set()
+        self.last_forward = len(schedule.segments) // 2 - 1
+
+    def segment(self, segment: Segment) -> Rendered:
+        """The function of one segment."""
+        number = self.schedule.segments.index(segment)
+        phase = "forward" if number <= self.last_forward else "backward"
+        scope = _Scope(Rendered(block=segment.block, phase=phase))
+        self.before = frozenset(self.alive)
+        for instruction in self.schedule.instructions[segment.start : segment.stop]:
+            match instruction:
+                case Run(op):
+                    self._run(scope, op)
+                case Record(op):
+                    scope.states[op] = scope.fresh("state")
+                    scope.rendered.line(f"{scope.states[op]} = generator_state()")
+                    scope.rendered.gives.append(("state", op))
+                case Forget(op):
+                    self._forget(scope, op)
+                case Free(value):
+                    self._free(scope, self.posed.storages[value])
+        if number == self.last_forward:
+            scope.rendered.returned = [self._expression(scope, node) for node in self.step.outputs]
+        for key in scope.rendered.gives:
+            name = self._state(scope, key[1]) if isinstance(key, tuple) else scope.names[self.step.storages[key].base]
+            scope.rendered.given.append(name)
+        return scope.rendered
+
+    def _run(self, scope: _Scope, op: int) -> None:
+        kernel = self.posed.kernels[op]
+        if kernel.role == "tangent":
+            # The runtime puts the incoming gradients on the tape before the first backward segment.
+            self.alive.update(kernel.makes)
+            self.before |= set(kernel.makes)
+        elif kernel.role == "update":
+            assert kernel.target is not None
+            target, value = self._expression(scope, kernel.target), self._expression(scope, kernel.calls[0])
+            scope.rendered.line(f"{target}.copy_({value})")
+        elif kernel.role == "accumulate":
+            self._hand_over(scope, kernel)
+        else:
+            self._compute(scope, op, kernel)
+
+    def _hand_over(self, scope: _Scope, kernel: Kernel) -> None:
+        assert kernel.target is not None
+        gradient = self._expression(scope, kernel.calls[0])
+        if kernel.makes:
+            target = self._expression(scope, kernel.target)
+            clone = scope.fresh(f"{target}_gradient")
+            scope.rendered.line(f"{clone} = torch.empty_like({target}).copy_({gradient})")
+            gradient = clone
+            self.alive.update(kernel.makes)
+        else:
+            # Autograd takes a gradient over only if nobody else holds it: it must not stay on the tape.
+            scope.returned.add(kernel.reads[0])
+            if kernel.reads[0] in scope.rendered.gives:
+                scope.rendered.gives.remove(kernel.reads[0])
+        scope.rendered.returned.append(gradient)
+        scope.rendered.gradients.append(kernel.target.meta["source"])
+
+    def _compute(self, scope: _Scope, op: int, kernel: Kernel) -> None:
+        again = op in self.started
+        self.started.add(op)
+        wanted = [s for s in kernel.makes if s not in self.alive]
+        first, *rest = kernel.calls
+        arguments = self._arguments(scope, first)
+        state = self._state(scope, op) if again and kernel.random else None
+        for storage in wanted:
+            # A value that is made anew replaces what the name stood for before it was freed.
+            scope.names.pop(self.step.storages[storage].base, None)
+        result = self._targets(scope, kernel.calls[-1], wanted)
+        lines = [f"{result}{first.target}({arguments})"]
+        for call in rest:
+            name = scope.names[kernel.calls[-1]]
+            others = self._arguments(scope, call, skip_first=True)
+            lines.append(f"{in_place_variant(call)}({', '.join(filter(None, [name, others]))})")
+        if state:
+            scope.rendered.line(f"with drawing_from({state}):")
+        for line in lines:
+            scope.rendered.line(("    " if state else "") + line)
+        if "unused" in result:
+            scope.rendered.line("del unused")
+        if again:
+            scope.rendered.again.append(kernel.name)
+        self.alive.update(wanted)
+        scope.rendered.gives.extend(wanted)
+
+    def _targets(self, scope: _Scope, node: fx.Node, wanted: list[int]) -> str:
+        """The left side of an assignment that takes the wanted outputs of a call, `name = `, and names them."""
+        if not wanted:
+            return ""
+        if isinstance(node.meta["val"], torch.Tensor):
+            scope.names[node] = scope.fresh(_hint(node))
+            return f"{scope.names[node]} = "
+        picked: dict[int, fx.Node] = {
+            user.args[1]: user  # pyright: ignore[reportAssignmentType]
+            for user in node.users
+            if user.target is operator.getitem and self.step.storage_of[user] in wanted
+        }
+        targets = []
+        for index in range(len(node.meta["val"])):
+            if index in picked:
+                scope.names[picked[index]] = scope.fresh(f"{_hint(node)}_{index}")
+                targets.append(scope.names[picked[index]])
+            else:
+                targets.append("unused")
+        return f"{', '.join(targets)} = "
+
+    def _arguments(self, scope: _Scope, call: fx.Node, skip_first: bool = False) -> str:
+        parts = [self._argument(scope, argument) for argument in call.args[1 if skip_first else 0 :]]
+        parts += [f"{name}={self._argument(scope, argument)}" for name, argument in call.kwargs.items()]
+        return ", ".join(parts)
+
+    def _argument(self, scope: _Scope, argument: Any) -> str:
+        if isinstance(argument, fx.Node):
+            return self._expression(scope, argument)
+        if isinstance(argument, (list, tuple)):
+            return f"[{', '.join(self._argument(scope, a) for a in argument)}]"
+        return scope.rendered.literal(argument)
+
+    def _expression(self, scope: _Scope, node: fx.Node) -> str:
+        """The name of a tensor in this function; views are taken where they are first needed."""
+        if node in scope.names:
+            return scope.names[node]
+        storage = self.step.storage_of.get(node)
+        if storage is not None and self.step.storages[storage].base is node:
+            return self._take(scope, storage)
+        if node.target is operator.getitem:
+            source, index = node.args
+            assert isinstance(source, fx.Node)
+            text = f"{self._expression(scope, source)}[{index}]"
+        else:
+            text = f"{node.target}({self._arguments(scope, node)})"
+        scope.names[node] = scope.fresh(_hint(node))
+        scope.rendered.line(f"{scope.names[node]} = {text}")
+        return scope.names[node]
+
+    def _take(self, scope: _Scope, storage: int) -> str:
+        base = self.step.storages[storage].base
+        assert base.op == "placeholder" or storage in self.before, f"{base} is not alive"
+        scope.names[base] = scope.fresh(_hint(base))
+        scope.rendered.takes.append(storage)
+        scope.rendered.taken.append(scope.names[base])
+        return scope.names[base]
+
+    def _state(self, scope: _Scope, op: int) -> str:
+        if op not in scope.states:
+            scope.states[op] = scope.fresh("state")
+            scope.rendered.takes.append(("state", op))
+            scope.rendered.taken.append(scope.states[op])
+        return scope.states[op]
+
+    def _forget(self, scope: _Scope, op: int) -> None:
+        name = self._state(scope, op)
+        self._leave(scope, ("state", op))
+        scope.rendered.line(f"del {name}")
+        del scope.states[op]
+
+    def _free(self, scope: _Scope, storage: int) -> None:
+        base = self.step.storages[storage].base
+        if base not in scope.names:
+            self._take(scope, storage)
+        self.alive.discard(storage)
+        self._leave(scope, storage)
+        names = [n for n in scope.names if self._lies_in(n, storage)]
+        if storage not in scope.returned:
+            scope.rendered.line(f"del {', '.join(scope.names[n] for n in names)}")
+        for node in names:
+            del scope.names[node]
+
+    def _leave(self, scope: _Scope, key: Key) -> None:
+        """Notes that a value ends in this function: it is not given on, or, taken from the tape, leaves it."""
+        if key in scope.rendered.gives:
+            scope.rendered.gives.remove(key)
+        else:
+            scope.rendered.drops.add(key)
+
+    def _lies_in(self, node: fx.Node, storage: int) -> bool:
+        if node in self.step.storage_of:
+            return self.step.storage_of[node] == storage
+        # A list of views (the result of a split) lies where what was split lies.
+        return any(self.step.storage_of.get(n) == storage for n in node.all_input_nodes)
+
+
+def _hint(node: fx.Node) -> str:
+    """A readable name: of a parameter its last two names without numbers, of a call its operation."""
+    if node.op == "placeholder":
+        parts = [part for part in node.meta["source"].name.split(".") if not part.isdigit()]
+        hint = "_".join(parts[-2:]) or node.meta["source"].kind
+    elif node.target is operator.getitem:
+        source, index = node.args
+        return f"{_hint(source)}_{index}"  # pyright: ignore[reportArgumentType]
+    else:
+        hint = node.target._schema.name.rpartition("::")[2]  # pyright: ignore
+    hint = re.sub(r"\W", "_", hint).strip("_")
+    return hint if hint and not hint[0].isdigit() else f"value_{hint}"

@@ -1,0 +1,127 @@
+"""Puts generated functions together: equal ones once, with the numbers in which they differ as arguments."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .capture import Source
+from .program import Key
+
+_MARK = "\x00"
+
+
+@dataclass
+class Rendered:
+    """The text of one segment, and what it takes, drops and gives; literals are marked places in the text."""
+
+    block: int
+    phase: str
+    lines: list[str] = field(default_factory=list)
+    literals: list[Any] = field(default_factory=list)
+    takes: list[Key] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+    drops: set[Key] = field(default_factory=set)
+    gives: list[Key] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
+    returned: list[str] = field(default_factory=list)
+    gradients: list[Source] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+
+    def line(self, text: str) -> None:
+        """Adds a line to the body."""
+        self.lines.append(text)
+
+    def literal(self, value: Any) -> str:
+        """A constant as text; a number becomes a marked place, in case other blocks have another one."""
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            self.literals.append(value)
+            return f"{_MARK}{len(self.literals) - 1}{_MARK}"
+        return _text(value)
+
+    def body(self) -> str:
+        """The function without its head, literals marked."""
+        lines = []
+        if self.taken:
+            lines += [f"{', '.join(self.taken)}, = values" if len(self.taken) == 1 else f"{', '.join(self.taken)} = values"]
+            lines += ["values.clear()"]
+        lines += self.lines
+        lines.append(f"return {_tuple(self.given)}, {_tuple(self.returned)}")
+        return "\n".join(f"    {line}" for line in lines)
+
+
+def _tuple(names: Sequence[str]) -> str:
+    return f"({', '.join(names)}{',' if len(names) == 1 else ''})"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if isinstance(value, torch.device):
+        return f"device({str(value)!r})"
+    return repr(value)
+
+
+def assemble(
+    rendered: Sequence[Rendered], block_names: Sequence[str], header: str
+) -> tuple[str, list[str], list[tuple[Any, ...]]]:
+    """The code, and for each segment the name of its function and the constants to call it with."""
+    bodies = [(one.phase, one.body()) for one in rendered]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, body in enumerate(bodies):
+        groups.setdefault(body, []).append(index)
+    counts: Counter[str] = Counter()
+    names = [""] * len(rendered)
+    constants: list[tuple[Any, ...]] = [()] * len(rendered)
+    texts = []
+    for (phase, body), members in groups.items():
+        counts[phase] += 1
+        name = f"{phase}_{counts[phase]}"
+        literals = [rendered[i].literals for i in members]
+        varying = [j for j in range(len(literals[0])) if len({repr(told[j]) for told in literals}) > 1]
+        for index in members:
+            names[index] = name
+            constants[index] = tuple(rendered[index].literals[j] for j in varying)
+        texts.append(_function(name, body, literals[0], varying, _comment([rendered[i] for i in members], block_names)))
+    table = _table(rendered, names, block_names)
+    return "\n\n".join([header, *texts, table]) + "\n", names, constants
+
+
+def _function(name: str, body: str, literals: Sequence[Any], varying: Sequence[int], comment: str) -> str:
+    for index, value in enumerate(literals):
+        body = body.replace(f"{_MARK}{index}{_MARK}", f"constant_{index}" if index in varying else _text(value))
+    unpack = f"    {', '.join(f'constant_{i}' for i in varying)}, = constants\n" if varying else ""
+    return f"{comment}\ndef {name}(values, constants):\n{unpack}{body}"
+
+
+def _comment(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
+    """Which blocks a function serves and what it runs again."""
+    names = list(dict.fromkeys(block_names[one.block] for one in members))
+    shown = ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, … {names[-1]}"
+    text = f"# The {members[0].phase} of {shown}"
+    text += f" ({len(members)} blocks)." if len(members) > 1 else "."
+    again = Counter(_short(name) for name in members[0].again)
+    if again:
+        text += " Runs again: " + ", ".join(f"{n} × {name}" if n > 1 else name for name, n in again.items()) + "."
+    return text
+
+
+def _short(name: str) -> str:
+    return name.split("_default")[0].split("_Tensor")[0].split("_Scalar")[0].split("_self")[0]
+
+
+def _table(rendered: Sequence[Rendered], names: Sequence[str], block_names: Sequence[str]) -> str:
+    """Which functions serve which block, as a comment."""
+    half = len(rendered) // 2
+    width = max(len(name) for name in block_names)
+    lines = ["# block, forward, backward"]
+    backward = {rendered[i].block: names[i] for i in range(half, len(rendered))}
+    for index in range(half):
+        block = rendered[index].block
+        lines.append(f"# {block:>3} {block_names[block]:<{width}}  {names[index]:<12} {backward[block]}")
+    return "\n".join(lines)

@@ -1,0 +1,198 @@
+"""From a module and sample inputs to a plan: capture, passes, measure, pose, solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..passes.accumulate import hand_over_gradients
+from ..passes.pipeline import FIDELITIES, run_passes
+from ..passes.pose import Posed, pose
+from ..passes.step_graph import StepGraph
+from ..solvers.plan import Plan
+from ..solvers.portfolio import Portfolio
+
+from .capture import Captured, Source, bind, capture, is_random, unique_tensors
+from .devices import DevicePreset, load_device
+from .measure import Cost, measure_costs, signature
+from .structure import flatten
+
+Progress = Callable[[float, str], None]
+
+# What torch.get_rng_state() returns for the CPU's generator; a CUDA generator's state lives on the host.
+_CPU_STATE_BYTES = 5056
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to capture and plan; the meaning of each is told at `lowtide.rewrite`."""
+
+    fidelity: str = "bitwise"
+    outputs: tuple[str, ...] | None = None
+    differentiable: tuple[str, ...] | None = None
+    costs: str = "measured"
+    solver: str = "auto"
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.fidelity not in FIDELITIES:
+            raise ValueError(f"fidelity={self.fidelity!r} is unknown; choose among {', '.join(FIDELITIES)}")
+        if self.costs not in ("measured", "roofline", "flops"):
+            raise ValueError(f"costs={self.costs!r} is unknown; choose among measured, roofline, flops")
+        for name in ("outputs", "differentiable"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["loss"]')
+
+    def preset(self) -> DevicePreset | None:
+        """The device planned for, None for the one at hand."""
+        return load_device(self.device) if self.device else None
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """A captured step, its step graph and the costs of its kernels: what stays the same while `.grad` comes and goes."""
+
+    captured: Captured
+    step: StepGraph
+    costs: Mapping[str, Cost]
+    options: Options
+    device: torch.device
+    name: str
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is there when a step begins: the tensors by source, and which of them have a `.grad`."""
+
+    tensors: Mapping[Source, torch.Tensor]
+    grad_present: frozenset[Source]
+    resident_bytes: int
+    floor_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A plan with the step it is for."""
+
+    step: StepGraph
+    posed: Posed
+    plan: Plan
+    costs: StepCosts = field(repr=False)
+
+
+def capture_step(
+    model: torch.nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    options: Options,
+    progress: Progress | None = None,
+) -> StepCosts:
+    """Captures a step and finds what its kernels cost. Raises CaptureError, MeasureError."""
+    preset = options.preset()
+    foreign = preset.kind if preset is not None and preset.kind != "cpu" else None
+    if progress:
+        progress(0.0, "capturing")
+    captured = capture(
+        model,
+        args,
+        kwargs,
+        outputs=list(options.outputs) if options.outputs is not None else None,
+        differentiable=list(options.differentiable) if options.differentiable is not None else None,
+        device=foreign,
+    )
+    step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)
+    device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
+    calls = [call for kernel in step.kernels if kernel.role == "compute" for call in kernel.calls]
+    told = (lambda done, total, name: progress(0.1 + 0.5 * done / max(total, 1), f"measuring {name}")) if progress else None
+    costs = measure_costs(calls, device, options.costs, preset, told)
+    return StepCosts(captured, step, costs, options, device, type(model).__name__)
+
+
+def device_of(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.device:
+    """The device of the module's first parameter, or of the first tensor among the arguments; meta counts as CPU."""
+    inputs, _ = flatten((args, kwargs), "argument")
+    first = next(iter([*model.parameters(), *model.buffers(), *inputs]), torch.empty(0))
+    return torch.device("cpu") if first.device.type == "meta" else first.device
+
+
+def situation_of(
+    model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], constants: tuple[torch.Tensor, ...], rounding_bytes: int = 1
+) -> Situation:
+    """What is there when the step begins on these arguments."""
+    kwargs, _ = bind(model, args, kwargs)
+    inputs, structure = flatten((args, kwargs), "argument")
+    parameters, buffers = unique_tensors(model)
+    named: list[tuple[str, str, torch.Tensor]] = [("parameter", n, t) for n, t in parameters.items()]
+    named += [("buffer", n, t) for n, t in buffers.items()]
+    named += [("input", n, t) for n, t in zip(structure.names, inputs, strict=True)]
+    named += [("constant", str(i), t) for i, t in enumerate(constants)]
+    tensors: dict[Source, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+    seen: set[int] = set()
+    for kind, name, tensor in named:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[Source(kind, name, counts.get(kind, 0))] = tensor
+            counts[kind] = counts.get(kind, 0) + 1
+    # A tensor that is no leaf has no .grad of its own: asking for it warns.
+    grads = {source: t.grad for source, t in tensors.items() if t.is_leaf and t.grad is not None}
+    resident_bytes = _storage_bytes([*tensors.values(), *grads.values()], rounding_bytes)
+    return Situation(tensors, frozenset(grads), resident_bytes)
+
+
+def _storage_bytes(tensors: Iterable[torch.Tensor], rounding_bytes: int) -> int:
+    """Bytes of the distinct allocations behind tensors."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(-(-size // rounding_bytes) * rounding_bytes for size in storages.values())
+
+
+def pose_step(costs: StepCosts, situation: Situation) -> tuple[StepGraph, Posed]:
+    """The scheduling problem of a captured step in a situation."""
+    captured = costs.captured
+    step = hand_over_gradients(costs.step, captured.graph, captured.gradients, situation.grad_present)
+
+    def cost_of(call: Any) -> tuple[float, int]:
+        cost = costs.costs[signature(call)]
+        return cost.seconds, cost.working_bytes
+
+    preset = costs.options.preset()
+    posed = pose(
+        step,
+        cost_of,
+        resident_bytes=situation.resident_bytes,
+        grad_present=situation.grad_present,
+        state_bytes=_CPU_STATE_BYTES if costs.device.type == "cpu" else 0,
+        floor_bytes=situation.floor_bytes,
+        rounding_bytes=rounding_bytes(costs.device, preset),
+        name=costs.name,
+        costs=costs.options.costs,
+        notes=captured.notes,
+    )
+    return step, posed
+
+
+def rounding_bytes(device: torch.device, preset: DevicePreset | None) -> int:
+    """The granularity of the allocator."""
+    if preset is not None:
+        return preset.allocator_rounding_bytes
+    return 512 if device.type == "cuda" else 1
+
+
+def solve_step(
+    costs: StepCosts,
+    situation: Situation,
+    budget: int | str,
+    portfolio: Portfolio,
+    progress: Progress | None = None,
+) -> PlannedStep:
+    """The plan of a captured step in a situation. Raises BudgetError, InfeasibleBudget."""
+    step, posed = pose_step(costs, situation)
+    from .bytes_text import Share, parse_bytes
+
+    wanted = parse_bytes(budget)
+    budget_bytes = int(wanted.fraction * portfolio.baseline_peak_bytes(posed.problem)) if isinstance(wanted, Share) else wanted
+    plan = portfolio.solve(posed.problem, budget_bytes, costs.options.solver, progress)
+    return PlannedStep(step, posed, plan, costs)

@@ -1,0 +1,120 @@
+"""Generated Python, loaded: the functions of a rewritten step and which block calls which with what."""
+
+from __future__ import annotations
+
+import itertools
+import linecache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from .capture import Source
+
+# A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state.
+Key = int | tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One call of a generated function.
+
+    takes: what it is given, in order; drops: those of them that leave the tape; gives: what it puts on the tape;
+    constants: the numbers in which it differs from other calls of the same function; gradients: for a backward
+    segment, the sources of the gradients it returns.
+    """
+
+    block: int
+    function: str
+    takes: tuple[Key, ...]
+    drops: frozenset[Key]
+    gives: tuple[Key, ...]
+    constants: tuple[Any, ...]
+    gradients: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything a rewritten forward and backward run.
+
+    code: the text that was executed; forward and backward: one binding per block, in running order; residents: which
+    storages are parameters, buffers, inputs and constants; tangents: storages of the incoming gradients with what
+    they belong to; output_storages: the storage each output lies in; updated: buffers that forward changes;
+    depends: for each gradient, the numbers of the tangents it depends on; differentiable: the outputs, by number, that
+    the tangents belong to.
+    """
+
+    code: str
+    functions: Mapping[str, Callable[..., Any]]
+    forward: tuple[Binding, ...]
+    backward: tuple[Binding, ...]
+    residents: Mapping[int, Source]
+    tangents: tuple[int, ...]
+    output_storages: tuple[int, ...]
+    updated: frozenset[Source]
+    depends: Mapping[Source, frozenset[int]]
+    differentiable: tuple[int, ...]
+
+    @cached_property
+    def watched(self) -> tuple[Key, ...]:
+        """What backward reads that others can change in place meanwhile: parameters, buffers, inputs and outputs."""
+        read = {key for binding in self.backward for key in binding.takes if isinstance(key, int)}
+        resident = {key for key in read if key in self.residents and self.residents[key] not in self.updated}
+        return tuple(sorted(resident | (read & set(self.output_storages) - set(self.residents))))
+
+
+_numbers = itertools.count(1)
+
+
+def load_functions(code: str, title: str, device: torch.device) -> dict[str, Callable[..., Any]]:
+    """Runs generated code and returns its functions; tracebacks through them show their lines."""
+    filename = f"<lowtide {title} {next(_numbers)}>"
+    linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
+    namespace: dict[str, Any] = {
+        "aten": torch.ops.aten,
+        "torch": torch,
+        "device": torch.device,
+        "generator_state": _Generator(device).state,
+        "drawing_from": _Generator(device).drawing_from,
+    }
+    exec(compile(code, filename, "exec"), namespace)
+    return {name: told for name, told in namespace.items() if name.startswith(("forward_", "backward_"))}
+
+
+@dataclass(frozen=True)
+class _Generator:
+    """The default generator of a device."""
+
+    device: torch.device
+
+    def state(self) -> torch.Tensor:
+        """A copy of its present state."""
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+
+    def drawing_from(self, state: torch.Tensor) -> _Draw:
+        """A context in which it draws from `state` again; afterwards it is where it was."""
+        return _Draw(self, state)
+
+    def set(self, state: torch.Tensor) -> None:
+        """Puts it into `state`."""
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)
+
+
+class _Draw:
+    """The context of `drawing_from`."""
+
+    def __init__(self, generator: _Generator, state: torch.Tensor) -> None:
+        self.generator = generator
+        self.replayed = state
+
+    def __enter__(self) -> None:
+        self.present = self.generator.state()
+        self.generator.set(self.replayed)
+
+    def __exit__(self, *_: object) -> None:
+        self.generator.set(self.present)

@@ -1,0 +1,153 @@
+"""Runs a program under autograd: one link per block, all values on a tape of their own for each call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from .capture import Source
+from .errors import TapeError
+from .program import Binding, Key, Program
+
+
+class Tape:
+    """What one forward leaves for its backward."""
+
+    def __init__(self, program: Program, tensors: Mapping[Source, torch.Tensor], device_type: str) -> None:
+        self.program = program
+        self.residents = {storage: tensors[source] for storage, source in program.residents.items()}
+        self.values: dict[Key, torch.Tensor] = {}
+        self.versions: dict[Key, int] = {}
+        self.device_type = device_type
+        self.used = False
+        self.given: frozenset[int] = frozenset()
+        self.output_shapes: list[torch.Tensor] = []
+
+    def run(self, binding: Binding) -> tuple[torch.Tensor, ...]:
+        """Calls one function; what it gives goes onto the tape, what else it returns (outputs, gradients) comes back."""
+        values = [
+            self.residents[key]
+            if key in self.residents
+            else self.values.pop(key)
+            if key in binding.drops
+            else self.values[key]
+            for key in binding.takes
+        ]
+        with _no_autocast(self.device_type):
+            given, returned = self.program.functions[binding.function](values, binding.constants)
+        self.values.update(zip(binding.gives, given, strict=True))
+        return returned
+
+    def seal(self) -> None:
+        """Notes the versions of what backward reads and others can reach: parameters, buffers, inputs and outputs."""
+        for key in self.program.watched:
+            self.versions[key] = self._reach(key)._version
+
+    def _reach(self, key: Key) -> torch.Tensor:
+        return self.residents[key] if key in self.residents else self.values[key]  # pyright: ignore
+
+    def check(self, binding: Binding) -> None:
+        """Raises TapeError if something that this part of backward reads was changed in place since forward."""
+        for key in binding.takes:
+            expected = self.versions.get(key)
+            if expected is None:
+                continue
+            now = self._reach(key)._version
+            if now != expected:
+                source = self.program.residents.get(key)  # pyright: ignore[reportArgumentType]
+                what = f"{source.kind} {source.name}" if source else "an output of the module"
+                raise TapeError(
+                    f"{what} was changed in place between forward and backward (version {now}, expected {expected}), "
+                    "and backward needs its former value; change it after backward, or change a copy"
+                )
+
+    def close(self) -> None:
+        """Lets go of everything: a backward runs once."""
+        self.used = True
+        self.values.clear()
+        self.residents.clear()
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Generated code calls kernels with the dtypes that autocast chose at capture: it must not choose again."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+
+
+class _Link(torch.autograd.Function):
+    """One block in autograd's graph, chained to the next by a token; the last returns the outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, tape: Tape, index: int, token: torch.Tensor, *entering: torch.Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.tape, ctx.index = tape, index
+        returned = tape.run(tape.program.forward[index])
+        if index + 1 < len(tape.program.forward):
+            return torch.empty(0)
+        tape.seal()
+        # The tape keeps the values, the caller gets aliases: an output on its own tape would be a cycle.
+        outputs = tuple(output.detach() for output in returned)
+        tape.output_shapes = [torch.empty_like(output, device="meta") for output in outputs]
+        ctx.mark_non_differentiable(*(o for i, o in enumerate(outputs) if i not in tape.program.differentiable))
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        tape: Tape = ctx.tape
+        _refuse_twice(tape)
+        last = len(tape.program.forward) - 1
+        if ctx.index == last:
+            _receive(tape, gradients)
+        binding = tape.program.backward[last - ctx.index]
+        tape.check(binding)
+        returned = tuple(
+            gradient if tape.program.depends[source] & tape.given else None
+            for source, gradient in zip(binding.gradients, tape.run(binding), strict=True)
+        )
+        if ctx.index == 0:
+            tape.close()
+        return (None, None, None if ctx.index == 0 else torch.empty(0), *returned)
+
+
+def _refuse_twice(tape: Tape) -> None:
+    if torch.is_grad_enabled():
+        raise TapeError(
+            "a rewritten module has no second derivative: create_graph=True asks for the gradient of a gradient; "
+            "call the original module for that"
+        )
+    if tape.used:
+        raise TapeError(
+            "backward ran a second time through the same forward of a rewritten module, whose values are freed as "
+            "backward goes; call forward again (retain_graph=True does not keep them)"
+        )
+
+
+def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
+    """Puts the incoming gradients on the tape; one that does not come is zero, and what depends on it alone is None."""
+    incoming = [gradients[output] for output in tape.program.differentiable]
+    shapes = [tape.output_shapes[output] for output in tape.program.differentiable]
+    tape.given = frozenset(i for i, gradient in enumerate(incoming) if gradient is not None)
+    for storage, gradient, like in zip(tape.program.tangents, incoming, shapes, strict=True):
+        if gradient is None:
+            gradient = torch.zeros(like.shape, dtype=like.dtype, device=tape.device_type)
+        # Kernels were planned for dense incoming gradients.
+        tape.values[storage] = gradient.contiguous()
+
+
+def run_forward(program: Program, tensors: Mapping[Source, torch.Tensor], device_type: str) -> tuple[torch.Tensor, ...]:
+    """Runs the forward of a step; the outputs it returns carry the backward.
+
+    tensors: the parameters, buffers, inputs and constants of the step, by source. Each block's parameters enter
+    autograd's graph at the block in whose backward their gradient is final, so that gradients are accumulated, and
+    released, block by block.
+    """
+    tape = Tape(program, tensors, device_type)
+    # The first token requires a gradient so that every link is part of the graph, whatever is frozen.
+    token: Any = torch.empty(0, requires_grad=True)
+    last = len(program.forward) - 1
+    for index in range(last + 1):
+        entering = [tensors[source] for source in program.backward[last - index].gradients]
+        token = _Link.apply(tape, index, token, *entering)
+    return token
