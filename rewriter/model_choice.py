@@ -6,15 +6,17 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from .. import configs
 from .errors import ModelError
 from .model_options import changed_fields
 
-PRESETS = Path(__file__).resolve().parent.parent / "configs" / "models"
+PRESETS = resources.files(configs) / "models"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class ModelChoice:
 
 def preset_names() -> tuple[str, ...]:
     """The presets of `configs/models`, sorted."""
-    return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
+    names = (file.name for file in PRESETS.iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
 
 def choose_model(name: str, overrides: Mapping[str, Any] | None = None) -> ModelChoice:
