@@ -49,10 +49,12 @@ def measure_peak(function: Callable[[], object], device: torch.device | str | No
     if chosen is not None and chosen.type not in ("cpu", "cuda"):
         raise LowtideError(f"the memory of device {str(chosen)!r} cannot be measured; pass 'cpu' or 'cuda'")
     if chosen is not None and chosen.type == "cuda":
+        gc.collect()
         return _cuda_peak(function, chosen)
     if chosen is None and torch.cuda.is_initialized():
         cuda_bytes: list[int] = []
         cuda = torch.device("cuda", torch.cuda.current_device())
+        gc.collect()
         if is_profiler_running():
             return _cuda_peak(function, cuda)
         cpu_bytes = measure_allocations([lambda: cuda_bytes.append(_cuda_peak(function, cuda))])
@@ -61,9 +63,12 @@ def measure_peak(function: Callable[[], object], device: torch.device | str | No
 
 
 def measure_allocations(
-    functions: Iterable[Callable[[], object]], *, watch_existing: bool = True
+    functions: Iterable[Callable[[], object]],
+    *,
+    device: torch.device | str = "cpu",
+    watch_existing: bool = True,
 ) -> list[int]:
-    """The peak of CPU bytes of each function above its own start, all measured in one profiler session.
+    """The peak of bytes of each function above its own start, on CPU all measured in one profiler session.
 
     `functions` may be a generator: what it allocates between two functions is not counted, so it can build
     each function's operands just in time and let them go afterwards. A function's result is released when
@@ -72,12 +77,16 @@ def measure_allocations(
 
     Raises `ProfilerBusyError` when a profiler is running; what a function raises passes through.
     """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return [_cuda_peak(function, device) for function in functions]
     if is_profiler_running():
         raise ProfilerBusyError(
             "peak memory cannot be measured inside a running profiler: torch allows one session at a time, "
             "and a second would end the first; leave the profiler's context, measure, then profile"
         )
-    gc.collect()
+    if watch_existing:
+        gc.collect()
     watched = _watch_storages() if watch_existing else []
     try:
         with _quiet_first_session(), _memory_session() as profiler:
@@ -95,21 +104,22 @@ def measure_allocations(
 
 
 def is_profiler_running() -> bool:
-    """Whether any profiler of this process is recording, or has prepared to (a schedule's warm-up)."""
-    if torch.autograd._profiler_enabled():
-        return True
-    return any(
-        isinstance(candidate, autograd_profiler.profile)
-        and getattr(candidate, "entered", False)
-        and getattr(candidate, "kineto_results", None) is None
-        for candidate in gc.get_objects()
-        if issubclass(type(candidate), autograd_profiler.profile)
+    """Whether a profiler of this process is recording, or has prepared to (a schedule's warm-up)."""
+    return _any_session_recording() or any(
+        getattr(session, "entered", False) and getattr(session, "kineto_results", None) is None
+        for session in gc.get_objects()
+        if issubclass(type(session), autograd_profiler.profile)
     )
+
+
+def _any_session_recording() -> bool:
+    """torch has no public name for this; without the private one, only sessions found by `gc` count."""
+    enabled = getattr(torch.autograd, "_profiler_enabled", None)
+    return bool(enabled and enabled())
 
 
 def _cuda_peak(function: Callable[[], object], device: torch.device) -> int:
     """Peak of requested bytes on a CUDA device; allocated bytes where the allocator does not keep those."""
-    gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_stats(device)

@@ -1,0 +1,127 @@
+"""Finds what each kernel of a captured step costs: its seconds, its memory while it runs, its arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from .cost_cache import CostCache, Measurement
+from .devices import DevicePreset, load_device, preset_of
+from .errors import LowtideError
+from .flops import count_flops
+from .operands import signature, tensor_operands, tensors_in, value_of
+from .roofline import estimated_working_bytes, roofline_seconds
+from .run_kernels import MeasureWarning, run_kernels
+
+__all__ = ["Cost", "MeasureError", "MeasureWarning", "measure_costs", "signature"]
+
+NOMINAL_FLOPS_PER_SECOND = 1e12
+"""The speed at which `costs="flops"` turns operations into seconds."""
+
+
+class MeasureError(LowtideError, ValueError):
+    """Costs that cannot be found in the way asked for."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run of a kernel. working_bytes: the most it has allocated at any moment, its outputs included."""
+
+    seconds: float
+    working_bytes: int
+    flops: int
+
+
+def measure_costs(
+    nodes: Iterable[fx.Node],
+    device: torch.device | str,
+    costs: str = "measured",
+    preset: str | DevicePreset | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Cost]:
+    """The cost of every call among `nodes`, by `signature`; each distinct one is run once and then cached.
+
+    costs: "measured" runs and times each kernel on `device` (the least of several runs, in this process's
+    number of threads). "roofline" estimates seconds by `preset`, by default that of `device`. "flops" takes
+    1e12 operations per second and nothing for other kernels; both give the same seconds every time. The
+    memory is measured wherever `device` is this machine's and the tensors are not on `meta`, and else
+    estimated from shapes. progress: called with (kernels done, kernels to run, name).
+
+    Raises `MeasureError` when `costs` is unknown, or "measured" is asked for on a device that is not here.
+    Warns with `MeasureWarning` where a kernel cannot be run alone, or a running profiler forbids to measure
+    memory.
+    """
+    device = torch.device(device)
+    if costs not in ("measured", "roofline", "flops"):
+        raise MeasureError(f"costs={costs!r} is unknown; choose 'measured', 'roofline' or 'flops'")
+    distinct: dict[str, fx.Node] = {}
+    for node in nodes:
+        if node.op == "call_function":
+            distinct.setdefault(signature(node), node)
+    chosen = load_device(preset) if isinstance(preset, str) else preset
+    runnable = _is_here(device) and (chosen is None or chosen.kind == device.type)
+    if costs == "measured" and not runnable:
+        name = chosen.name if chosen else str(device)
+        raise MeasureError(
+            f"costs='measured' cannot run kernels for {name!r} on this machine; pass costs='roofline'"
+        )
+    measured: dict[str, Measurement] = {}
+    if runnable:
+        to_run = {text: node for text, node in distinct.items() if _runs_alone(node)}
+        measured = _measured(to_run, device, costs == "measured", progress)
+    if costs == "roofline" and chosen is None:
+        chosen = preset_of(device)
+    return {text: _cost(node, measured.get(text), costs, chosen, device) for text, node in distinct.items()}
+
+
+def _cost(
+    node: fx.Node, found: Measurement | None, costs: str, preset: DevicePreset | None, device: torch.device
+) -> Cost:
+    """Puts measured and estimated numbers together; calls that compute nothing on tensors cost nothing."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return Cost(0.0, 0, 0)
+    flops = count_flops(node)
+    working_bytes = found.working_bytes if found is not None else None
+    if working_bytes is None:
+        working_bytes = estimated_working_bytes(node)
+    if costs == "measured" and found is not None and found.seconds is not None:
+        return Cost(found.seconds, working_bytes, flops)
+    if costs == "flops":
+        return Cost(flops / NOMINAL_FLOPS_PER_SECOND, working_bytes, flops)
+    return Cost(roofline_seconds(node, flops, preset or preset_of(device)), working_bytes, flops)
+
+
+def _is_here(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available())
+
+
+def _runs_alone(node: fx.Node) -> bool:
+    """Whether the call can be run here: an ATen call or custom op whose tensors are not on `meta`."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    tensors = [*tensor_operands(node), *tensors_in(value_of(node))]
+    return all(tensor.device.type != "meta" for tensor in tensors)
+
+
+def _measured(
+    nodes: dict[str, fx.Node],
+    device: torch.device,
+    timed: bool,
+    progress: Callable[[int, int, str], None] | None,
+) -> dict[str, Measurement]:
+    """What the cache knows, and runs for the rest, which are added to the cache."""
+    cache = CostCache.load(device)
+    known = cache.measurements
+    unknown = Measurement()
+    memory_of = {text: node for text, node in nodes.items() if known.get(text, unknown).working_bytes is None}
+    seconds_of = {text: node for text, node in nodes.items() if known.get(text, unknown).seconds is None}
+    if not timed:
+        seconds_of = {}
+    if memory_of or seconds_of:
+        for text, measurement in run_kernels(memory_of, seconds_of, device, progress).items():
+            cache.add(text, measurement)
+        cache.save()
+    return cache.measurements

@@ -1,0 +1,189 @@
+"""Runs kernels alone on made-up operands, to see how long each takes and how much memory it holds."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from .cost_cache import Measurement
+from .measure_peak import is_profiler_running, measure_allocations
+from .operands import OperandMaker, target_name
+from .roofline import is_view
+
+# A kernel this slow is timed while its memory is measured: the profiler's microseconds do not show.
+_SLOW_SECONDS = 2e-3
+_ONCE_SECONDS = 0.3
+_SECONDS_PER_KERNEL = 0.015
+_LEAST_RUNS = 3
+_CALM_SHARE = 0.8
+_MOST_RUNS = 30
+_Progress = Callable[[int, int, str], None]
+
+
+class MeasureWarning(UserWarning):
+    """A cost that had to be estimated although it was to be measured."""
+
+
+def run_kernels(
+    memory_of: Mapping[str, fx.Node],
+    seconds_of: Mapping[str, fx.Node],
+    device: torch.device,
+    progress: _Progress | None = None,
+) -> dict[str, Measurement]:
+    """Measures the memory of the kernels in `memory_of` and the time of those in `seconds_of`, by signature.
+
+    The memory of all is measured in one profiler session. Operands live only while their kernel is measured;
+    the global random streams stay where they are. What could not be measured is None, and a `MeasureWarning`
+    says so.
+    """
+    trials = _Trials(OperandMaker(device), progress, total=len({**memory_of, **seconds_of}))
+    with _undisturbed(device):
+        if memory_of and device.type == "cpu" and is_profiler_running():
+            warnings.warn(
+                f"a profiler is running, so the memory of {len(memory_of)} kernels was not measured: their "
+                "outputs are counted, not their scratch; plan outside the profiler to have it measured",
+                MeasureWarning,
+                stacklevel=4,
+            )
+        elif memory_of:
+            runs = trials.each(memory_of, seconds_of, least_seconds=_SLOW_SECONDS)
+            peaks = measure_allocations(runs, device=device, watch_existing=False)
+            trials.working_bytes = dict(zip(trials.started, peaks, strict=True))
+        untimed = {text: node for text, node in seconds_of.items() if text not in trials.seconds}
+        for run in trials.each(untimed, untimed, least_seconds=0.0):
+            run()
+    for text, error in trials.failures.items():
+        name = target_name({**memory_of, **seconds_of}[text])
+        warnings.warn(
+            f"{name} cannot be run alone ({error}), so its cost is estimated from shapes; called as {text}",
+            MeasureWarning,
+            stacklevel=4,
+        )
+    return trials.measurements()
+
+
+@dataclass
+class _Trials:
+    """The kernels run so far: which, how long they took, how much they held, why they could not be run."""
+
+    maker: OperandMaker
+    progress: _Progress | None
+    total: int
+    started: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    working_bytes: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    def each(
+        self, nodes: Mapping[str, fx.Node], timed: Mapping[str, fx.Node], least_seconds: float
+    ) -> Iterator[Callable[[], object]]:
+        """Yields each kernel's first run, then times those of `timed` that take `least_seconds` or more."""
+        for text, node in nodes.items():
+            if text in self.failures:
+                continue
+            try:
+                trial = _Trial.prepare(node, self.maker)
+            except Exception as error:  # any operand that cannot be made: the cost is estimated instead
+                self.failures[text] = _first_line(error)
+                continue
+            self.started.append(text)
+            yield trial.run
+            if trial.error is not None:
+                self.failures[text] = trial.error
+            elif text in timed and trial.seconds[-1] >= least_seconds:
+                self.seconds[text] = trial.least_seconds()
+            del trial  # its operands go before the next kernel's are made
+            self._report(text, node)
+
+    def measurements(self) -> dict[str, Measurement]:
+        known = (set(self.seconds) | set(self.working_bytes)) - set(self.failures)
+        return {text: Measurement(self.seconds.get(text), self.working_bytes.get(text)) for text in known}
+
+    def _report(self, text: str, node: fx.Node) -> None:
+        self.seen.add(text)
+        if self.progress is not None:
+            self.progress(len(self.seen), self.total, target_name(node))
+
+
+@dataclass
+class _Trial:
+    """One kernel with operands to run it on."""
+
+    call: Callable[..., object]
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+    device: torch.device
+    seconds: list[float] = field(default_factory=list)
+    calm: bool = False
+    error: str | None = None
+
+    @classmethod
+    def prepare(cls, node: fx.Node, maker: OperandMaker) -> _Trial:
+        assert callable(node.target)
+        trial = cls(node.target, *maker.make(node, filled=not is_view(node)), maker.device)
+        if maker.device.type == "cuda":
+            trial.run()  # a library's workspace, which it then keeps, is not the kernel's
+        return trial
+
+    def run(self) -> object:
+        """Runs the kernel once, notes the time and returns what it returned; None when it fails."""
+        try:
+            if self.device.type == "cuda":
+                return self._run_on_cuda()
+            start, start_on_core = time.perf_counter(), time.thread_time()
+            result = self.call(*self.positional, **self.named)
+            seconds, on_core = time.perf_counter() - start, time.thread_time() - start_on_core
+            self.seconds.append(seconds)
+            self.calm = self.calm or on_core > _CALM_SHARE * seconds
+            return result
+        except Exception as error:  # whatever a kernel raises, the others are measured
+            self.error = _first_line(error)
+            return None
+
+    def least_seconds(self) -> float:
+        """The least of several runs: as many as fit a share of time, so that slow kernels run once."""
+        while self.error is None and not self._is_settled():
+            self.run()
+        return min(self.seconds)
+
+    def _is_settled(self) -> bool:
+        runs, spent = len(self.seconds), sum(self.seconds)
+        if runs >= _MOST_RUNS or spent >= _ONCE_SECONDS:
+            return True
+        # On a busy machine every run may have waited for a core: then try for longer.
+        patience = 1 if self.calm else 4
+        return runs >= _LEAST_RUNS and spent >= patience * _SECONDS_PER_KERNEL
+
+    def _run_on_cuda(self) -> object:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        result = self.call(*self.positional, **self.named)
+        end.record()
+        torch.cuda.synchronize(self.device)
+        self.seconds.append(start.elapsed_time(end) / 1e3)
+        self.calm = True
+        return result
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Runs kernels as they are: no graph, no casts, and every default generator put back afterwards."""
+    generators = [device] if device.type == "cuda" else []
+    with (
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.random.fork_rng(devices=generators, device_type="cuda"),
+    ):
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
