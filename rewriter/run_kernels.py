@@ -13,16 +13,20 @@ import torch
 from torch import fx
 
 from .cost_cache import Measurement
+from .flops import count_flops
 from .measure_peak import is_profiler_running, measure_allocations
 from .operands import OperandMaker, target_name
-from .roofline import is_view
+from .roofline import is_view, moved_bytes
 
 # A kernel this slow is timed while its memory is measured: the profiler's microseconds do not show.
 _SLOW_SECONDS = 2e-3
 _ONCE_SECONDS = 0.3
 _SECONDS_PER_KERNEL = 0.015
 _LEAST_RUNS = 3
-_CALM_SHARE = 0.8
+# What a kernel takes at most on an idle machine, roughly: a launch, its memory traffic, its arithmetic.
+_PLAUSIBLE_LAUNCH_SECONDS = 1e-4
+_PLAUSIBLE_BYTES_PER_SECOND = 1e9
+_PLAUSIBLE_FLOPS_PER_SECOND = 1e10
 _MOST_RUNS = 30
 _Progress = Callable[[int, int, str], None]
 
@@ -122,13 +126,18 @@ class _Trial:
     named: dict[str, Any]
     device: torch.device
     seconds: list[float] = field(default_factory=list)
-    calm: bool = False
+    plausible_seconds: float = 0.0
     error: str | None = None
 
     @classmethod
     def prepare(cls, node: fx.Node, maker: OperandMaker) -> _Trial:
         assert callable(node.target)
         trial = cls(node.target, *maker.make(node, filled=not is_view(node)), maker.device)
+        trial.plausible_seconds = (
+            _PLAUSIBLE_LAUNCH_SECONDS
+            + moved_bytes(node) / _PLAUSIBLE_BYTES_PER_SECOND
+            + count_flops(node) / _PLAUSIBLE_FLOPS_PER_SECOND
+        )
         if maker.device.type == "cuda":
             trial.run()  # a library's workspace, which it then keeps, is not the kernel's
         return trial
@@ -138,11 +147,9 @@ class _Trial:
         try:
             if self.device.type == "cuda":
                 return self._run_on_cuda()
-            start, start_on_core = time.perf_counter(), time.thread_time()
+            start = time.perf_counter()
             result = self.call(*self.positional, **self.named)
-            seconds, on_core = time.perf_counter() - start, time.thread_time() - start_on_core
-            self.seconds.append(seconds)
-            self.calm = self.calm or on_core > _CALM_SHARE * seconds
+            self.seconds.append(time.perf_counter() - start)
             return result
         except Exception as error:  # whatever a kernel raises, the others are measured
             self.error = _first_line(error)
@@ -159,7 +166,7 @@ class _Trial:
         if runs >= _MOST_RUNS or spent >= _ONCE_SECONDS:
             return True
         # On a busy machine every run may have waited for a core: then try for longer.
-        patience = 1 if self.calm else 4
+        patience = 1 if min(self.seconds) <= self.plausible_seconds else 8
         return runs >= _LEAST_RUNS and spent >= patience * _SECONDS_PER_KERNEL
 
     def _run_on_cuda(self) -> object:
@@ -169,7 +176,6 @@ class _Trial:
         end.record()
         torch.cuda.synchronize(self.device)
         self.seconds.append(start.elapsed_time(end) / 1e3)
-        self.calm = True
         return result
 
 
