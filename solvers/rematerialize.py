@@ -19,13 +19,15 @@ class Lifetime(IntEnum):
     STEP = 0  # kept from forward to its last reader in backward
     BACKWARD = 1  # rematerialized once in backward, then kept to its last reader
     SEGMENT = 2  # rematerialized in each backward segment that needs it, and kept to the end of that
-    MOMENT = 3  # rematerialized for each operation of backward that needs it
+    READING = (
+        3  # as SEGMENT, but kept only from where backward itself reads it: not as a step to another value
+    )
+    MOMENT = 4  # rematerialized for each operation of backward that needs it
 
 
 @lru_cache(maxsize=8)
 def droppable(problem: Problem) -> bytes:
-    """For each value 1 if it may live shorter than STEP: made in forward or backward by a repeatable
-    operation."""
+    """For each value 1 if it may live shorter than STEP: not held, and made by a repeatable operation."""
     flags = bytearray(len(problem.values))
     for op in problem.ops:
         if op.repeatable:
@@ -42,44 +44,48 @@ def run_order(problem: Problem, lifetimes: Sequence[int]) -> RunOrder:
     this is the trace. Nothing is rematerialized before the operation that needs it: a chain rematerialized
     early and held can raise the peak when more is dropped.
     """
-    walk = _Walk(problem, bytes(lifetimes))
+    may_drop = droppable(problem)
+    walk = Walk(problem, [life if may else 0 for life, may in zip(lifetimes, may_drop, strict=True)])
     segments = problem.segment_operations
     blocks = len(problem.block_classes)
+    walk.let_wait(range(problem.forward_length, len(problem.ops)))
+    walk.let_forward_wait(range(problem.forward_length), bytearray(len(problem.values)))
     forward = tuple(walk.forward(segment) for segment in segments[:blocks])
     walk.turn()
     return forward + tuple(walk.backward(segment) for segment in segments[blocks:])
 
 
-class _Walk:
-    """Walks through the step and knows what is alive."""
+class Walk:
+    """Walks through a step, or a part of it, and knows what is alive. At first what is resident is."""
 
-    def __init__(self, problem: Problem, lifetimes: bytes) -> None:
+    def __init__(self, problem: Problem, lifetimes: Sequence[int]) -> None:
         self.problem = problem
-        may_drop = droppable(problem)
-        self.lifetimes = bytes(life if may else 0 for life, may in zip(lifetimes, may_drop, strict=True))
+        self.lifetimes = bytearray(lifetimes)
         self.alive = bytearray(value.resident for value in problem.values)
-        self.waits = self._find_waiting()
-        self.segment_values: list[int] = []  # rematerialized, to be dropped at the end of the segment
-        self.moment_values: list[int] = []  # rematerialized, to be dropped after the operation
+        self.waits = bytearray(len(problem.ops))  # runs only when something it makes is needed
+        self._segment_values: list[int] = []  # rematerialized, to be dropped at the end of the segment
+        self._moment_values: list[int] = []  # rematerialized, to be dropped after the operation
 
-    def _find_waiting(self) -> bytearray:
-        """Operations that run only when something they make is needed: backward's, or forward's that forward
-        can do without."""
-        problem, lifetimes = self.problem, self.lifetimes
-        waits = bytearray(len(problem.ops))
-        read_in_forward = bytearray(len(problem.values))
-        for index in range(len(problem.ops) - 1, -1, -1):
-            op = problem.ops[index]
+    def let_wait(self, operations: Iterable[int]) -> None:
+        """Let operations wait whose values are all dropped."""
+        for index in operations:
+            op = self.problem.ops[index]
             idle = op.repeatable and not op.random and bool(op.makes)
-            waits[index] = idle and all(lifetimes[value] for value in op.makes)
-            if index >= problem.forward_length:
-                continue
-            if any(read_in_forward[value] for value in op.makes):
-                waits[index] = 0
-            if not waits[index]:
+            self.waits[index] = idle and all(self.lifetimes[value] for value in op.makes)
+
+    def let_forward_wait(self, operations: range | tuple[int, ...], read_in_forward: bytearray) -> None:
+        """The same for operations of forward, if the rest of forward does without them.
+
+        read_in_forward: 1 for values that forward reads elsewhere; what these operations read is added.
+        """
+        self.let_wait(operations)
+        for index in reversed(operations):
+            op = self.problem.ops[index]
+            if self.waits[index] and any(read_in_forward[value] for value in op.makes):
+                self.waits[index] = 0
+            if not self.waits[index]:
                 for value in op.reads:
                     read_in_forward[value] = 1
-        return waits
 
     def forward(self, segment: Iterable[int]) -> tuple[int, ...]:
         """What a forward segment runs."""
@@ -107,10 +113,11 @@ class _Walk:
                     order += self._rematerialize(index)
                     break
             order.append(index)
-            self._make(index)
-            if self.moment_values:
-                self._drop(self.moment_values)
-        self._drop(self.segment_values)
+            for value in ops[index].makes:
+                alive[value] = 1
+            if self._moment_values:
+                self._drop(self._moment_values)
+        self._drop(self._segment_values)
         return tuple(order)
 
     def _rematerialize(self, reader: int) -> list[int]:
@@ -124,19 +131,17 @@ class _Walk:
                     needed.add(maker[value])
                     front.append(maker[value])
         order = sorted(needed)
+        reads = ops[reader].reads
         for index in order:
-            self._make(index)
+            for value in ops[index].makes:
+                if not alive[value]:
+                    alive[value] = 1
+                    life = self.lifetimes[value]
+                    if life == Lifetime.SEGMENT or (life == Lifetime.READING and value in reads):
+                        self._segment_values.append(value)
+                    elif life >= Lifetime.READING:
+                        self._moment_values.append(value)
         return order
-
-    def _make(self, index: int) -> None:
-        for value in self.problem.ops[index].makes:
-            if not self.alive[value]:
-                self.alive[value] = 1
-                life = self.lifetimes[value]
-                if life == Lifetime.SEGMENT:
-                    self.segment_values.append(value)
-                elif life == Lifetime.MOMENT:
-                    self.moment_values.append(value)
 
     def _drop(self, values: list[int]) -> None:
         for value in values:

@@ -1,0 +1,145 @@
+"""The ways to run one block: what each keeps, how high its backward rises, how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .blocks import forward_values, shared_values
+from .block_trade import curve_of, trade_of
+from .problem import Problem
+from .rematerialize import Lifetime, Walk, droppable
+
+FIRST_LIFETIMES = (Lifetime.SEGMENT, Lifetime.READING, Lifetime.MOMENT)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to run a block of a class.
+
+    lifetimes: per forward value of the block, by position. kept_bytes: alive from forward to backward (values that
+    other blocks read left out). rise_bytes: from the beginning of the block's backward to its highest moment.
+    seconds: beyond running every operation once.
+    """
+
+    lifetimes: bytes
+    kept_bytes: int
+    rise_bytes: int
+    seconds: float
+
+    def beats(self, other: Option) -> bool:
+        """Whether it is as good in everything."""
+        mine = (self.kept_bytes, self.rise_bytes, self.seconds)
+        return all(
+            a <= b for a, b in zip(mine, (other.kept_bytes, other.rise_bytes, other.seconds), strict=True)
+        )
+
+
+class BlockBench:
+    """Tries options on one block, everything else being kept."""
+
+    def __init__(self, problem: Problem, block: int) -> None:
+        segments = problem.segment_operations
+        self.problem, self.values = problem, forward_values(problem)[block]
+        self.forward = segments[block]
+        self.backward = segments[2 * len(problem.block_classes) - 1 - block]
+        self.walk = Walk(problem, bytes(len(problem.values)))
+        self.walk.alive = bytearray(b"\1") * len(problem.values)
+        may_drop, shared = droppable(problem), shared_values(problem)
+        self.loose = bytes(may_drop[value] and value not in shared for value in self.values)
+        touched = {value for index in self.backward for value in problem.ops[index].reads} | set(self.values)
+        # values that outlive this block's backward
+        self.outlive = {v for v in touched if problem.values[v].held or problem.values[v].resident}
+        turn = problem.forward_length
+        self.outlive |= {
+            v for v in touched if any(problem.ops[r].block < block for r in problem.readers[v] if r >= turn)
+        }
+
+    def try_out(self, lifetimes: bytes) -> Option:
+        """The option with these lifetimes, those of values that cannot be dropped put right."""
+        lifetimes = bytes(life * loose for life, loose in zip(lifetimes, self.loose, strict=True))
+        walk, problem = self.walk, self.problem
+        for value, life in zip(self.values, lifetimes, strict=True):
+            walk.lifetimes[value] = life
+            walk.alive[value] = not life
+        walk.let_forward_wait(self.forward, self._read_elsewhere())
+        order = walk.backward(self.backward)
+        late = sum(problem.ops[index].seconds for index in self.forward if walk.waits[index])
+        ran = sum(problem.ops[index].seconds for index in order)
+        once = sum(problem.ops[index].seconds for index in self.backward)
+        again = {index for index in order if index < problem.forward_length and problem.ops[index].random}
+        kept_bytes, rise_bytes = self._bytes(order)
+        kept_bytes += problem.state_bytes * len(again)
+        return Option(lifetimes, kept_bytes, rise_bytes, ran - once - late)
+
+    def _read_elsewhere(self) -> bytearray:
+        """Values of this block that the forward of others reads."""
+        read = bytearray(len(self.problem.values))
+        for value, loose in zip(self.values, self.loose, strict=True):
+            read[value] = not loose
+        return read
+
+    def _bytes(self, order: tuple[int, ...]) -> tuple[int, int]:
+        """(kept, rise) of this block's backward, walked from its end to its beginning."""
+        ops, values = self.problem.ops, self.problem.values
+        needed = set(self.outlive)
+        live = highest = 0  # relative to the end
+        for index in reversed(order):
+            op = ops[index]
+            made = sum(values[value].size_bytes for value in op.makes)
+            for value in op.makes:
+                if value in needed:
+                    live -= values[value].size_bytes
+                    if not values[value].held:
+                        needed.discard(value)
+            for value in op.reads:
+                if value not in needed:
+                    needed.add(value)
+                    live += values[value].size_bytes
+            highest = max(highest, live + max(op.working_bytes, made))
+        kept = sum(
+            values[value].size_bytes
+            for value, loose in zip(self.values, self.loose, strict=True)
+            if loose and value in needed
+        )
+        return kept, highest - live
+
+
+def options_of(problem: Problem, block: int, trials: int = 400) -> tuple[Option, ...]:
+    """Options of a block, none beaten by another.
+
+    First the best trades of bytes kept for time (`curve_of`), with every lifetime that what is dropped may have;
+    then, from those, single values changed as long as it pays (at most `trials` times), which finds what lowers
+    the rise of backward.
+    """
+    bench = BlockBench(problem, block)
+    starts = [bytes(len(bench.values)), *_recipes(bench), *_trades(problem, block, bench)]
+    found = {option.lifetimes: option for option in map(bench.try_out, starts)}
+    return _unbeaten(found.values())
+
+
+def _trades(problem: Problem, block: int, bench: BlockBench) -> Iterable[bytes]:
+    """Lifetimes of the best trades of a block."""
+    highest_price = (problem.seconds or 1.0) / min(
+        (v.size_bytes for v in problem.values if v.size_bytes), default=1
+    )
+    for point in curve_of(trade_of(problem, block, shares=False), highest_price).points:
+        for life in FIRST_LIFETIMES:
+            yield bytes(0 if i in point.kept else life for i in range(len(bench.values)))
+
+
+def _recipes(bench: BlockBench) -> Iterable[bytes]:
+    """Lifetimes of what is done by hand: keep nothing; keep what intensive operations make."""
+    problem = bench.problem
+    for life in FIRST_LIFETIMES:
+        yield bytes([life] * len(bench.values))
+        yield bytes(0 if problem.ops[problem.maker[value]].intensive else life for value in bench.values)
+
+
+def _unbeaten(options: Iterable[Option]) -> tuple[Option, ...]:
+    """Those that no other is as good as, from the most bytes kept to the fewest."""
+    best: list[Option] = []
+    for option in sorted(options, key=lambda o: (o.seconds, o.kept_bytes, o.rise_bytes, o.lifetimes)):
+        if not any(other.beats(option) for other in best):
+            best.append(option)
+    return tuple(sorted(best, key=lambda o: (-o.kept_bytes, o.seconds)))
