@@ -22,12 +22,13 @@ from .roofline import is_view, moved_bytes
 _SLOW_SECONDS = 2e-3
 _ONCE_SECONDS = 0.3
 _SECONDS_PER_KERNEL = 0.015
-_LEAST_RUNS = 3
-# What a kernel takes at most on an idle machine, roughly: a launch, its memory traffic, its arithmetic.
-_PLAUSIBLE_LAUNCH_SECONDS = 1e-4
-_PLAUSIBLE_BYTES_PER_SECOND = 1e9
-_PLAUSIBLE_FLOPS_PER_SECOND = 1e10
+_LEAST_RUNS = 1
 _MOST_RUNS = 30
+# What a kernel takes on an idle machine, roughly: a launch, its memory traffic, its arithmetic.
+_PLAUSIBLE_LAUNCH_SECONDS = 5e-5
+_PLAUSIBLE_BYTES_PER_SECOND = 1e10
+_PLAUSIBLE_FLOPS_PER_SECOND = 1e11
+_LONGEST_WAIT_SECONDS = 0.05
 _Progress = Callable[[int, int, str], None]
 
 
@@ -156,18 +157,33 @@ class _Trial:
             return None
 
     def least_seconds(self) -> float:
-        """The least of several runs: as many as fit a share of time, so that slow kernels run once."""
-        while self.error is None and not self._is_settled():
-            self.run()
+        """The least of several runs: as many as fit a share of time, so that slow kernels run once.
+
+        On a busy machine threads wait for each other until all have a core, which can make a short kernel
+        20 times as slow, every time. A kernel that looks so is run on one thread too: on an idle machine it
+        would be no slower than the faster of both.
+        """
+        self._repeat(_SECONDS_PER_KERNEL)
+        threads = torch.get_num_threads()
+        waited = self.plausible_seconds < min(self.seconds) < _LONGEST_WAIT_SECONDS
+        if waited and threads > 1 and self.device.type == "cpu":
+            try:
+                torch.set_num_threads(1)
+                self._repeat(_SECONDS_PER_KERNEL)
+            finally:
+                torch.set_num_threads(threads)
         return min(self.seconds)
 
-    def _is_settled(self) -> bool:
-        runs, spent = len(self.seconds), sum(self.seconds)
-        if runs >= _MOST_RUNS or spent >= _ONCE_SECONDS:
-            return True
-        # On a busy machine every run may have waited for a core: then try for longer.
-        patience = 1 if min(self.seconds) <= self.plausible_seconds else 8
-        return runs >= _LEAST_RUNS and spent >= patience * _SECONDS_PER_KERNEL
+    def _repeat(self, budget_seconds: float) -> None:
+        """Runs again until `budget_seconds` were spent; a slow kernel not at all."""
+        start = time.perf_counter()
+        for run in range(_MOST_RUNS):
+            spent = time.perf_counter() - start
+            if self.error is not None or spent + min(self.seconds) >= _ONCE_SECONDS:
+                return
+            if run >= _LEAST_RUNS and spent >= budget_seconds:
+                return
+            self.run()
 
     def _run_on_cuda(self) -> object:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
