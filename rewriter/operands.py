@@ -11,6 +11,8 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from .errors import CaptureError
+
 _TILE_ELEMENTS = 1 << 18
 
 
@@ -34,14 +36,17 @@ def target_name(node: fx.Node) -> str:
 
 
 def value_of(node: fx.Node) -> Any:
-    """What a node stands for: fake tensors, or a number. Symbolic numbers are read at the captured size."""
+    """What a node stands for: fake tensors, a number, or None for a call that returns nothing.
+
+    Raises `CaptureError` for a node that was captured without its value.
+    """
     if "val" in node.meta:
-        value = node.meta["val"]
-    elif node.op == "get_attr" and node.graph.owning_module is not None:
-        value = functools.reduce(getattr, str(node.target).split("."), node.graph.owning_module)
-    else:
-        raise KeyError(f"node {node.name!r} of the captured graph has no value; capture it with fake tensors")
-    return value
+        return node.meta["val"]
+    if node.op == "get_attr" and node.graph.owning_module is not None:
+        return functools.reduce(getattr, str(node.target).split("."), node.graph.owning_module)
+    if node.op == "call_function" and not node.users:
+        return None
+    raise CaptureError(f"node {node.name!r} of the captured graph has no value; capture it with fake tensors")
 
 
 def fake_operands(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
