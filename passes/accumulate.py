@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .step_graph import Kernel, Storage, StepGraph, joint_outputs
+from .step_graph import Kernel, StepGraph, Storage, joint_outputs
 
 
 def hand_over_gradients(
@@ -35,8 +35,14 @@ def hand_over_gradients(
         storage = step.storage_of[node]
         block = block_of[storage] if step.storages[storage].kind == "activation" else last_block
         makes: tuple[int, ...] = ()
-        shared = node in taken or step.storages[storage].kind != "activation" or last_reader.get(storage, -1) > ends[block]
-        if source not in grad_present and (shared or not _laid_out_alike(node.meta["val"], target.meta["val"])):
+        shared = (
+            node in taken
+            or step.storages[storage].kind != "activation"
+            or last_reader.get(storage, -1) > ends[block]
+        )
+        if source not in grad_present and (
+            shared or not _laid_out_alike(node.meta["val"], target.meta["val"])
+        ):
             size_bytes = target.meta["val"].numel() * target.meta["val"].element_size()
             storages.append(Storage(f"gradient_{target.name}", size_bytes, "activation", target))
             makes = (len(storages) - 1,)

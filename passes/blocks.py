@@ -47,7 +47,9 @@ def crossing_bytes(step: StepGraph) -> list[int]:
     for storage, index in made_at.items():
         if storage in last_read:
             change[index + 1] += step.storages[storage].size_bytes
-            change[last_read[storage] + 1 if last_read[storage] + 1 <= length else length] -= step.storages[storage].size_bytes
+            change[last_read[storage] + 1 if last_read[storage] + 1 <= length else length] -= step.storages[
+                storage
+            ].size_bytes
     crossing, now = [], 0
     for amount in change:
         now += amount
@@ -82,7 +84,9 @@ def _names(step: StepGraph, count: int) -> tuple[str, ...]:
     """For each block the module that most of its kernels lie in, cut after its last number (`h.3`)."""
     names = []
     for block in range(count):
-        modules = Counter(_repeated_part(k.module) for k in step.kernels if k.block == block and k.phase == "forward")
+        modules = Counter(
+            _repeated_part(k.module) for k in step.kernels if k.block == block and k.phase == "forward"
+        )
         modules.pop("", None)
         names.append(modules.most_common(1)[0][0] if modules else "step")
     return tuple(names)
@@ -116,4 +120,6 @@ def _canonical(step: StepGraph, kernels: list[Kernel]) -> tuple[object, ...]:
 
 def kernel_kind(kernel: Kernel) -> str:
     """Equal for kernels that are equal up to renaming."""
-    return " > ".join([kernel.role, *(call_signature(call) for call in kernel.calls if kernel.role == "compute")])
+    return " > ".join(
+        [kernel.role, *(call_signature(call) for call in kernel.calls if kernel.role == "compute")]
+    )

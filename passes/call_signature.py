@@ -23,7 +23,13 @@ def _told(argument: Any) -> str:
     return repr(argument)
 
 
-_SHORT = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16", torch.int64: "i64"}
+_SHORT = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.int64: "i64",
+}
 
 
 def tensor_signature(value: Any) -> str:

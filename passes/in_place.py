@@ -43,13 +43,22 @@ class RunInPlace:
         for kernel in step.kernels:
             if kernels and _joins(step, kernels[-1], kernel, readers, kept):
                 kernels[-1] = _joined(kernels[-1], kernel)
+            elif any(call.meta.get("in_place") for call in kernel.calls):
+                raise ValueError(
+                    f"{kernel.name} draws in place, but what it draws into is read elsewhere too"
+                )
             else:
                 kernels.append(kernel)
         return step.with_kernels(kernels)
 
 
 def _joins(step: StepGraph, first: Kernel, second: Kernel, readers: Counter[int], kept: set[int]) -> bool:
-    if first.role != "compute" or second.role != "compute" or first.phase != second.phase or len(first.makes) != 1:
+    if (
+        first.role != "compute"
+        or second.role != "compute"
+        or first.phase != second.phase
+        or len(first.makes) != 1
+    ):
         return False
     (call,) = second.calls
     operand = call.args[0] if call.args else None

@@ -20,7 +20,10 @@ STEP_PASSES = (RunInPlace(),)
 
 
 def run_passes(
-    graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable[[fx.Node], bool], fidelity: str = "bitwise"
+    graph: fx.GraphModule,
+    mutations: tuple[Any, ...],
+    is_random: Callable[[fx.Node], bool],
+    fidelity: str = "bitwise",
 ) -> StepGraph:
     """The step graph of a joint graph after all passes of the fidelity asked for, cut into blocks."""
     allowed = FIDELITIES[: FIDELITIES.index(fidelity) + 1]

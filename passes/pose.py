@@ -11,7 +11,18 @@ from ..solvers.problem import Op, Problem, Value
 from .blocks import kernel_kind
 from .step_graph import Kernel, StepGraph
 
-_INTENSIVE = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "convolution", "attention", "grouped_mm", "conv")
+_INTENSIVE = (
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "matmul",
+    "linear",
+    "convolution",
+    "attention",
+    "grouped_mm",
+    "conv",
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,8 @@ def _op(
         block=kernel.block,
         repeatable=kernel.repeatable,
         random=kernel.random,
-        intensive=any(word in name for name in names for word in _INTENSIVE) and not any("softmax" in n for n in names),
+        intensive=any(word in name for name in names for word in _INTENSIVE)
+        and not any("softmax" in n for n in names),
         kind=kernel_kind(kernel),
         module=kernel.module,
     )

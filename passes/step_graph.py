@@ -33,6 +33,7 @@ class Kernel:
     role: "compute"; "update" writes a buffer's new value into it (`target` is the buffer's placeholder); "tangent"
     stands for the arrival of the incoming gradients; "accumulate" hands a finished gradient over to `target`, a
     parameter or an input (it makes a storage where the gradient has to be cloned for that).
+    updates: buffers that a compute kernel changes in place on its first run and is not given when it runs again.
     calls: the first makes the storages, each further one works in place on the storage of the one before it.
     reads, makes: numbers of storages. phase: "forward" or "backward". sequence: autograd's number.
     """
@@ -48,6 +49,7 @@ class Kernel:
     random: bool = False
     repeatable: bool = True
     target: fx.Node | None = None
+    updates: tuple[fx.Node, ...] = ()
     block: int = 0
 
 
@@ -112,7 +114,9 @@ class _Aliasing:
         return None if known is not None else self.by_key[key]
 
 
-def build(graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable[[fx.Node], bool]) -> StepGraph:
+def build(
+    graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable[[fx.Node], bool]
+) -> StepGraph:
     """The step graph of a joint graph whose output is (outputs, gradients, mutations), three tuples of nodes.
 
     mutations: the sources (buffers or inputs) that the last tuple's new values belong to.
@@ -133,15 +137,19 @@ def build(graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable
     forward = _with_updates([k for k in kernels if k.phase == "forward"], updates, aliasing)
     backward = [k for k in kernels if k.phase == "backward"]
     tangents = tuple(i for i, s in enumerate(aliasing.storages) if s.kind == "tangent")
-    arrival = Kernel("tangent", "tangent", (), (), tangents, "backward", _FIRST_IN_BACKWARD, "", repeatable=False)
+    arrival = Kernel(
+        "tangent", "tangent", (), (), tangents, "backward", _FIRST_IN_BACKWARD, "", repeatable=False
+    )
     step = StepGraph((*forward, arrival, *backward), tuple(aliasing.storages), aliasing.storage_of, outputs)
-    return _with_repeatability(step, set(updates))
+    return _with_repeatability(step, {*updates, *(node for kernel in kernels for node in kernel.updates)})
 
 
 _FIRST_IN_BACKWARD = 2**62
 
 
-def joint_outputs(graph: fx.GraphModule) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+def joint_outputs(
+    graph: fx.GraphModule,
+) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], tuple[fx.Node, ...]]:
     """The outputs, gradients and new values of changed buffers that a joint graph ends in."""
     output = next(n for n in reversed(graph.graph.nodes) if n.op == "output")
     return output.args[0]  # pyright: ignore[reportReturnType]
@@ -164,10 +172,29 @@ def _kernel(node: fx.Node, aliasing: _Aliasing, random: bool) -> Kernel | None:
         sequence=node.meta["sequence"],
         module=node.meta["module"],
         random=random,
+        updates=updated_buffers(node),
     )
 
 
-def _with_updates(forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasing: _Aliasing) -> list[Kernel]:
+# Kernels that write their running statistics although their schema does not say so: from which argument on, and
+# which argument says that they train.
+_HIDDEN_UPDATES = {"native_batch_norm": (3, 5), "cudnn_batch_norm": (3, 5), "miopen_batch_norm": (3, 5)}
+
+
+def updated_buffers(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The running statistics that a batch normalization in training mode updates."""
+    name = node.target._schema.name.removeprefix("aten::")  # pyright: ignore
+    if name not in _HIDDEN_UPDATES:
+        return ()
+    first, training = _HIDDEN_UPDATES[name]
+    if not node.args[training]:
+        return ()
+    return tuple(n for n in node.args[first : first + 2] if isinstance(n, fx.Node))
+
+
+def _with_updates(
+    forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasing: _Aliasing
+) -> list[Kernel]:
     """Writes each changed buffer's new value back as soon as it is made and its old value is read for the last time."""
     placed: dict[int, list[Kernel]] = {}
     for target, value in updates.items():
@@ -193,9 +220,13 @@ def _with_updates(forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasi
 # Sums whose order the number of threads decides, without a seed: a second run may give other bits.
 _UNSEEDED = ("index_put", "_index_put_impl", "index_add", "scatter_add", "scatter_reduce", "put")
 
-# Batch normalization in training mode reads its running statistics only to make their new values, which a second
-# run drops: it may run again after they were updated.
-_READS_STATE_FOR_ITSELF = ("_native_batch_norm_legit_functional", "_batch_norm_with_update_functional")
+# Batch normalization in training mode reads its running statistics only to make their new values: it may run again
+# after they were updated.
+_READS_STATE_FOR_ITSELF = (
+    *_HIDDEN_UPDATES,
+    "_native_batch_norm_legit_functional",
+    "_batch_norm_with_update_functional",
+)
 
 
 def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:

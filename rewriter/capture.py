@@ -33,19 +33,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import CaptureError
 from .lowering import lower_for
+from .sources import Owners, Source
 from .structure import Structure, flatten
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a placeholder stands for. kind: "parameter", "buffer", "input", "constant" or "tangent"; `index` counts
-    within the kind; `name` is the qualified name, the argument's place, or the output a tangent belongs to."""
-
-    kind: str
-    name: str
-    index: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,9 @@ class NothingToDifferentiate(CaptureError):
     """No output of the step requires a gradient: there is no backward to make room for."""
 
 
-def bind(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def bind(
+    model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The keyword arguments of the step: a cache of keys and values serves no training step and is switched off."""
     config = getattr(model, "config", None)
     if not getattr(config, "use_cache", False) or "use_cache" in kwargs:
@@ -91,12 +84,9 @@ def bind(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[d
     parameters = inspect.signature(model.forward).parameters
     if "use_cache" not in parameters or list(parameters).index("use_cache") < len(args):
         return kwargs, ()
-    return {**kwargs, "use_cache": False}, ("use_cache=False: no cache of keys and values is made or returned",)
-
-
-def unique_tensors(model: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter], dict[str, torch.Tensor]]:
-    """The module's parameters and buffers by their first qualified name, tied ones once."""
-    return dict(model.named_parameters()), dict(model.named_buffers())
+    return {**kwargs, "use_cache": False}, (
+        "use_cache=False: no cache of keys and values is made or returned",
+    )
 
 
 class _Recorder(TorchDispatchMode):
@@ -144,9 +134,16 @@ class _Recorder(TorchDispatchMode):
             module=self.modules[-1] if self.modules and self.phase == "forward" else "",
         )
         try:
-            out = func(*args, **kwargs)
+            shaped = func is aten._grouped_mm.default and args[0].dtype != torch.bfloat16
+            out = _grouped_mm_shape(*args) if shaped else func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             out = self._look_at_data(node, args)
+        if func is aten.bernoulli.p and _is_blank(node.args[0]):
+            # Eager draws in place, in the order of the blank tensor's layout; the functional form draws in row order.
+            out = torch.empty_strided(
+                args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device
+            )
+            node.meta["in_place"] = True
         self._name_outputs(node, out)
         return out
 
@@ -169,7 +166,9 @@ class _Recorder(TorchDispatchMode):
         if isinstance(value, dict):
             return {k: self._nodes_of(v) for k, v in value.items()}
         if isinstance(value, torch.Generator):
-            raise CaptureError(f"a random operation was given its own generator, {self.where()}; use the default one")
+            raise CaptureError(
+                f"a random operation was given its own generator, {self.where()}; use the default one"
+            )
         return value
 
     def _constant(self, value: torch.Tensor) -> fx.Node:
@@ -252,7 +251,13 @@ class _Recorder(TorchDispatchMode):
         seen = _inputs_of(node)
         drawn = [n for n in seen if n.op == "call_function" and is_random(n)]
         uniform = (aten.rand.default, aten.rand_like.default)
-        comparisons = (aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar, aten._local_scalar_dense.default)
+        comparisons = (
+            aten.lt.Scalar,
+            aten.le.Scalar,
+            aten.gt.Scalar,
+            aten.ge.Scalar,
+            aten._local_scalar_dense.default,
+        )
         if not drawn or any(n.target not in uniform + comparisons for n in seen if n.op == "call_function"):
             return None
         below_one = 1.0 - 2.0**-24
@@ -263,6 +268,24 @@ class _Recorder(TorchDispatchMode):
         """The innermost module running now, and the line of code, for errors."""
         name = self.modules[-1] if self.modules else "the root module"
         return f"in {name or 'the root module'}{_user_line(traceback.extract_stack())}"
+
+
+def _is_blank(node: Any) -> bool:
+    """Whether a node makes a tensor without contents, which only an in-place operation can want."""
+    return isinstance(node, fx.Node) and node.target in (aten.empty_like.default, aten.empty.memory_format)
+
+
+def _grouped_mm_shape(
+    left: torch.Tensor, right: torch.Tensor, offsets: torch.Tensor | None = None, *_: Any
+) -> torch.Tensor:
+    """The result of a grouped matrix product: eager on CPU computes any dtype, the fake kernel takes bfloat16 only."""
+    if left.dim() == 2 and right.dim() == 2 and offsets is not None:
+        size = (offsets.size(0), left.size(0), right.size(1))
+    elif left.dim() == right.dim():
+        size = (left.size(0), left.size(1), right.size(-1))
+    else:
+        size = (left.size(-2), right.size(-1))
+    return torch.empty(size, dtype=left.dtype, device=left.device)
 
 
 def _inputs_of(node: fx.Node) -> list[fx.Node]:
@@ -287,7 +310,9 @@ def is_random(node: fx.Node) -> bool:
         return False
     for position, argument in enumerate(target._schema.arguments):
         if argument.name == _DROPOUT_ARGUMENT:
-            value = node.args[position] if position < len(node.args) else node.kwargs.get(_DROPOUT_ARGUMENT, 0.0)
+            value = (
+                node.args[position] if position < len(node.args) else node.kwargs.get(_DROPOUT_ARGUMENT, 0.0)
+            )
             return value != 0.0
     return True
 
@@ -401,17 +426,10 @@ def _wrap_all(
 ) -> dict[int, _Wrapper]:
     """Placeholders for all tensors the step starts from, by the id of the real tensor; the same tensor is one."""
     wrappers: dict[int, _Wrapper] = {}
-    parameters, buffers = unique_tensors(model)
-    told = [("parameter", name, tensor) for name, tensor in parameters.items()]
-    told += [("buffer", name, tensor) for name, tensor in buffers.items()]
-    told += [("input", name, tensor) for name, tensor in zip(structure.names, inputs, strict=True)]
-    for kind, name, tensor in told:
-        if id(tensor) in wrappers:
-            continue
+    for source, tensor in Owners(model).sources(inputs, structure).items():
         fake = fake_like(tensor)
-        node = recorder.placeholder(kind, name, fake, tensor)
-        wrapper = _functional(fake, tensor.requires_grad)
-        wrappers[id(tensor)] = _Wrapper(node.meta["source"], node, wrapper)
+        node = recorder.placeholder(source.kind, source.name, fake, tensor)
+        wrappers[id(tensor)] = _Wrapper(source, node, _functional(fake, tensor.requires_grad))
     return wrappers
 
 
@@ -446,7 +464,10 @@ def _run_forward(
     args, kwargs = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
     swapped = {
         name: wrappers[id(tensor)].tensor
-        for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+        for named in (
+            model.named_parameters(remove_duplicate=False),
+            model.named_buffers(remove_duplicate=False),
+        )
         for name, tensor in named
     }
     try:
@@ -501,7 +522,11 @@ def _run_backward(
         tangents.append(_functional(fake, False))
     with torch.autocast(_device_type(tensors), enabled=False):
         gradients = torch.autograd.grad(
-            [tensors[i] for i in chosen], list(wanted.values()), tangents, allow_unused=True, materialize_grads=False
+            [tensors[i] for i in chosen],
+            list(wanted.values()),
+            tangents,
+            allow_unused=True,
+            materialize_grads=False,
         )
     found = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
     return _Step(structure, tensors, chosen, found)
@@ -518,7 +543,10 @@ def _select(
     if outputs is None:
         return tensors, structure
     _check_names(outputs, structure, "outputs")
-    kept = [None if not _named(name, outputs) else tensor for name, tensor in zip(structure.names, tensors, strict=True)]
+    kept = [
+        None if not _named(name, outputs) else tensor
+        for name, tensor in zip(structure.names, tensors, strict=True)
+    ]
     return flatten(structure.unflatten(kept), "output")
 
 
@@ -530,10 +558,14 @@ def _named(name: str, wanted: list[str]) -> bool:
 def _check_names(wanted: list[str], structure: Structure, what: str) -> None:
     for name in wanted:
         if not any(_named(have, [name]) for have in structure.names):
-            raise CaptureError(f"{what} names {name!r}, which the module does not return; it returns {list(structure.names)}")
+            raise CaptureError(
+                f"{what} names {name!r}, which the module does not return; it returns {list(structure.names)}"
+            )
 
 
-def _differentiable(tensors: list[torch.Tensor], structure: Structure, names: list[str] | None) -> tuple[int, ...]:
+def _differentiable(
+    tensors: list[torch.Tensor], structure: Structure, names: list[str] | None
+) -> tuple[int, ...]:
     able = [i for i, t in enumerate(tensors) if t.requires_grad and (t.is_floating_point() or t.is_complex())]
     if names is not None:
         _check_names(names, structure, "differentiable")
@@ -548,15 +580,19 @@ def _differentiable(tensors: list[torch.Tensor], structure: Structure, names: li
     return tuple(able)
 
 
-def _finish(recorder: _Recorder, step: _Step, wrappers: dict[int, _Wrapper], notes: tuple[str, ...]) -> Captured:
+def _finish(
+    recorder: _Recorder, step: _Step, wrappers: dict[int, _Wrapper], notes: tuple[str, ...]
+) -> Captured:
     """Adds the graph's outputs, drops what nothing needs, and splits off the guard."""
     graph = recorder.graph
     mutated = [(w, _inner(w.tensor)) for w in wrappers.values()]
-    mutations = {w.source: recorder.nodes[id(now)] for w, now in mutated if recorder.nodes[id(now)] is not w.node}
+    mutations = {
+        w.source: recorder.nodes[id(now)] for w, now in mutated if recorder.nodes[id(now)] is not w.node
+    }
     outputs = tuple(recorder.nodes[id(_inner(t))] for t in step.returned)
     gradients = {source: recorder.nodes[id(_inner(g))] for source, g in step.gradients.items()}
     graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))
-    guard = _guard(recorder)
+    guard = _guard(recorder, {source.name for source in mutations})
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and not is_random(node):
             graph.erase_node(node)
@@ -580,11 +616,12 @@ def _finish(recorder: _Recorder, step: _Step, wrappers: dict[int, _Wrapper], not
     )
 
 
-def _guard(recorder: _Recorder) -> Guard | None:
-    """A graph of its own that computes again what the module looked at; None where it looked at nothing."""
-    if not recorder.reads:
+def _guard(recorder: _Recorder, changed: set[str]) -> Guard | None:
+    """A graph of its own that computes again what the module looked at; None where it looked at nothing that varies."""
+    reads = [(node, value) for node, value in recorder.reads if _varies(node)]
+    if not reads:
         return None
-    needed = {n for node, _ in recorder.reads for n in _inputs_of(node)}
+    needed = {n for node, _ in reads for n in _inputs_of(node)}
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     sources = []
@@ -593,6 +630,19 @@ def _guard(recorder: _Recorder) -> Guard | None:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
             if node.op == "placeholder":
                 sources.append(node.meta["source"])
-    graph.output(tuple(copies[node] for node, _ in recorder.reads))
-    values = tuple(value for _, value in recorder.reads)
+    stale = [source.name for source in sources if source.name in changed]
+    if stale:
+        raise CaptureError(
+            f"the module decides by the value of {stale[0]}, which every forward changes: each step would be another "
+            "program (a BatchNorm with momentum=None, for one; give it a momentum)"
+        )
+    graph.output(tuple(copies[node] for node, _ in reads))
+    values = tuple(value for _, value in reads)
     return Guard(fx.GraphModule(torch.nn.Module(), graph), tuple(sources), values)
+
+
+def _varies(node: fx.Node) -> bool:
+    """Whether a value depends on anything that another call may bring."""
+    return any(
+        n.op == "placeholder" and n.meta["source"].kind in ("input", "buffer") for n in _inputs_of(node)
+    )

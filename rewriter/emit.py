@@ -15,13 +15,20 @@ from ..passes.in_place import in_place_variant
 from ..passes.pose import Posed
 from ..passes.step_graph import Kernel, StepGraph
 from ..solvers.schedule import Forget, Free, Record, Run, Schedule, Segment
-from .capture import Captured, Source
+from .capture import Captured
 from .emit_text import Rendered, assemble
 from .program import Binding, Key, Program, load_functions
+from .sources import Source
 
 
 def emit(
-    captured: Captured, step: StepGraph, posed: Posed, schedule: Schedule, title: str, header: str, device: torch.device
+    captured: Captured,
+    step: StepGraph,
+    posed: Posed,
+    schedule: Schedule,
+    title: str,
+    header: str,
+    device: torch.device,
 ) -> Program:
     """The program of a schedule. title names it in tracebacks; header is a comment at the head of the code."""
     writer = _Writer(step, posed, schedule, captured)
@@ -52,7 +59,8 @@ def emit(
         },
         tangents=tuple(i for i, s in enumerate(step.storages) if s.kind == "tangent"),
         output_storages=tuple(step.storage_of[node] for node in step.outputs),
-        updated=frozenset(captured.mutations),
+        updated=frozenset(captured.mutations)
+        | {node.meta["source"] for kernel in step.kernels for node in kernel.updates},
         depends=_dependence(step),
         differentiable=captured.differentiable,
     )
@@ -123,7 +131,11 @@ class _Writer:
         if number == self.last_forward:
             scope.rendered.returned = [self._expression(scope, node) for node in self.step.outputs]
         for key in scope.rendered.gives:
-            name = self._state(scope, key[1]) if isinstance(key, tuple) else scope.names[self.step.storages[key].base]
+            name = (
+                self._state(scope, key[1])
+                if isinstance(key, tuple)
+                else scope.names[self.step.storages[key].base]
+            )
             scope.rendered.given.append(name)
         return scope.rendered
 
@@ -164,7 +176,7 @@ class _Writer:
         self.started.add(op)
         wanted = [s for s in kernel.makes if s not in self.alive]
         first, *rest = kernel.calls
-        arguments = self._arguments(scope, first)
+        arguments = self._arguments(scope, first, without=kernel.updates if again else ())
         state = self._state(scope, op) if again and kernel.random else None
         for storage in wanted:
             # A value that is made anew replaces what the name stood for before it was freed.
@@ -207,8 +219,11 @@ class _Writer:
                 targets.append("unused")
         return f"{', '.join(targets)} = "
 
-    def _arguments(self, scope: _Scope, call: fx.Node, skip_first: bool = False) -> str:
-        parts = [self._argument(scope, argument) for argument in call.args[1 if skip_first else 0 :]]
+    def _arguments(
+        self, scope: _Scope, call: fx.Node, skip_first: bool = False, without: tuple[fx.Node, ...] = ()
+    ) -> str:
+        told = [None if argument in without else argument for argument in call.args]
+        parts = [self._argument(scope, argument) for argument in told[1 if skip_first else 0 :]]
         parts += [f"{name}={self._argument(scope, argument)}" for name, argument in call.kwargs.items()]
         return ", ".join(parts)
 

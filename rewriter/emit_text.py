@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .capture import Source
 from .program import Key
+from .sources import Source
 
 _MARK = "\x00"
 
@@ -48,7 +48,11 @@ class Rendered:
         """The function without its head, literals marked."""
         lines = []
         if self.taken:
-            lines += [f"{', '.join(self.taken)}, = values" if len(self.taken) == 1 else f"{', '.join(self.taken)} = values"]
+            lines += [
+                f"{', '.join(self.taken)}, = values"
+                if len(self.taken) == 1
+                else f"{', '.join(self.taken)} = values"
+            ]
             lines += ["values.clear()"]
         lines += self.lines
         lines.append(f"return {_tuple(self.given)}, {_tuple(self.returned)}")
@@ -87,14 +91,18 @@ def assemble(
         for index in members:
             names[index] = name
             constants[index] = tuple(rendered[index].literals[j] for j in varying)
-        texts.append(_function(name, body, literals[0], varying, _comment([rendered[i] for i in members], block_names)))
+        texts.append(
+            _function(name, body, literals[0], varying, _comment([rendered[i] for i in members], block_names))
+        )
     table = _table(rendered, names, block_names)
     return "\n\n".join([header, *texts, table]) + "\n", names, constants
 
 
 def _function(name: str, body: str, literals: Sequence[Any], varying: Sequence[int], comment: str) -> str:
     for index, value in enumerate(literals):
-        body = body.replace(f"{_MARK}{index}{_MARK}", f"constant_{index}" if index in varying else _text(value))
+        body = body.replace(
+            f"{_MARK}{index}{_MARK}", f"constant_{index}" if index in varying else _text(value)
+        )
     unpack = f"    {', '.join(f'constant_{i}' for i in varying)}, = constants\n" if varying else ""
     return f"{comment}\ndef {name}(values, constants):\n{unpack}{body}"
 
@@ -107,7 +115,9 @@ def _comment(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
     text += f" ({len(members)} blocks)." if len(members) > 1 else "."
     again = Counter(_short(name) for name in members[0].again)
     if again:
-        text += " Runs again: " + ", ".join(f"{n} × {name}" if n > 1 else name for name, n in again.items()) + "."
+        text += (
+            " Runs again: " + ", ".join(f"{n} × {name}" if n > 1 else name for name, n in again.items()) + "."
+        )
     return text
 
 

@@ -9,11 +9,16 @@ __all__ = [
     "CaptureError",
     "InfeasibleBudget",
     "LowtideError",
+    "LowtideWarning",
     "ModelError",
     "PlanError",
     "ScheduleError",
     "TapeError",
 ]
+
+
+class LowtideWarning(UserWarning):
+    """Something that works otherwise than one may expect of a rewritten module."""
 
 
 class BudgetError(LowtideError, ValueError):

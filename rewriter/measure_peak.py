@@ -141,7 +141,11 @@ def _memory_session() -> Iterator[Any]:
 
 @contextmanager
 def _quiet_first_session() -> Iterator[None]:
-    """Keeps kineto from printing to stderr: it reads its level once, when the first session starts."""
+    """Keeps kineto, the profiler's backend, from printing to stderr.
+
+    It reads its level once, when a process's first session starts: so it stays quiet in later ones, and where
+    the user's own came first, or `KINETO_LOG_LEVEL` is set, it is as they have it.
+    """
     name = "KINETO_LOG_LEVEL"
     if name in os.environ:
         yield

@@ -14,10 +14,11 @@ from ..passes.pose import Posed, pose
 from ..passes.step_graph import StepGraph
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
-
-from .capture import Captured, Source, bind, capture, is_random, unique_tensors
+from .bytes_text import Share, parse_bytes
+from .capture import Captured, bind, capture, is_random
 from .devices import DevicePreset, load_device
 from .measure import Cost, measure_costs, signature
+from .sources import Owners, Source
 from .structure import flatten
 
 Progress = Callable[[float, str], None]
@@ -44,7 +45,9 @@ class Options:
             raise ValueError(f"costs={self.costs!r} is unknown; choose among measured, roofline, flops")
         for name in ("outputs", "differentiable"):
             if isinstance(getattr(self, name), str):
-                raise ValueError(f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["loss"]')
+                raise ValueError(
+                    f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["loss"]'
+                )
 
     def preset(self) -> DevicePreset | None:
         """The device planned for, None for the one at hand."""
@@ -106,7 +109,11 @@ def capture_step(
     step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
     calls = [call for kernel in step.kernels if kernel.role == "compute" for call in kernel.calls]
-    told = (lambda done, total, name: progress(0.1 + 0.5 * done / max(total, 1), f"measuring {name}")) if progress else None
+    told = (
+        (lambda done, total, name: progress(0.1 + 0.5 * done / max(total, 1), f"measuring {name}"))
+        if progress
+        else None
+    )
     costs = measure_costs(calls, device, options.costs, preset, told)
     return StepCosts(captured, step, costs, options, device, type(model).__name__)
 
@@ -119,24 +126,17 @@ def device_of(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> to
 
 
 def situation_of(
-    model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], constants: tuple[torch.Tensor, ...], rounding_bytes: int = 1
+    model: torch.nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    constants: tuple[torch.Tensor, ...],
+    rounding_bytes: int = 1,
 ) -> Situation:
     """What is there when the step begins on these arguments."""
     kwargs, _ = bind(model, args, kwargs)
     inputs, structure = flatten((args, kwargs), "argument")
-    parameters, buffers = unique_tensors(model)
-    named: list[tuple[str, str, torch.Tensor]] = [("parameter", n, t) for n, t in parameters.items()]
-    named += [("buffer", n, t) for n, t in buffers.items()]
-    named += [("input", n, t) for n, t in zip(structure.names, inputs, strict=True)]
-    named += [("constant", str(i), t) for i, t in enumerate(constants)]
-    tensors: dict[Source, torch.Tensor] = {}
-    counts: dict[str, int] = {}
-    seen: set[int] = set()
-    for kind, name, tensor in named:
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[Source(kind, name, counts.get(kind, 0))] = tensor
-            counts[kind] = counts.get(kind, 0) + 1
+    tensors = Owners(model).sources(inputs, structure)
+    tensors |= {Source("constant", str(i), i): constant for i, constant in enumerate(constants)}
     # A tensor that is no leaf has no .grad of its own: asking for it warns.
     grads = {source: t.grad for source, t in tensors.items() if t.is_leaf and t.grad is not None}
     resident_bytes = _storage_bytes([*tensors.values(), *grads.values()], rounding_bytes)
@@ -190,9 +190,11 @@ def solve_step(
 ) -> PlannedStep:
     """The plan of a captured step in a situation. Raises BudgetError, InfeasibleBudget."""
     step, posed = pose_step(costs, situation)
-    from .bytes_text import Share, parse_bytes
-
     wanted = parse_bytes(budget)
-    budget_bytes = int(wanted.fraction * portfolio.baseline_peak_bytes(posed.problem)) if isinstance(wanted, Share) else wanted
+    budget_bytes = (
+        int(wanted.fraction * portfolio.baseline_peak_bytes(posed.problem))
+        if isinstance(wanted, Share)
+        else wanted
+    )
     plan = portfolio.solve(posed.problem, budget_bytes, costs.options.solver, progress)
     return PlannedStep(step, posed, plan, costs)

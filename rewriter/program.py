@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .capture import Source
+from .sources import Source
 
 # A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state.
 Key = int | tuple[str, int]

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .capture import Source
 from .errors import TapeError
 from .program import Binding, Key, Program
+from .sources import Source
 
 
 class Tape:
@@ -73,7 +73,11 @@ class Tape:
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Generated code calls kernels with the dtypes that autocast chose at capture: it must not choose again."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    return (
+        torch.autocast(device_type, enabled=False)
+        if torch.is_autocast_enabled(device_type)
+        else nullcontext()
+    )
 
 
 class _Link(torch.autograd.Function):
@@ -90,7 +94,9 @@ class _Link(torch.autograd.Function):
         # The tape keeps the values, the caller gets aliases: an output on its own tape would be a cycle.
         outputs = tuple(output.detach() for output in returned)
         tape.output_shapes = [torch.empty_like(output, device="meta") for output in outputs]
-        ctx.mark_non_differentiable(*(o for i, o in enumerate(outputs) if i not in tape.program.differentiable))
+        ctx.mark_non_differentiable(
+            *(o for i, o in enumerate(outputs) if i not in tape.program.differentiable)
+        )
         return outputs
 
     @staticmethod
@@ -136,7 +142,9 @@ def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
         tape.values[storage] = gradient.contiguous()
 
 
-def run_forward(program: Program, tensors: Mapping[Source, torch.Tensor], device_type: str) -> tuple[torch.Tensor, ...]:
+def run_forward(
+    program: Program, tensors: Mapping[Source, torch.Tensor], device_type: str
+) -> tuple[torch.Tensor, ...]:
     """Runs the forward of a step; the outputs it returns carry the backward.
 
     tensors: the parameters, buffers, inputs and constants of the step, by source. Each block's parameters enter

@@ -68,7 +68,10 @@ def flatten(told: Any, what: str) -> tuple[list[torch.Tensor], Structure]:
             )
         make, items = parts
         done = [walk(item, f"{path}.{name}" if path else name) for name, item in items]
-        key = (type(value).__qualname__, tuple((name, k) for (name, _), (_, k) in zip(items, done, strict=True)))
+        key = (
+            type(value).__qualname__,
+            tuple((name, k) for (name, _), (_, k) in zip(items, done, strict=True)),
+        )
         return _Node(make, tuple(child for child, _ in done)), key
 
     tree, key = walk(told, "")

@@ -1,0 +1,73 @@
+"""What identifies a call: a plan is made for one kind of call and serves all calls like it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .capture import bind
+from .sources import Owners
+from .structure import Structure, flatten
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The tensors of one call, and the key of its kind.
+
+    key: shapes, strides, dtypes, devices and aliasing of the tensors, scalar arguments, the modules with their modes,
+    what requires gradients, autocast, threads, configuration flags. grad_key: which parameters have a `.grad`.
+    """
+
+    inputs: tuple[torch.Tensor, ...]
+    structure: Structure
+    key: Hashable
+    grad_key: Hashable
+
+
+def describe(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], owners: Owners) -> Call:
+    """Describes a call of a module. Raises TypeError for arguments that cannot be looked into."""
+    kwargs, _ = bind(model, args, kwargs)
+    inputs, structure = flatten((args, kwargs), "argument")
+    first: dict[int, int] = {}
+    places = tuple(first.setdefault(id(t), i) for i, t in enumerate(inputs))
+    device_type = owners.device_type
+    key = (
+        structure.key,
+        tuple(_tensor_key(t) for t in inputs),
+        places,
+        tuple((id(m), m.training) for m in model.modules()),
+        tuple(_tensor_key(t) for t in owners.parameters()),
+        tuple(_tensor_key(t) for t in owners.buffers()),
+        torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        _flags(getattr(model, "config", None)),
+    )
+    leaves = (*owners.parameters(), *(t for t in inputs if t.requires_grad and t.is_leaf))
+    return Call(tuple(inputs), structure, key, tuple(t.grad is not None for t in leaves))
+
+
+def _tensor_key(tensor: torch.Tensor) -> Hashable:
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+
+
+def _flags(config: Any) -> Hashable:
+    """The plain settings of a configuration, those of the configurations in it included."""
+    if not hasattr(config, "__dict__"):
+        return None
+    return tuple(
+        (
+            name,
+            value
+            if isinstance(value, _PLAIN)
+            else repr(value)
+            if isinstance(value, (list, dict))
+            else _flags(value),
+        )
+        for name, value in vars(config).items()
+    )

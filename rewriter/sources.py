@@ -1,0 +1,62 @@
+"""Names for the tensors that a step starts from, and where a module keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .structure import Structure
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a placeholder stands for. kind: "parameter", "buffer", "input", "constant" or "tangent"; `index` counts
+    within the kind; `name` is the qualified name, the argument's place, or the output a tangent belongs to."""
+
+    kind: str
+    name: str
+    index: int
+
+
+class Owners:
+    """Where a module's parameters and buffers are, so that each call finds the present ones quickly."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._parameters: list[tuple[Source, torch.nn.Module, str]] = []
+        self._buffers: list[tuple[Source, torch.nn.Module, str]] = []
+        seen: set[int] = set()
+        for prefix, module in model.named_modules():
+            for kind, held, found in (
+                ("parameter", module._parameters, self._parameters),
+                ("buffer", module._buffers, self._buffers),
+            ):
+                for name, tensor in held.items():
+                    if tensor is not None and id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        qualified = f"{prefix}.{name}" if prefix else name
+                        found.append((Source(kind, qualified, len(found)), module, name))
+        first = next(iter([*self.parameters(), *self.buffers()]), torch.empty(0))
+        self.device_type = "cpu" if first.device.type == "meta" else first.device.type
+
+    def parameters(self) -> list[torch.Tensor]:
+        """The present parameters, tied ones once."""
+        return [module._parameters[name] for _, module, name in self._parameters]  # pyright: ignore[reportReturnType]
+
+    def buffers(self) -> list[torch.Tensor]:
+        """The present buffers, tied ones once."""
+        return [module._buffers[name] for _, module, name in self._buffers]  # pyright: ignore[reportReturnType]
+
+    def sources(self, inputs: Sequence[torch.Tensor], structure: Structure) -> dict[Source, torch.Tensor]:
+        """All tensors that a step starts from, by source; constants are not among them."""
+        told = {source: module._parameters[name] for source, module, name in self._parameters}
+        told |= {source: module._buffers[name] for source, module, name in self._buffers}
+        seen: set[int] = {id(tensor) for tensor in told.values()}
+        count = 0
+        for name, tensor in zip(structure.names, inputs, strict=True):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                told[Source("input", name, count)] = tensor
+                count += 1
+        return told  # pyright: ignore[reportReturnType]
