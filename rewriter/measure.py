@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -51,8 +52,8 @@ def measure_costs(
     estimated from shapes. progress: called with (kernels done, kernels to run, name).
 
     Raises `MeasureError` when `costs` is unknown, or "measured" is asked for on a device that is not here.
-    Warns with `MeasureWarning` where a kernel cannot be run alone, or a running profiler forbids to measure
-    memory.
+    Warns with `MeasureWarning` where a kernel cannot be run alone, where its tensors are on `meta` (its seconds
+    are then by roofline), and where a running profiler forbids to measure memory.
     """
     device = torch.device(device)
     if costs not in ("measured", "roofline", "flops"):
@@ -65,13 +66,13 @@ def measure_costs(
     runnable = _is_here(device) and (chosen is None or chosen.kind == device.type)
     if costs == "measured" and not runnable:
         name = chosen.name if chosen else str(device)
-        raise MeasureError(
-            f"costs='measured' cannot run kernels for {name!r} on this machine; pass costs='roofline'"
-        )
+        raise MeasureError(f"costs='measured' cannot run kernels for {name!r} on this machine; pass costs='roofline'")
     measured: dict[str, Measurement] = {}
     if runnable:
         to_run = {text: node for text, node in distinct.items() if _runs_alone(node)}
         measured = _measured(to_run, device, costs == "measured", progress)
+        if costs == "measured":
+            _warn_of_meta(distinct)
     if costs == "roofline" and chosen is None:
         chosen = preset_of(device)
     return {text: _cost(node, measured.get(text), costs, chosen, device) for text, node in distinct.items()}
@@ -100,10 +101,23 @@ def _is_here(device: torch.device) -> bool:
 
 def _runs_alone(node: fx.Node) -> bool:
     """Whether the call can be run here: an ATen call or custom op whose tensors are not on `meta`."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
+    return isinstance(node.target, torch._ops.OpOverload) and not _is_on_meta(node)
+
+
+def _is_on_meta(node: fx.Node) -> bool:
     tensors = [*tensor_operands(node), *tensors_in(value_of(node))]
-    return all(tensor.device.type != "meta" for tensor in tensors)
+    return any(tensor.device.type == "meta" for tensor in tensors)
+
+
+def _warn_of_meta(nodes: dict[str, fx.Node]) -> None:
+    count = sum(_is_on_meta(node) for node in nodes.values())
+    if count:
+        warnings.warn(
+            f"{count} kernels have tensors on 'meta' and cannot be run, so their cost is estimated from shapes; "
+            "pass costs='roofline' and a device preset to choose the device",
+            MeasureWarning,
+            stacklevel=3,
+        )
 
 
 def _measured(

@@ -54,9 +54,7 @@ def test_an_expanded_operand_is_read_once():
 
 
 def test_an_embedding_reads_the_rows_it_picks_not_its_table():
-    (node,) = calls(
-        lambda table, rows: aten.embedding(table, rows), torch.empty(50_000, 8), torch.tensor([1, 2])
-    )
+    (node,) = calls(lambda table, rows: aten.embedding(table, rows), torch.empty(50_000, 8), torch.tensor([1, 2]))
     assert moved_bytes(node) == 2 * 8 * 4 * 2 + 2 * 8
 
 
@@ -79,9 +77,7 @@ def test_a_view_costs_nothing():
 
 @pytest.mark.parametrize("costs", ["roofline", "flops"])
 def test_planning_for_another_device_runs_and_allocates_nothing_and_repeats_itself(costs, nothing_runs):
-    nodes = calls(
-        lambda tensor, weight: torch.softmax(tensor @ weight, -1), torch.empty(64, 32), torch.empty(32, 8)
-    )
+    nodes = calls(lambda tensor, weight: torch.softmax(tensor @ weight, -1), torch.empty(64, 32), torch.empty(32, 8))
     first = measure_costs(nodes, "cpu", costs=costs, preset="h200-141gb")
     assert first == measure_costs(nodes, "cpu", costs=costs, preset="h200-141gb")
     product = first[signature(nodes[0])]
@@ -95,6 +91,13 @@ def test_tensors_on_meta_are_never_run(nothing_runs):
     cost = measure_costs(nodes, "cpu", costs="roofline", preset="cpu")[signature(nodes[0])]
     assert cost.flops == 2 * (1 << 36)
     assert cost.working_bytes == (1 << 20) * 4
+
+
+def test_measuring_tensors_on_meta_says_that_they_were_estimated():
+    nodes = calls(torch.exp, torch.empty(1 << 40, device="meta"))
+    with pytest.warns(UserWarning, match="tensors on 'meta'"):
+        cost = measure_costs(nodes, "cpu")[signature(nodes[0])]
+    assert cost.working_bytes == 4 << 40
 
 
 def test_by_flops_only_products_take_time():
