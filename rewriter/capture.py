@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import operator
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,13 @@ class Guard:
     graph: fx.GraphModule
     sources: tuple[Source, ...]
     values: tuple[Any, ...]
+
+    def holds(self, tensors: Mapping[Source, torch.Tensor]) -> bool:
+        """Whether the module would see the same values in these tensors."""
+        with torch.no_grad():
+            seen = self.graph(*(tensors[source] for source in self.sources))
+        told = tuple(tuple(v.shape) if isinstance(v, torch.Tensor) else v for v in seen)
+        return told == self.values
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,14 @@ from ..passes.pose import Posed, pose
 from ..passes.step_graph import StepGraph
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
-from .bytes_text import Share, parse_bytes
+from ..solvers.problem import Problem
+from ..solvers.simulate import baseline_of, make_plan
+from .bytes_text import Share, format_bytes, parse_bytes
 from .capture import Captured, bind, capture, is_random
 from .devices import DevicePreset, load_device
+from .errors import PlanError
 from .measure import Cost, measure_costs, signature
+from .optimizer_needs import optimizer_needs
 from .sources import Owners, Source
 from .structure import flatten
 
@@ -129,18 +133,25 @@ def situation_of(
     model: torch.nn.Module,
     args: tuple,
     kwargs: dict[str, Any],
-    constants: tuple[torch.Tensor, ...],
-    rounding_bytes: int = 1,
+    costs: StepCosts,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Situation:
     """What is there when the step begins on these arguments."""
     kwargs, _ = bind(model, args, kwargs)
     inputs, structure = flatten((args, kwargs), "argument")
     tensors = Owners(model).sources(inputs, structure)
-    tensors |= {Source("constant", str(i), i): constant for i, constant in enumerate(constants)}
+    tensors |= {Source("constant", str(i), i): constant for i, constant in enumerate(costs.captured.constants)}
     # A tensor that is no leaf has no .grad of its own: asking for it warns.
     grads = {source: t.grad for source, t in tensors.items() if t.is_leaf and t.grad is not None}
-    resident_bytes = _storage_bytes([*tensors.values(), *grads.values()], rounding_bytes)
-    return Situation(tensors, frozenset(grads), resident_bytes)
+    granularity = rounding_bytes(costs.device, costs.options.preset())
+    resident_bytes = _storage_bytes([*tensors.values(), *grads.values()], granularity)
+    floor_bytes = 0
+    if optimizer is not None:
+        needs = optimizer_needs(optimizer, costs.device)
+        resident_bytes += needs.state_bytes
+        trained = [t for t in tensors.values() if t.requires_grad and t.is_leaf and t.grad is None]
+        floor_bytes = resident_bytes + sum(t.numel() * t.element_size() for t in trained) + needs.scratch_bytes
+    return Situation(tensors, frozenset(grads), resident_bytes, floor_bytes)
 
 
 def _storage_bytes(tensors: Iterable[torch.Tensor], rounding_bytes: int) -> int:
@@ -183,18 +194,43 @@ def rounding_bytes(device: torch.device, preset: DevicePreset | None) -> int:
 
 def solve_step(
     costs: StepCosts,
-    situation: Situation,
+    step: StepGraph,
+    posed: Posed,
     budget: int | str,
     portfolio: Portfolio,
     progress: Progress | None = None,
+    given_plan: Plan | None = None,
 ) -> PlannedStep:
-    """The plan of a captured step in a situation. Raises BudgetError, InfeasibleBudget."""
-    step, posed = pose_step(costs, situation)
-    wanted = parse_bytes(budget)
-    budget_bytes = (
-        int(wanted.fraction * portfolio.baseline_peak_bytes(posed.problem))
-        if isinstance(wanted, Share)
-        else wanted
-    )
-    plan = portfolio.solve(posed.problem, budget_bytes, costs.options.solver, progress)
+    """The plan of a posed step. Raises BudgetError, InfeasibleBudget.
+
+    given_plan: is taken instead of solving; PlanError if it is for another step or peaks above the budget here.
+    """
+    problem = posed.problem
+    budget_bytes = _budget_bytes(budget, problem)
+    if given_plan is not None:
+        return PlannedStep(step, posed, _taken(given_plan, problem, budget_bytes), costs)
+    told = (lambda share, text: progress(0.6 + 0.4 * share, text)) if progress else None
+    plan = portfolio.solve(problem, budget_bytes, costs.options.solver, told)
     return PlannedStep(step, posed, plan, costs)
+
+
+def _budget_bytes(budget: int | str, problem: Problem) -> int:
+    """A budget in bytes; a share is one of the peak with everything kept."""
+    wanted = parse_bytes(budget)
+    if not isinstance(wanted, Share):
+        return wanted
+    return int(wanted.fraction * max(baseline_of(problem).peak_bytes, problem.floor_bytes))
+
+
+def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:
+    """A plan that was made elsewhere, simulated with the costs found here."""
+    difference = problem.first_difference(given.problem)
+    if difference is not None:
+        raise PlanError(f"the plan was made for another step: {difference}; make a new one")
+    plan = make_plan(problem, given.schedule, solver=given.solver, budget_bytes=budget_bytes, notes=given.notes)
+    if plan.peak_bytes > budget_bytes:
+        raise PlanError(
+            f"the plan peaks at {format_bytes(plan.peak_bytes)} here, above the budget of {format_bytes(budget_bytes)}: "
+            f"it was made for {format_bytes(given.peak_bytes)}; raise the budget or make a new plan"
+        )
+    return plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .problem import Problem
 from .schedule import Schedule
 
 
@@ -11,14 +12,14 @@ from .schedule import Schedule
 class Plan:
     """A schedule, simulated. Made by `simulate.make_plan` only, so that no solver reports its own peak.
 
-    live_bytes[i] is what is alive after instruction i, everything counted (resident bytes too); peak_bytes is
+    problem: the step it is for. live_bytes[i] is what is alive after instruction i, everything counted (resident bytes too); peak_bytes is
     the highest moment, inside an instruction; `baseline_*` is the step with everything kept, in trace order.
     lower_bound_seconds: no schedule under budget_bytes takes less extra time (None if not computed).
     """
 
-    fingerprint: str
-    schedule: Schedule
-    live_bytes: tuple[int, ...]
+    problem: Problem = field(repr=False)
+    schedule: Schedule = field(repr=False)
+    live_bytes: tuple[int, ...] = field(repr=False)
     peak_bytes: int
     peak_instruction: int
     forward_seconds: float
@@ -31,6 +32,11 @@ class Plan:
     solve_seconds: float = 0.0
     costs: str = "measured"
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the step that the plan is valid for, up to what its operations cost."""
+        return self.problem.fingerprint
 
     @property
     def extra_seconds(self) -> float:

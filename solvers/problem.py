@@ -78,7 +78,7 @@ class Problem:
     def __hash__(self) -> int:
         # Hashed once: what is computed from a problem is cached by problem, and problems have thousands of
         # parts.
-        return hash(self.fingerprint)
+        return hash((self.fingerprint, self.costs, self.seconds))
 
     @cached_property
     def maker(self) -> tuple[int, ...]:
@@ -115,13 +115,27 @@ class Problem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the problem up to its times: a plan is valid for one fingerprint."""
-        told = asdict(self)
-        for drop in ("costs", "name", "notes"):
-            del told[drop]
-        for op in told["ops"]:
-            del op["seconds"]
-        return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        """Identifies the problem up to what its operations cost: a schedule is valid for one fingerprint."""
+        told = [(op.reads, op.makes, op.block, op.repeatable, op.random, op.kind) for op in self.ops]
+        values = [(value.size_bytes, value.held, value.resident) for value in self.values]
+        return sha256(repr((told, values, self.forward_length, self.block_classes)).encode()).hexdigest()[:16]
+
+    def first_difference(self, other: Problem) -> str | None:
+        """Where another problem is another program, in words; None if a schedule of one is one of the other."""
+        for index, (mine, its) in enumerate(zip(self.ops, other.ops, strict=False)):
+            for name in ("kind", "reads", "makes", "block", "repeatable", "random"):
+                if getattr(mine, name) != getattr(its, name):
+                    return f"operation {index} ({mine.name}): {name} is {getattr(mine, name)}, there {getattr(its, name)}"
+        for index, (mine, its) in enumerate(zip(self.values, other.values, strict=False)):
+            for name in ("size_bytes", "held", "resident"):
+                if getattr(mine, name) != getattr(its, name):
+                    return f"value {index} ({mine.name}): {name} is {getattr(mine, name)}, there {getattr(its, name)}"
+        for name in ("ops", "values"):
+            if len(getattr(self, name)) != len(getattr(other, name)):
+                return f"{len(getattr(self, name))} {name}, there {len(getattr(other, name))}"
+        if self.fingerprint != other.fingerprint:
+            return f"blocks {self.block_classes} with {self.forward_length} forward operations, there other ones"
+        return None
 
     def to_json(self) -> str:
         """The problem as JSON, for files and for solving elsewhere."""

@@ -85,7 +85,7 @@ def make_plan(
     timeline = simulate(problem, schedule)
     baseline = baseline_of(problem)
     return Plan(
-        fingerprint=problem.fingerprint,
+        problem=problem,
         schedule=schedule,
         live_bytes=timeline.live_bytes,
         peak_bytes=max(timeline.peak_bytes, problem.floor_bytes),

@@ -1,0 +1,300 @@
+"""The rewritten module: the user's class with another forward, which plans at the first call of each kind."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from ..solvers.plan import Plan
+from ..solvers.portfolio import Portfolio
+from .call import Call, describe
+from .capture import NothingToDifferentiate
+from .emit import emit
+from .errors import LowtideError, LowtideWarning
+from .header import header_of
+from .planning import Options, PlannedStep, StepCosts, capture_step, pose_step, situation_of, solve_step
+from .program import Program
+from .progress import shown_progress
+from .runtime import run_forward
+from .sources import Owners, Source
+
+# Plans kept at once. Each costs only host memory, but a training loop whose every batch is another shape would
+# plan at every step, and should be told.
+_MOST_PLANS = 16
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass
+class _Ready:
+    """A planned kind of call."""
+
+    planned: PlannedStep
+    program: Program
+    constants: dict[Source, torch.Tensor]
+
+
+@dataclass
+class Rewriting:
+    """What a rewritten module knows of its rewriting: the budget, the options, and a plan per kind of call.
+
+    It is reached as `small.lowtide`. Copies and pickles carry the budget, the options and the plans' schedules;
+    captures and code are made again.
+    """
+
+    budget: int | str
+    options: Options
+    optimizer: torch.optim.Optimizer | None = None
+    given_plan: Plan | None = None
+    kept_plan: Plan | None = None
+    portfolio: Portfolio = field(default_factory=Portfolio, repr=False)
+    _steps: dict[Hashable, list[StepCosts]] = field(default_factory=dict, repr=False)
+    _ready: OrderedDict[Hashable, _Ready] = field(default_factory=OrderedDict, repr=False)
+    _eager: set[Hashable] = field(default_factory=set, repr=False)
+    _owners: tuple[Hashable, Owners] | None = field(default=None, repr=False)
+    _last: _Ready | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An optimizer belongs to the parameters of one module: a copy has other ones.
+        return {"budget": self.budget, "options": self.options, "kept_plan": self.plan}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rewriting:
+        return Rewriting(**self.__getstate__())
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the last kind of call, None before the first."""
+        return self._last.planned.plan if self._last is not None else self.given_plan or self.kept_plan
+
+    @property
+    def code(self) -> str:
+        """The generated Python of the last kind of call. Raises LowtideError before the first."""
+        if self._last is None:
+            raise LowtideError("there is no code before the first training-mode call, or rewrite(model, budget, args)")
+        return self._last.program.code
+
+    @property
+    def planned(self) -> PlannedStep | None:
+        """The plan of the last kind of call together with the captured step it is for."""
+        return self._last.planned if self._last is not None else None
+
+    def run(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """One forward of the rewritten module."""
+        original = original_view(model)
+        owners = self._owners_of(original)
+        call = describe(original, args, kwargs, owners)
+        ready = self._find(original, args, kwargs, call, owners)
+        if ready is None:
+            return original.forward(*args, **kwargs)
+        tensors = owners.sources(call.inputs, call.structure)
+        outputs = run_forward(ready.program, {**tensors, **ready.constants}, owners.device_type)
+        return ready.planned.costs.captured.outputs.unflatten(list(outputs))
+
+    def prepare(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Plan:
+        """Plans for a kind of call without running it. Raises NothingToDifferentiate where there is no backward."""
+        original = original_view(model)
+        owners = self._owners_of(original)
+        call = describe(original, args, kwargs, owners)
+        with torch.enable_grad():
+            ready = self._find(original, args, kwargs, call, owners)
+        if ready is None:
+            raise NothingToDifferentiate("no output requires a gradient: there is no backward to plan")
+        return ready.planned.plan
+
+    def _owners_of(self, original: torch.nn.Module) -> Owners:
+        # Modules that gained or lost a part have other tensors.
+        shape = tuple((id(m), len(m._parameters), len(m._buffers)) for m in original.modules())
+        if self._owners is None or self._owners[0] != shape:
+            self._owners = (shape, Owners(original))
+        return self._owners[1]
+
+    def _find(
+        self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any], call: Call, owners: Owners
+    ) -> _Ready | None:
+        if call.key in self._eager:
+            return None
+        costs = self._matching(call, owners)
+        full_key = (call.key, call.grad_key, id(costs))
+        if costs is None or full_key not in self._ready:
+            try:
+                costs, ready = self._plan(original, args, kwargs, costs)
+            except NothingToDifferentiate:
+                self._eager.add(call.key)
+                return None
+            if all(known is not costs for known in self._steps.setdefault(call.key, [])):
+                self._steps[call.key].append(costs)
+            full_key = (call.key, call.grad_key, id(costs))
+            self._remember(full_key, ready)
+        self._ready.move_to_end(full_key)
+        self._last = self._ready[full_key]
+        return self._last
+
+    def _matching(self, call: Call, owners: Owners) -> StepCosts | None:
+        """The captured step whose guard holds for this call."""
+        for costs in self._steps.get(call.key, ()):
+            guard = costs.captured.guard
+            if guard is None or guard.holds(owners.sources(call.inputs, call.structure)):
+                return costs
+        return None
+
+    def _plan(
+        self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any], costs: StepCosts | None
+    ) -> tuple[StepCosts, _Ready]:
+        with shown_progress(f"planning {type(original).__name__}") as progress:
+            if costs is None:
+                costs = capture_step(original, args, kwargs, self.options, progress)
+            situation = situation_of(original, args, kwargs, costs, self.optimizer)
+            # A given plan is for the first kind of call; a kept one, of a copy, serves where it happens to fit.
+            given = self.given_plan if not self._ready else None
+            step, posed = pose_step(costs, situation)
+            if given is None and self.kept_plan is not None and self.kept_plan.fingerprint == posed.problem.fingerprint:
+                given = self.kept_plan
+            planned = solve_step(costs, step, posed, self.budget, self.portfolio, progress, given)
+        program = emit(
+            costs.captured,
+            planned.step,
+            planned.posed,
+            planned.plan.schedule,
+            costs.name,
+            header_of(planned),
+            costs.device,
+        )
+        constants = {Source("constant", str(i), i): c for i, c in enumerate(costs.captured.constants)}
+        return costs, _Ready(planned, program, constants)
+
+    def _remember(self, key: Hashable, ready: _Ready) -> None:
+        self._ready[key] = ready
+        if len(self._ready) > _MOST_PLANS:
+            self._ready.popitem(last=False)
+            warnings.warn(
+                f"lowtide has planned for more than {_MOST_PLANS} kinds of calls (shapes, dtypes, modes) and forgets the "
+                "oldest; pad batches to a few shapes so that plans are used again",
+                LowtideWarning,
+                stacklevel=5,
+            )
+
+
+class Rewritten:
+    """Mixed into the user's class: forward goes through the plan in training, and through the original otherwise."""
+
+    lowtide: Rewriting
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's forward, in less memory while training."""
+        model: Any = self
+        if not (model.training and torch.is_grad_enabled()):
+            return original_forward(model)(*args, **kwargs)
+        return self.lowtide.run(model, args, kwargs)
+
+    # torch.compile leaves the rewritten forward alone.
+    forward._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = dict(vars(self))
+        return _restore, (original_class(self), state.pop("lowtide"), state.pop("_lowtide_forward", None)), state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return twin
+
+
+def _restore(cls: type, rewriting: Rewriting, forward: Any) -> torch.nn.Module:
+    """An empty rewritten module, for pickle to fill."""
+    module = object.__new__(_rewritten_class(cls))
+    module.__dict__["lowtide"] = rewriting
+    if forward is not None:
+        module.__dict__["_lowtide_forward"] = forward
+    return module
+
+
+@lru_cache(maxsize=None)
+def _rewritten_class(cls: type) -> type:
+    """The user's class with `Rewritten` before it, under its own name."""
+    told: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    for name in ("plan", "code"):
+        # A model's own attribute of that name goes first; ours is still reached through `small.lowtide`.
+        if not hasattr(cls, name):
+            told[name] = property(lambda self, name=name: getattr(self.lowtide, name))
+    made = type(cls.__name__, (Rewritten, cls), told)
+    forward = _with_signature(Rewritten.forward, cls.forward)
+    made.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+def _with_signature(forward: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that tells the original's signature, which trainers look at."""
+
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    told.__name__, told.__doc__, told.__wrapped__ = "forward", original.__doc__, original  # pyright: ignore
+    told._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+    return told
+
+
+def original_class(model: Any) -> type:
+    """The class that a rewritten module was made of."""
+    return type(model).__mro__[2]
+
+
+def original_forward(model: Any) -> Callable[..., Any]:
+    """The forward that a rewritten module had before."""
+    own = vars(model).get("_lowtide_forward")
+    return own if own is not None else original_class(model).forward.__get__(model)
+
+
+def original_view(model: Any) -> torch.nn.Module:
+    """The same module under its original class: it shares all parts, and its own hooks do not run."""
+    view = object.__new__(original_class(model))
+    attributes = {k: v for k, v in vars(model).items() if k not in ("lowtide", "_lowtide_forward", *_HOOKS)}
+    view.__dict__.update(attributes, **{name: OrderedDict() for name in _HOOKS})
+    if "_lowtide_forward" in vars(model):
+        view.__dict__["forward"] = vars(model)["_lowtide_forward"]
+    return view
+
+
+def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Module:
+    """A new module beside the original: copies of the module objects, the same parameters and buffers in them."""
+    if isinstance(model, Rewritten):
+        raise LowtideError("this module is rewritten already; pass the original to rewrite")
+    if not isinstance(model, torch.nn.Module):
+        raise LowtideError(f"rewrite takes a torch.nn.Module, not a {type(model).__qualname__}")
+    shared = {id(tensor): tensor for module in model.modules() for tensor in _tensors(module)}
+    twin: Any = copy.deepcopy(model, dict(shared))
+    twin.__class__ = _rewritten_class(type(model))
+    if "forward" in vars(twin):
+        twin.__dict__["_lowtide_forward"] = twin.__dict__.pop("forward")
+    twin.__dict__["lowtide"] = rewriting
+    _warn_of_hooks(twin)
+    return twin
+
+
+def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    """The parameters, buffers and other tensors that a module holds itself."""
+    told = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+    return [tensor for tensor in told if isinstance(tensor, torch.Tensor)]
+
+
+def _warn_of_hooks(model: torch.nn.Module) -> None:
+    """Names the inner modules whose hooks will not be called at each step."""
+    hooked = [name for name, module in model.named_modules() if name and any(getattr(module, h, None) for h in _HOOKS)]
+    if hooked:
+        shown = ", ".join(hooked[:5]) + (f" and {len(hooked) - 5} more" if len(hooked) > 5 else "")
+        warnings.warn(
+            f"hooks on inner modules do not fire in a rewritten forward: {shown}; what they compute on tensors is captured "
+            "once, what else they do happens only while capturing",
+            LowtideWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,97 @@
+"""What an optimizer holds and what its step allocates, found by running a twin of it on tensors without data."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(frozen=True)
+class OptimizerNeeds:
+    """state_bytes: what the optimizer's state takes once it has stepped; scratch_bytes: what a step allocates besides."""
+
+    state_bytes: int
+    scratch_bytes: int
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the bytes of the storages that are alive among those made under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor)
+        return out
+
+    def know(self, tensor: torch.Tensor) -> None:
+        """A tensor from before, which is not counted."""
+        self._seen.add(tensor.untyped_storage()._cdata)
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        size_bytes = storage.nbytes()
+        self.live_bytes += size_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._release, key, size_bytes)
+
+    def _release(self, key: int, size_bytes: int) -> None:
+        self._seen.discard(key)
+        self.live_bytes -= size_bytes
+
+
+def optimizer_needs(optimizer: torch.optim.Optimizer, device: torch.device) -> OptimizerNeeds:
+    """The bytes of an optimizer's state and of its step's temporaries, on `device`; the optimizer is not touched.
+
+    A twin of the same class and settings takes two steps on `meta`: the first makes the state, the second is counted.
+    """
+    twin = _twin(optimizer, device)
+    counter = _Counter()
+    parameters = [p for group in twin.param_groups for p in group["params"]]
+    with counter:
+        for parameter in parameters:
+            counter.know(parameter)
+            if parameter.grad is not None:
+                counter.know(parameter.grad)
+        twin.step()
+        state_bytes = counter.live_bytes
+        counter.peak_bytes = state_bytes
+        twin.step()
+    return OptimizerNeeds(state_bytes, counter.peak_bytes - state_bytes)
+
+
+def _twin(optimizer: torch.optim.Optimizer, device: torch.device) -> torch.optim.Optimizer:
+    """An optimizer of the same class over parameters without data, with the choices the real one makes on `device`."""
+    groups = []
+    for group in optimizer.param_groups:
+        settings: dict[str, Any] = {k: copy.copy(v) for k, v in group.items() if k != "params"}
+        if device.type == "cuda" and settings.get("foreach", False) is None and not settings.get("fused"):
+            # On CUDA the default is to work on all parameters at once, which takes temporaries of their size.
+            settings["foreach"] = True
+        parameters = []
+        for parameter in group["params"]:
+            blank = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+            if parameter.requires_grad:
+                blank.grad = torch.empty_like(blank)
+            parameters.append(blank)
+        groups.append({**settings, "params": parameters})
+    twin: Any = object.__new__(type(optimizer))
+    twin.__setstate__({"state": {}, "param_groups": groups, "defaults": dict(optimizer.defaults)})
+    twin.state = torch.optim.optimizer.defaultdict(dict)
+    twin.__dict__.setdefault("_warned_capturable_if_run_uncaptured", True)
+    return twin

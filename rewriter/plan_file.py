@@ -1,0 +1,116 @@
+"""Saves plans as versioned JSON and loads them; nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..solvers.errors import ScheduleError
+from ..solvers.plan import Plan
+from ..solvers.problem import Problem
+from ..solvers.schedule import Forget, Free, Instruction, Record, Run, Schedule, Segment
+from ..solvers.simulate import make_plan
+from .errors import PlanError
+
+_FORMAT = "lowtide plan"
+_VERSION = 1
+
+_INSTRUCTIONS: dict[str, type[Instruction]] = {"run": Run, "free": Free, "record": Record, "forget": Forget}
+
+
+def save_plan(plan: Plan, path: str | Path) -> None:
+    """Writes a plan, whole or not at all."""
+    told = plan_to_dict(plan)
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(told, file)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
+    """A plan as plain lists and numbers."""
+    names = {kind: name for name, kind in _INSTRUCTIONS.items()}
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "summary": summary_of(plan),
+        "solver": plan.solver,
+        "budget_bytes": plan.budget_bytes,
+        "lower_bound_seconds": plan.lower_bound_seconds,
+        "solve_seconds": plan.solve_seconds,
+        "notes": list(plan.notes),
+        "instructions": [[names[type(i)], *asdict(i).values()] for i in plan.schedule.instructions],
+        "segments": [[s.block, s.start, s.stop] for s in plan.schedule.segments],
+        "problem": json.loads(plan.problem.to_json()),
+    }
+
+
+def summary_of(plan: Plan) -> dict[str, Any]:
+    """The numbers of a plan that people ask for first."""
+    return {
+        "model": plan.problem.name,
+        "budget_bytes": plan.budget_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "baseline_peak_bytes": plan.baseline_peak_bytes,
+        "resident_bytes": plan.problem.resident_bytes,
+        "seconds": plan.seconds,
+        "baseline_seconds": plan.baseline_seconds,
+        "extra_seconds": plan.extra_seconds,
+        "lower_bound_seconds": plan.lower_bound_seconds,
+        "costs": plan.costs,
+        "solver": plan.solver,
+        "solve_seconds": plan.solve_seconds,
+        "notes": list(plan.notes),
+    }
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Reads a plan and checks it by simulation.
+
+    Raises PlanError for a file that is damaged, no plan, or of another version.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path} cannot be read as a plan: {error}") from error
+    try:
+        told = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PlanError(f"{path} is no JSON, so no plan: {error}; save the plan again") from error
+    if not isinstance(told, dict) or told.get("format") != _FORMAT:
+        raise PlanError(f"{path} is JSON but no plan of lowtide; `lowtide plan --out` and `save_plan` write plans")
+    if told.get("version") != _VERSION:
+        raise PlanError(f"{path} is a plan of version {told.get('version')!r}, this lowtide reads {_VERSION}; plan again")
+    try:
+        return _plan_of(told)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ScheduleError) as error:
+        raise PlanError(f"{path} is a damaged plan ({type(error).__name__}: {error}); plan again") from error
+
+
+def _plan_of(told: dict[str, Any]) -> Plan:
+    problem = Problem.from_json(json.dumps(told["problem"]))
+    instructions = tuple(_INSTRUCTIONS[name](int(number)) for name, number in told["instructions"])
+    segments = tuple(Segment(*map(int, segment)) for segment in told["segments"])
+    counts = {"op": len(problem.ops), "value": len(problem.values)}
+    for instruction in instructions:
+        for name, number in asdict(instruction).items():
+            if not 0 <= number < counts[name]:
+                raise ValueError(f"instruction {instruction} names no {name} of the step")
+    return make_plan(
+        problem,
+        Schedule(instructions, segments),
+        solver=str(told["solver"]),
+        budget_bytes=told["budget_bytes"],
+        lower_bound_seconds=told["lower_bound_seconds"],
+        solve_seconds=float(told["solve_seconds"]),
+        notes=tuple(map(str, told["notes"])),
+    )

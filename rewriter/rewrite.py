@@ -1,0 +1,113 @@
+"""The public face: rewrite a module, plan without rewriting, sweep over budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..solvers.plan import Plan
+from ..solvers.portfolio import Portfolio
+from .bytes_text import parse_bytes
+from .module import Rewriting, make_rewritten
+from .plan_file import load_plan
+from .planning import Options, capture_step, pose_step, situation_of, solve_step
+from .progress import shown_progress
+
+
+def rewrite(
+    model: torch.nn.Module,
+    budget: int | str,
+    args: tuple | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    fidelity: str = "bitwise",
+    outputs: Sequence[str] | None = None,
+    differentiable: Sequence[str] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    costs: str = "measured",
+    solver: str = "auto",
+    device: str | None = None,
+    plan: Plan | str | Path | None = None,
+) -> Any:
+    """A module like `model` whose training step peaks at no more than `budget` bytes, with the same results.
+
+    budget: bytes (`8 * 2**30`), a text ("8GiB", "500MB"), or a share ("60%") of the step's simulated peak with
+        everything kept. Everything counts: parameters, buffers, inputs, gradients, activations, scratch, and with
+        `optimizer` its state and the temporaries of its `step()`.
+    args, kwargs: sample inputs; with them the plan is made now, otherwise at the first training-mode call. Each kind
+        of call (shapes, dtypes, modes, autocast, `.grad` there or not) gets its own plan.
+    fidelity: "bitwise" (same bits as the original), "rounding" (same mathematics), "approximate".
+    outputs: names of the outputs to return, e.g. ["loss"]: others need not be kept alive until backward ends.
+    differentiable: names of the outputs that receive gradients; by default `loss` if there is one, else all.
+    costs: "measured" (each kernel is timed once), "roofline" (estimated from a device preset) or "flops".
+    device: the name of a device preset to plan for. Only planning: such a module cannot be run here.
+    plan: a Plan, or the path of a saved one, to use instead of solving; refused if it is for another step.
+
+    Returns a new module of the same class over the same Parameter objects; the original is left as it is. Its `plan`
+    and `code` tell what was done. In eval mode and under no_grad it runs the original forward.
+
+    Raises BudgetError, InfeasibleBudget, CaptureError, PlanError; ValueError for an unknown option.
+    """
+    parse_bytes(budget)
+    options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device)
+    given = load_plan(plan) if isinstance(plan, (str, Path)) else plan
+    small = make_rewritten(model, Rewriting(budget, options, optimizer, given))
+    if args is not None or kwargs is not None:
+        small.lowtide.prepare(small, tuple(args or ()), dict(kwargs or {}))  # pyright: ignore
+    return small
+
+
+def plan(
+    model: torch.nn.Module,
+    budget: int | str,
+    args: tuple | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    fidelity: str = "bitwise",
+    outputs: Sequence[str] | None = None,
+    differentiable: Sequence[str] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    costs: str = "measured",
+    solver: str = "auto",
+    device: str | None = None,
+) -> Plan:
+    """The plan that `rewrite` would make; parameters and inputs may live on `meta`. Options and errors as there."""
+    parse_bytes(budget)
+    options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device)
+    told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
+    with shown_progress(f"planning {type(model).__name__}") as progress:
+        step_costs = capture_step(model, told_args, told_kwargs, options, progress)
+        situation = situation_of(model, told_args, told_kwargs, step_costs, optimizer)
+        step, posed = pose_step(step_costs, situation)
+        return solve_step(step_costs, step, posed, budget, Portfolio(), progress).plan
+
+
+def sweep(
+    model: torch.nn.Module,
+    args: tuple | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    count: int = 12,
+    fidelity: str = "bitwise",
+    outputs: Sequence[str] | None = None,
+    differentiable: Sequence[str] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    costs: str = "measured",
+    device: str | None = None,
+) -> list[Plan]:
+    """The frontier of peak against time: at most `count` plans, from everything kept to the smallest feasible."""
+    options = Options(fidelity, _names(outputs), _names(differentiable), costs, "auto", device)
+    told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
+    with shown_progress(f"planning {type(model).__name__}") as progress:
+        step_costs = capture_step(model, told_args, told_kwargs, options, progress)
+        situation = situation_of(model, told_args, told_kwargs, step_costs, optimizer)
+        _, posed = pose_step(step_costs, situation)
+        return Portfolio().frontier(posed.problem, count, progress)
+
+
+def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    # A single string would be taken for its letters; Options refuses it by name.
+    return names if names is None or isinstance(names, str) else tuple(names)  # pyright: ignore[reportReturnType]
