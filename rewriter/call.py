@@ -40,7 +40,7 @@ def describe(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], owners
         structure.key,
         tuple(_tensor_key(t) for t in inputs),
         places,
-        tuple((id(m), m.training) for m in model.modules()),
+        tuple(m.training for m in model.modules()),
         tuple(_tensor_key(t) for t in owners.parameters()),
         tuple(_tensor_key(t) for t in owners.buffers()),
         torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),

@@ -113,7 +113,8 @@ class Rewriting:
 
     def _owners_of(self, original: torch.nn.Module) -> Owners:
         # Modules that gained or lost a part have other tensors.
-        shape = tuple((id(m), len(m._parameters), len(m._buffers)) for m in original.modules())
+        root, *inner = original.modules()
+        shape = tuple((id(m), len(m._parameters), len(m._buffers)) for m in inner) + tuple(root._parameters)
         if self._owners is None or self._owners[0] != shape:
             self._owners = (shape, Owners(original))
         return self._owners[1]
@@ -153,7 +154,9 @@ class Rewriting:
         with shown_progress(f"planning {type(original).__name__}") as progress:
             if costs is None:
                 costs = capture_step(original, args, kwargs, self.options, progress)
-            situation = situation_of(original, args, kwargs, costs, self.optimizer)
+            situation = situation_of(
+                original, args, kwargs, self.options, costs.device, costs.captured.constants, self.optimizer
+            )
             # A given plan is for the first kind of call; a kept one, of a copy, serves where it happens to fit.
             given = self.given_plan if not self._ready else None
             step, posed = pose_step(costs, situation)

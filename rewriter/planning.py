@@ -133,21 +133,26 @@ def situation_of(
     model: torch.nn.Module,
     args: tuple,
     kwargs: dict[str, Any],
-    costs: StepCosts,
+    options: Options,
+    device: torch.device,
+    constants: tuple[torch.Tensor, ...] = (),
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Situation:
-    """What is there when the step begins on these arguments."""
+    """What is there when the step begins on these arguments.
+
+    constants: tensors that the module holds without registering them; optimizer: the one that steps afterwards.
+    """
     kwargs, _ = bind(model, args, kwargs)
     inputs, structure = flatten((args, kwargs), "argument")
     tensors = Owners(model).sources(inputs, structure)
-    tensors |= {Source("constant", str(i), i): constant for i, constant in enumerate(costs.captured.constants)}
+    tensors |= {Source("constant", str(i), i): constant for i, constant in enumerate(constants)}
     # A tensor that is no leaf has no .grad of its own: asking for it warns.
     grads = {source: t.grad for source, t in tensors.items() if t.is_leaf and t.grad is not None}
-    granularity = rounding_bytes(costs.device, costs.options.preset())
+    granularity = rounding_bytes(device, options.preset())
     resident_bytes = _storage_bytes([*tensors.values(), *grads.values()], granularity)
     floor_bytes = 0
     if optimizer is not None:
-        needs = optimizer_needs(optimizer, costs.device)
+        needs = optimizer_needs(optimizer, device)
         resident_bytes += needs.state_bytes
         trained = [t for t in tensors.values() if t.requires_grad and t.is_leaf and t.grad is None]
         floor_bytes = resident_bytes + sum(t.numel() * t.element_size() for t in trained) + needs.scratch_bytes

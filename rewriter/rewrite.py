@@ -80,7 +80,9 @@ def plan(
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
         step_costs = capture_step(model, told_args, told_kwargs, options, progress)
-        situation = situation_of(model, told_args, told_kwargs, step_costs, optimizer)
+        situation = situation_of(
+            model, told_args, told_kwargs, options, step_costs.device, step_costs.captured.constants, optimizer
+        )
         step, posed = pose_step(step_costs, situation)
         return solve_step(step_costs, step, posed, budget, Portfolio(), progress).plan
 
@@ -103,7 +105,9 @@ def sweep(
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
         step_costs = capture_step(model, told_args, told_kwargs, options, progress)
-        situation = situation_of(model, told_args, told_kwargs, step_costs, optimizer)
+        situation = situation_of(
+            model, told_args, told_kwargs, options, step_costs.device, step_costs.captured.constants, optimizer
+        )
         _, posed = pose_step(step_costs, situation)
         return Portfolio().frontier(posed.problem, count, progress)
 

@@ -1,0 +1,141 @@
+"""Where the bytes and the seconds of a training step go, module by module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..passes.pose import Posed
+from ..passes.step_graph import Kernel
+from ..solvers.keep_all import KeepAll
+from ..solvers.plan import Plan
+from ..solvers.simulate import make_plan
+from .measure import signature
+from .planning import Options, StepCosts, capture_step, pose_step, situation_of
+from .progress import shown_progress
+
+
+@dataclass(frozen=True)
+class ModuleProfile:
+    """One module's share: bytes it keeps for backward, seconds and operations of its kernels, their number."""
+
+    module: str
+    kept_bytes: int
+    forward_seconds: float
+    backward_seconds: float
+    flops: int
+    kernels: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A step with everything kept. plan: its simulation; peak_operation and peak_module: where it is fullest."""
+
+    name: str
+    plan: Plan
+    rows: tuple[ModuleProfile, ...]
+    parameter_bytes: int
+    buffer_bytes: int
+    input_bytes: int
+    kept_bytes: int
+    returned_bytes: int
+    peak_operation: str
+    peak_module: str
+    costs: str
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts, for JSON."""
+        told = {name: value for name, value in vars(self).items() if name not in ("plan", "rows")}
+        told |= {"peak_bytes": self.plan.peak_bytes, "seconds": self.plan.seconds, "notes": list(self.notes)}
+        return told | {"modules": [asdict(row) for row in self.rows]}
+
+
+def profile(
+    model: torch.nn.Module,
+    args: tuple | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    depth: int | None = None,
+    costs: str = "measured",
+    device: str | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Profile:
+    """Profiles one training step of a module without running it.
+
+    depth: how many names of a module's path tell rows apart; by default up to the first number (`h.3`).
+    """
+    args, kwargs = tuple(args or ()), dict(kwargs or {})
+    options = Options(costs=costs, device=device, outputs=tuple(outputs) if outputs is not None else None)
+    with shown_progress(f"profiling {type(model).__name__}") as progress:
+        step_costs = capture_step(model, args, kwargs, options, progress)
+    situation = situation_of(model, args, kwargs, options, step_costs.device, step_costs.captured.constants)
+    _, posed = pose_step(step_costs, situation)
+    problem = posed.problem
+    plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
+    kept = _kept_values(posed, plan)
+    at_peak = plan.schedule.instructions[max(plan.peak_instruction, 0)]
+    fullest = problem.ops[getattr(at_peak, "op", 0)]
+    bytes_of = {kind: 0 for kind in ("parameter", "buffer", "input", "constant")}
+    for source, tensor in situation.tensors.items():
+        bytes_of[source.kind] += tensor.numel() * tensor.element_size()
+    returned = {posed.value_of[step_costs.step.storage_of[n]] for n in step_costs.step.outputs}
+    return Profile(
+        name=step_costs.name,
+        plan=plan,
+        rows=_rows(step_costs, posed, kept, depth),
+        parameter_bytes=bytes_of["parameter"],
+        buffer_bytes=bytes_of["buffer"],
+        input_bytes=bytes_of["input"],
+        kept_bytes=sum(problem.values[v].size_bytes for v in kept),
+        returned_bytes=sum(problem.values[v].size_bytes for v in returned if not problem.values[v].resident),
+        peak_operation=fullest.name,
+        peak_module=fullest.module,
+        costs=costs,
+        notes=problem.notes,
+    )
+
+
+def _kept_values(posed: Posed, plan: Plan) -> set[int]:
+    """The values alive between forward and backward."""
+    alive: set[int] = set()
+    for instruction in plan.schedule.instructions[: plan.schedule.forward_length]:
+        if hasattr(instruction, "op") and type(instruction).__name__ == "Run":
+            alive.update(posed.problem.ops[instruction.op].makes)  # pyright: ignore
+        elif hasattr(instruction, "value"):
+            alive.discard(instruction.value)  # pyright: ignore
+    return alive
+
+
+def _rows(costs: StepCosts, posed: Posed, kept: set[int], depth: int | None) -> tuple[ModuleProfile, ...]:
+    """One row per group of modules, in the order of forward."""
+    told: dict[str, list[float]] = {}
+    for kernel, op in zip(posed.kernels, posed.problem.ops, strict=True):
+        row = told.setdefault(_group(kernel.module, depth), [0, 0.0, 0.0, 0, 0])
+        row[0] += sum(posed.problem.values[v].size_bytes for v in op.makes if v in kept)
+        row[1 if kernel.phase == "forward" else 2] += op.seconds
+        row[3] += _flops(costs, kernel)
+        row[4] += kernel.role == "compute"
+    return tuple(
+        ModuleProfile(name or "(root)", int(kept_bytes), forward, backward, int(flops), int(kernels))
+        for name, (kept_bytes, forward, backward, flops, kernels) in told.items()
+        if kernels
+    )
+
+
+def _flops(costs: StepCosts, kernel: Kernel) -> int:
+    if kernel.role != "compute":
+        return 0
+    return sum(costs.costs[signature(call)].flops for call in kernel.calls)
+
+
+def _group(module: str, depth: int | None) -> str:
+    parts = module.split(".")
+    if depth is not None:
+        return ".".join(parts[:depth])
+    numbered = re.match(r"(.*?\.\d+)(\.|$)", module)
+    return numbered.group(1) if numbered else ".".join(parts[:2])

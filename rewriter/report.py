@@ -1,0 +1,118 @@
+"""What verification found, predicted beside measured: as text, as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..solvers.plan import Plan
+from .bytes_text import format_bytes
+from .plan_file import summary_of
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that was not the same to the bit: after which step, and by how much at most."""
+
+    step: int
+    what: str
+    largest: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of `verify`.
+
+    compared: how many tensors were compared after each step; unstable: what differs between two runs of eager, which
+    no rewriting can equal. Peaks are in bytes, everything counted; `dropped_peak_bytes` is the peak when the caller
+    drops what forward returned, but for the loss, before backward. time_ratio: median over pairs of rewritten / eager.
+    """
+
+    name: str
+    plan: Plan
+    steps: int
+    compared: int
+    differences: tuple[Difference, ...]
+    unstable: tuple[str, ...]
+    eager_peak_bytes: int
+    measured_peak_bytes: int
+    dropped_peak_bytes: int
+    time_ratio: float | None
+    timed_pairs: int
+    device_type: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def same_bits(self) -> bool:
+        """Whether all that eager itself repeats was the same to the bit."""
+        return not self.differences
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether both measured peaks are at most the budget."""
+        budget_bytes = self.plan.budget_bytes
+        return budget_bytes is None or max(self.measured_peak_bytes, self.dropped_peak_bytes) <= budget_bytes
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the peak was predicted: on CPU to the byte, on CUDA within 1 %."""
+        off = abs(self.measured_peak_bytes - self.plan.peak_bytes)
+        return off == 0 if self.device_type == "cpu" else off <= 0.01 * self.plan.peak_bytes
+
+    @property
+    def ok(self) -> bool:
+        """Same bits, within budget, as predicted."""
+        return self.same_bits and self.within_budget and self.predicted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts, for JSON."""
+        return {
+            "model": self.name,
+            "ok": self.ok,
+            "same_bits": self.same_bits,
+            "within_budget": self.within_budget,
+            "predicted": self.predicted,
+            "steps": self.steps,
+            "compared": self.compared,
+            "differences": [asdict(d) for d in self.differences],
+            "unstable": list(self.unstable),
+            "eager_peak_bytes": self.eager_peak_bytes,
+            "measured_peak_bytes": self.measured_peak_bytes,
+            "dropped_peak_bytes": self.dropped_peak_bytes,
+            "time_ratio": self.time_ratio,
+            "timed_pairs": self.timed_pairs,
+            "device": self.device_type,
+            "plan": summary_of(self.plan),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        plan = self.plan
+        rows = [
+            ("eager peak, measured", format_bytes(self.eager_peak_bytes)),
+            ("everything kept, predicted", format_bytes(plan.baseline_peak_bytes)),
+            ("budget", format_bytes(plan.budget_bytes) if plan.budget_bytes is not None else "none"),
+            ("peak, predicted", f"{format_bytes(plan.peak_bytes)} ({plan.peak_bytes:,} bytes)"),
+            ("peak, measured", f"{format_bytes(self.measured_peak_bytes)} ({self.measured_peak_bytes:,} bytes)"),
+            ("peak, outputs dropped early", format_bytes(self.dropped_peak_bytes)),
+            ("extra time, predicted", f"{plan.extra_share:.1%} ({plan.solver}, {plan.costs})"),
+        ]
+        if plan.lower_bound_seconds is not None and plan.baseline_seconds:
+            rows.append(("extra time, proven at least", f"{plan.lower_bound_seconds / plan.baseline_seconds:.1%}"))
+        if self.time_ratio is not None:
+            rows.append(("step time / eager's", f"{self.time_ratio:.3f} (median of {self.timed_pairs} pairs)"))
+        rows.append(("bits", self._bits()))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{self.name}: {'verified' if self.ok else 'NOT VERIFIED'}"]
+        lines += [f"  {name:<{width}}  {value}" for name, value in rows]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def _bits(self) -> str:
+        told = f"{self.compared} tensors after each of {self.steps} steps"
+        if self.differences:
+            worst = self.differences[0]
+            told = f"{len(self.differences)} DIFFER, first {worst.what} after step {worst.step} by {worst.largest:.2e}"
+        else:
+            told = f"equal: {told}"
+        return told + (f"; {len(self.unstable)} differ between two runs of eager" if self.unstable else "")
