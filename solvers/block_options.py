@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .blocks import forward_values, shared_values
 from .block_trade import curve_of, trade_of
+from .blocks import alike, forward_values, shared_values
 from .problem import Problem
 from .rematerialize import Lifetime, Walk, droppable
 
@@ -17,8 +17,9 @@ FIRST_LIFETIMES = (Lifetime.SEGMENT, Lifetime.READING, Lifetime.MOMENT)
 class Option:
     """One way to run a block of a class.
 
-    lifetimes: per forward value of the block, by position. kept_bytes: alive from forward to backward (values that
-    other blocks read left out). rise_bytes: from the beginning of the block's backward to its highest moment.
+    lifetimes: per forward value of the block, by position. kept_bytes: alive from forward to backward (values
+    that other blocks read left out). rise_bytes: from the beginning of the block's backward to its highest
+    moment.
     seconds: beyond running every operation once.
     """
 
@@ -105,17 +106,51 @@ class BlockBench:
         return kept, highest - live
 
 
-def options_of(problem: Problem, block: int, trials: int = 400) -> tuple[Option, ...]:
+def options_of(problem: Problem, block: int, visits: int = 500_000) -> tuple[Option, ...]:
     """Options of a block, none beaten by another.
 
-    First the best trades of bytes kept for time (`curve_of`), with every lifetime that what is dropped may have;
-    then, from those, single values changed as long as it pays (at most `trials` times), which finds what lowers
-    the rise of backward.
+    First the best trades of bytes kept for time (`curve_of`), with every lifetime that what is dropped may
+    have; then, from those, single values changed as long as it pays, which finds what lowers the rise of
+    backward; `visits` limits the work, in operations looked at (a million takes about half a second).
     """
     bench = BlockBench(problem, block)
     starts = [bytes(len(bench.values)), *_recipes(bench), *_trades(problem, block, bench)]
     found = {option.lifetimes: option for option in map(bench.try_out, starts)}
+    _improve(bench, found, visits, members=alike(problem).count(alike(problem)[block]))
     return _unbeaten(found.values())
+
+
+def _improve(bench: BlockBench, found: dict[bytes, Option], visits: int, members: int) -> None:
+    """Change single lifetimes as long as seconds + price · (weight · kept + rise) falls; adds all that is
+    tried.
+
+    weight: in how many blocks of the class what is kept adds up at the highest moment. Large values are tried
+    first, and only so many that a few rounds of trials fit into `visits` operations looked at.
+    """
+    starts = _unbeaten(found.values())
+    kept, seconds = starts[0].kept_bytes, max(option.seconds for option in starts)
+    prices = [seconds / max(kept, 1) * 2.0**power for power in range(-3, 4)] if seconds > 0 else []
+    goals = [(weight, price) for price in prices for weight in dict.fromkeys((members, 1 + members // 4, 1))]
+    trials = visits // (len(bench.forward) + len(bench.backward)) // max(len(goals), 1)
+    sizes = [bench.problem.values[value].size_bytes for value in bench.values]
+    loose = [position for position, free in enumerate(bench.loose) if free and sizes[position]]
+    largest = sorted(loose, key=lambda position: -sizes[position])[: trials // 6]
+    for weight, price in goals:
+
+        def cost(option: Option, weight: int = weight, price: float = price) -> float:
+            return option.seconds + price * (weight * option.kept_bytes + option.rise_bytes)
+
+        best, left, improved = min(starts, key=cost), trials, True
+        while improved and left > 0:
+            improved = False
+            for position in largest:
+                for life in (Lifetime.STEP, *FIRST_LIFETIMES):
+                    lifetimes = best.lifetimes[:position] + bytes((life,)) + best.lifetimes[position + 1 :]
+                    if lifetimes not in found:
+                        found[lifetimes] = bench.try_out(lifetimes)
+                        left -= 1
+                    if cost(found[lifetimes]) < cost(best) - 1e-9 * seconds:
+                        best, improved = found[lifetimes], True
 
 
 def _trades(problem: Problem, block: int, bench: BlockBench) -> Iterable[bytes]:

@@ -14,8 +14,8 @@ SOURCE, SINK = 0, 1  # nodes; repeatable operation i of a block is node i + 2
 @dataclass(frozen=True)
 class Stake:
     """A value in the trade. Kept across the turn it takes `kept_bytes`; if it is neither kept nor made again,
-    `missing_bytes` are paid for (by blocks that count on it). `position` is its place among the block's values,
-    -1 for one that another block makes."""
+    `missing_bytes` are paid for (by blocks that count on it). `position` is its place among the block's
+    values, -1 for one that another block makes."""
 
     maker: int
     consumers: tuple[int, ...]
@@ -28,8 +28,8 @@ class Stake:
 class Trade:
     """The trade of one block, free of names: equal for equal blocks.
 
-    Operation i takes `seconds[i]` and `state_bytes[i]` to run again after the turn (0 s if nothing forces it to
-    run before).
+    Operation i takes `seconds[i]` and `state_bytes[i]` to run again after the turn (0 s if nothing forces it
+    to run before).
     """
 
     seconds: tuple[float, ...]
@@ -48,7 +48,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The best trades. worth[i] is the minimum of seconds + price[i] · bytes over all trades (never above it)."""
+    """The best trades. worth[i] is the minimum of seconds + price[i] · bytes over all trades (never above
+    it)."""
 
     points: tuple[Point, ...]
     price: tuple[float, ...]
@@ -57,8 +58,8 @@ class Curve:
 
 @lru_cache(maxsize=8)
 def forward_needs(problem: Problem) -> bytes:
-    """For each operation 1 if every schedule runs it before backward begins: forward's outputs, operations that
-    run once, random draws, and all that these are made from."""
+    """For each operation 1 if every schedule runs it before backward begins: forward's outputs, operations
+    that run once, random draws, and all that these are made from."""
     needs = bytearray(len(problem.ops))
     for index in range(problem.forward_length - 1, -1, -1):
         op = problem.ops[index]
@@ -75,8 +76,8 @@ def trade_of(problem: Problem, block: int, shares: bool) -> Trade:
     """The trade of a block.
 
     shares: whether values that several blocks use take part. If not, they are kept, and count nothing. If so,
-        the block that makes one pays for keeping it, and gets its bytes back if it is there after the turn; of
-        the later blocks that read it each pays an equal share of them if it needs it.
+        the block that makes one pays for keeping it, and gets its bytes back if it is there after the turn;
+        of the later blocks that read it each pays an equal share of them if it needs it.
     """
     segments = problem.segment_operations
     operations = segments[block] + segments[2 * len(problem.block_classes) - 1 - block]
@@ -102,7 +103,7 @@ def _own_stakes(
     for position, (index, value) in enumerate(made):
         told, op = problem.values[value], problem.ops[index]
         in_backward = index >= problem.forward_length
-        if told.held or not op.repeatable and in_backward:
+        if told.held or (not op.repeatable and in_backward):
             continue
         readers = problem.readers[value]
         elsewhere = {problem.ops[r].block for r in readers if problem.ops[r].block != block}
@@ -137,14 +138,15 @@ def _shares_of_others(
 
 
 @lru_cache(maxsize=256)
-def curve_of(trade: Trade, highest_price: float, most_points: int = 40) -> Curve:
-    """The lower convex hull of (bytes, seconds) over all ways to keep and run again, by parametric minimum cut.
+def curve_of(trade: Trade, highest_price: float, most_prices: int = 80) -> Curve:
+    """The lower convex hull of (bytes, seconds) over all ways to keep and run again, by parametric minimum
+    cut.
 
     For a price of λ seconds per byte, the least of (seconds run again) + λ · (bytes kept) is a minimum cut:
     operations on the sink's side run after the turn; a value is kept where its maker is on the source's side
-    and a reader on the sink's (as in the min-cut partitioner of PyTorch, where however running again is free).
-    The hull's vertices are found by Eisner and Severance 1976: solve at the price where two neighbours tie, and
-    see whether another point lies below the line between them.
+    and a reader on the sink's (as in the min-cut partitioner of PyTorch, where however running again is
+    free). The hull's vertices are found by Eisner and Severance 1976: solve at the price where two neighbours
+    tie, and see whether another point lies below the line between them.
     """
     prices = {0.0: 0.0}
     points: dict[frozenset[int], Point] = {}
@@ -158,14 +160,16 @@ def curve_of(trade: Trade, highest_price: float, most_points: int = 40) -> Curve
     total_seconds = sum(trade.seconds)
     lowest_price = 1e-7 * total_seconds / total_bytes if total_seconds else highest_price
     pending = [(solve(lowest_price), solve(highest_price))]
-    while pending and len(points) < most_points:
+    while pending and len(prices) < most_prices:
         many, few = pending.pop(0)
         if many.kept_bytes <= few.kept_bytes or few.seconds <= many.seconds:
             continue
         price = (few.seconds - many.seconds) / (many.kept_bytes - few.kept_bytes)
         between = solve(price)
         on_line = many.seconds + price * many.kept_bytes
-        if between.seconds + price * between.kept_bytes < on_line * (1 - 1e-9):
+        # With rounded numbers a known point may seem to lie below a line through itself.
+        new = between.kept not in (many.kept, few.kept)
+        if new and between.seconds + price * between.kept_bytes < on_line * (1 - 1e-9):
             pending += [(many, between), (between, few)]
     price = tuple(sorted(prices))
     in_order = tuple(sorted(points.values(), key=lambda point: (-point.kept_bytes, point.seconds)))

@@ -44,3 +44,16 @@ def block_inputs(problem: Problem, block: int) -> tuple[int, ...]:
     shared = shared_values(problem)
     reads = (v for op in problem.segment_operations[block] for v in problem.ops[op].reads)
     return tuple(dict.fromkeys(v for v in reads if v in shared and v not in own))
+
+
+@lru_cache(maxsize=8)
+def alike(problem: Problem) -> tuple[int, ...]:
+    """For each block the first one that is equal to it: of its class, with equal sizes and times."""
+    segments, last = problem.segment_operations, 2 * len(problem.block_classes) - 1
+    first: dict[tuple, int] = {}
+    found = []
+    for block, block_class in enumerate(problem.block_classes):
+        ops = [problem.ops[index] for index in segments[block] + segments[last - block]]
+        told = tuple((op.seconds, *(problem.values[value].size_bytes for value in op.makes)) for op in ops)
+        found.append(first.setdefault((block_class, len(segments[block]), told), block))
+    return tuple(found)

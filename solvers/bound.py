@@ -28,24 +28,24 @@ class _Proof:
 def lower_bound_seconds(problem: Problem, budget_bytes: int) -> float:
     """No schedule whose peak is at most `budget_bytes` takes less extra time than this.
 
-    Take the moment in which an operation t of backward that runs once (hence in trace order) begins. Let K be the
-    values alive then, R the operations that run at t or later. Whatever t and the later operations that run
-    once read is in K or made by R, and what R reads likewise. Operations of R that every schedule runs in forward
-    (`forward_needs`: ancestors of forward's outputs, of random draws, of operations that run once; others might
-    simply be delayed at no cost) run at least twice. So
+    Take the moment in which an operation t of backward that runs once (hence in trace order) begins. Let K be
+    the values alive then, R the operations that run at t or later. Whatever t and the later operations that
+    run once read is in K or made by R, and what R reads likewise. Operations of R that every schedule runs in
+    forward (`forward_needs`: ancestors of forward's outputs, of random draws, of operations that run once;
+    others might simply be delayed at no cost) run at least twice. So
 
         extra seconds  >=  min over closed (K, R) of  seconds(R that forward needs),   with  bytes(K) <= X,
 
-    X being the budget less what is resident, held, on its way between operations that run once, and taken by t
-    itself. For every price λ >= 0 per byte, min(seconds(R) + λ · bytes(K)) - λ · X is no more than that
+    X being the budget less what is resident, held, on its way between operations that run once, and taken by
+    t itself. For every price λ >= 0 per byte, min(seconds(R) + λ · bytes(K)) - λ · X is no more than that
     (Lagrange), and the minimum is one of a cut. Cuts of whole models are cut further at block boundaries: a
     value that other blocks use is paid for in shares by the blocks that need it and given back to the block
     that makes it available, which is Lagrange's relaxation of "needed only if available". So each distinct
-    block is solved once, for a few prices; between these the minimum is concave in the price, so that its chords
-    lie below it. A fractional knapsack over single values is the special case of R without inputs.
+    block is solved once, for a few prices; between these the minimum is concave in the price, so that its
+    chords lie below it. A fractional knapsack over single values is the special case of R without inputs.
 
-    The bound is the largest over moments and prices, at least 0. Bytes and seconds; cost: some tens of cuts per
-    distinct block the first time, then microseconds.
+    The bound is the largest over moments and prices, at least 0. Bytes and seconds; cost: some tens of cuts
+    per distinct block the first time, then microseconds.
     """
     proof = _proof_of(problem)
     best = 0.0
@@ -73,9 +73,9 @@ def _proof_of(problem: Problem) -> _Proof:
 
 
 def _moments(problem: Problem) -> tuple[tuple[int, int], ...]:
-    """For each operation of backward that runs once: the blocks whose backward is all ahead, and the bytes that no
-    schedule can do without when it begins (resident; held already; made and to be read by those that run once; its
-    own). Of moments with equally many blocks ahead only the fullest."""
+    """For each operation of backward that runs once: the blocks whose backward is all ahead, and the bytes
+    that no schedule can do without when it begins (resident; held already; made and to be read by those that
+    run once; its own). Of moments with equally many blocks ahead only the fullest."""
     ops, values, turn = problem.ops, problem.values, problem.forward_length
     once = [index for index in range(turn, len(ops)) if not ops[index].repeatable]
     last_reader = {value: index for index in once for value in ops[index].reads}

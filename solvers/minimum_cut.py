@@ -54,7 +54,8 @@ class FlowGraph:
         return level
 
     def _push(self, level: list[int], upcoming: list[int]) -> float:
-        """Push flow along one shortest path; 0 if there is none left. `upcoming`: next edge to try per node."""
+        """Push flow along one shortest path; 0 if there is none left. `upcoming`: next edge to try per
+        node."""
         path: list[int] = []
         node = 0
         while node != 1:

@@ -192,9 +192,11 @@ def chain_of_blocks(
             pool += made
         stream = draft.op(f"block{block}.out", [pool[0], pool[-1]], [same.randint(1, 20)], 1.0, block)[0]
         saved.append(pool)
-    draft.op("loss", [stream], [2], 1.0, blocks, held=(0,))
+    last = blocks + 1
+    block_classes.append(classes + 1)
+    draft.op("loss", [stream], [2], 1.0, last, held=(0,))
     draft.forward_length = len(draft.ops)
-    gradient = draft.op("loss.backward", [stream], [draw.randint(1, 20)], 1.0, blocks, repeatable=False)[0]
+    gradient = draft.op("loss.backward", [stream], [draw.randint(1, 20)], 1.0, last, repeatable=False)[0]
     for block in range(blocks, -1, -1):
         same = random.Random(seeds[(block - 1) % classes] + 1 if block else 0.5)
         pool = saved[block]
@@ -215,3 +217,39 @@ def chain_of_blocks(
                 repeatable=False,
             )[0]
     return draft.problem(block_classes, state_bytes=3, name=f"chain{seed}")
+
+
+def tiny(seed: int) -> Problem:
+    """At most a dozen values in one or two blocks, for searching exhaustively; no random operations."""
+    draw = random.Random(seed)
+    blocks = draw.choice((1, 2, 2))
+    draft = Draft()
+    source = draft.value("input", 4, resident=True)
+    made = [source]
+    saved: list[list[int]] = []
+    for block in range(blocks):
+        own = [made[-1]]
+        for index in range(draw.randint(2, 4 - blocks // 2)):
+            reads = draw.sample(own, min(len(own), draw.randint(1, 2)))
+            sizes = [draw.randint(1, 12) for _ in range(draw.choice((1, 1, 1, 2)))]
+            repeatable, scratch = draw.random() < 0.9, draw.choice((0, 0, 5))
+            own += draft.op(
+                f"op{block}.{index}", reads, sizes, draw.randint(0, 9), block, scratch, repeatable=repeatable
+            )
+        made += own[1:]
+        saved.append(own)
+    draft.op("loss", [made[-1]], [1], 1, blocks - 1, held=(0,))
+    draft.forward_length = len(draft.ops)
+    gradient = draft.op("back.loss", [made[-1]], [draw.randint(1, 6)], 1, blocks - 1, repeatable=False)[0]
+    for block in reversed(range(blocks)):
+        for index in range(draw.randint(1, 2)):
+            reads = draw.sample(saved[block], min(len(saved[block]), draw.randint(1, 2)))
+            if draw.random() < 0.2:
+                reads += draft.op(f"help{block}.{index}", reads, [draw.randint(1, 4)], 1, block)
+            size, held = draw.randint(1, 6), (0,) if draw.random() < 0.2 else ()
+            reads += [gradient]
+            seconds = draw.randint(1, 9)
+            gradient = draft.op(
+                f"back{block}.{index}", reads, [size], seconds, block, held=held, repeatable=False
+            )[0]
+    return draft.problem(range(blocks), name=f"tiny{seed}")

@@ -1,0 +1,68 @@
+"""The true optimum of a tiny problem, by searching through everything that could be done."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+from lowtide.solvers.problem import Problem
+
+
+def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
+    """The least time of any order of runs and frees under the budget, None if there is none; no random
+    operations.
+
+    Dijkstra over (values alive, operations run once so far). Values may be freed at any moment, and any
+    repeatable operation run at any moment; those that run once do so in trace order. Written independently of
+    the solvers.
+    """
+    ops, values = problem.ops, problem.values
+    once = [i for i, op in enumerate(ops) if not op.repeatable]
+    assert not any(op.random for op in ops)
+    resident = mask(i for i, value in enumerate(values) if value.resident)
+    held = mask(i for i, value in enumerate(values) if value.held)
+    returned = mask(v for op in ops[: problem.forward_length] for v in op.makes) & held
+    forward_once = sum(i < problem.forward_length for i in once)
+    reads, makes = [mask(op.reads) for op in ops], [mask(op.makes) for op in ops]
+    sizes = [0 if value.resident else value.size_bytes for value in values]
+
+    def size(alive: int) -> int:
+        return problem.resident_bytes + sum(s for i, s in enumerate(sizes) if alive >> i & 1)
+
+    best: dict[tuple[int, int], float] = {(resident, 0): 0.0}
+    front = [(0.0, resident, 0)]
+    while front:
+        seconds, alive, done = heappop(front)
+        if seconds > best[alive, done]:
+            continue
+        if done == len(once) and not held & ~alive:
+            return seconds
+        steps = []
+        for value in range(len(values)):
+            if alive >> value & 1 and not (resident | held) >> value & 1:
+                steps.append((0.0, alive & ~(1 << value), done))
+        live = size(alive)
+        for i, op in enumerate(ops):
+            if reads[i] & ~alive:
+                continue
+            if not op.repeatable:
+                if done == len(once) or once[done] != i:
+                    continue
+                if done >= forward_once and returned & ~alive:
+                    continue
+            made = sum(sizes[v] for v in op.makes)
+            if live + max(op.working_bytes, made) <= budget_bytes:
+                steps.append((op.seconds, alive | makes[i], done + (not op.repeatable)))
+        for cost, alive_then, done_then in steps:
+            then = seconds + cost
+            if then < best.get((alive_then, done_then), float("inf")):
+                best[alive_then, done_then] = then
+                heappush(front, (then, alive_then, done_then))
+    return None
+
+
+def mask(numbers) -> int:
+    """A set of small numbers as bits."""
+    bits = 0
+    for number in numbers:
+        bits |= 1 << number
+    return bits
