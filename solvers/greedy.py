@@ -10,6 +10,8 @@ import numpy as np
 from .block_options import Option, options_of
 from .blocks import alike, block_inputs, forward_values, repeated_blocks, shared_values
 from .envelope import cheapest_under
+from .infeasible import told_bytes
+from .layers import in_blocks, in_layers
 from .liveness import Candidate, Forecast, RunOrder, forecast, schedule_of
 from .problem import Problem
 from .rematerialize import Lifetime, run_order
@@ -41,14 +43,14 @@ class Greedy:
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
         """The ladder, from the highest peak down."""
-        ladder = _Ladder(problem, self.rungs_per_move, self.visits)
-        yield Candidate(ladder.told(), ladder.order)
+        ladder = _Ladder(in_layers(problem), self.rungs_per_move, self.visits)
+        yield Candidate(ladder.told(), in_blocks(problem, ladder.order))
         for _ in range(self.most_moves):
             move = ladder.best_move()
             if move is None:
                 break
             for order in ladder.make(move):
-                yield Candidate(ladder.told(), order)
+                yield Candidate(ladder.told(), in_blocks(problem, order))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
         """The fastest of the ladder that fits. Raises InfeasibleBudget if none does."""
@@ -101,13 +103,16 @@ class _Ladder:
         self.seen = self._look()
 
     def told(self) -> str:
-        """How many blocks of each class run in which way."""
+        """How many layers of each class keep how much."""
         parts = []
-        for number, one in self.classes.items():
+        for one in self.classes.values():
             counts = np.bincount(self.chosen[one.blocks], minlength=len(one.options))
-            ways = ", ".join(f"{count}×{option}" for option, count in enumerate(counts) if count)
-            parts.append(f"blocks like {number}: {ways}")
-        return "; ".join(parts)
+            ways = (f"{counts[i]} keep {told_bytes(one.kept_bytes[i])}" for i in np.flatnonzero(counts))
+            if counts[0] < len(one.blocks):
+                parts.append(f"of {len(one.blocks)} layers like {one.blocks[0]} {', '.join(ways)}")
+        if self.inputs_kept < len(self.chain):
+            parts.append(f"{self.inputs_kept} inputs of layers are kept")
+        return "; ".join(parts) or "everything kept"
 
     def best_move(self) -> _Move | None:
         """The move that lowers the highest moment at the least time per byte; None if none does."""

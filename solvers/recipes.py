@@ -8,6 +8,7 @@ from math import isqrt
 
 from .blocks import block_inputs, forward_values, repeated_blocks, shared_values
 from .envelope import cheapest_under
+from .layers import in_blocks, in_layers
 from .liveness import Candidate, schedule_of
 from .problem import Problem
 from .rematerialize import Lifetime, droppable, run_order
@@ -17,6 +18,8 @@ from .schedule import Schedule
 @dataclass(frozen=True)
 class Recipes:
     """Checkpoint every block, every n blocks, selectively, and mixtures of these.
+
+    Blocks are whole layers (`in_layers`).
 
     full: a block keeps its inputs and runs its forward again (Chen et al. 2016, arXiv 1604.06174, section 3).
     every n, √n: only the inputs of every n-th block are kept (Chen et al., section 4.1); the group's forward
@@ -38,8 +41,9 @@ class Recipes:
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
         """All recipes, whatever they need."""
-        for told, lifetimes in _recipes(problem, self.mixture_count):
-            yield Candidate(told, run_order(problem, lifetimes))
+        layers = in_layers(problem)
+        for told, lifetimes in _recipes(layers, self.mixture_count):
+            yield Candidate(told, in_blocks(problem, run_order(layers, lifetimes)))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
         """The fastest recipe that fits. Raises InfeasibleBudget if none does."""
