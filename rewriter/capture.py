@@ -469,13 +469,12 @@ def _run_forward(
 ) -> Any:
     """What the module returns, on wrappers."""
     args, kwargs = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
+    # By module, not by name: a module that stands in two places would be swapped twice and not be put back.
     swapped = {
-        name: wrappers[id(tensor)].tensor
-        for named in (
-            model.named_parameters(remove_duplicate=False),
-            model.named_buffers(remove_duplicate=False),
-        )
-        for name, tensor in named
+        f"{prefix}.{name}" if prefix else name: wrappers[id(tensor)].tensor
+        for prefix, module in model.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
     }
     try:
         return torch.func.functional_call(model, swapped, tuple(args), kwargs, tie_weights=False)
