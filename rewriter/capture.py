@@ -151,6 +151,8 @@ class _Recorder(TorchDispatchMode):
                 args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device
             )
             node.meta["in_place"] = True
+        if func in _COPIES_THE_WHOLE and out.stride() == args[0].stride():
+            out = _with_storage_like(args[0])
         self._name_outputs(node, out)
         return out
 
@@ -280,6 +282,23 @@ class _Recorder(TorchDispatchMode):
 def _is_blank(node: Any) -> bool:
     """Whether a node makes a tensor without contents, which only an in-place operation can want."""
     return isinstance(node, fx.Node) and node.target in (aten.empty_like.default, aten.empty.memory_format)
+
+
+# What functionalization makes of writes into views: each copies all of the storage that its operand is a view of.
+_COPIES_THE_WHOLE = (
+    aten.copy.default,
+    aten.slice_scatter.default,
+    aten.select_scatter.default,
+    aten.diagonal_scatter.default,
+    aten.as_strided_scatter.default,
+)
+
+
+def _with_storage_like(view: torch.Tensor) -> torch.Tensor:
+    """A tensor like `view` in a storage of its own that is as large as the view's."""
+    length = view.untyped_storage().nbytes() // view.element_size()
+    whole = torch.empty(length, dtype=view.dtype, device=view.device)
+    return whole.as_strided(view.shape, view.stride(), view.storage_offset())
 
 
 def _grouped_mm_shape(
@@ -522,7 +541,8 @@ def _run_backward(
     recorder.phase = "backward"
     tangents = []
     for index in chosen:
-        fake = torch.empty_like(_inner(tensors[index]), memory_format=torch.contiguous_format)
+        # Laid out like the output, as the gradients that torch's losses return are.
+        fake = torch.empty_like(_inner(tensors[index]))
         recorder.graph.erase_node(recorder.nodes.pop(id(fake)))
         recorder.placeholder("tangent", structure.names[index] or "output", fake, None)
         tangents.append(_functional(fake, False))

@@ -137,9 +137,11 @@ def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
     tape.given = frozenset(i for i, gradient in enumerate(incoming) if gradient is not None)
     for storage, gradient, like in zip(tape.program.tangents, incoming, shapes, strict=True):
         if gradient is None:
-            gradient = torch.zeros(like.shape, dtype=like.dtype, device=tape.device_type)
-        # Kernels were planned for dense incoming gradients.
-        tape.values[storage] = gradient.contiguous()
+            gradient = torch.zeros_like(like, device=tape.device_type)
+        elif gradient.stride() != like.stride():
+            # Kernels were planned for incoming gradients laid out like the outputs.
+            gradient = torch.empty_like(like, device=tape.device_type).copy_(gradient)
+        tape.values[storage] = gradient
 
 
 def run_forward(
