@@ -1,0 +1,143 @@
+"""lowtide at the measured peak of `gradient_checkpointing_enable()`, side by side with it and with eager.
+
+    python -m benchmarks.against_checkpoint [--pairs 9] [--json FILE]
+
+GPT-2, 6 layers, d 384, T 256, B 8, vocabulary 8000, default dropout. All three run in one process, in turn; times are
+medians over rounds of each one's time divided by eager's in the same round. Peaks are bytes above the start of the
+step, gradients absent, measured to the byte. Each peer runs in its own best case: `model(**batch).loss.backward()`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lowtide
+from lowtide.rewriter.batches import sample_batch
+from lowtide.rewriter.bytes_text import format_bytes
+from lowtide.rewriter.models import build_model
+
+MIB = 2**20
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    options = _options()
+    model = build_model("gpt2-small-cpu").train()
+    model.config.use_cache = False
+    batch = sample_batch(model, 8, 256)
+    checkpointed = copy.deepcopy(model)
+    checkpointed.gradient_checkpointing_enable()
+    resident_bytes = _resident_bytes(model, batch)
+    peaks = {"eager": _peak(model, batch), "checkpoint every layer": _peak(checkpointed, batch)}
+    runners: dict[str, Any] = {"eager": model, "checkpoint every layer": checkpointed}
+    predicted: dict[str, float] = {}
+    for name, budget_bytes in (("lowtide, same peak", peaks["checkpoint every layer"]), ("lowtide, 330 MiB", 330 * MIB)):
+        small = lowtide.rewrite(
+            copy.deepcopy(model), resident_bytes + budget_bytes, kwargs=batch, outputs=["loss"], differentiable=["loss"]
+        )
+        runners[name] = small
+        peaks[name] = _peak(small, batch)
+        predicted[name] = small.plan.extra_share
+    ratios = _time(runners, batch, options.pairs)
+    same = {name: _same_gradients(model, runner, batch) for name, runner in runners.items()}
+    rows = [
+        {
+            "name": name,
+            "peak_bytes": peaks[name],
+            "time_ratio": statistics.median(ratios[name]),
+            "time_ratio_quartiles": statistics.quantiles(ratios[name], n=4)[::2],
+            "predicted_time_ratio": 1 + predicted[name] if name in predicted else None,
+            "gradients_equal": same[name],
+        }
+        for name in runners
+    ]
+    _print(rows, options.pairs)
+    if options.json:
+        options.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=9, help="rounds in which each runs once, in turn")
+    parser.add_argument("--json", type=Path, help="where to write the table as JSON")
+    return parser.parse_args()
+
+
+def _step(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    return lambda: model(**batch).loss.backward()
+
+
+def _clear(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+def _peak(model: Any, batch: dict[str, torch.Tensor]) -> int:
+    _clear(model)
+    peak_bytes = lowtide.measure_peak(_step(model, batch))
+    _clear(model)
+    return peak_bytes
+
+
+def _resident_bytes(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
+    tensors = [*model.parameters(), *model.buffers(), *batch.values()]
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+
+
+def _time(runners: dict[str, Any], batch: dict[str, torch.Tensor], rounds: int) -> dict[str, list[float]]:
+    """For each runner the ratios to eager, one per round."""
+    ratios: dict[str, list[float]] = {name: [] for name in runners}
+    for number in range(rounds + 1):
+        seconds = {}
+        for name, model in runners.items():
+            _clear(model)
+            step = _step(model, batch)
+            started = time.perf_counter()
+            step()
+            seconds[name] = time.perf_counter() - started
+            _clear(model)
+        if number:  # the first round warms up
+            for name in runners:
+                ratios[name].append(seconds[name] / seconds["eager"])
+    return ratios
+
+
+def _same_gradients(model: Any, other: Any, batch: dict[str, torch.Tensor]) -> bool:
+    """Whether the gradients are eager's, bit for bit, with the same random numbers."""
+    told = []
+    for one in (model, other):
+        _clear(one)
+        torch.manual_seed(0)
+        _step(one, batch)()
+        told.append([p.grad for p in one.parameters()])
+    same = all(torch.equal(a, b) for a, b in zip(*told, strict=True))
+    _clear(model)
+    _clear(other)
+    return same
+
+
+def _print(rows: list[dict[str, Any]], rounds: int) -> None:
+    print(f"{'':<24} {'peak above start':>17} {'step time / eager':>26} {'predicted':>10}  gradients")
+    for row in rows:
+        low, high = row["time_ratio_quartiles"]
+        predicted = f"{row['predicted_time_ratio']:.2f}" if row["predicted_time_ratio"] else ""
+        print(
+            f"{row['name']:<24} {format_bytes(row['peak_bytes']):>17} "
+            f"{row['time_ratio']:>11.3f} ({low:.3f}–{high:.3f}) {predicted:>10}  "
+            f"{'equal' if row['gradients_equal'] else 'DIFFER'}"
+        )
+    print(f"medians (quartiles) over {rounds} rounds, all in turn; torch {torch.__version__}, {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
