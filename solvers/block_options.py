@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from .arrays import arrays_of
 from .block_trade import curve_of, trade_of
 from .blocks import alike, forward_values, shared_values
 from .problem import Problem
@@ -28,13 +31,6 @@ class Option:
     rise_bytes: int
     seconds: float
 
-    def beats(self, other: Option) -> bool:
-        """Whether it is as good in everything."""
-        mine = (self.kept_bytes, self.rise_bytes, self.seconds)
-        return all(
-            a <= b for a, b in zip(mine, (other.kept_bytes, other.rise_bytes, other.seconds), strict=True)
-        )
-
 
 class BlockBench:
     """Tries options on one block, everything else being kept."""
@@ -48,8 +44,16 @@ class BlockBench:
         self.walk.alive = bytearray(b"\1") * len(problem.values)
         may_drop, shared = droppable(problem), shared_values(problem)
         self.loose = bytes(may_drop[value] and value not in shared for value in self.values)
+        self.loose_values = {value for value, loose in zip(self.values, self.loose, strict=True) if loose}
+        # values of this block that the forward of others reads
+        self.read_elsewhere = bytearray(len(problem.values))
+        for value in self.values:
+            self.read_elsewhere[value] = value not in self.loose_values
+        arrays = arrays_of(problem)
+        self.size_bytes, self.momentary_bytes = arrays.size_bytes.tolist(), arrays.momentary_bytes.tolist()
         touched = {value for index in self.backward for value in problem.ops[index].reads} | set(self.values)
         # values that outlive this block's backward
+        self.held = {v for v in touched if problem.values[v].held}
         self.outlive = {v for v in touched if problem.values[v].held or problem.values[v].resident}
         turn = problem.forward_length
         self.outlive |= {
@@ -63,7 +67,7 @@ class BlockBench:
         for value, life in zip(self.values, lifetimes, strict=True):
             walk.lifetimes[value] = life
             walk.alive[value] = not life
-        walk.let_forward_wait(self.forward, self._read_elsewhere())
+        walk.let_forward_wait(self.forward, self.read_elsewhere.copy())
         order = walk.backward(self.backward)
         late = sum(problem.ops[index].seconds for index in self.forward if walk.waits[index])
         ran = sum(problem.ops[index].seconds for index in order)
@@ -73,37 +77,25 @@ class BlockBench:
         kept_bytes += problem.state_bytes * len(again)
         return Option(lifetimes, kept_bytes, rise_bytes, ran - once - late)
 
-    def _read_elsewhere(self) -> bytearray:
-        """Values of this block that the forward of others reads."""
-        read = bytearray(len(self.problem.values))
-        for value, loose in zip(self.values, self.loose, strict=True):
-            read[value] = not loose
-        return read
-
     def _bytes(self, order: tuple[int, ...]) -> tuple[int, int]:
         """(kept, rise) of this block's backward, walked from its end to its beginning."""
-        ops, values = self.problem.ops, self.problem.values
-        needed = set(self.outlive)
+        ops, size, momentary = self.problem.ops, self.size_bytes, self.momentary_bytes
+        needed = self.outlive.copy()
         live = highest = 0  # relative to the end
         for index in reversed(order):
             op = ops[index]
-            made = sum(values[value].size_bytes for value in op.makes)
             for value in op.makes:
                 if value in needed:
-                    live -= values[value].size_bytes
-                    if not values[value].held:
+                    live -= size[value]
+                    if value not in self.held:
                         needed.discard(value)
             for value in op.reads:
                 if value not in needed:
                     needed.add(value)
-                    live += values[value].size_bytes
-            highest = max(highest, live + max(op.working_bytes, made))
-        kept = sum(
-            values[value].size_bytes
-            for value, loose in zip(self.values, self.loose, strict=True)
-            if loose and value in needed
-        )
-        return kept, highest - live
+                    live += size[value]
+            if live + momentary[index] > highest:
+                highest = live + momentary[index]
+        return sum(size[value] for value in self.loose_values & needed), highest - live
 
 
 def options_of(problem: Problem, block: int, visits: int = 500_000) -> tuple[Option, ...]:
@@ -172,9 +164,13 @@ def _recipes(bench: BlockBench) -> Iterable[bytes]:
 
 
 def _unbeaten(options: Iterable[Option]) -> tuple[Option, ...]:
-    """Those that no other is as good as, from the most bytes kept to the fewest."""
-    best: list[Option] = []
-    for option in sorted(options, key=lambda o: (o.seconds, o.kept_bytes, o.rise_bytes, o.lifetimes)):
-        if not any(other.beats(option) for other in best):
-            best.append(option)
-    return tuple(sorted(best, key=lambda o: (-o.kept_bytes, o.seconds)))
+    """Those that no other is as good as in everything, from the most bytes kept to the fewest."""
+    order = sorted(options, key=lambda o: (o.seconds, o.kept_bytes, o.rise_bytes, o.lifetimes))
+    kept = np.array([option.kept_bytes for option in order])
+    rise = np.array([option.rise_bytes for option in order])
+    best: list[int] = []
+    for number in range(len(order)):
+        # what comes before is as fast
+        if not np.any((kept[best] <= kept[number]) & (rise[best] <= rise[number])):
+            best.append(number)
+    return tuple(sorted((order[i] for i in best), key=lambda o: (-o.kept_bytes, o.seconds)))

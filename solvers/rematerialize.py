@@ -36,6 +36,12 @@ def droppable(problem: Problem) -> bytes:
     return bytes(flags)
 
 
+@lru_cache(maxsize=8)
+def may_wait(problem: Problem) -> bytes:
+    """For each operation 1 if it may run first when something it makes is needed, and not at all if nothing is."""
+    return bytes(op.repeatable and not op.random and bool(op.makes) for op in problem.ops)
+
+
 def run_order(problem: Problem, lifetimes: Sequence[int]) -> RunOrder:
     """Forward in trace order; then each operation of backward, preceded by the fewest runs that make what it
     reads and is not alive, these in trace order.
@@ -68,10 +74,12 @@ class Walk:
 
     def let_wait(self, operations: Iterable[int]) -> None:
         """Let operations wait whose values are all dropped."""
+        ops, idle, lifetimes, waits = self.problem.ops, may_wait(self.problem), self.lifetimes, self.waits
         for index in operations:
-            op = self.problem.ops[index]
-            idle = op.repeatable and not op.random and bool(op.makes)
-            self.waits[index] = idle and all(self.lifetimes[value] for value in op.makes)
+            waits[index] = idle[index]
+            for value in ops[index].makes:
+                if not lifetimes[value]:
+                    waits[index] = 0
 
     def let_forward_wait(self, operations: range | tuple[int, ...], read_in_forward: bytearray) -> None:
         """The same for operations of forward, if the rest of forward does without them.
@@ -79,12 +87,14 @@ class Walk:
         read_in_forward: 1 for values that forward reads elsewhere; what these operations read is added.
         """
         self.let_wait(operations)
+        ops, waits = self.problem.ops, self.waits
         for index in reversed(operations):
-            op = self.problem.ops[index]
-            if self.waits[index] and any(read_in_forward[value] for value in op.makes):
-                self.waits[index] = 0
-            if not self.waits[index]:
-                for value in op.reads:
+            if waits[index]:
+                for value in ops[index].makes:
+                    if read_in_forward[value]:
+                        waits[index] = 0
+            if not waits[index]:
+                for value in ops[index].reads:
                     read_in_forward[value] = 1
 
     def forward(self, segment: Iterable[int]) -> tuple[int, ...]:
