@@ -90,6 +90,12 @@ class Rewriting:
 
     def run(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """One forward of the rewritten module."""
+        preset = self.options.preset()
+        if preset is not None and preset.kind != self._owners_of(original_view(model)).device_type:
+            raise LowtideError(
+                f"this module was rewritten for the preset {self.options.device!r}, which is for planning only; rewrite it "
+                "without device= to run it here"
+            )
         original = original_view(model)
         owners = self._owners_of(original)
         call = describe(original, args, kwargs, owners)

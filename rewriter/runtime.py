@@ -22,7 +22,7 @@ class Tape:
         self.values: dict[Key, torch.Tensor] = {}
         self.versions: dict[Key, int] = {}
         self.device_type = device_type
-        self.used = False
+        self.due = len(program.forward) - 1  # the block whose backward comes next
         self.given: frozenset[int] = frozenset()
         self.output_shapes: list[torch.Tensor] = []
 
@@ -66,7 +66,7 @@ class Tape:
 
     def close(self) -> None:
         """Lets go of everything: a backward runs once."""
-        self.used = True
+        self.due = -1
         self.values.clear()
         self.residents.clear()
 
@@ -102,28 +102,41 @@ class _Link(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         tape: Tape = ctx.tape
-        _refuse_twice(tape)
-        last = len(tape.program.forward) - 1
-        if ctx.index == last:
-            _receive(tape, gradients)
-        binding = tape.program.backward[last - ctx.index]
-        tape.check(binding)
-        returned = tuple(
-            gradient if tape.program.depends[source] & tape.given else None
-            for source, gradient in zip(binding.gradients, tape.run(binding), strict=True)
-        )
-        if ctx.index == 0:
+        _refuse_twice(tape, ctx.index)
+        try:
+            returned = _run_backward(tape, ctx.index, gradients)
+        except BaseException:
             tape.close()
+            raise
         return (None, None, None if ctx.index == 0 else torch.empty(0), *returned)
 
 
-def _refuse_twice(tape: Tape) -> None:
+def _run_backward(
+    tape: Tape, index: int, gradients: Sequence[torch.Tensor | None]
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients that are final after a block's backward."""
+    last = len(tape.program.forward) - 1
+    if index == last:
+        _receive(tape, gradients)
+    binding = tape.program.backward[last - index]
+    tape.check(binding)
+    returned = tuple(
+        gradient if tape.program.depends[source] & tape.given else None
+        for source, gradient in zip(binding.gradients, tape.run(binding), strict=True)
+    )
+    tape.due -= 1
+    if tape.due < 0:
+        tape.close()
+    return returned
+
+
+def _refuse_twice(tape: Tape, index: int) -> None:
     if torch.is_grad_enabled():
         raise TapeError(
             "a rewritten module has no second derivative: create_graph=True asks for the gradient of a gradient; "
             "call the original module for that"
         )
-    if tape.used:
+    if tape.due != index:
         raise TapeError(
             "backward ran a second time through the same forward of a rewritten module, whose values are freed as "
             "backward goes; call forward again (retain_graph=True does not keep them)"
