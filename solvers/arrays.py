@@ -58,9 +58,7 @@ def arrays_of(problem: Problem) -> Arrays:
         reads=Ragged.of(reads),
         makes=Ragged.of([op.makes for op in ops]),
         seconds=np.array([op.seconds for op in ops], dtype=float),
-        momentary_bytes=np.array(
-            [max(op.working_bytes, made) for op, made in zip(ops, made_bytes, strict=True)]
-        ),
+        momentary_bytes=np.array([max(op.working_bytes, made) for op, made in zip(ops, made_bytes, strict=True)]),
         random=np.array([op.random for op in ops], dtype=bool),
         size_bytes=np.array(size_bytes, dtype=np.int64),
         held=np.array([value.held for value in values], dtype=bool),

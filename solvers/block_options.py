@@ -147,9 +147,7 @@ def _improve(bench: BlockBench, found: dict[bytes, Option], visits: int, members
 
 def _trades(problem: Problem, block: int, bench: BlockBench) -> Iterable[bytes]:
     """Lifetimes of the best trades of a block."""
-    highest_price = (problem.seconds or 1.0) / min(
-        (v.size_bytes for v in problem.values if v.size_bytes), default=1
-    )
+    highest_price = (problem.seconds or 1.0) / min((v.size_bytes for v in problem.values if v.size_bytes), default=1)
     for point in curve_of(trade_of(problem, block, shares=False), highest_price).points:
         for life in FIRST_LIFETIMES:
             yield bytes(0 if i in point.kept else life for i in range(len(bench.values)))

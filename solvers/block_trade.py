@@ -118,9 +118,7 @@ def _own_stakes(
     return stakes
 
 
-def _shares_of_others(
-    problem: Problem, block: int, operations: tuple[int, ...], nodes: dict[int, int]
-) -> list[Stake]:
+def _shares_of_others(problem: Problem, block: int, operations: tuple[int, ...], nodes: dict[int, int]) -> list[Stake]:
     stakes: list[Stake] = []
     reads = dict.fromkeys(value for index in operations for value in problem.ops[index].reads)
     for value in reads:

@@ -64,8 +64,7 @@ def _proof_of(problem: Problem) -> _Proof:
     sizes = [value.size_bytes for value in problem.values if value.size_bytes]
     highest_price = (problem.seconds or 1.0) / min(sizes, default=1)
     curves = [
-        curve_of(trade_of(problem, block, shares=True), highest_price)
-        for block in range(len(problem.block_classes))
+        curve_of(trade_of(problem, block, shares=True), highest_price) for block in range(len(problem.block_classes))
     ]
     price = np.unique([price for curve in set(curves) for price in curve.price])
     worth = np.zeros((len(curves) + 1, len(price)))

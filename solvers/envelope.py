@@ -50,8 +50,6 @@ def cheapest_under(problem: Problem, candidates: Iterable[Candidate], budget_byt
     fitting = [one for one in lowest if one.peak_bytes <= budget_bytes]
     if not fitting:
         smallest = lowest[0].peak_bytes if lowest else problem.resident_bytes
-        message = (
-            f"no candidate for {problem.name} fits {budget_bytes} bytes: the smallest needs {smallest} bytes"
-        )
+        message = f"no candidate for {problem.name} fits {budget_bytes} bytes: the smallest needs {smallest} bytes"
         raise InfeasibleBudget(message, smallest, budget_bytes)
     return fitting[-1]

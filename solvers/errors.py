@@ -18,9 +18,7 @@ class InfeasibleBudget(LowtideError):
     it.
     """
 
-    def __init__(
-        self, message: str, smallest_bytes: int, budget_bytes: int, hints: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, message: str, smallest_bytes: int, budget_bytes: int, hints: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.smallest_bytes = smallest_bytes
         self.budget_bytes = budget_bytes

@@ -170,9 +170,7 @@ class _Ladder:
         sizes = {int((one.layers < at).sum()), int((one.layers <= at).sum()), len(one.layers)}
         return [one.layers[:size] for size in sorted(sizes) if size]
 
-    def _estimate(
-        self, one: LayerClass, layers: np.ndarray, options: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _estimate(self, one: LayerClass, layers: np.ndarray, options: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(bytes by which the highest moment falls, seconds more) for these layers on each option of their class.
 
         What a layer keeps is alive in all segments between its forward and its backward."""

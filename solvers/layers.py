@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
+
 from .liveness import RunOrder
 from .problem import Problem
 
@@ -43,37 +45,28 @@ def in_blocks(problem: Problem, order: RunOrder) -> RunOrder:
     Operations of forward run in their own block. In backward, operations that run once mark their block's
     segment, and what is run before them for their sake goes with them.
     """
-    blocks = len(problem.block_classes)
-    if len(order) == 2 * blocks:
+    count = 2 * len(problem.block_classes)
+    if len(order) == count:
         return order
     runs = [op for segment in order for op in segment]
     turn = sum(len(segment) for segment in order[: len(order) // 2])
-    segments: list[list[int]] = [[] for _ in range(2 * blocks)]
-    for index in runs[:turn]:
-        segments[problem.ops[index].block].append(index)
-    backward = runs[turn:]
-    for index, segment in zip(backward, _backward_segments(problem, backward), strict=True):
-        segments[segment].append(index)
-    return tuple(tuple(segment) for segment in segments)
+    home, once = _homes(problem)
+    forward, backward = np.array(runs[:turn], dtype=np.int64), np.array(runs[turn:], dtype=np.int64)
+    # the segment begun by the latest operation that runs once, and the one that the next one needs
+    begun = np.maximum.accumulate(np.where(once[backward], home[backward], count // 2))
+    wanted = np.where(backward >= problem.forward_length, np.maximum(home[backward], begun), count - 1)
+    following = np.minimum.accumulate(wanted[::-1])[::-1]
+    ends = np.searchsorted(np.concatenate((home[forward], following)), np.arange(count), side="right").tolist()
+    return tuple(tuple(runs[start:end]) for start, end in zip([0, *ends], ends, strict=False))
 
 
-def _backward_segments(problem: Problem, runs: Sequence[int]) -> list[int]:
-    """For each run of backward its segment: never falling, exact for operations that run once."""
-    last = 2 * len(problem.block_classes) - 1
-    lowest = len(problem.block_classes)
-    begun: list[int] = []  # the segment begun by the latest operation that runs once
-    for index in runs:
-        if not problem.ops[index].repeatable:
-            lowest = last - problem.ops[index].block
-        begun.append(lowest)
-    segments = [0] * len(runs)
-    following = last
-    for at in range(len(runs) - 1, -1, -1):
-        op = problem.ops[runs[at]]
-        if runs[at] >= problem.forward_length:
-            following = min(following, max(last - op.block, begun[at]))
-        segments[at] = following
-    return segments
+@lru_cache(maxsize=8)
+def _homes(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """For each operation the segment it belongs to, and whether it runs once."""
+    home = np.empty(len(problem.ops), dtype=np.int64)
+    for segment, operations in enumerate(problem.segment_operations):
+        home[list(operations)] = segment
+    return home, np.array([not op.repeatable for op in problem.ops])
 
 
 def _layer_starts(problem: Problem) -> list[int]:

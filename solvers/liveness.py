@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from math import fsum
 
 import numpy as np
@@ -59,7 +60,7 @@ class Lives:
 def lives_of(problem: Problem, order: RunOrder) -> Lives:
     """Find each value's births and deaths by sorting its reads and makes by position."""
     arrays = arrays_of(problem)
-    runs = np.fromiter((op for segment in order for op in segment), dtype=np.int64)
+    runs = np.array(list(chain.from_iterable(order)), dtype=np.int64)
     position = np.arange(len(runs))
     first = np.zeros(len(problem.ops), dtype=np.int64)
     first[runs[::-1]] = position[::-1]

@@ -12,8 +12,9 @@ from .schedule import Schedule
 class Plan:
     """A schedule, simulated. Made by `simulate.make_plan` only, so that no solver reports its own peak.
 
-    problem: the step it is for. live_bytes[i] is what is alive after instruction i, everything counted (resident bytes too); peak_bytes is
-    the highest moment, inside an instruction; `baseline_*` is the step with everything kept, in trace order.
+    problem: the step it is for. live_bytes[i] is what is alive after instruction i, everything counted (resident
+    bytes too); peak_bytes is the highest moment, inside an instruction; `baseline_*` is the step with everything
+    kept, in trace order.
     lower_bound_seconds: no schedule under budget_bytes takes less extra time (None if not computed).
     """
 

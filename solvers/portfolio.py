@@ -48,9 +48,7 @@ class Portfolio:
     """
 
     solvers: tuple[Solver, ...] = SOLVERS
-    _ladders: dict[Problem, tuple[Rated, ...]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _ladders: dict[Problem, tuple[Rated, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def solve(
         self, problem: Problem, budget_bytes: int, solver: str = "auto", progress: Progress | None = None
@@ -96,19 +94,21 @@ class Portfolio:
         return tuple(one for one in self._ladders[problem] if solver in ("auto", one.solver))
 
     def _rated(self, problem: Problem, progress: Progress | None) -> Iterator[Rated]:
+        """The candidates of every solver that no other of the same solver beats."""
         for done, solver in enumerate(self.solvers):
+            best: list[Rated] = []
             for number, candidate in enumerate(solver.candidates(problem), 1):
                 if progress is not None:
-                    # a solver does not say how many candidates it has: each takes half of what is left
+                    # a solver does not say how many candidates it has: each takes a fiftieth of what is left
                     share = (done + 1 - 0.98**number) / len(self.solvers)
                     progress(share, f"{solver.name}: {candidate.told}")
-                yield rate(problem, solver.name, candidate)
+                # at once, as the orders of all candidates would fill hundreds of megabytes for deep models
+                best = envelope([*best, rate(problem, solver.name, candidate)])
+            yield from best
         if progress is not None:
             progress(1.0, "solved")
 
-    def _plan(
-        self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]
-    ) -> Plan:
+    def _plan(self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]) -> Plan:
         bound = lower_bound_seconds(problem, budget_bytes)
         schedule = schedule_of(problem, best.order)
         plan = make_plan(
@@ -121,9 +121,7 @@ class Portfolio:
             notes=(best.told, *notes),
         )
         if plan.peak_bytes != best.peak_bytes:
-            raise ScheduleError(
-                f"forecast {best.peak_bytes} bytes for a schedule that peaks at {plan.peak_bytes}"
-            )
+            raise ScheduleError(f"forecast {best.peak_bytes} bytes for a schedule that peaks at {plan.peak_bytes}")
         return plan
 
 

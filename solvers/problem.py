@@ -124,12 +124,14 @@ class Problem:
         """Where another problem is another program, in words; None if a schedule of one is one of the other."""
         for index, (mine, its) in enumerate(zip(self.ops, other.ops, strict=False)):
             for name in ("kind", "reads", "makes", "block", "repeatable", "random"):
-                if getattr(mine, name) != getattr(its, name):
-                    return f"operation {index} ({mine.name}): {name} is {getattr(mine, name)}, there {getattr(its, name)}"
+                here, there = getattr(mine, name), getattr(its, name)
+                if here != there:
+                    return f"operation {index} ({mine.name}): {name} is {here}, there {there}"
         for index, (mine, its) in enumerate(zip(self.values, other.values, strict=False)):
             for name in ("size_bytes", "held", "resident"):
-                if getattr(mine, name) != getattr(its, name):
-                    return f"value {index} ({mine.name}): {name} is {getattr(mine, name)}, there {getattr(its, name)}"
+                here, there = getattr(mine, name), getattr(its, name)
+                if here != there:
+                    return f"value {index} ({mine.name}): {name} is {here}, there {there}"
         for name in ("ops", "values"):
             if len(getattr(self, name)) != len(getattr(other, name)):
                 return f"{len(getattr(self, name))} {name}, there {len(getattr(other, name))}"

@@ -56,9 +56,7 @@ def _recipes(problem: Problem, mixture_count: int) -> Iterator[tuple[str, bytes]
     yield "selective in every block", _mixture(problem, selective=blocks)
     yield "checkpoint every block", _mixture(problem, full=blocks)
     count = len(dropping)
-    steps = sorted(
-        {round(step * count / min(count, mixture_count)) for step in range(mixture_count + 1)} | {count}
-    )
+    steps = sorted({round(step * count / min(count, mixture_count)) for step in range(mixture_count + 1)} | {count})
     for last in (k for k in steps if k <= count):
         early, late = dropping[: count - last], dropping[count - last :]
         yield f"last {last} blocks selective, others full", _mixture(problem, full=early, selective=late)

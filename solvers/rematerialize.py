@@ -19,9 +19,7 @@ class Lifetime(IntEnum):
     STEP = 0  # kept from forward to its last reader in backward
     BACKWARD = 1  # rematerialized once in backward, then kept to its last reader
     SEGMENT = 2  # rematerialized in each backward segment that needs it, and kept to the end of that
-    READING = (
-        3  # as SEGMENT, but kept only from where backward itself reads it: not as a step to another value
-    )
+    READING = 3  # as SEGMENT, but kept only from where backward itself reads it: not as a step to another value
     MOMENT = 4  # rematerialized for each operation of backward that needs it
 
 
@@ -34,6 +32,12 @@ def droppable(problem: Problem) -> bytes:
             for value in op.makes:
                 flags[value] = not problem.values[value].held
     return bytes(flags)
+
+
+@lru_cache(maxsize=8)
+def residents(problem: Problem) -> bytes:
+    """For each value 1 if it is there before the step."""
+    return bytes(value.resident for value in problem.values)
 
 
 @lru_cache(maxsize=8)
@@ -51,7 +55,7 @@ def run_order(problem: Problem, lifetimes: Sequence[int]) -> RunOrder:
     early and held can raise the peak when more is dropped.
     """
     may_drop = droppable(problem)
-    walk = Walk(problem, [life if may else 0 for life, may in zip(lifetimes, may_drop, strict=True)])
+    walk = Walk(problem, bytes(life * may for life, may in zip(lifetimes, may_drop, strict=True)))
     segments = problem.segment_operations
     blocks = len(problem.block_classes)
     walk.let_wait(range(problem.forward_length, len(problem.ops)))
@@ -67,7 +71,7 @@ class Walk:
     def __init__(self, problem: Problem, lifetimes: Sequence[int]) -> None:
         self.problem = problem
         self.lifetimes = bytearray(lifetimes)
-        self.alive = bytearray(value.resident for value in problem.values)
+        self.alive = bytearray(residents(problem))
         self.waits = bytearray(len(problem.ops))  # runs only when something it makes is needed
         self._segment_values: list[int] = []  # rematerialized, to be dropped at the end of the segment
         self._moment_values: list[int] = []  # rematerialized, to be dropped after the operation
@@ -107,9 +111,7 @@ class Walk:
 
     def turn(self) -> None:
         """Drop what does not live from forward to backward."""
-        for value, life in enumerate(self.lifetimes):
-            if life:
-                self.alive[value] = 0
+        self.alive = bytearray(alive and not life for alive, life in zip(self.alive, self.lifetimes, strict=True))
 
     def backward(self, segment: Iterable[int]) -> tuple[int, ...]:
         """What a backward segment runs."""

@@ -122,9 +122,7 @@ class _Bench:
         self.alive = bytearray(value.resident for value in problem.values)
         self.has_run = bytearray(len(problem.ops))
         self.states: set[int] = set()  # random operations whose generator state is recorded
-        self.last_once = (
-            self.last_draw
-        ) = -1  # the latest operation that runs once; that drew for the first time
+        self.last_once = self.last_draw = -1  # the latest operation that runs once; that drew for the first time
 
     def run(self, op_index: int) -> None:
         """Run an operation, for the first time or again."""
@@ -163,15 +161,8 @@ class _Bench:
         """Record the generator state that a random operation is about to draw from."""
         op = self.problem.ops[op_index]
         following = schedule.instructions[self.at + 1 : self.at + 2]
-        if (
-            not op.random
-            or self.has_run[op_index]
-            or op_index in self.states
-            or following != (Run(op_index),)
-        ):
-            raise self.error(
-                f"records a state for {op.name}, which must be random and run first right after it"
-            )
+        if not op.random or self.has_run[op_index] or op_index in self.states or following != (Run(op_index),):
+            raise self.error(f"records a state for {op.name}, which must be random and run first right after it")
         self.states.add(op_index)
         self.live_bytes += self.problem.state_bytes
         self._rise(self.live_bytes)
@@ -222,9 +213,7 @@ class _Bench:
                 raise self.error(f"runs {name} a second time without its generator state recorded")
             return
         if op_index < self.last_draw:
-            raise self.error(
-                f"draws for {name} after {self.problem.ops[self.last_draw].name}, out of trace order"
-            )
+            raise self.error(f"draws for {name} after {self.problem.ops[self.last_draw].name}, out of trace order")
         self._check_phase(op_index)
         self.last_draw = op_index
 
@@ -242,15 +231,11 @@ def _check_segments(problem: Problem, schedule: Schedule) -> None:
     blocks = range(len(problem.block_classes))
     expected = [*blocks, *reversed(blocks)]
     if [segment.block for segment in schedule.segments] != expected:
-        raise ScheduleError(
-            f"segments must be forward of blocks 0..{len(blocks) - 1}, then backward of the same"
-        )
+        raise ScheduleError(f"segments must be forward of blocks 0..{len(blocks) - 1}, then backward of the same")
     end = 0
     for segment in schedule.segments:
         if segment.start != end or segment.stop < segment.start:
-            raise ScheduleError(
-                f"the segment of block {segment.block} starts at {segment.start}, not at {end}"
-            )
+            raise ScheduleError(f"the segment of block {segment.block} starts at {segment.start}, not at {end}")
         end = segment.stop
     if end != len(schedule.instructions):
         raise ScheduleError(f"segments end at {end}, the instructions at {len(schedule.instructions)}")

@@ -22,14 +22,9 @@ class Draft:
         self.values.append(Value(name, int(size_bytes), held, resident))
         return len(self.values) - 1
 
-    def op(
-        self, name: str, reads, sizes, seconds: float, block: int, scratch: int = 0, held=(), **flags
-    ) -> list[int]:
+    def op(self, name: str, reads, sizes, seconds: float, block: int, scratch: int = 0, held=(), **flags) -> list[int]:
         """An operation that makes values of these sizes; `held` are positions of held ones."""
-        makes = [
-            self.value(f"{name}.{i}" if len(sizes) > 1 else name, s, held=i in held)
-            for i, s in enumerate(sizes)
-        ]
+        makes = [self.value(f"{name}.{i}" if len(sizes) > 1 else name, s, held=i in held) for i, s in enumerate(sizes)]
         working_bytes = int(sum(sizes)) + scratch
         kind = flags.pop("kind", name.split(".")[-1])
         op = Op(name, tuple(reads), tuple(makes), seconds, working_bytes, block, kind=kind, **flags)
@@ -86,9 +81,7 @@ def llama(
             return rsqrt, normal, op(f"{name}.weighted", [normal, weight], [x])[0]
 
         rsqrt_1, normal_1, scaled_1 = norm("norm1", stream)
-        q, k, v = (
-            op(f"{n}.mm", [scaled_1, weight], [x], matmul(width, width), intensive=True)[0] for n in "qkv"
-        )
+        q, k, v = (op(f"{n}.mm", [scaled_1, weight], [x], matmul(width, width), intensive=True)[0] for n in "qkv")
         q_turned = op("rope.q", [q], [x])[0]
         k_turned = op("rope.k", [k], [x])[0]
         out, sums = op("sdpa", [q_turned, k_turned, v], [x, row * 4], attention, intensive=True)
@@ -105,9 +98,7 @@ def llama(
         saved.append((*attended, middle, rsqrt_2, normal_2, scaled_2, gate, up, silu, product))
         stream = after
     last = layers + 1
-    logits = draft.op(
-        "head.mm", [stream, weight], [tokens * vocabulary * 4], matmul(width, vocabulary), last
-    )[0]
+    logits = draft.op("head.mm", [stream, weight], [tokens * vocabulary * 4], matmul(width, vocabulary), last)[0]
     softmax = draft.op("head.log_softmax", [logits], [tokens * vocabulary * 4], cheap, last)[0]
     draft.op("head.loss", [softmax], [4], cheap, last, held=(0,))
     draft.forward_length = len(draft.ops)
@@ -153,9 +144,7 @@ def llama(
     return draft.problem([0, *[1] * layers, 2], name=f"llama{layers}")
 
 
-def chain_of_blocks(
-    seed: int, blocks: int = 3, width: int = 4, classes: int = 1, randomness: float = 0.2
-) -> Problem:
+def chain_of_blocks(seed: int, blocks: int = 3, width: int = 4, classes: int = 1, randomness: float = 0.2) -> Problem:
     """A random chain: forward blocks with side branches, several outputs, random and unrepeatable operations,
     a value carried through all blocks; backward reads what forward made, and each other's gradients."""
     draw = random.Random(seed)
@@ -171,11 +160,7 @@ def chain_of_blocks(
         pool = [stream]
         for index in range(width):
             reads = same.sample(range(len(pool)), min(len(pool), same.randint(1, 2)))
-            reads = (
-                [pool[i] for i in reads]
-                + [carried] * (same.random() < 0.3)
-                + [weight] * (same.random() < 0.5)
-            )
+            reads = [pool[i] for i in reads] + [carried] * (same.random() < 0.3) + [weight] * (same.random() < 0.5)
             sizes = [same.randint(0, 30) for _ in range(same.choice((1, 1, 1, 2)))]
             kind = same.random()
             made = draft.op(
@@ -249,7 +234,5 @@ def tiny(seed: int) -> Problem:
             size, held = draw.randint(1, 6), (0,) if draw.random() < 0.2 else ()
             reads += [gradient]
             seconds = draw.randint(1, 9)
-            gradient = draft.op(
-                f"back{block}.{index}", reads, [size], seconds, block, held=held, repeatable=False
-            )[0]
+            gradient = draft.op(f"back{block}.{index}", reads, [size], seconds, block, held=held, repeatable=False)[0]
     return draft.problem(range(blocks), name=f"tiny{seed}")

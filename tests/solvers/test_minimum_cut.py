@@ -25,8 +25,6 @@ def test_value_and_side_of_the_cut_agree_with_networkx(edges):
     assert 0 in side
     assert 1 not in side
     crossing = sum(
-        capacity
-        for tail, head, capacity in theirs.edges(data="capacity")
-        if tail in side and head not in side
+        capacity for tail, head, capacity in theirs.edges(data="capacity") if tail in side and head not in side
     )
     assert crossing == approx(value)

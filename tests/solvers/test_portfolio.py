@@ -25,9 +25,7 @@ def answers(problem, count=12):
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), blocks=st.integers(1, 5), classes=st.integers(1, 2))
-def test_every_plan_keeps_its_budget_and_a_smaller_budget_gives_no_higher_peak_and_no_less_time(
-    seed, blocks, classes
-):
+def test_every_plan_keeps_its_budget_and_a_smaller_budget_gives_no_higher_peak_and_no_less_time(seed, blocks, classes):
     problem = chain_of_blocks(seed, blocks=blocks, classes=classes)
     plans = answers(problem)
     for plan in plans:

@@ -41,9 +41,7 @@ def test_a_group_of_blocks_is_rematerialized_by_the_segment_that_needs_it_first(
     told = "inputs of every 3 blocks, nested"
     order = next(c.order for c in Recipes().candidates(problem) if c.told == told)
     blocks = len(problem.block_classes)
-    again = [
-        {problem.ops[op].block for op in segment if op < problem.forward_length} for segment in order[blocks:]
-    ]
+    again = [{problem.ops[op].block for op in segment if op < problem.forward_length} for segment in order[blocks:]]
     assert again == [set(), {6}, {3, 4, 5}, {4}, {3}, {0, 1, 2}, {1}, set()]
 
 

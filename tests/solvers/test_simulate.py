@@ -108,9 +108,7 @@ def test_it_refuses_draws_out_of_trace_order():
     assert len(draws) > 1
     order[1].remove(draws[0])
     order[1].append(draws[0])
-    schedule = Schedule(
-        tuple(Run(op) for segment in order for op in segment), _segments([len(s) for s in order])
-    )
+    schedule = Schedule(tuple(Run(op) for segment in order for op in segment), _segments([len(s) for s in order]))
     with pytest.raises(ScheduleError, match=r"out of trace order|not alive"):
         simulate(problem, schedule)
 
