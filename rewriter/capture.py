@@ -131,6 +131,11 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
+        if func in _RECURRENT:
+            raise CaptureError(
+                f"recurrent layers (LSTM, GRU) cannot be rewritten, {self.where()}: their cells work in place on parts "
+                "of tensors, or in a fused kernel with a workspace of its own; keep them out of the rewritten module"
+            )
         if func._schema.is_mutable:
             raise CaptureError(f"{func} changes a tensor that lowtide cannot follow, {self.where()}")
         node_args, node_kwargs = self._nodes_of((args, kwargs))
@@ -283,6 +288,10 @@ def _is_blank(node: Any) -> bool:
     """Whether a node makes a tensor without contents, which only an in-place operation can want."""
     return isinstance(node, fx.Node) and node.target in (aten.empty_like.default, aten.empty.memory_format)
 
+
+# What the cells of recurrent layers call, and nothing else does. Rewritten they would differ in the last bit: a
+# sigmoid on a part of a tensor takes other vector lanes than one on a copy of that part.
+_RECURRENT = (aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default, aten.mkldnn_rnn_layer.default)
 
 # What functionalization makes of writes into views: each copies all of the storage that its operand is a view of.
 _COPIES_THE_WHOLE = (

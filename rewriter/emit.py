@@ -94,8 +94,13 @@ class _Scope:
 
     def fresh(self, hint: str) -> str:
         """A name not used before in this function."""
-        self.used[hint] += 1
-        return hint if self.used[hint] == 1 else f"{hint}_{self.used[hint] - 1}"
+        # `split` a second time would be `split_1`, which may be the name of the first one's second part.
+        while True:
+            self.used[hint] += 1
+            name = hint if self.used[hint] == 1 else f"{hint}_{self.used[hint] - 1}"
+            if name == hint or not self.used[name]:
+                self.used[name] = max(self.used[name], 1)
+                return name
 
 
 class _Writer:

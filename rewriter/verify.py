@@ -90,15 +90,14 @@ class _Runner:
         self.model = model
         self.args, self.kwargs = args, kwargs
         self.wanted = options.get("differentiable")
-        self.optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(trained) if trained else None
         self.device = device_of(model, args, kwargs)
 
     def step(self, seed: int) -> dict[str, torch.Tensor | None]:
         """One optimizer step; everything there is to compare, by name."""
         torch.manual_seed(seed)
-        for tensor in self._inputs():
-            tensor.grad = None
-        self.optimizer.zero_grad()
+        self.clear()
         outputs, structure = flatten(self.model(*self.args, **self.kwargs), "output")
         self._backward(outputs, structure.names)
         told: dict[str, torch.Tensor | None] = {
@@ -108,7 +107,8 @@ class _Runner:
             told[f"gradient of {name}"] = None if parameter.grad is None else parameter.grad.clone()
         for index, tensor in enumerate(self._inputs()):
             told[f"gradient of input {index}"] = None if tensor.grad is None else tensor.grad.clone()
-        self.optimizer.step()
+        if self.optimizer is not None:
+            self.optimizer.step()
         told |= {f"parameter {name}": p.detach().clone() for name, p in self.model.named_parameters()}
         told |= {f"buffer {name}": b.clone() for name, b in self.model.named_buffers()}
         told["generator state"] = torch.get_rng_state()
