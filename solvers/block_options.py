@@ -113,8 +113,7 @@ def options_of(problem: Problem, block: int, visits: int = 500_000) -> tuple[Opt
 
 
 def _improve(bench: BlockBench, found: dict[bytes, Option], visits: int, members: int) -> None:
-    """Change single lifetimes as long as seconds + price · (weight · kept + rise) falls; adds all that is
-    tried.
+    """Change single lifetimes as long as seconds + price · (weight · kept + rise) falls; adds all that is tried.
 
     weight: in how many blocks of the class what is kept adds up at the highest moment. Large values are tried
     first, and only so many that a few rounds of trials fit into `visits` operations looked at.

@@ -48,8 +48,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The best trades. worth[i] is the minimum of seconds + price[i] · bytes over all trades (never above
-    it)."""
+    """The best trades. worth[i] is the minimum of seconds + price[i] · bytes over all trades (never above it)."""
 
     points: tuple[Point, ...]
     price: tuple[float, ...]
@@ -137,8 +136,7 @@ def _shares_of_others(problem: Problem, block: int, operations: tuple[int, ...],
 
 @lru_cache(maxsize=256)
 def curve_of(trade: Trade, highest_price: float, most_prices: int = 80) -> Curve:
-    """The lower convex hull of (bytes, seconds) over all ways to keep and run again, by parametric minimum
-    cut.
+    """The lower convex hull of (bytes, seconds) over all ways to keep and run again, by parametric minimum cut.
 
     For a price of λ seconds per byte, the least of (seconds run again) + λ · (bytes kept) is a minimum cut:
     operations on the sink's side run after the turn; a value is kept where its maker is on the source's side
@@ -164,10 +162,10 @@ def curve_of(trade: Trade, highest_price: float, most_prices: int = 80) -> Curve
             continue
         price = (few.seconds - many.seconds) / (many.kept_bytes - few.kept_bytes)
         between = solve(price)
-        on_line = many.seconds + price * many.kept_bytes
-        # With rounded numbers a known point may seem to lie below a line through itself.
+        below_line = many.seconds - between.seconds + price * (many.kept_bytes - between.kept_bytes)
+        # with rounded numbers a known point may seem to lie below a line through itself
         new = between.kept not in (many.kept, few.kept)
-        if new and between.seconds + price * between.kept_bytes < on_line * (1 - 1e-9):
+        if new and below_line > 1e-9 * total_seconds:
             pending += [(many, between), (between, few)]
     price = tuple(sorted(prices))
     in_order = tuple(sorted(points.values(), key=lambda point: (-point.kept_bytes, point.seconds)))

@@ -10,8 +10,7 @@ from .problem import Problem
 
 @lru_cache(maxsize=8)
 def forward_values(problem: Problem) -> tuple[tuple[int, ...], ...]:
-    """For each block the values its forward makes, in order: equal positions correspond in blocks of one
-    class."""
+    """For each block the values its forward makes, in order: equal positions correspond in blocks of one class."""
     blocks = len(problem.block_classes)
     return tuple(
         tuple(value for op in operations for value in problem.ops[op].makes)
@@ -21,8 +20,7 @@ def forward_values(problem: Problem) -> tuple[tuple[int, ...], ...]:
 
 @lru_cache(maxsize=8)
 def shared_values(problem: Problem) -> frozenset[int]:
-    """Values that forward makes in one block and another block reads: block inputs, and what is carried
-    along."""
+    """Values that forward makes in one block and another block reads: block inputs, and what is carried along."""
     shared = set()
     for op in problem.ops[: problem.forward_length]:
         for value in op.makes:

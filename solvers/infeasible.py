@@ -27,8 +27,7 @@ def infeasible(problem: Problem, budget_bytes: int, smallest: Rated) -> Infeasib
 
 
 def neediest_operation(problem: Problem) -> tuple[int, int | None]:
-    """(bytes, operation) of the operation that must run and has the most bytes alive around it in any
-    schedule.
+    """(bytes, operation) of the operation that must run and has the most bytes alive around it in any schedule.
 
     Alive in any schedule: what is resident, held values made by operations that run once and earlier, what
     the operation reads, what it needs to work. Only operations that cannot be left out are looked at: a lower

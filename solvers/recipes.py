@@ -22,14 +22,12 @@ class Recipes:
     Blocks are whole layers (`in_layers`).
 
     full: a block keeps its inputs and runs its forward again (Chen et al. 2016, arXiv 1604.06174, section 3).
-    every n, √n: only the inputs of every n-th block are kept (Chen et al., section 4.1); the group's forward
-    runs
-        again when its last block's backward begins, and either all of it then stays, or only the blocks'
-        inputs and each block runs again once more.
+    every n, √n: only the inputs of every n-th block are kept (Chen et al., section 4.1); the group's forward runs
+        again when its last block's backward begins, and either all of it then stays, or only the blocks' inputs and
+        each block runs again once more.
     selective: what matrix products, convolutions and fused attention make is kept, the rest runs again
         (Korthikanti et al. 2022, arXiv 2205.05198, section 5).
-    mixtures: the last k blocks keep everything or selectively, those before selectively or by their inputs
-    alone.
+    mixtures: the last k blocks keep everything or selectively, those before selectively or by their inputs alone.
         What comes after the last repeated block (the head) keeps everything: its backward comes first.
 
     Guarantee: none, beyond being what one would do by hand. Cost: one run order per recipe; at most
