@@ -14,7 +14,7 @@ import inspect
 import operator
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,7 @@ class NothingToDifferentiate(CaptureError):
     """No output of the step requires a gradient: there is no backward to make room for."""
 
 
-def bind(
-    model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+def bind(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The keyword arguments of the step: a cache of keys and values serves no training step and is switched off."""
     config = getattr(model, "config", None)
     if not getattr(config, "use_cache", False) or "use_cache" in kwargs:
@@ -91,9 +89,7 @@ def bind(
     parameters = inspect.signature(model.forward).parameters
     if "use_cache" not in parameters or list(parameters).index("use_cache") < len(args):
         return kwargs, ()
-    return {**kwargs, "use_cache": False}, (
-        "use_cache=False: no cache of keys and values is made or returned",
-    )
+    return {**kwargs, "use_cache": False}, ("use_cache=False: no cache of keys and values is made or returned",)
 
 
 class _Recorder(TorchDispatchMode):
@@ -152,9 +148,7 @@ class _Recorder(TorchDispatchMode):
             out = self._look_at_data(node, args)
         if func is aten.bernoulli.p and _is_blank(node.args[0]):
             # Eager draws in place, in the order of the blank tensor's layout; the functional form draws in row order.
-            out = torch.empty_strided(
-                args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device
-            )
+            out = torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device)
             node.meta["in_place"] = True
         if func in _COPIES_THE_WHOLE and out.stride() == args[0].stride():
             out = _with_storage_like(args[0])
@@ -180,9 +174,7 @@ class _Recorder(TorchDispatchMode):
         if isinstance(value, dict):
             return {k: self._nodes_of(v) for k, v in value.items()}
         if isinstance(value, torch.Generator):
-            raise CaptureError(
-                f"a random operation was given its own generator, {self.where()}; use the default one"
-            )
+            raise CaptureError(f"a random operation was given its own generator, {self.where()}; use the default one")
         return value
 
     def _constant(self, value: torch.Tensor) -> fx.Node:
@@ -345,9 +337,7 @@ def is_random(node: fx.Node) -> bool:
         return False
     for position, argument in enumerate(target._schema.arguments):
         if argument.name == _DROPOUT_ARGUMENT:
-            value = (
-                node.args[position] if position < len(node.args) else node.kwargs.get(_DROPOUT_ARGUMENT, 0.0)
-            )
+            value = node.args[position] if position < len(node.args) else node.kwargs.get(_DROPOUT_ARGUMENT, 0.0)
             return value != 0.0
     return True
 
@@ -474,6 +464,11 @@ def fake_like(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
+def tensors_without_data() -> AbstractContextManager[Any]:
+    """A context in which new tensors have a device but no data, and every operation only works out shapes."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 def _functional(fake: torch.Tensor, requires_grad: bool) -> torch.Tensor:
     """A functional wrapper: in-place changes of it are recorded as new values."""
     wrapper = torch._to_functional_tensor(fake)  # pyright: ignore[reportAttributeAccessIssue]
@@ -579,8 +574,7 @@ def _select(
         return tensors, structure
     _check_names(outputs, structure, "outputs")
     kept = [
-        None if not _named(name, outputs) else tensor
-        for name, tensor in zip(structure.names, tensors, strict=True)
+        None if not _named(name, outputs) else tensor for name, tensor in zip(structure.names, tensors, strict=True)
     ]
     return flatten(structure.unflatten(kept), "output")
 
@@ -598,9 +592,7 @@ def _check_names(wanted: list[str], structure: Structure, what: str) -> None:
             )
 
 
-def _differentiable(
-    tensors: list[torch.Tensor], structure: Structure, names: list[str] | None
-) -> tuple[int, ...]:
+def _differentiable(tensors: list[torch.Tensor], structure: Structure, names: list[str] | None) -> tuple[int, ...]:
     able = [i for i, t in enumerate(tensors) if t.requires_grad and (t.is_floating_point() or t.is_complex())]
     if names is not None:
         _check_names(names, structure, "differentiable")
@@ -615,15 +607,11 @@ def _differentiable(
     return tuple(able)
 
 
-def _finish(
-    recorder: _Recorder, step: _Step, wrappers: dict[int, _Wrapper], notes: tuple[str, ...]
-) -> Captured:
+def _finish(recorder: _Recorder, step: _Step, wrappers: dict[int, _Wrapper], notes: tuple[str, ...]) -> Captured:
     """Adds the graph's outputs, drops what nothing needs, and splits off the guard."""
     graph = recorder.graph
     mutated = [(w, _inner(w.tensor)) for w in wrappers.values()]
-    mutations = {
-        w.source: recorder.nodes[id(now)] for w, now in mutated if recorder.nodes[id(now)] is not w.node
-    }
+    mutations = {w.source: recorder.nodes[id(now)] for w, now in mutated if recorder.nodes[id(now)] is not w.node}
     outputs = tuple(recorder.nodes[id(_inner(t))] for t in step.returned)
     gradients = {source: recorder.nodes[id(_inner(g))] for source, g in step.gradients.items()}
     graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))
@@ -678,6 +666,4 @@ def _guard(recorder: _Recorder, changed: set[str]) -> Guard | None:
 
 def _varies(node: fx.Node) -> bool:
     """Whether a value depends on anything that another call may bring."""
-    return any(
-        n.op == "placeholder" and n.meta["source"].kind in ("input", "buffer") for n in _inputs_of(node)
-    )
+    return any(n.op == "placeholder" and n.meta["source"].kind in ("input", "buffer") for n in _inputs_of(node))
