@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,16 @@ _VERSION = 1
 _INSTRUCTIONS: dict[str, type[Instruction]] = {"run": Run, "free": Free, "record": Record, "forget": Forget}
 
 
-def save_plan(plan: Plan, path: str | Path) -> None:
-    """Writes a plan, whole or not at all."""
-    told = plan_to_dict(plan)
+def save_plan(plan: Plan, path: str | Path, made_by: Mapping[str, Any] | None = None) -> None:
+    """Writes a plan, whole or not at all. made_by: what it was made from, as plain data, for whoever loads it."""
+    told = plan_to_dict(plan) | ({"made_by": dict(made_by)} if made_by is not None else {})
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(told, file)
-        Path(temporary).replace(path)
+        temporary.write_text(json.dumps(told), encoding="utf-8")
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -78,6 +77,23 @@ def load_plan(path: str | Path) -> Plan:
 
     Raises PlanError for a file that is damaged, no plan, or of another version.
     """
+    told = _read(path)
+    try:
+        return _plan_of(told)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ScheduleError) as error:
+        raise PlanError(f"{path} is a damaged plan ({type(error).__name__}: {error}); plan again") from error
+
+
+def load_made_by(path: str | Path) -> dict[str, Any] | None:
+    """What a saved plan says that it was made from, unchecked; None if it does not say. Raises PlanError."""
+    told = _read(path).get("made_by")
+    if told is not None and not isinstance(told, dict):
+        raise PlanError(f"{path} is a damaged plan (made_by is a {type(told).__name__}); plan again")
+    return told
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """The content of a plan's file, of the right format and version."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -89,11 +105,8 @@ def load_plan(path: str | Path) -> Plan:
     if not isinstance(told, dict) or told.get("format") != _FORMAT:
         raise PlanError(f"{path} is JSON but no plan of lowtide; `lowtide plan --out` and `save_plan` write plans")
     if told.get("version") != _VERSION:
-        raise PlanError(f"{path} is a plan of version {told.get('version')!r}, this lowtide reads {_VERSION}; plan again")
-    try:
-        return _plan_of(told)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ScheduleError) as error:
-        raise PlanError(f"{path} is a damaged plan ({type(error).__name__}: {error}); plan again") from error
+        raise PlanError(f"{path} has version {told.get('version')!r}, this lowtide reads {_VERSION}; plan again")
+    return told
 
 
 def _plan_of(told: dict[str, Any]) -> Plan:

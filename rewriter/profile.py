@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,10 +12,13 @@ from ..passes.pose import Posed
 from ..passes.step_graph import Kernel
 from ..solvers.keep_all import KeepAll
 from ..solvers.plan import Plan
+from ..solvers.problem import Problem
 from ..solvers.simulate import make_plan
 from .measure import signature
+from .name_groups import one_name, pattern_of, plain_operation, shortened
 from .planning import Options, StepCosts, capture_step, pose_step, situation_of
 from .progress import shown_progress
+from .timeline import Peak, kept_values, peak_of
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,18 @@ class ModuleProfile:
 
 
 @dataclass(frozen=True)
+class KeptKind:
+    """Values kept for backward that alike operations in alike modules make: how many, and their bytes in all."""
+
+    operation: str
+    module: str
+    values: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
 class Profile:
-    """A step with everything kept. plan: its simulation; peak_operation and peak_module: where it is fullest."""
+    """A step with everything kept. plan: its simulation; peak: where it is fullest; largest: most of what it keeps."""
 
     name: str
     plan: Plan
@@ -43,14 +55,15 @@ class Profile:
     input_bytes: int
     kept_bytes: int
     returned_bytes: int
-    peak_operation: str
-    peak_module: str
+    peak: Peak
+    largest: tuple[KeptKind, ...]
     costs: str
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and texts, for JSON."""
         told = {name: value for name, value in vars(self).items() if name not in ("plan", "rows")}
+        told |= {"peak": self.peak.to_dict(), "largest": [asdict(kind) for kind in self.largest]}
         told |= {"peak_bytes": self.plan.peak_bytes, "seconds": self.plan.seconds, "notes": list(self.notes)}
         return told | {"modules": [asdict(row) for row in self.rows]}
 
@@ -77,10 +90,8 @@ def profile(
     _, posed = pose_step(step_costs, situation)
     problem = posed.problem
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
-    kept = _kept_values(posed, plan)
-    at_peak = plan.schedule.instructions[max(plan.peak_instruction, 0)]
-    fullest = problem.ops[getattr(at_peak, "op", 0)]
-    bytes_of = {kind: 0 for kind in ("parameter", "buffer", "input", "constant")}
+    kept = kept_values(plan)
+    bytes_of: dict[str, int] = dict.fromkeys(("parameter", "buffer", "input", "constant"), 0)
     for source, tensor in situation.tensors.items():
         bytes_of[source.kind] += tensor.numel() * tensor.element_size()
     returned = {posed.value_of[step_costs.step.storage_of[n]] for n in step_costs.step.outputs}
@@ -93,29 +104,18 @@ def profile(
         input_bytes=bytes_of["input"],
         kept_bytes=sum(problem.values[v].size_bytes for v in kept),
         returned_bytes=sum(problem.values[v].size_bytes for v in returned if not problem.values[v].resident),
-        peak_operation=fullest.name,
-        peak_module=fullest.module,
+        peak=peak_of(plan),
+        largest=_largest(problem, kept),
         costs=costs,
         notes=problem.notes,
     )
-
-
-def _kept_values(posed: Posed, plan: Plan) -> set[int]:
-    """The values alive between forward and backward."""
-    alive: set[int] = set()
-    for instruction in plan.schedule.instructions[: plan.schedule.forward_length]:
-        if hasattr(instruction, "op") and type(instruction).__name__ == "Run":
-            alive.update(posed.problem.ops[instruction.op].makes)  # pyright: ignore
-        elif hasattr(instruction, "value"):
-            alive.discard(instruction.value)  # pyright: ignore
-    return alive
 
 
 def _rows(costs: StepCosts, posed: Posed, kept: set[int], depth: int | None) -> tuple[ModuleProfile, ...]:
     """One row per group of modules, in the order of forward."""
     told: dict[str, list[float]] = {}
     for kernel, op in zip(posed.kernels, posed.problem.ops, strict=True):
-        row = told.setdefault(_group(kernel.module, depth), [0, 0.0, 0.0, 0, 0])
+        row = told.setdefault(shortened(kernel.module, depth), [0, 0.0, 0.0, 0, 0])
         row[0] += sum(posed.problem.values[v].size_bytes for v in op.makes if v in kept)
         row[1 if kernel.phase == "forward" else 2] += op.seconds
         row[3] += _flops(costs, kernel)
@@ -127,15 +127,21 @@ def _rows(costs: StepCosts, posed: Posed, kept: set[int], depth: int | None) -> 
     )
 
 
+def _largest(problem: Problem, kept: set[int], count: int = 12) -> tuple[KeptKind, ...]:
+    """What takes most of the kept bytes, largest first."""
+    told: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for value in kept:
+        op = problem.ops[problem.maker[value]]
+        kind = plain_operation(op.name), pattern_of(op.module)
+        told.setdefault(kind, []).append((op.module, problem.values[value].size_bytes))
+    kinds = [
+        KeptKind(operation, one_name([name for name, _ in found]), len(found), sum(size for _, size in found))
+        for (operation, _), found in told.items()
+    ]
+    return tuple(sorted(kinds, key=lambda kind: (-kind.total_bytes, kind.module, kind.operation))[:count])
+
+
 def _flops(costs: StepCosts, kernel: Kernel) -> int:
     if kernel.role != "compute":
         return 0
     return sum(costs.costs[signature(call)].flops for call in kernel.calls)
-
-
-def _group(module: str, depth: int | None) -> str:
-    parts = module.split(".")
-    if depth is not None:
-        return ".".join(parts[:depth])
-    numbered = re.match(r"(.*?\.\d+)(\.|$)", module)
-    return numbered.group(1) if numbered else ".".join(parts[:2])

@@ -1,0 +1,246 @@
+"""The command line: profile, plan, sweep, verify and inspect, on models by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import cli_options as options
+from .cli_input import check_budget, check_picture, check_solver, refuse_elsewhere, subject_of
+from .cli_output import check_target, print_json, speaking
+
+if TYPE_CHECKING:
+    from ..solvers.plan import Plan
+
+# How many plans a drawn frontier has at most.
+_PLANS_DRAWN = 80
+
+# torch and transformers take seconds to import: they are imported where a command needs them, so that help is instant.
+
+app = typer.Typer(
+    name="lowtide",
+    help="Rewrites a PyTorch model so that one training step fits a given number of bytes, bit for bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="lowtide")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        package = import_module(__name__.rpartition(".rewriter.")[0])
+        typer.echo(f"lowtide {package.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Rewrites a PyTorch model so that one training step fits a given number of bytes, bit for bit."""
+
+
+@app.command()
+def profile(
+    model: options.Model,
+    batch: options.Batch = None,
+    seq: options.Sequence = None,
+    settings: options.Settings = None,
+    dtype: options.NumberType = None,
+    device: options.Device = None,
+    costs: options.CostSource = None,
+    outputs: options.Outputs = None,
+    depth: options.Depth = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Where the bytes and the seconds of a training step go, module by module."""
+    with speaking():
+        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs)
+        from .profile import profile as profile_step
+
+        told = profile_step(subject.model, (), subject.batch, depth=depth, **subject.costing)
+        if as_json:
+            print_json({"request": subject.request.to_dict(), **told.to_dict()})
+            return
+        from .tables import profile_text, show
+
+        show(profile_text(subject.told, told))
+
+
+@app.command()
+def plan(
+    model: options.Model,
+    budget: options.Budget,
+    out: options.PlanTarget = None,
+    batch: options.Batch = None,
+    seq: options.Sequence = None,
+    settings: options.Settings = None,
+    dtype: options.NumberType = None,
+    device: options.Device = None,
+    costs: options.CostSource = None,
+    outputs: options.Outputs = None,
+    fidelity: options.FidelityChoice = options.Fidelity.bitwise,
+    solver: options.Solver = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Plans a training step within a budget: what is kept, what runs again, what it costs."""
+    with speaking():
+        check_budget(budget)
+        check_solver(solver)
+        check_target(out)
+        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs, fidelity=fidelity.value)
+        from .plan_file import save_plan
+        from .rewrite import plan as plan_step
+
+        told = plan_step(subject.model, budget, (), subject.batch, solver=solver, **subject.options)
+        request = subject.request.to_dict()
+        if out is not None:
+            save_plan(told, out, made_by=request)
+        if as_json:
+            print_json(_plan_dict(told) | {"request": request, "saved": str(out) if out else None})
+            return
+        from .tables import plan_text, show
+
+        show(plan_text(subject.told, told))
+        if out is not None:
+            typer.echo(f"saved to {out}")
+
+
+@app.command()
+def sweep(
+    model: options.Model,
+    plot: options.Picture = None,
+    count: Annotated[int, typer.Option(min=2, help="Plans at most.")] = 12,
+    batch: options.Batch = None,
+    seq: options.Sequence = None,
+    settings: options.Settings = None,
+    dtype: options.NumberType = None,
+    device: options.Device = None,
+    costs: options.CostSource = None,
+    outputs: options.Outputs = None,
+    fidelity: options.FidelityChoice = options.Fidelity.bitwise,
+    as_json: options.AsJson = False,
+) -> None:
+    """The frontier of peak against extra time, from everything kept to the smallest feasible peak."""
+    with speaking():
+        check_picture(plot)
+        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs, fidelity=fidelity.value)
+        from .plan_file import summary_of
+        from .rewrite import sweep as sweep_step
+        from .tables import spread_out
+
+        # a picture's line needs more plans than a table has rows
+        fine = max(count, _PLANS_DRAWN) if plot is not None else count
+        all_plans = sweep_step(subject.model, (), subject.batch, count=fine, **subject.options)
+        plans = spread_out(all_plans, count)
+        told: dict[str, Any] = {"request": subject.request.to_dict(), "plans": [summary_of(one) for one in plans]}
+        if plot is not None:
+            from .pictures import draw_frontier
+
+            recipes = draw_frontier(all_plans, subject.told, plot)
+            told["recipes"] = [
+                {"recipe": one.told, "peak_bytes": one.peak_bytes, "seconds": one.seconds} for one in recipes
+            ]
+        if as_json:
+            print_json(told | {"picture": str(plot) if plot else None})
+            return
+        from .tables import show, sweep_table
+
+        show(sweep_table(subject.told, plans))
+        if plot is not None:
+            typer.echo(f"drawn in {plot}")
+
+
+@app.command()
+def verify(
+    model: options.Model,
+    budget: options.Budget,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to compare.")] = 3,
+    pairs: Annotated[int, typer.Option(min=0, help="Pairs of steps to time, eager and rewritten in turn.")] = 0,
+    batch: options.Batch = None,
+    seq: options.Sequence = None,
+    padded: options.Padded = False,
+    settings: options.Settings = None,
+    dtype: options.NumberType = None,
+    device: options.Device = None,
+    costs: options.CostSource = None,
+    outputs: options.Outputs = None,
+    fidelity: options.FidelityChoice = options.Fidelity.bitwise,
+    solver: options.Solver = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Trains in eager and rewritten side by side: same bits, and within the budget? Exits with 1 if not."""
+    with speaking():
+        check_budget(budget)
+        check_solver(solver)
+        refuse_elsewhere(device)
+        subject = subject_of(
+            model, settings, batch, seq, dtype, device, costs, outputs, fidelity=fidelity.value, padded=padded
+        )
+        from .verify import verify as verify_step
+
+        report = verify_step(
+            subject.model, budget, (), subject.batch, steps=steps, timed_pairs=pairs, solver=solver, **subject.options
+        )
+        if as_json:
+            print_json({"request": subject.request.to_dict(), **report.to_dict()})
+        else:
+            typer.echo(f"{subject.told}\n{report}")
+        if not report.ok:
+            raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    path: options.PlanSource,
+    code: Annotated[bool, typer.Option("--code", help="Print the generated Python and nothing else.")] = False,
+    timeline: options.Picture = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Shows a saved plan: its numbers, its code, a picture of its live bytes."""
+    with speaking():
+        check_picture(timeline)
+        from .inspect_plan import code_of, request_of
+        from .plan_file import load_plan
+
+        told = load_plan(path)
+        request = request_of(path)
+        text = code_of(path, told, request) if code else None
+        title = request.told if request is not None else told.problem.name
+        if timeline is not None:
+            from .pictures import draw_timeline
+
+            draw_timeline(told, title, timeline)
+        if as_json:
+            more = {"code": text} if code else {}
+            picture = str(timeline) if timeline else None
+            print_json(_plan_dict(told) | {"request": request and request.to_dict(), "picture": picture} | more)
+            return
+        if text is not None:
+            typer.echo(text)
+            return
+        from .tables import plan_text, show
+
+        show(plan_text(title, told))
+        if timeline is not None:
+            typer.echo(f"drawn in {timeline}")
+
+
+def _plan_dict(plan: Plan) -> dict[str, Any]:
+    """The numbers of a plan, its fullest moment and its modules."""
+    from .module_summary import module_summaries
+    from .plan_file import summary_of
+    from .timeline import peak_of
+
+    modules = [one.to_dict() for one in module_summaries(plan)]
+    return summary_of(plan) | {"peak": peak_of(plan).to_dict(), "modules": modules}

@@ -1,0 +1,75 @@
+"""From options to a model with its batch; what cannot be done is refused before anything long begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_output import check_target
+
+if TYPE_CHECKING:
+    from .cli_options import Costs
+    from .request import Subject
+
+
+def subject_of(
+    model: str,
+    settings: list[str] | None,
+    batch: int | None,
+    sequence: int | None,
+    dtype: str | None,
+    device: str | None,
+    costs: Costs | None,
+    outputs: list[str] | None,
+    **more: Any,
+) -> Subject:
+    """The model and the batch that the options ask for."""
+    from .model_options import parse_settings
+    from .request import Request, build
+
+    request = Request(
+        model,
+        parse_settings(settings or ()),
+        batch,
+        sequence,
+        dtype,
+        device,
+        costs=costs.value if costs is not None else None,
+        outputs=tuple(outputs) if outputs else None,
+        **more,
+    )
+    return build(request)
+
+
+def check_budget(budget: str) -> None:
+    """A budget that cannot be read is refused before the model is built."""
+    from .bytes_text import parse_bytes
+
+    parse_bytes(budget)
+
+
+def check_solver(solver: str) -> None:
+    """A solver that does not exist is refused likewise."""
+    from ..solvers.portfolio import SOLVERS
+
+    names = ["auto", *(one.name for one in SOLVERS)]
+    if solver not in names:
+        raise ValueError(f"there is no solver {solver!r}: choose among {', '.join(names)}")
+
+
+def check_picture(path: Path | None) -> None:
+    """A picture that could not be drawn or saved is refused likewise."""
+    if path is not None:
+        check_target(path)
+        from .pictures import check_drawable
+
+        check_drawable(path)
+
+
+def refuse_elsewhere(device: str | None) -> None:
+    """Verification runs the model, so the device must be here."""
+    from .errors import ModelError
+    from .request import Request
+
+    if Request("", device=device).is_elsewhere:
+        raise ModelError(f"verify runs the model, and {device!r} can only be planned for: use --device cpu or cuda")

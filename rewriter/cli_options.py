@@ -1,0 +1,85 @@
+"""The options that several commands share, with their help."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Costs(StrEnum):
+    """Where the seconds of a kernel come from."""
+
+    measured = "measured"
+    roofline = "roofline"
+    flops = "flops"
+
+
+class Fidelity(StrEnum):
+    """How far results may differ from the original's."""
+
+    bitwise = "bitwise"
+    rounding = "rounding"
+    approximate = "approximate"
+
+
+_MODEL = "A transformers type (gpt2), a preset (llama-70b), a local folder or config.json, or a hub name (owner/name)."
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL, show_default=False)]
+Budget = Annotated[
+    str,
+    typer.Option(
+        help='Peak bytes of a step: "2GiB", "500MB", or "60%" of the peak with everything kept.', show_default=False
+    ),
+]
+Batch = Annotated[
+    int | None, typer.Option(help="Rows of the batch; by default the preset's, else 1.", show_default=False)
+]
+Sequence = Annotated[
+    int | None,
+    typer.Option(
+        "--seq",
+        help="Tokens, or pixels of an image's side; by default the preset's, else 512 or 224.",
+        show_default=False,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Change the configuration (n_layer=4); repeatable.", show_default=False
+    ),
+]
+NumberType = Annotated[
+    str | None,
+    typer.Option("--dtype", help="Of the parameters; by default the preset's, else float32.", show_default=False),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, or a preset to plan for without having it (h200-141gb).", show_default=False),
+]
+CostSource = Annotated[
+    Costs | None, typer.Option(help="By default measured, and roofline for a preset's device.", show_default=False)
+]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An output to return (loss); the others need not be kept. Repeatable; by default all.", show_default=False
+    ),
+]
+Padded = Annotated[bool, typer.Option("--padded", help="Rows of different lengths, with an attention mask.")]
+FidelityChoice = Annotated[Fidelity, typer.Option("--fidelity", help="What results may differ by.")]
+Solver = Annotated[str, typer.Option(help="auto for all of them, or one: keep_all, recipes, greedy.")]
+Depth = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Names of a module's path that tell rows apart; by default up to its number.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else to standard output.")]
+PlanTarget = Annotated[Path | None, typer.Option(help="Save the plan here, as JSON.", show_default=False)]
+Picture = Annotated[Path | None, typer.Option(help="Save a picture here (.png, .svg, .pdf).", show_default=False)]
+PlanSource = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="A plan that `lowtide plan --out` saved.", show_default=False)
+]
