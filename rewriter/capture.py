@@ -8,6 +8,8 @@ computed from the sample, and becomes a guard that is checked again at each call
 This is the one file that calls private interfaces of torch.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import inspect
@@ -231,7 +233,7 @@ class _Recorder(TorchDispatchMode):
                 )
             value = torch.full(node.meta["val"].shape, draws, dtype=node.meta["val"].dtype)
         else:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._evaluate(n, draws))  # pyright: ignore[reportGeneralTypeIssues]
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._evaluate(n, draws))
             value = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
         if draws is None:
             self.real[node] = value
@@ -338,7 +340,7 @@ def is_random(node: fx.Node) -> bool:
     for position, argument in enumerate(target._schema.arguments):
         if argument.name == _DROPOUT_ARGUMENT:
             value = node.args[position] if position < len(node.args) else node.kwargs.get(_DROPOUT_ARGUMENT, 0.0)
-            return value != 0.0
+            return bool(value != 0.0)
     return True
 
 

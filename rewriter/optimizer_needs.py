@@ -39,7 +39,7 @@ class _Counter(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0  # what a step does with a norm, say, does not change what it allocates
         out = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
+        for tensor in out if isinstance(out, (list, tuple)) else (out,):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor)
         return out
