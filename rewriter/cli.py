@@ -187,6 +187,7 @@ def verify(
         subject = subject_of(
             model, settings, batch, seq, dtype, device, costs, outputs, fidelity=fidelity.value, padded=padded
         )
+        from .tables import show, verify_text
         from .verify import verify as verify_step
 
         report = verify_step(
@@ -195,7 +196,7 @@ def verify(
         if as_json:
             print_json({"request": subject.request.to_dict(), **report.to_dict()})
         else:
-            typer.echo(f"{subject.told}\n{report}")
+            show(verify_text(subject.told, report))
         if not report.ok:
             raise typer.Exit(1)
 

@@ -32,6 +32,7 @@ _COLOURS = {
     "alarm": "#c1272d",
     "impossible": "#e6e6e6",
 }
+_BARS = 500
 _KINDS = {"forward": "#1d3557", "backward": "#6ab187", "again": "#e07a3f"}
 _RECIPES = (
     ("checkpoint every block", "checkpoint every block", "s", "#c1272d", 60),
@@ -55,7 +56,7 @@ def check_drawable(path: Path) -> None:
 def draw_timeline(plan: Plan, title: str, path: Path) -> None:
     """Saves what is alive during the step, kernel by kernel: by kind, with the peak, the budget and what runs again."""
     figure = _figure(10, 5.4)
-    above, strip = figure.subplots(2, 1, sharex=True, height_ratios=(24, 1))
+    above, strip = figure.subplots(2, 1, sharex=True, height_ratios=(18, 1))
     moments = moments_of(plan)
     divisor, unit = _unit(max(plan.peak_bytes, plan.budget_bytes or 0))
     roof = max(plan.peak_bytes, plan.budget_bytes or 0) / divisor
@@ -150,20 +151,19 @@ def _mark_peak(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float
 
 def _draw_kinds(axes: Axes, moments: Sequence[Moment]) -> None:
     """A strip under the picture: what is forward, backward and run again."""
-    from matplotlib.colors import ListedColormap
-
-    numbers = {kind: number for number, kind in enumerate(_KINDS)}
-    row = np.array([[numbers[m.kind] for m in moments]])
-    extent = (0, len(moments), 0, 1)
-    colours = ListedColormap(list(_KINDS.values()))
-    limits = {"vmin": 0, "vmax": len(_KINDS) - 1, "extent": extent, "aspect": "auto"}
-    # mixed as colours, so that single kernels among thousands still tint the strip
-    axes.imshow(row, cmap=colours, interpolation="antialiased", interpolation_stage="rgba", **limits)
+    names = {"forward": "forward", "backward": "backward", "again": "run again"}
+    # several kernels share a bar where there are more than the picture has dots, each by its share of it
+    starts = np.unique(np.linspace(0, len(moments), min(len(moments), _BARS), endpoint=False).astype(int))
+    widths = np.diff(np.append(starts, len(moments)))
+    floor = np.zeros(len(starts))
+    for kind, colour in _KINDS.items():
+        share = np.add.reduceat([float(m.kind == kind) for m in moments], starts) / widths
+        axes.bar(starts, share, widths, floor, align="edge", color=colour, linewidth=0)
+        axes.scatter([], [], 60, color=colour, marker="s", label=names[kind])
+        floor += share
+    axes.set_ylim(0, 1)
     axes.set_yticks([])
     axes.set_xlabel("kernels run, in order")
-    names = {"forward": "forward", "backward": "backward", "again": "run again"}
-    for kind in _KINDS:
-        axes.scatter([], [], 60, color=_KINDS[kind], marker="s", label=names[kind])
 
 
 def _mark_turn(axes: Axes, moments: Sequence[Moment], roof: float) -> None:

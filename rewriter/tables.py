@@ -17,6 +17,7 @@ from .bytes_text import format_bytes
 from .module_summary import ModuleSummary, module_summaries
 from .name_groups import grouped
 from .profile import ModuleProfile, Profile
+from .report import Report
 from .timeline import Peak, kept_values, peak_of
 
 # Where nothing says how wide the output is: pipes, files.
@@ -52,7 +53,7 @@ def plan_text(title: str, plan: Plan) -> RenderableType:
 
 def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:
     """One row per plan, from the highest peak to the lowest."""
-    table = _table(f"{title}, {plans[0].costs} costs")
+    table = _table(None)
     for name in ("peak", "of all kept", "extra time", "proven at least", "keeps for backward"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("solver", no_wrap=True)
@@ -68,7 +69,12 @@ def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:
             _fine_bytes(kept),
             shorten(plan.solver + recipe, _SOLVER_WIDTH, placeholder=" …"),
         )
-    return table
+    return Group(Text(f"{title}, {plans[0].costs} costs", style="bold"), table)
+
+
+def verify_text(title: str, report: Report) -> RenderableType:
+    """What verification found."""
+    return Group(Text(title, style="bold"), Text(str(report)))
 
 
 def spread_out(plans: Sequence[Plan], count: int) -> list[Plan]:
@@ -189,7 +195,7 @@ def _lines(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
     return Group(Text(title, style="bold"), grid)
 
 
-def _table(title: str) -> Table:
+def _table(title: str | None) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
 
 

@@ -1,4 +1,4 @@
-"""Runs the original and the rewritten module side by side: are the bits the same, and is the budget kept?"""
+"""Runs the original and the rewritten module side by side, and compares bits and peaks."""
 
 from __future__ import annotations
 
