@@ -17,7 +17,7 @@ import operator
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,15 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.utils import stateless
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import CaptureError
 from .lowering import lower_for
 from .sources import Owners, Source
 from .structure import Structure, flatten
+from .untouched import held_tensors_untouched, random_streams_untouched
 
 aten = torch.ops.aten
 
@@ -422,6 +425,7 @@ def capture(
     recorder = _Recorder()
     with ExitStack() as stack:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
+        stack.enter_context(random_streams_untouched(model))
         stack.enter_context(_attributes_restored(model, told_notes))
         with mode:
             wrappers = _wrap_all(model, inputs, structure, recorder)
@@ -434,7 +438,11 @@ def capture(
         stack.callback(torch._disable_functionalization)
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)
-        returned = _run_forward(model, structure, inputs, wrappers, recorder)
+        stack.enter_context(_checkpoints_passed())
+        stack.enter_context(_swapped(model, wrappers))
+        with held_tensors_untouched(model) as replaced:
+            returned = _run_forward(model, structure, inputs, wrappers, recorder)
+        wrappers = _with_replaced(wrappers, replaced)
         result = _run_backward(returned, outputs, differentiable, wrappers, recorder)
     return _finish(recorder, result, wrappers, tuple(told_notes))
 
@@ -458,6 +466,16 @@ def _wrap_all(
         node = recorder.placeholder(source.kind, source.name, fake, tensor)
         wrappers[id(tensor)] = _Wrapper(source, node, _functional(fake, tensor.requires_grad))
     return wrappers
+
+
+def _with_replaced(
+    wrappers: dict[int, _Wrapper], replaced: Mapping[torch.Tensor, torch.Tensor]
+) -> dict[int, _Wrapper]:
+    """The wrappers with the values that forward put in the place of some: the new values of those buffers."""
+    return {
+        key: replace(wrapper, tensor=replaced[wrapper.tensor]) if wrapper.tensor in replaced else wrapper
+        for key, wrapper in wrappers.items()
+    }
 
 
 def fake_like(tensor: torch.Tensor) -> torch.Tensor:
@@ -485,6 +503,38 @@ def _inner(wrapper: torch.Tensor) -> torch.Tensor:
     return torch._from_functional_tensor(wrapper)
 
 
+def _swapped(model: torch.nn.Module, wrappers: dict[int, _Wrapper]) -> AbstractContextManager[Any]:
+    """A context in which the module holds wrappers; backward is in it too, since a checkpoint runs forward again."""
+    # By module, not by name: a module that stands in two places would be swapped twice and not be put back.
+    swapped = {
+        f"{prefix}.{name}" if prefix else name: wrappers[id(tensor)].tensor
+        for prefix, module in model.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+    return stateless._reparametrize_module(model, swapped)
+
+
+@contextmanager
+def _checkpoints_passed() -> Iterator[None]:
+    """Makes torch's own checkpoints plain calls: what to recompute is planned here, and the bits are the same."""
+
+    def plain(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+        yield
+
+    class Plain:
+        @staticmethod
+        def apply(function: Any, _preserve: bool, *args: Any) -> Any:
+            return function(*args)
+
+    before = checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction
+    checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction = plain, Plain  # pyright: ignore
+    try:
+        yield
+    finally:
+        checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction = before
+
+
 def _run_forward(
     model: torch.nn.Module,
     structure: Structure,
@@ -494,15 +544,8 @@ def _run_forward(
 ) -> Any:
     """What the module returns, on wrappers."""
     args, kwargs = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
-    # By module, not by name: a module that stands in two places would be swapped twice and not be put back.
-    swapped = {
-        f"{prefix}.{name}" if prefix else name: wrappers[id(tensor)].tensor
-        for prefix, module in model.named_modules()
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
     try:
-        return torch.func.functional_call(model, swapped, tuple(args), kwargs, tie_weights=False)
+        return model(*args, **kwargs)
     except CaptureError:
         raise
     except Exception as error:

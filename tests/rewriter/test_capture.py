@@ -1,8 +1,12 @@
 """Capturing a step leaves the module as it was, and says where it cannot."""
 
+import random
+
+import numpy
 import pytest
 import torch
 from lowtide.rewriter.capture import capture
+from lowtide.rewriter.errors import CaptureError
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -14,3 +18,32 @@ def test_a_module_that_stands_in_two_places_keeps_its_parameters():
     before = dict(layer._parameters)
     capture(model, (torch.randn(2, 4),), {})
     assert all(layer._parameters[name] is parameter for name, parameter in before.items())
+
+
+class Drawing(nn.Module):
+    """Draws from a stream that is not torch's default one."""
+
+    def __init__(self, draw) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.draw = draw
+
+    def forward(self, x):
+        return self.layer(x) * self.draw()
+
+
+@pytest.mark.parametrize(
+    ("draw", "what"),
+    [
+        (random.random, "uses Python's random numbers"),
+        (lambda: float(numpy.random.rand()), "uses numpy's random numbers"),
+        (lambda: torch.manual_seed(3) is None or 1.0, "sets the state of torch's generator"),
+    ],
+)
+def test_other_random_streams_are_refused_and_stay_where_they_are(draw, what):
+    random.seed(0), numpy.random.seed(0), torch.manual_seed(0)
+    with pytest.raises(CaptureError, match=f"forward of Drawing {what}"):
+        capture(Drawing(draw), (torch.randn(2, 4),), {})
+    after = random.random(), numpy.random.rand()
+    random.seed(0), numpy.random.seed(0)
+    assert after == (random.random(), numpy.random.rand())

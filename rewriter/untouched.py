@@ -1,0 +1,83 @@
+"""Watches what forward does besides computing: buffers it replaces, random streams of others that it uses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy
+import torch
+
+from .errors import CaptureError
+
+
+@contextmanager
+def random_streams_untouched(model: torch.nn.Module) -> Iterator[None]:
+    """Raises CaptureError if what runs under it sets or uses a random stream that is not followed; puts it back.
+
+    Draws of torch's own generator are recorded, not made, so any change of its state is somebody setting it.
+    """
+    before = (random.getstate(), numpy.random.get_state(), torch.get_rng_state())
+    try:
+        yield
+    finally:
+        python, arrays, torch_state = before
+        moved = [
+            told
+            for told, same in (
+                ("uses Python's random numbers", python == random.getstate()),
+                ("uses numpy's random numbers", _same_arrays(arrays, numpy.random.get_state())),
+                ("sets the state of torch's generator", torch.equal(torch_state, torch.get_rng_state())),
+            )
+            if not same
+        ]
+        random.setstate(python)
+        numpy.random.set_state(arrays)
+        torch.set_rng_state(torch_state)
+    if moved:
+        raise CaptureError(
+            f"forward of {type(model).__name__} {' and '.join(moved)}: a rewritten forward would use what was drawn "
+            "while capturing for ever; draw with torch's own functions, or keep that part out of the rewritten module"
+        )
+
+
+def _same_arrays(one: tuple, other: tuple) -> bool:
+    return one[0] == other[0] and bool((one[1] == other[1]).all()) and one[2:] == other[2:]
+
+
+@contextmanager
+def held_tensors_untouched(model: torch.nn.Module) -> Iterator[dict[torch.Tensor, torch.Tensor]]:
+    """Tells what forward replaced buffers by (old tensor → new one), when it has ended, and puts them back.
+
+    Raises CaptureError for a replacement that is no new value of the same buffer.
+    """
+    before = [(name, module, dict(module._buffers), dict(module._parameters)) for name, module in model.named_modules()]
+    replaced: dict[torch.Tensor, torch.Tensor] = {}
+    try:
+        yield replaced
+        for prefix, module, buffers, parameters in before:
+            for held, now in ((buffers, module._buffers), (parameters, module._parameters)):
+                for name in [n for n in now if now[n] is not held.get(n)]:
+                    place = f"{prefix}.{name}" if prefix else name
+                    replaced[_checked(held.get(name), now[name], place)] = now[name]  # pyright: ignore[reportArgumentType]
+    finally:
+        for _, module, buffers, parameters in before:
+            for held, now in ((buffers, module._buffers), (parameters, module._parameters)):
+                now.clear()
+                now.update(held)
+
+
+def _checked(old: torch.Tensor | None, new: torch.Tensor | None, place: str) -> torch.Tensor:
+    """The old tensor, when the new one can be written into it."""
+    if old is None or new is None or (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device):
+        raise CaptureError(
+            f"forward puts another tensor in the place of {place} (shape, dtype or device differ, or one is None): "
+            "each step would be another program; set it outside of forward"
+        )
+    if old.requires_grad or new.requires_grad:
+        raise CaptureError(
+            f"forward puts a tensor that requires a gradient in the place of {place}, so that one step's backward "
+            "would reach into the step before; detach it"
+        )
+    return old
