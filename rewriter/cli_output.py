@@ -17,6 +17,9 @@ from .errors import LowtideError, LowtideWarning
 
 ERROR_STATUS = 2
 
+# Advice that errors give in Python, as the command line's options.
+_AS_OPTIONS = {'outputs=["loss"]': "--outputs loss", "costs='roofline'": "--costs roofline"}
+
 
 @contextmanager
 def speaking() -> Iterator[None]:
@@ -71,5 +74,8 @@ def _finite(told: Any) -> Any:
 
 def _message(error: Exception) -> str:
     """The error's text on as many lines as it has, without empty ones."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error)
+    for python, option in _AS_OPTIONS.items():
+        text = text.replace(python, option)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "\n".join(lines) or type(error).__name__

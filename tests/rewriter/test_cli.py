@@ -174,7 +174,7 @@ def test_a_plan_saved_from_python_shows_its_numbers_but_no_code(tmp_path):
         (["plan", *TINY, "--budget", "90%", "--solver", "oracle"], "there is no solver 'oracle'"),
         (["plan", *TINY, "--budget", "90%", "--out", "/no/such/folder/plan.json"], "cannot be written"),
         (["plan", *TINY, "--budget", "90%", "--outputs", "nothing"], "nothing"),
-        (["plan", *TINY, "--budget", "90%", "--device", "h200-141gb", "--costs", "measured"], "costs='roofline'"),
+        (["plan", *TINY, "--budget", "90%", "--device", "h200-141gb", "--costs", "measured"], "pass --costs roofline"),
         (["verify", *TINY, "--budget", "90%", "--device", "h200-141gb"], "can only be planned for"),
         (["plan", "llama-70b", "--budget", "60%"], "plan without allocating them by --device"),
         (["sweep", *TINY, "--plot", "frontier.xyz"], "is no picture's name"),
