@@ -24,7 +24,7 @@ def hand_over_gradients(
     """
     placeholders = {n.meta["source"]: n for n in graph.graph.nodes if n.op == "placeholder"}
     storages = list(step.storages)
-    block_of = {storage: kernel.block for kernel in step.kernels for storage in kernel.makes}
+    block_of = {storage: kernel.block for kernel in step.kernels for storage in (*kernel.makes, *kernel.writes)}
     last_block = len(step.block_names) - 1
     last_reader = {s: i for i, k in enumerate(step.kernels) for s in k.reads}
     ends = {kernel.block: i for i, kernel in enumerate(step.kernels) if kernel.phase == "backward"}
@@ -36,13 +36,9 @@ def hand_over_gradients(
         block = block_of[storage] if step.storages[storage].kind == "activation" else last_block
         makes: tuple[int, ...] = ()
         shared = (
-            node in taken
-            or step.storages[storage].kind != "activation"
-            or last_reader.get(storage, -1) > ends[block]
+            node in taken or step.storages[storage].kind != "activation" or last_reader.get(storage, -1) > ends[block]
         )
-        if source not in grad_present and (
-            shared or not _laid_out_alike(node.meta["val"], target.meta["val"])
-        ):
+        if source not in grad_present and (shared or not _laid_out_alike(node.meta["val"], target.meta["val"])):
             size_bytes = target.meta["val"].numel() * target.meta["val"].element_size()
             storages.append(Storage(f"gradient_{target.name}", size_bytes, "activation", target))
             makes = (len(storages) - 1,)

@@ -84,9 +84,7 @@ def _names(step: StepGraph, count: int) -> tuple[str, ...]:
     """For each block the module that most of its kernels lie in, cut after its last number (`h.3`)."""
     names = []
     for block in range(count):
-        modules = Counter(
-            _repeated_part(k.module) for k in step.kernels if k.block == block and k.phase == "forward"
-        )
+        modules = Counter(_repeated_part(k.module) for k in step.kernels if k.block == block and k.phase == "forward")
         modules.pop("", None)
         names.append(modules.most_common(1)[0][0] if modules else "step")
     return tuple(names)
@@ -112,7 +110,7 @@ def _canonical(step: StepGraph, kernels: list[Kernel]) -> tuple[object, ...]:
     numbers: dict[int, int] = {}
     told: list[object] = []
     for kernel in kernels:
-        wiring = tuple(numbers.setdefault(s, len(numbers)) for s in (*kernel.reads, *kernel.makes))
+        wiring = tuple(numbers.setdefault(s, len(numbers)) for s in (*kernel.reads, *kernel.makes, *kernel.writes))
         sizes = tuple(step.storages[s].size_bytes for s in kernel.reads)
         told.append((kernel_kind(kernel), kernel.phase, wiring, len(kernel.reads), sizes))
     return tuple(told)
@@ -120,6 +118,4 @@ def _canonical(step: StepGraph, kernels: list[Kernel]) -> tuple[object, ...]:
 
 def kernel_kind(kernel: Kernel) -> str:
     """Equal for kernels that are equal up to renaming."""
-    return " > ".join(
-        [kernel.role, *(call_signature(call) for call in kernel.calls if kernel.role == "compute")]
-    )
+    return " > ".join([kernel.role, *(call_signature(call) for call in kernel.calls if kernel.role == "compute")])

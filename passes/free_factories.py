@@ -36,9 +36,7 @@ class FreeFactories:
             else:
                 continue
             with graph.graph.inserting_before(node):
-                new = graph.graph.call_function(
-                    target, tuple(args), {"dtype": value.dtype, "device": value.device}
-                )
+                new = graph.graph.call_function(target, tuple(args), {"dtype": value.dtype, "device": value.device})
             new.meta = dict(node.meta)
             node.replace_all_uses_with(new)
             graph.graph.erase_node(node)

@@ -13,9 +13,14 @@ from .step_graph import Kernel, StepGraph
 # Functional operation → the one that computes the same bits in place. Drawing bernoulli numbers has an irregular name.
 IN_PLACE = {
     "aten.bernoulli.p": "aten.bernoulli_.float",
+    "aten.add.Tensor": "aten.add_.Tensor",
     "aten.div.Scalar": "aten.div_.Scalar",
     "aten.div.Tensor": "aten.div_.Tensor",
 }
+
+
+# What dropout runs in place. Joining more would make the planner's choices coarser.
+_JOINED = ("aten.bernoulli.p", "aten.div.Scalar", "aten.div.Tensor")
 
 
 def in_place_variant(call: fx.Node) -> str:
@@ -44,25 +49,18 @@ class RunInPlace:
             if kernels and _joins(step, kernels[-1], kernel, readers, kept):
                 kernels[-1] = _joined(kernels[-1], kernel)
             elif any(call.meta.get("in_place") for call in kernel.calls):
-                raise ValueError(
-                    f"{kernel.name} draws in place, but what it draws into is read elsewhere too"
-                )
+                raise ValueError(f"{kernel.name} draws in place, but what it draws into is read elsewhere too")
             else:
                 kernels.append(kernel)
         return step.with_kernels(kernels)
 
 
 def _joins(step: StepGraph, first: Kernel, second: Kernel, readers: Counter[int], kept: set[int]) -> bool:
-    if (
-        first.role != "compute"
-        or second.role != "compute"
-        or first.phase != second.phase
-        or len(first.makes) != 1
-    ):
+    if first.role != "compute" or second.role != "compute" or first.phase != second.phase or len(first.makes) != 1:
         return False
     (call,) = second.calls
     operand = call.args[0] if call.args else None
-    if str(call.target) not in IN_PLACE or operand is not first.calls[-1] or not isinstance(operand, fx.Node):
+    if str(call.target) not in _JOINED or operand is not first.calls[-1] or not isinstance(operand, fx.Node):
         return False
     (made,) = first.makes
     before, after = operand.meta["val"], call.meta["val"]

@@ -11,12 +11,13 @@ from .blocks import assign_blocks
 from .free_factories import FreeFactories
 from .in_place import RunInPlace
 from .step_graph import StepGraph, build
+from .sum_in_place import SumInPlace
 
 # From the strictest to the loosest: a pass runs when its fidelity is asked for or a looser one is.
 FIDELITIES = ("bitwise", "rounding", "approximate")
 
 GRAPH_PASSES = (FreeFactories(),)
-STEP_PASSES = (RunInPlace(),)
+STEP_PASSES = (RunInPlace(), SumInPlace())
 
 
 def run_passes(

@@ -112,8 +112,7 @@ def _op(
     if kernel.role == "compute":
         costs = [cost_of(call) for call in kernel.calls]
         seconds = sum(cost[0] for cost in costs)
-        # Further calls of a kernel work in place: they allocate nothing.
-        working_bytes = costs[0][1]
+        working_bytes = _working_bytes(kernel, [cost[1] for cost in costs])
     names = {call.target._schema.name for call in kernel.calls if kernel.role == "compute"}  # pyright: ignore
     return Op(
         name=kernel.name,
@@ -124,8 +123,19 @@ def _op(
         block=kernel.block,
         repeatable=kernel.repeatable,
         random=kernel.random,
-        intensive=any(word in name for name in names for word in _INTENSIVE)
-        and not any("softmax" in n for n in names),
+        intensive=any(word in name for name in names for word in _INTENSIVE) and not any("softmax" in n for n in names),
         kind=kernel_kind(kernel),
         module=kernel.module,
     )
+
+
+def _working_bytes(kernel: Kernel, measured: list[int]) -> int:
+    """The most a kernel has allocated at once: what its first call takes, and for those in place what they take besides.
+
+    measured: the working bytes of each call by itself, where those in place make a result of their own.
+    """
+    results = [
+        call.meta["val"].untyped_storage().nbytes() if i or kernel.writes else 0 for i, call in enumerate(kernel.calls)
+    ]
+    beside = [told - result for told, result in zip(measured, results, strict=True)]
+    return max(beside[0], *(results[i] + beside[i] for i in range(1, len(beside))), 0)

@@ -34,6 +34,7 @@ class Kernel:
     stands for the arrival of the incoming gradients; "accumulate" hands a finished gradient over to `target`, a
     parameter or an input (it makes a storage where the gradient has to be cloned for that).
     updates: buffers that a compute kernel changes in place on its first run and is not given when it runs again.
+    writes: storages that it overwrites instead of making new ones, `destination` being the operand that lies there.
     calls: the first makes the storages, each further one works in place on the storage of the one before it.
     reads, makes: numbers of storages. phase: "forward" or "backward". sequence: autograd's number.
     """
@@ -50,17 +51,22 @@ class Kernel:
     repeatable: bool = True
     target: fx.Node | None = None
     updates: tuple[fx.Node, ...] = ()
+    writes: tuple[int, ...] = ()
+    destination: fx.Node | None = None
     block: int = 0
 
 
 @dataclass(frozen=True)
 class StepGraph:
-    """All kernels in trace order, forward first. `storage_of` says for each node in which storage its value lies."""
+    """All kernels in trace order, forward first. `storage_of` says for each node in which storage its
+    value lies; `overwrites` which operand a node's value took the place of. `gradients`: the graph's, in order."""
 
     kernels: tuple[Kernel, ...]
     storages: tuple[Storage, ...]
     storage_of: dict[fx.Node, int] = field(repr=False)
     outputs: tuple[fx.Node, ...]
+    gradients: tuple[fx.Node, ...] = ()
+    overwrites: dict[fx.Node, fx.Node] = field(default_factory=dict, repr=False)
     block_names: tuple[str, ...] = ("step",)
     block_classes: tuple[int, ...] = (0,)
 
@@ -114,15 +120,13 @@ class _Aliasing:
         return None if known is not None else self.by_key[key]
 
 
-def build(
-    graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable[[fx.Node], bool]
-) -> StepGraph:
+def build(graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable[[fx.Node], bool]) -> StepGraph:
     """The step graph of a joint graph whose output is (outputs, gradients, mutations), three tuples of nodes.
 
     mutations: the sources (buffers or inputs) that the last tuple's new values belong to.
     """
     aliasing = _Aliasing()
-    outputs, _, new_values = joint_outputs(graph)
+    outputs, gradients, new_values = joint_outputs(graph)
     placeholders = {n.meta["source"]: n for n in graph.graph.nodes if n.op == "placeholder"}
     kernels: list[Kernel] = []
     for node in graph.graph.nodes:
@@ -137,10 +141,8 @@ def build(
     forward = _with_updates([k for k in kernels if k.phase == "forward"], updates, aliasing)
     backward = [k for k in kernels if k.phase == "backward"]
     tangents = tuple(i for i, s in enumerate(aliasing.storages) if s.kind == "tangent")
-    arrival = Kernel(
-        "tangent", "tangent", (), (), tangents, "backward", _FIRST_IN_BACKWARD, "", repeatable=False
-    )
-    step = StepGraph((*forward, arrival, *backward), tuple(aliasing.storages), aliasing.storage_of, outputs)
+    arrival = Kernel("tangent", "tangent", (), (), tangents, "backward", _FIRST_IN_BACKWARD, "", repeatable=False)
+    step = StepGraph((*forward, arrival, *backward), tuple(aliasing.storages), aliasing.storage_of, outputs, gradients)
     return _with_repeatability(step, {*updates, *(node for kernel in kernels for node in kernel.updates)})
 
 
@@ -192,9 +194,7 @@ def updated_buffers(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(n for n in node.args[first : first + 2] if isinstance(n, fx.Node))
 
 
-def _with_updates(
-    forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasing: _Aliasing
-) -> list[Kernel]:
+def _with_updates(forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasing: _Aliasing) -> list[Kernel]:
     """Writes each changed buffer's new value back as soon as it is made and its old value is read for the last time."""
     placed: dict[int, list[Kernel]] = {}
     for target, value in updates.items():

@@ -77,6 +77,8 @@ def _dependence(step: StepGraph) -> dict[Source, frozenset[int]]:
         union = frozenset().union(*(depends.get(s, frozenset()) for s in kernel.reads))
         for storage in kernel.makes:
             depends.setdefault(storage, union)
+        for storage in kernel.writes:
+            depends[storage] = union
         if kernel.role == "accumulate" and kernel.target is not None:
             found[kernel.target.meta["source"]] = union
     return found
@@ -136,11 +138,7 @@ class _Writer:
         if number == self.last_forward:
             scope.rendered.returned = [self._expression(scope, node) for node in self.step.outputs]
         for key in scope.rendered.gives:
-            name = (
-                self._state(scope, key[1])
-                if isinstance(key, tuple)
-                else scope.names[self.step.storages[key].base]
-            )
+            name = self._state(scope, key[1]) if isinstance(key, tuple) else scope.names[self.step.storages[key].base]
             scope.rendered.given.append(name)
         return scope.rendered
 
@@ -156,8 +154,16 @@ class _Writer:
             scope.rendered.line(f"{target}.copy_({value})")
         elif kernel.role == "accumulate":
             self._hand_over(scope, kernel)
+        elif kernel.destination is not None:
+            self._overwrite(scope, kernel)
         else:
             self._compute(scope, op, kernel)
+
+    def _overwrite(self, scope: _Scope, kernel: Kernel) -> None:
+        (call,) = kernel.calls
+        others = [argument for argument in call.args if argument is not kernel.destination]
+        told = ", ".join(self._argument(scope, argument) for argument in (kernel.destination, *others))
+        scope.rendered.line(f"{in_place_variant(call)}({told})")
 
     def _hand_over(self, scope: _Scope, kernel: Kernel) -> None:
         assert kernel.target is not None
@@ -171,8 +177,7 @@ class _Writer:
         else:
             # Autograd takes a gradient over only if nobody else holds it: it must not stay on the tape.
             scope.returned.add(kernel.reads[0])
-            if kernel.reads[0] in scope.rendered.gives:
-                scope.rendered.gives.remove(kernel.reads[0])
+            self._leave(scope, kernel.reads[0])
         scope.rendered.returned.append(gradient)
         scope.rendered.gradients.append(kernel.target.meta["source"])
 
@@ -243,6 +248,8 @@ class _Writer:
         """The name of a tensor in this function; views are taken where they are first needed."""
         if node in scope.names:
             return scope.names[node]
+        if node in self.step.overwrites:
+            return self._expression(scope, self.step.overwrites[node])
         storage = self.step.storage_of.get(node)
         if storage is not None and self.step.storages[storage].base is node:
             return self._take(scope, storage)
