@@ -595,14 +595,22 @@ def _run_backward(
         recorder.graph.erase_node(recorder.nodes.pop(id(fake)))
         recorder.placeholder("tangent", structure.names[index] or "output", fake, None)
         tangents.append(_functional(fake, False))
-    with torch.autocast(_device_type(tensors), enabled=False):
-        gradients = torch.autograd.grad(
-            [tensors[i] for i in chosen],
-            list(wanted.values()),
-            tangents,
-            allow_unused=True,
-            materialize_grads=False,
-        )
+    try:
+        with torch.autocast(_device_type(tensors), enabled=False):
+            gradients = torch.autograd.grad(
+                [tensors[i] for i in chosen],
+                list(wanted.values()),
+                tangents,
+                allow_unused=True,
+                materialize_grads=False,
+            )
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"backward could not be captured: {type(error).__name__}: {error}. If it runs in eager, keep the part of the "
+            "model that it belongs to out of the rewritten module"
+        ) from error
     found = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
     return _Step(structure, tensors, chosen, found)
 
@@ -672,6 +680,7 @@ def _finish(recorder: _Recorder, step: _Step, wrappers: dict[int, _Wrapper], not
         if node.op == "call_function" and node.meta["phase"] == "backward":
             node.meta["module"] = modules.get(node.meta["sequence"], "")
     graph.lint()
+    _check_former_values(graph, set(mutations))
     return Captured(
         graph=fx.GraphModule(torch.nn.Module(), graph),
         outputs=step.outputs,
@@ -682,6 +691,27 @@ def _finish(recorder: _Recorder, step: _Step, wrappers: dict[int, _Wrapper], not
         guard=guard,
         notes=notes,
     )
+
+
+def _check_former_values(graph: fx.Graph, changed: set[Source]) -> None:
+    """Raises CaptureError if backward reads what a changed buffer held before: it is overwritten by then."""
+    storages = {
+        node.meta["val"].untyped_storage()._cdata: node.meta["source"]
+        for node in graph.nodes
+        if node.op == "placeholder" and node.meta["source"] in changed
+    }
+    for node in graph.nodes:
+        # Batch normalization is handed its running statistics in backward too, and in training does not read them.
+        if node.op != "call_function" or node.meta["phase"] == "forward" or "batch_norm" in str(node.target):
+            continue
+        for read in node.all_input_nodes:
+            value = read.meta["val"]
+            source = storages.get(value.untyped_storage()._cdata) if isinstance(value, torch.Tensor) else None
+            if source is not None:
+                raise CaptureError(
+                    f"forward changes {source.kind} {source.name}, and the backward of {node.meta['module'] or 'the step'} "
+                    "needs what it held before; compute with a copy of it (.clone()), or change it first"
+                )
 
 
 def _guard(recorder: _Recorder, changed: set[str]) -> Guard | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy
 import torch
@@ -42,7 +43,7 @@ def random_streams_untouched(model: torch.nn.Module) -> Iterator[None]:
         )
 
 
-def _same_arrays(one: tuple, other: tuple) -> bool:
+def _same_arrays(one: Any, other: Any) -> bool:
     return one[0] == other[0] and bool((one[1] == other[1]).all()) and one[2:] == other[2:]
 
 

@@ -52,7 +52,7 @@ def calling(*args: Any, **kwargs: Any) -> Step:
 
 
 def trained(module: nn.Module, step: Step, steps: int = 3) -> list[dict[str, Tensor | None]]:
-    """What `steps` optimizer steps leave: outputs, gradients, parameters, buffers and the generator's state, by name."""
+    """What `steps` optimizer steps leave: outputs, gradients, parameters, buffers, the generator's state; by name."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9) if parameters else None
     seen = []

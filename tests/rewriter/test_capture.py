@@ -7,6 +7,7 @@ import pytest
 import torch
 from lowtide.rewriter.capture import capture
 from lowtide.rewriter.errors import CaptureError
+from side_by_side import assert_trains_alike
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,3 +48,29 @@ def test_other_random_streams_are_refused_and_stay_where_they_are(draw, what):
     after = random.random(), numpy.random.rand()
     random.seed(0), numpy.random.seed(0)
     assert after == (random.random(), numpy.random.rand())
+
+
+class Scaled(nn.Module):
+    """Doubles a buffer after it has computed with it."""
+
+    def __init__(self, in_place: bool, copied: bool = False) -> None:
+        super().__init__()
+        self.layer, self.in_place, self.copied = nn.Linear(4, 4), in_place, copied
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, x):
+        y = self.layer(x) * (self.scale.clone() if self.copied else self.scale)
+        if self.in_place:
+            self.scale.mul_(2)
+        else:
+            self.scale = self.scale * 2
+        return y
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_buffer_whose_former_value_backward_needs_is_named(in_place):
+    with pytest.raises(
+        CaptureError, match=r"forward changes buffer scale, and the backward .* needs what it held before"
+    ):
+        capture(Scaled(in_place), (torch.randn(2, 4),), {})
+    assert_trains_alike(Scaled(in_place, copied=True), torch.randn(2, 4))
