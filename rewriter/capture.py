@@ -484,6 +484,10 @@ def fake_like(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
+# Sees every operation below autograd, by `__torch_dispatch__`; named here for the other files that watch operations.
+OperationMode = TorchDispatchMode
+
+
 def tensors_without_data() -> AbstractContextManager[Any]:
     """A context in which new tensors have a device but no data, and every operation only works out shapes."""
     return FakeTensorMode(allow_non_fake_inputs=True)

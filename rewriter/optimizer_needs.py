@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from .capture import tensors_without_data
-
+from .capture import OperationMode, tensors_without_data
 
 # A Python number that meets a tensor becomes a tensor itself inside the kernel, which no mode sees; measured: 12.
 _NUMBER_BYTES = 16
@@ -26,7 +24,7 @@ class OptimizerNeeds:
     scratch_bytes: int
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(OperationMode):
     """Counts the bytes of the storages that are alive among those made under it."""
 
     def __init__(self) -> None:
