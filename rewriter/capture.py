@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import CaptureError
 from .lowering import lower_for
+from .settings import Settings, attributes_read, settings_of
 from .sources import Owners, Source
 from .structure import Structure, flatten
 from .untouched import held_tensors_untouched, random_streams_untouched
@@ -70,6 +71,7 @@ class Captured:
     outputs: the structure of what forward returns; differentiable: which outputs (by number) have a tangent.
     gradients / mutations: for each such output of the graph, the source it belongs to.
     constants: tensors that the module holds without registering them, in the order of their sources.
+    guard, settings: what other calls must agree in: values the module looked at, and attributes it read.
     """
 
     graph: fx.GraphModule
@@ -79,6 +81,7 @@ class Captured:
     mutations: tuple[Source, ...]
     constants: tuple[torch.Tensor, ...]
     guard: Guard | None
+    settings: Settings
     notes: tuple[str, ...]
 
 
@@ -440,11 +443,11 @@ def capture(
             stack.callback(torch.clear_autocast_cache)
         stack.enter_context(_checkpoints_passed())
         stack.enter_context(_swapped(model, wrappers))
-        with held_tensors_untouched(model) as replaced:
+        with held_tensors_untouched(model) as replaced, attributes_read(model) as read:
             returned = _run_forward(model, structure, inputs, wrappers, recorder)
         wrappers = _with_replaced(wrappers, replaced)
         result = _run_backward(returned, outputs, differentiable, wrappers, recorder)
-    return _finish(recorder, result, wrappers, tuple(told_notes))
+    return _finish(recorder, result, wrappers, settings_of(model, read), tuple(told_notes))
 
 
 @dataclass(frozen=True)
@@ -612,8 +615,8 @@ def _run_backward(
         raise
     except Exception as error:
         raise CaptureError(
-            f"backward could not be captured: {type(error).__name__}: {error}. If it runs in eager, keep the part of the "
-            "model that it belongs to out of the rewritten module"
+            f"backward could not be captured: {type(error).__name__}: {error}. If it runs in eager, keep the part of "
+            "the model that it belongs to out of the rewritten module"
         ) from error
     found = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
     return _Step(structure, tensors, chosen, found)
@@ -664,7 +667,13 @@ def _differentiable(tensors: list[torch.Tensor], structure: Structure, names: li
     return tuple(able)
 
 
-def _finish(recorder: _Recorder, step: _Step, wrappers: dict[int, _Wrapper], notes: tuple[str, ...]) -> Captured:
+def _finish(
+    recorder: _Recorder,
+    step: _Step,
+    wrappers: dict[int, _Wrapper],
+    settings: Settings,
+    notes: tuple[str, ...],
+) -> Captured:
     """Adds the graph's outputs, drops what nothing needs, and splits off the guard."""
     graph = recorder.graph
     mutated = [(w, _inner(w.tensor)) for w in wrappers.values()]
@@ -693,6 +702,7 @@ def _finish(recorder: _Recorder, step: _Step, wrappers: dict[int, _Wrapper], not
         mutations=tuple(mutations),
         constants=tuple(recorder.constants),
         guard=guard,
+        settings=settings,
         notes=notes,
     )
 
@@ -712,9 +722,10 @@ def _check_former_values(graph: fx.Graph, changed: set[Source]) -> None:
             value = read.meta["val"]
             source = storages.get(value.untyped_storage()._cdata) if isinstance(value, torch.Tensor) else None
             if source is not None:
+                place = node.meta["module"] or "the step"
                 raise CaptureError(
-                    f"forward changes {source.kind} {source.name}, and the backward of {node.meta['module'] or 'the step'} "
-                    "needs what it held before; compute with a copy of it (.clone()), or change it first"
+                    f"forward changes {source.kind} {source.name}, and the backward of {place} needs what it held "
+                    "before; compute with a copy of it (.clone()), or change it first"
                 )
 
 

@@ -130,7 +130,7 @@ class Rewriting:
     ) -> _Ready | None:
         if call.key in self._eager:
             return None
-        costs = self._matching(call, owners)
+        costs = self._matching(original, call, owners)
         full_key = (call.key, call.grad_key, id(costs))
         if costs is None or full_key not in self._ready:
             try:
@@ -146,10 +146,12 @@ class Rewriting:
         self._last = self._ready[full_key]
         return self._last
 
-    def _matching(self, call: Call, owners: Owners) -> StepCosts | None:
-        """The captured step whose guard holds for this call."""
+    def _matching(self, original: torch.nn.Module, call: Call, owners: Owners) -> StepCosts | None:
+        """The captured step whose settings and guard hold for this call."""
         for costs in self._steps.get(call.key, ()):
             guard = costs.captured.guard
+            if not costs.captured.settings.hold(original):
+                continue
             if guard is None or guard.holds(owners.sources(call.inputs, call.structure)):
                 return costs
         return None
@@ -280,6 +282,12 @@ def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Mod
         raise LowtideError("this module is rewritten already; pass the original to rewrite")
     if not isinstance(model, torch.nn.Module):
         raise LowtideError(f"rewrite takes a torch.nn.Module, not a {type(model).__qualname__}")
+    for name, module in model.named_modules():
+        if isinstance(module, Rewritten):
+            raise LowtideError(
+                f"part {name} of this module is rewritten already, and its plan cannot be planned again; rewrite the "
+                "whole from the original, or this part alone"
+            )
     shared = {id(tensor): tensor for module in model.modules() for tensor in _tensors(module)}
     twin: Any = copy.deepcopy(model, dict(shared))
     twin.__class__ = _rewritten_class(type(model))

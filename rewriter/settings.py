@@ -1,0 +1,80 @@
+"""Finds the settings of modules that forward reads (a probability, a flag), so that changing one is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Plain attributes of modules, as (name of the module, name of the attribute, value)."""
+
+    read: tuple[tuple[str, str, Any], ...]
+
+    def hold(self, model: torch.nn.Module) -> bool:
+        """Whether they are the same in `model`."""
+        modules = {name: vars(module) for name, module in model.named_modules()}
+        return all(
+            module in modules and _same(_plain(modules[module].get(attribute, _Other)), value)
+            for module, attribute, value in self.read
+        )
+
+
+@contextmanager
+def attributes_read(model: torch.nn.Module) -> Iterator[set[tuple[str, str]]]:
+    """Collects (name of the module, name of the attribute) of what is read of the modules of `model`."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found: set[tuple[str, str]] = set()
+    inherited = "__getattribute__" not in vars(torch.nn.Module)
+    plain = torch.nn.Module.__getattribute__
+
+    def noting(self: torch.nn.Module, attribute: str) -> Any:
+        name = names.get(id(self))
+        if name is not None:
+            found.add((name, attribute))
+        return plain(self, attribute)
+
+    torch.nn.Module.__getattribute__ = noting  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield found
+    finally:
+        if inherited:
+            del torch.nn.Module.__getattribute__
+        else:
+            torch.nn.Module.__getattribute__ = plain
+
+
+def settings_of(model: torch.nn.Module, read: set[tuple[str, str]]) -> Settings:
+    """The plain ones among attributes that were read, with their present values."""
+    modules = {name: vars(module) for name, module in model.named_modules()}
+    told = []
+    for module, attribute in sorted(read):
+        value = _plain(modules[module].get(attribute, _Other))
+        if value is not _Other:
+            told.append((module, attribute, value))
+    return Settings(tuple(told))
+
+
+class _Other:
+    """Stands for a value that is not plain."""
+
+
+def _plain(value: Any) -> Any:
+    """A value that stays what it is, a sequence of such as its text, `_Other` for anything else."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, (list, tuple)):
+        return _Other if any(_plain(part) is _Other for part in value) else repr(value)
+    return _Other
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two plain values are equal and of one type: True == 1 == 1.0."""
+    return one is other or (type(one) is type(other) and one == other)
