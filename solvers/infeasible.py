@@ -49,10 +49,11 @@ def neediest_operation(problem: Problem) -> tuple[int, int | None]:
 
 
 def told_bytes(count: float) -> str:
-    """Bytes in a unit that reads well: `2.6 GiB`."""
+    """Bytes in a unit that reads well: `2.60 GiB`, `952.7 MiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if abs(count) < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+            digits = 0 if unit == "bytes" else 2 if abs(count) < 10 else 1
+            return f"{count:.{digits}f} {unit}"
         count /= 1024
     raise AssertionError("unreachable")
 

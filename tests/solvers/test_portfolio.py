@@ -104,7 +104,7 @@ def test_an_impossible_budget_names_the_operation_that_stands_in_the_way_and_wha
         PORTFOLIO.solve(problem, 10 * MEBIBYTE)
     assert raised.value.smallest_bytes == smallest
     assert PORTFOLIO.solve(problem, smallest).peak_bytes == smallest
-    with pytest.raises(InfeasibleBudget, match=r"fits 5.0 MiB: layers\..* \(backward\) alone needs .* MiB"):
+    with pytest.raises(InfeasibleBudget, match=r"fits 5.00 MiB: layers\..* \(backward\) alone needs .* MiB"):
         PORTFOLIO.solve(problem, 5 * MEBIBYTE)
 
 
