@@ -30,7 +30,7 @@ class Call:
 
 
 def describe(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], owners: Owners) -> Call:
-    """Describes a call of a module. Raises TypeError for arguments that cannot be looked into."""
+    """Describes a call of a module. Raises StructureError for arguments that cannot be looked into."""
     kwargs, _ = bind(model, args, kwargs)
     inputs, structure = flatten((args, kwargs), "argument")
     first: dict[int, int] = {}

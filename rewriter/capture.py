@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import CaptureError
 from .lowering import lower_for
+from .real_data import RealDataRefused
 from .settings import Settings, attributes_read, settings_of
 from .sources import Owners, Source
 from .structure import Structure, flatten
@@ -57,8 +58,7 @@ class Guard:
         """Whether the module would see the same values in these tensors."""
         with torch.no_grad():
             seen = self.graph(*(tensors[source] for source in self.sources))
-        told = tuple(tuple(v.shape) if isinstance(v, torch.Tensor) else v for v in seen)
-        return told == self.values
+        return tuple(_looked_at(value) for value in seen) == self.values
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class _Recorder(TorchDispatchMode):
         self.sample: dict[fx.Node, torch.Tensor] = {}
         self.constants: list[torch.Tensor] = []
         self.reads: list[tuple[fx.Node, Any]] = []
+        self.positions: dict[fx.Node, list[torch.Tensor]] = {}
         self.modules: list[str] = []
         self.phase = "forward"
         self.sequence = -1
@@ -142,6 +143,8 @@ class _Recorder(TorchDispatchMode):
             )
         if func._schema.is_mutable:
             raise CaptureError(f"{func} changes a tensor that lowtide cannot follow, {self.where()}")
+        if func is aten.index.Tensor or (func is aten.index_put.default and self._knows_masks(args[1])):
+            args = (args[0], [part for index in args[1] for part in self._positions(index)], *args[2:])
         node_args, node_kwargs = self._nodes_of((args, kwargs))
         node = self.graph.call_function(func, node_args, node_kwargs)
         node.meta.update(
@@ -160,8 +163,27 @@ class _Recorder(TorchDispatchMode):
             node.meta["in_place"] = True
         if func in _COPIES_THE_WHOLE and out.stride() == args[0].stride():
             out = _with_storage_like(args[0])
+        if func in _MEANS_IN_PLACE and out.dim() == 0:
+            # The storage stays as large as all terms take.
+            out = torch.empty(torch.broadcast_shapes(args[0].shape, args[1].shape), dtype=out.dtype, device=out.device)
+            out = out.as_strided((), ())
         self._name_outputs(node, out)
         return out
+
+    def _knows_masks(self, indices: Any) -> bool:
+        """Whether forward has taken elements by these very masks."""
+        return any(isinstance(i, torch.Tensor) and self.nodes.get(id(i)) in self.positions for i in indices)
+
+    def _positions(self, index: torch.Tensor | None) -> list[torch.Tensor | None]:
+        """A mask as the positions where it is true, as eager reads it: how many there are is guarded."""
+        if index is None or index.dtype not in (torch.bool, torch.uint8):
+            return [index]
+        mask = self.nodes[id(index)] if id(index) in self.nodes else self._constant(index)
+        if mask not in self.positions:
+            with self:
+                found = aten.nonzero.default(index)
+                self.positions[mask] = [aten.select.int(found, 1, i) for i in range(index.dim())]
+        return list(self.positions[mask])
 
     def _sequence(self) -> int:
         """The number of the autograd node that a forward call belongs to, or that backward is running."""
@@ -199,6 +221,11 @@ class _Recorder(TorchDispatchMode):
 
     def _name_outputs(self, node: fx.Node, out: Any) -> None:
         node.meta["val"] = out
+        if isinstance(out, torch.Tensor) and out.layout != torch.strided:
+            raise CaptureError(
+                f"{node.target} makes a sparse tensor, {self.where()}: a sparse gradient's size is not known before it is "
+                "there; make the embedding with sparse=False"
+            )
         if isinstance(out, torch.Tensor):
             self.nodes[id(out)] = node
         elif isinstance(out, (list, tuple)):
@@ -216,14 +243,17 @@ class _Recorder(TorchDispatchMode):
         with unset_fake_temporarily(), torch.no_grad():
             fixed = self._same_for_any_draw(node)
             value = fixed if fixed is not None else self._evaluate(node)
-        if isinstance(value, torch.Tensor):
-            self.reads.append((node, tuple(value.shape)))
-            return torch.empty_strided(
-                value.shape, value.stride(), dtype=value.dtype, device=getattr(args[0], "fake_device", None)
-            )
         if fixed is None:
-            self.reads.append((node, value))
-        return value
+            self.reads.append((node, _looked_at(value)))
+        place = getattr(args[0], "fake_device", None)
+        return fx.node.map_aggregate(  # pyright: ignore[reportReturnType]
+            value,
+            lambda v: (
+                torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=place)
+                if isinstance(v, torch.Tensor)
+                else v
+            ),
+        )
 
     def _evaluate(self, node: fx.Node, draws: float | None = None) -> Any:
         """The real value of a node, from the sample's inputs, buffers and constants; `draws` replaces random numbers."""
@@ -284,6 +314,13 @@ class _Recorder(TorchDispatchMode):
         return f"in {name or 'the root module'}{_user_line(traceback.extract_stack())}"
 
 
+def _looked_at(value: Any) -> Any:
+    """What the program depends on: a number itself, of a tensor only its shape."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_looked_at(part) for part in value)
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else value
+
+
 def _is_blank(node: Any) -> bool:
     """Whether a node makes a tensor without contents, which only an in-place operation can want."""
     return isinstance(node, fx.Node) and node.target in (aten.empty_like.default, aten.empty.memory_format)
@@ -292,6 +329,14 @@ def _is_blank(node: Any) -> bool:
 # What the cells of recurrent layers call, and nothing else does. Rewritten they would differ in the last bit: a
 # sigmoid on a part of a tensor takes other vector lanes than one on a copy of that part.
 _RECURRENT = (aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default, aten.mkldnn_rnn_layer.default)
+
+# Losses that write out all terms and their mean over the first of them.
+_MEANS_IN_PLACE = (
+    aten.mse_loss.default,
+    aten.smooth_l1_loss.default,
+    aten.binary_cross_entropy.default,
+    aten.soft_margin_loss.default,
+)
 
 # What functionalization makes of writes into views: each copies all of the storage that its operand is a view of.
 _COPIES_THE_WHOLE = (
@@ -355,9 +400,7 @@ def _user_line(frames: traceback.StackSummary) -> str:
     torch_folder, own_folder = Path(torch.__file__).parent, Path(__file__).parent.parent
     for frame in reversed(frames):
         path = Path(frame.filename)
-        inside = path.is_relative_to(torch_folder) or (
-            path.is_relative_to(own_folder) and path.parent.name in ("rewriter", "passes")
-        )
+        inside = path.is_relative_to(torch_folder) or path.parent in (own_folder / "rewriter", own_folder / "passes")
         if not inside and path.is_file():
             return f" ({frame.filename}:{frame.lineno}: {frame.line})"
     return ""
@@ -437,6 +480,7 @@ def capture(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
+        stack.enter_context(RealDataRefused(recorder.where))
         torch._enable_functionalization(reapply_views=True)
         stack.callback(torch._disable_functionalization)
         if torch.is_autocast_cache_enabled():

@@ -13,6 +13,7 @@ __all__ = [
     "ModelError",
     "PlanError",
     "ScheduleError",
+    "StructureError",
     "TapeError",
 ]
 
@@ -27,6 +28,10 @@ class BudgetError(LowtideError, ValueError):
 
 class CaptureError(LowtideError):
     """A model whose training step cannot be captured; names the module and the line at fault."""
+
+
+class StructureError(CaptureError, TypeError):
+    """An argument or output with a part of unknown type; names its place."""
 
 
 class ModelError(LowtideError, ValueError):

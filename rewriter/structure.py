@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .errors import StructureError
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)
 
 
@@ -47,7 +49,7 @@ class _Node:
 def flatten(told: Any, what: str) -> tuple[list[torch.Tensor], Structure]:
     """The tensors of nested lists, tuples, dicts and dataclasses, and the structure without them.
 
-    `what` names the object in errors. Raises TypeError for an object it cannot look into.
+    `what` names the object in errors. Raises StructureError for an object it cannot look into.
     """
     tensors: list[torch.Tensor] = []
     names: list[str] = []
@@ -62,9 +64,9 @@ def flatten(told: Any, what: str) -> tuple[list[torch.Tensor], Structure]:
             return Leaf(-1, value), (type(value).__name__, value)
         parts = _take_apart(value)
         if parts is None:
-            raise TypeError(
-                f"{what}{'.' + path if path else ''} is a {type(value).__qualname__}, which lowtide cannot look into: it "
-                "takes tensors, numbers, strings, None, and lists, tuples, dicts and dataclasses of these"
+            raise StructureError(
+                f"{what}{'.' + path if path else ''} is a {type(value).__qualname__}, which lowtide cannot look into: "
+                "it takes tensors, numbers, strings, None, and lists, tuples, dicts and dataclasses of these"
             )
         make, items = parts
         done = [walk(item, f"{path}.{name}" if path else name) for name, item in items]

@@ -182,6 +182,27 @@ def test_layers_are_rewritten_bit_for_bit_and_predicted_to_the_byte(kind):
     assert_exact_everywhere(model, *args)
 
 
+LOSSES = [
+    functional.mse_loss,
+    functional.l1_loss,
+    functional.smooth_l1_loss,
+    functional.huber_loss,
+    functional.soft_margin_loss,
+    functional.binary_cross_entropy,
+    functional.binary_cross_entropy_with_logits,
+    functional.kl_div,
+    functional.cross_entropy,
+    functional.multilabel_soft_margin_loss,
+    functional.cosine_similarity,
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_losses_are_predicted_to_the_byte(loss):
+    model = Called(lambda m, x, y: {"loss": loss(m.net(x).sigmoid(), y).mean()}, net=seeded(lambda: mlp(nn.GELU())))
+    assert_exact_everywhere(model, torch.rand(40, 8), torch.rand(40, 4))
+
+
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell])
 def test_layers_whose_cells_work_in_place_are_refused_by_name(layer):
     model = nn.Sequential(nn.Linear(8, 8), layer(8, 12))
