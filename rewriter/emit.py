@@ -32,9 +32,13 @@ def emit(
 ) -> Program:
     """The program of a schedule. title names it in tracebacks; header is a comment at the head of the code."""
     writer = _Writer(step, posed, schedule, captured)
-    rendered = [writer.segment(segment) for segment in schedule.segments]
+    half = len(schedule.segments) // 2
+    rendered = [writer.segment(segment) for segment in schedule.segments[:half]]
+    for one in rendered:
+        kept = [(key, name) for key, name in zip(one.gives, one.given, strict=True) if key in writer.alive]
+        one.kept = [(name, step.storages[key].size_bytes) for key, name in kept]  # pyright: ignore
+    rendered += [writer.segment(segment) for segment in schedule.segments[half:]]
     code, names, constants = assemble(rendered, step.block_names, header)
-    half = len(rendered) // 2
     bindings = [
         Binding(
             block=one.block,
@@ -204,7 +208,8 @@ class _Writer:
         if "unused" in result:
             scope.rendered.line("del unused")
         if again:
-            scope.rendered.again.append(kernel.name)
+            size_bytes = sum(self.step.storages[s].size_bytes for s in wanted)
+            scope.rendered.again.append((_hint(kernel.calls[-1]), size_bytes))
         self.alive.update(wanted)
         scope.rendered.gives.extend(wanted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .bytes_text import format_bytes
 from .program import Key
 from .sources import Source
 
@@ -18,7 +20,10 @@ _MARK = "\x00"
 
 @dataclass
 class Rendered:
-    """The text of one segment, and what it takes, drops and gives; literals are marked places in the text."""
+    """The text of one segment, and what it takes, drops and gives; literals are marked places in the text.
+
+    kept: names and bytes of what it gives that stays for backward; again: of what it runs again.
+    """
 
     block: int
     phase: str
@@ -31,7 +36,8 @@ class Rendered:
     given: list[str] = field(default_factory=list)
     returned: list[str] = field(default_factory=list)
     gradients: list[Source] = field(default_factory=list)
-    again: list[str] = field(default_factory=list)
+    kept: list[tuple[str, int]] = field(default_factory=list)
+    again: list[tuple[str, int]] = field(default_factory=list)
 
     def line(self, text: str) -> None:
         """Adds a line to the body."""
@@ -49,9 +55,7 @@ class Rendered:
         lines = []
         if self.taken:
             lines += [
-                f"{', '.join(self.taken)}, = values"
-                if len(self.taken) == 1
-                else f"{', '.join(self.taken)} = values"
+                f"{', '.join(self.taken)}, = values" if len(self.taken) == 1 else f"{', '.join(self.taken)} = values"
             ]
             lines += ["values.clear()"]
         lines += self.lines
@@ -91,38 +95,41 @@ def assemble(
         for index in members:
             names[index] = name
             constants[index] = tuple(rendered[index].literals[j] for j in varying)
-        texts.append(
-            _function(name, body, literals[0], varying, _comment([rendered[i] for i in members], block_names))
-        )
+        texts.append(_function(name, body, literals[0], varying, _comment([rendered[i] for i in members], block_names)))
     table = _table(rendered, names, block_names)
     return "\n\n".join([header, *texts, table]) + "\n", names, constants
 
 
 def _function(name: str, body: str, literals: Sequence[Any], varying: Sequence[int], comment: str) -> str:
     for index, value in enumerate(literals):
-        body = body.replace(
-            f"{_MARK}{index}{_MARK}", f"constant_{index}" if index in varying else _text(value)
-        )
+        body = body.replace(f"{_MARK}{index}{_MARK}", f"constant_{index}" if index in varying else _text(value))
     unpack = f"    {', '.join(f'constant_{i}' for i in varying)}, = constants\n" if varying else ""
     return f"{comment}\ndef {name}(values, constants):\n{unpack}{body}"
 
 
 def _comment(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
-    """Which blocks a function serves and what it runs again."""
+    """Which blocks a function serves, what it keeps for backward and what it runs again."""
     names = list(dict.fromkeys(block_names[one.block] for one in members))
     shown = ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, … {names[-1]}"
     text = f"# The {members[0].phase} of {shown}"
     text += f" ({len(members)} blocks)." if len(members) > 1 else "."
-    again = Counter(_short(name) for name in members[0].again)
-    if again:
-        text += (
-            " Runs again: " + ", ".join(f"{n} × {name}" if n > 1 else name for name, n in again.items()) + "."
-        )
-    return text
+    kept = [one.kept for one in members]
+    if any(told != kept[0] for told in kept):
+        # The same code may serve a block whose result the next block needs in backward and one whose it does not.
+        sizes = [sum(size_bytes for _, size_bytes in told) for told in kept]
+        text += f" Keeps {format_bytes(min(sizes))} to {format_bytes(max(sizes))}."
+    elif kept[0]:
+        text += f" Keeps {_sized(kept[0])}."
+    if members[0].again:
+        text += f" Runs again: {_sized(members[0].again)}."
+    return "\n# ".join(textwrap.wrap(text, 118))
 
 
-def _short(name: str) -> str:
-    return name.split("_default")[0].split("_Tensor")[0].split("_Scalar")[0].split("_self")[0]
+def _sized(told: Sequence[tuple[str, int]]) -> str:
+    """Names with how many there are of each, and their bytes in all: `12.0 MiB (2 × mul, tanh)`."""
+    counts = Counter(name for name, _ in told)
+    names = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
+    return f"{format_bytes(sum(size_bytes for _, size_bytes in told))} ({names})"
 
 
 def _table(rendered: Sequence[Rendered], names: Sequence[str], block_names: Sequence[str]) -> str:
