@@ -35,7 +35,8 @@ class _Counter(OperationMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0  # what a step does with a norm, say, does not change what it allocates
+            # What a step does with a norm, say, does not change what it allocates; 1 - 1 would be divided by.
+            return 0.5
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (list, tuple)) else (out,):
             if isinstance(tensor, torch.Tensor):

@@ -122,8 +122,8 @@ def _plan_of(told: dict[str, Any]) -> Plan:
         problem,
         Schedule(instructions, segments),
         solver=str(told["solver"]),
-        budget_bytes=told["budget_bytes"],
-        lower_bound_seconds=told["lower_bound_seconds"],
+        budget_bytes=None if told["budget_bytes"] is None else int(told["budget_bytes"]),
+        lower_bound_seconds=None if told["lower_bound_seconds"] is None else float(told["lower_bound_seconds"]),
         solve_seconds=float(told["solve_seconds"]),
         notes=tuple(map(str, told["notes"])),
     )

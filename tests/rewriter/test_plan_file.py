@@ -1,0 +1,185 @@
+"""Plans in files: loaded as they were saved, refused when damaged, foreign, old, or of another step."""
+
+import copy
+import json
+
+import lowtide
+import pytest
+import torch
+from lowtide.rewriter.errors import PlanError
+from side_by_side import calling, differences, smallest_bytes, trained
+from small_models import small_model
+from torch import nn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def model(width: int = 32) -> nn.Sequential:
+    parts = [nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 8)) for _ in range(3)]
+    return nn.Sequential(*parts, nn.Linear(8, 2))
+
+
+def data() -> torch.Tensor:
+    return torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model, its plan at the smallest budget, and the file the plan is saved in."""
+    made = model()
+    plan = lowtide.plan(made, smallest_bytes(made, data()), (data(),), costs="flops")
+    lowtide.save_plan(plan, tmp_path / "plan.json")
+    return made, plan, tmp_path / "plan.json"
+
+
+def test_a_plan_is_loaded_as_it_was_saved(saved):
+    _, plan, path = saved
+    assert lowtide.load_plan(path) == plan
+    assert [file.name for file in path.parent.iterdir()] == ["plan.json"]
+
+
+def test_a_loaded_plan_is_run_without_solving(saved, monkeypatch):
+    made, plan, path = saved
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("solved again")
+
+    monkeypatch.setattr("lowtide.solvers.portfolio.Portfolio.solve", refuse)
+    small = lowtide.rewrite(copy.deepcopy(made), plan.budget_bytes, (data(),), costs="flops", plan=path)
+    assert small.plan.schedule == plan.schedule
+    assert differences(trained(made, calling(data())), trained(small, calling(data()))) == []
+
+
+def test_a_plan_of_another_model_is_refused_with_the_first_difference(saved):
+    _, plan, path = saved
+    with pytest.raises(PlanError, match=r"made for another step: operation \d+ \(.*\): .* there .*; make a new one"):
+        lowtide.rewrite(model(width=48), plan.budget_bytes, (data(),), plan=path, costs="flops")
+    with pytest.raises(PlanError, match=r"made for another step: .*"):
+        lowtide.rewrite(model(), plan.budget_bytes, (data()[:32],), plan=plan, costs="flops")
+
+
+def test_a_plan_above_the_budget_is_refused(saved):
+    made, plan, path = saved
+    with pytest.raises(PlanError, match=r"the plan peaks at .* here, above the budget"):
+        lowtide.rewrite(made, plan.peak_bytes - 1, (data(),), plan=path, costs="flops")
+
+
+def test_a_plan_for_the_step_before_an_optimizer_is_needed_does_not_hide_its_peak(saved):
+    made, plan, path = saved
+    optimizer = torch.optim.AdamW(made.parameters())
+    with pytest.raises(PlanError, match="above the budget"):
+        lowtide.rewrite(made, plan.peak_bytes, (data(),), plan=path, costs="flops", optimizer=optimizer)
+
+
+def test_files_that_are_no_plans_are_refused(saved, tmp_path):
+    _, _, path = saved
+    text = path.read_text()
+    for content, named in (
+        (text[: len(text) // 2], "is no JSON, so no plan"),
+        ("", "is no JSON"),
+        ('{"hello": 1}', "is JSON but no plan of lowtide"),
+        ("[1, 2]", "is JSON but no plan of lowtide"),
+    ):
+        path.write_text(content)
+        with pytest.raises(PlanError, match=named):
+            lowtide.load_plan(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PlanError, match="cannot be read as a plan"):
+        lowtide.load_plan(path)
+    with pytest.raises(PlanError, match="cannot be read as a plan"):
+        lowtide.load_plan(tmp_path / "nowhere.json")
+
+
+def test_a_plan_of_another_version_is_refused(saved):
+    _, _, path = saved
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, "version": 0}))
+    with pytest.raises(PlanError, match=r"has version 0, this lowtide reads \d+; plan again"):
+        lowtide.load_plan(path)
+
+
+def drop_a_field(told):
+    del told["segments"]
+
+
+def name_no_operation(told):
+    told["instructions"][3] = ["run", 10_000]
+
+
+def name_no_instruction(told):
+    told["instructions"][3] = ["exec", 1]
+
+
+def free_too_early(told):
+    told["instructions"].insert(1, ["free", told["instructions"][0][1]])
+
+
+def leave_out_a_run(told):
+    del told["instructions"][0]
+
+
+def grow_a_segment(told):
+    told["segments"][0][2] += 1
+
+
+def text_for_a_number(told):
+    told["budget_bytes"] = "much"
+
+
+def negative(told):
+    told["instructions"][3][1] = -1
+
+
+def cut_the_problem(told):
+    told["problem"]["ops"] = told["problem"]["ops"][:-1]
+
+
+def read_what_is_not_there(told):
+    told["problem"]["ops"][0]["reads"] = [99_999]
+
+
+def make_bytes_negative(told):
+    told["problem"]["values"][-1]["size_bytes"] = -1_000_000
+
+
+DAMAGES = [
+    drop_a_field,
+    name_no_operation,
+    name_no_instruction,
+    free_too_early,
+    leave_out_a_run,
+    grow_a_segment,
+    text_for_a_number,
+    negative,
+    cut_the_problem,
+    read_what_is_not_there,
+    make_bytes_negative,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_plan_is_refused(saved, damage):
+    made, plan, path = saved
+    told = json.loads(path.read_text())
+    damage(told)
+    path.write_text(json.dumps(told))
+    with pytest.raises(PlanError):
+        loaded = lowtide.load_plan(path)
+        lowtide.rewrite(made, plan.budget_bytes, (data(),), plan=loaded, costs="flops")
+
+
+def test_saving_fails_whole(saved, tmp_path):
+    _, plan, path = saved
+    before = path.read_text()
+    with pytest.raises(FileNotFoundError):
+        lowtide.save_plan(plan, tmp_path / "no folder" / "plan.json")
+    assert path.read_text() == before
+
+
+def test_plans_of_transformers_go_through_files_and_other_processes(tmp_path):
+    made, kwargs = small_model("gpt2")
+    plan = lowtide.plan(made, "80%", (), kwargs, costs="flops")
+    lowtide.save_plan(plan, tmp_path / "plan.json")
+    other, _ = small_model("gpt2", seed=3)
+    small = lowtide.rewrite(other, plan.budget_bytes, (), kwargs, costs="flops", plan=tmp_path / "plan.json")
+    assert small.plan.peak_bytes == plan.peak_bytes and "GPT2LMHeadModel" in small.code
