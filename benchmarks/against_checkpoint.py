@@ -20,9 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import lowtide
+import torch
 from lowtide.rewriter.batches import sample_batch
 from lowtide.rewriter.bytes_text import format_bytes
 from lowtide.rewriter.models import build_model
@@ -142,7 +141,8 @@ def _print(rows: list[dict[str, Any]], rounds: int) -> None:
             f"{row['time_ratio']:>11.3f} ({low:.3f}–{high:.3f}) {predicted:>10}  "
             f"{'equal' if row['gradients_equal'] else 'DIFFER'}"
         )
-    print(f"medians (quartiles) over {rounds} rounds, all in turn; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"medians (quartiles) over {rounds} rounds, all in turn; torch {torch.__version__}, {threads} threads")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def hand_over_gradients(
 
 
 def _laid_out_alike(gradient: torch.Tensor, target: torch.Tensor) -> bool:
-    """Whether autograd takes the gradient as it is: like the parameter's strides if those are dense, else contiguous."""
+    """Whether autograd takes the gradient as it is: like the parameter's strides if those are dense, else
+    contiguous."""
     if gradient.dtype != target.dtype:
         return False
     if _dense(target):

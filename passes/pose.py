@@ -88,7 +88,8 @@ def pose(
 
 
 def _held(step: StepGraph, grad_present: frozenset[object]) -> set[int]:
-    """Storages that outlive the schedule: outputs, tangents (the caller holds both) and gradients that become `.grad`."""
+    """Storages that outlive the schedule: outputs, tangents (the caller holds both) and gradients that become
+    `.grad`."""
     held = {step.storage_of[node] for node in step.outputs}
     for kernel in step.kernels:
         if kernel.role == "tangent":
@@ -130,7 +131,7 @@ def _op(
 
 
 def _working_bytes(kernel: Kernel, measured: list[int]) -> int:
-    """The most a kernel has allocated at once: what its first call takes, and for those in place what they take besides.
+    """The most a kernel has allocated at once: what its first call takes, and what those in place take besides.
 
     measured: the working bytes of each call by itself, where those in place make a result of their own.
     """

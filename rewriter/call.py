@@ -63,11 +63,7 @@ def _flags(config: Any) -> Hashable:
     return tuple(
         (
             name,
-            value
-            if isinstance(value, _PLAIN)
-            else repr(value)
-            if isinstance(value, (list, dict))
-            else _flags(value),
+            value if isinstance(value, _PLAIN) else repr(value) if isinstance(value, (list, dict)) else _flags(value),
         )
         for name, value in vars(config).items()
     )

@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,63 +29,25 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     unset_fake_temporarily,
 )
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils import stateless
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .calls import is_random
+from .captured import Captured, check_former_values, guard_of, looked_at
+from .chosen_outputs import differentiable_outputs, select_outputs
 from .errors import CaptureError
+from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
 from .lowering import lower_for
 from .real_data import RealDataRefused
+from .running_modules import module_names, user_line
+from .sample_values import SampleValues
 from .settings import Settings, attributes_read, settings_of
 from .sources import Owners, Source
 from .structure import Structure, flatten
-from .untouched import held_tensors_untouched, random_streams_untouched
+from .untouched import attributes_restored, held_tensors_untouched, random_streams_untouched
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Guard:
-    """Values the module looked at. `graph` computes them from inputs and buffers; `values` are those of the sample."""
-
-    graph: fx.GraphModule
-    sources: tuple[Source, ...]
-    values: tuple[Any, ...]
-
-    def holds(self, tensors: Mapping[Source, torch.Tensor]) -> bool:
-        """Whether the module would see the same values in these tensors."""
-        with torch.no_grad():
-            seen = self.graph(*(tensors[source] for source in self.sources))
-        return tuple(_looked_at(value) for value in seen) == self.values
-
-
-@dataclass(frozen=True)
-class Captured:
-    """A captured step.
-
-    graph: joint graph; each placeholder's `meta["source"]` is a `Source`, each call's `meta` holds `val` (fake
-        tensors), `phase` ("forward" or "backward"), `sequence` (autograd's number) and `module`. The output is
-        (outputs, gradients, mutations), three tuples of nodes.
-    outputs: the structure of what forward returns; differentiable: which outputs (by number) have a tangent.
-    gradients / mutations: for each such output of the graph, the source it belongs to.
-    constants: tensors that the module holds without registering them, in the order of their sources.
-    guard, settings: what other calls must agree in: values the module looked at, and attributes it read.
-    """
-
-    graph: fx.GraphModule
-    outputs: Structure
-    differentiable: tuple[int, ...]
-    gradients: tuple[Source, ...]
-    mutations: tuple[Source, ...]
-    constants: tuple[torch.Tensor, ...]
-    guard: Guard | None
-    settings: Settings
-    notes: tuple[str, ...]
-
-
-class NothingToDifferentiate(CaptureError):
-    """No output of the step requires a gradient: there is no backward to make room for."""
 
 
 def bind(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -100,6 +61,11 @@ def bind(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[d
     return {**kwargs, "use_cache": False}, ("use_cache=False: no cache of keys and values is made or returned",)
 
 
+# What the cells of recurrent layers call, and nothing else does. Rewritten they would differ in the last bit: a
+# sigmoid on a part of a tensor takes other vector lanes than one on a copy of that part.
+_RECURRENT = (aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default, aten.mkldnn_rnn_layer.default)
+
+
 class _Recorder(TorchDispatchMode):
     """Writes every ATen call into an FX graph; sits above a FakeTensorMode, below autograd and functionalization."""
 
@@ -107,8 +73,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
-        self.real: dict[fx.Node, Any] = {}
-        self.sample: dict[fx.Node, torch.Tensor] = {}
+        self.values = SampleValues(self.where)
         self.constants: list[torch.Tensor] = []
         self.reads: list[tuple[fx.Node, Any]] = []
         self.positions: dict[fx.Node, list[torch.Tensor]] = {}
@@ -129,7 +94,7 @@ class _Recorder(TorchDispatchMode):
         node.meta.update(val=fake, source=Source(kind, name, index))
         self.nodes[id(fake)] = node
         if sample is not None and sample.device.type != "meta":
-            self.sample[node] = sample
+            self.values.sample[node] = sample
         return node
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -154,19 +119,14 @@ class _Recorder(TorchDispatchMode):
         )
         try:
             shaped = func is aten._grouped_mm.default and args[0].dtype != torch.bfloat16
-            out = _grouped_mm_shape(*args) if shaped else func(*args, **kwargs)
+            out = grouped_mm_result(*args) if shaped else func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             out = self._look_at_data(node, args)
-        if func is aten.bernoulli.p and _is_blank(node.args[0]):
+        if func is aten.bernoulli.p and is_blank(node.args[0]):
             # Eager draws in place, in the order of the blank tensor's layout; the functional form draws in row order.
             out = torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device)
             node.meta["in_place"] = True
-        if func in _COPIES_THE_WHOLE and out.stride() == args[0].stride():
-            out = _with_storage_like(args[0])
-        if func in _MEANS_IN_PLACE and out.dim() == 0:
-            # The storage stays as large as all terms take.
-            out = torch.empty(torch.broadcast_shapes(args[0].shape, args[1].shape), dtype=out.dtype, device=out.device)
-            out = out.as_strided((), ())
+        out = as_eager_makes_it(func, args, out)
         self._name_outputs(node, out)
         return out
 
@@ -223,7 +183,8 @@ class _Recorder(TorchDispatchMode):
         node.meta["val"] = out
         if isinstance(out, torch.Tensor) and out.layout != torch.strided:
             raise CaptureError(
-                f"{node.target} makes a sparse tensor, {self.where()}: a sparse gradient's size is not known before it is "
+                f"{node.target} makes a sparse tensor, {self.where()}: a sparse gradient's size is not known "
+                "before it is "
                 "there; make the embedding with sparse=False"
             )
         if isinstance(out, torch.Tensor):
@@ -241,10 +202,10 @@ class _Recorder(TorchDispatchMode):
             raise CaptureError(f"backward looks at data ({node.target}), {self.where()}")
         # Above this handler functionalization and autograd are still on; below it only the fake mode is.
         with unset_fake_temporarily(), torch.no_grad():
-            fixed = self._same_for_any_draw(node)
-            value = fixed if fixed is not None else self._evaluate(node)
+            fixed = self.values.same_for_any_draw(node)
+            value = fixed if fixed is not None else self.values.of(node)
         if fixed is None:
-            self.reads.append((node, _looked_at(value)))
+            self.reads.append((node, looked_at(value)))
         place = getattr(args[0], "fake_device", None)
         return fx.node.map_aggregate(  # pyright: ignore[reportReturnType]
             value,
@@ -255,195 +216,10 @@ class _Recorder(TorchDispatchMode):
             ),
         )
 
-    def _evaluate(self, node: fx.Node, draws: float | None = None) -> Any:
-        """The real value of a node, from the sample's inputs, buffers and constants; `draws` replaces random numbers."""
-        if draws is None and node in self.real:
-            return self.real[node]
-        if node.op == "placeholder":
-            return self._sample_of(node)
-        if is_random(node):
-            if draws is None:
-                raise CaptureError(
-                    f"the module decides by a random number ({node.target}), {self.where()}: each step would be "
-                    "another program; switch it off (layerdrop=0, for one) or keep that part out of the rewritten module"
-                )
-            value = torch.full(node.meta["val"].shape, draws, dtype=node.meta["val"].dtype)
-        else:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._evaluate(n, draws))
-            value = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-        if draws is None:
-            self.real[node] = value
-        return value
-
-    def _sample_of(self, node: fx.Node) -> torch.Tensor:
-        source: Source = node.meta["source"]
-        if source.kind == "parameter":
-            raise CaptureError(
-                f"the module looks at the values of a parameter ({source.name}), {self.where()}: what it does may "
-                "change with every step, so it has no fixed program; keep that part out of the rewritten module"
-            )
-        if node not in self.sample:
-            raise CaptureError(
-                f"the module looks at the values of {source.kind} {source.name}, {self.where()}, which has none on "
-                "the meta device; pass it as a real tensor"
-            )
-        return self.sample[node]
-
-    def _same_for_any_draw(self, node: fx.Node) -> Any:
-        """The outcome of a comparison with uniform random numbers when it is the same over their whole range
-        (a layerdrop of 0), else None: such a decision needs no guard."""
-        seen = _inputs_of(node)
-        drawn = [n for n in seen if n.op == "call_function" and is_random(n)]
-        uniform = (aten.rand.default, aten.rand_like.default)
-        comparisons = (
-            aten.lt.Scalar,
-            aten.le.Scalar,
-            aten.gt.Scalar,
-            aten.ge.Scalar,
-            aten._local_scalar_dense.default,
-        )
-        if not drawn or any(n.target not in uniform + comparisons for n in seen if n.op == "call_function"):
-            return None
-        below_one = 1.0 - 2.0**-24
-        lowest, highest = self._evaluate(node, 0.0), self._evaluate(node, below_one)
-        return lowest if lowest == highest else None
-
     def where(self) -> str:
         """The innermost module running now, and the line of code, for errors."""
         name = self.modules[-1] if self.modules else "the root module"
-        return f"in {name or 'the root module'}{_user_line(traceback.extract_stack())}"
-
-
-def _looked_at(value: Any) -> Any:
-    """What the program depends on: a number itself, of a tensor only its shape."""
-    if isinstance(value, (list, tuple)):
-        return tuple(_looked_at(part) for part in value)
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else value
-
-
-def _is_blank(node: Any) -> bool:
-    """Whether a node makes a tensor without contents, which only an in-place operation can want."""
-    return isinstance(node, fx.Node) and node.target in (aten.empty_like.default, aten.empty.memory_format)
-
-
-# What the cells of recurrent layers call, and nothing else does. Rewritten they would differ in the last bit: a
-# sigmoid on a part of a tensor takes other vector lanes than one on a copy of that part.
-_RECURRENT = (aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default, aten.mkldnn_rnn_layer.default)
-
-# Losses that write out all terms and their mean over the first of them.
-_MEANS_IN_PLACE = (
-    aten.mse_loss.default,
-    aten.smooth_l1_loss.default,
-    aten.binary_cross_entropy.default,
-    aten.soft_margin_loss.default,
-)
-
-# What functionalization makes of writes into views: each copies all of the storage that its operand is a view of.
-_COPIES_THE_WHOLE = (
-    aten.copy.default,
-    aten.slice_scatter.default,
-    aten.select_scatter.default,
-    aten.diagonal_scatter.default,
-    aten.as_strided_scatter.default,
-)
-
-
-def _with_storage_like(view: torch.Tensor) -> torch.Tensor:
-    """A tensor like `view` in a storage of its own that is as large as the view's."""
-    length = view.untyped_storage().nbytes() // view.element_size()
-    whole = torch.empty(length, dtype=view.dtype, device=view.device)
-    return whole.as_strided(view.shape, view.stride(), view.storage_offset())
-
-
-def _grouped_mm_shape(
-    left: torch.Tensor, right: torch.Tensor, offsets: torch.Tensor | None = None, *_: Any
-) -> torch.Tensor:
-    """The result of a grouped matrix product: eager on CPU computes any dtype, the fake kernel takes bfloat16 only."""
-    if left.dim() == 2 and right.dim() == 2 and offsets is not None:
-        size = (offsets.size(0), left.size(0), right.size(1))
-    elif left.dim() == right.dim():
-        size = (left.size(0), left.size(1), right.size(-1))
-    else:
-        size = (left.size(-2), right.size(-1))
-    return torch.empty(size, dtype=left.dtype, device=left.device)
-
-
-def _inputs_of(node: fx.Node) -> list[fx.Node]:
-    """A node and all it is computed from, in no particular order."""
-    seen = {node}
-    stack = [node]
-    while stack:
-        for before in stack.pop().all_input_nodes:
-            if before not in seen:
-                seen.add(before)
-                stack.append(before)
-    return list(seen)
-
-
-_DROPOUT_ARGUMENT = "dropout_p"
-
-
-def is_random(node: fx.Node) -> bool:
-    """Whether a call draws from a generator. Fused attention is tagged as random but draws only with dropout."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
-        return False
-    for position, argument in enumerate(target._schema.arguments):
-        if argument.name == _DROPOUT_ARGUMENT:
-            value = node.args[position] if position < len(node.args) else node.kwargs.get(_DROPOUT_ARGUMENT, 0.0)
-            return bool(value != 0.0)
-    return True
-
-
-def _user_line(frames: traceback.StackSummary) -> str:
-    """The innermost line outside torch and lowtide, as text."""
-    torch_folder, own_folder = Path(torch.__file__).parent, Path(__file__).parent.parent
-    for frame in reversed(frames):
-        path = Path(frame.filename)
-        inside = path.is_relative_to(torch_folder) or path.parent in (own_folder / "rewriter", own_folder / "passes")
-        if not inside and path.is_file():
-            return f" ({frame.filename}:{frame.lineno}: {frame.line})"
-    return ""
-
-
-@contextmanager
-def _module_names(model: torch.nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """Keeps `recorder.modules` the stack of qualified names of the modules running."""
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def enter(module: torch.nn.Module, _inputs: Any) -> None:
-        if id(module) in names:
-            recorder.modules.append(names[id(module)])
-
-    def leave(module: torch.nn.Module, _inputs: Any, _outputs: Any) -> None:
-        if id(module) in names:
-            recorder.modules.pop()
-
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _attributes_restored(model: torch.nn.Module, notes: list[str]) -> Iterator[None]:
-    """Puts back what forward sets on modules, and notes it: a rewritten forward does not set it again."""
-    before = {name: (module, dict(vars(module))) for name, module in model.named_modules()}
-    try:
-        yield
-    finally:
-        for name, (module, told) in before.items():
-            now = vars(module)
-            changed = [key for key in now if key not in told or now[key] is not told[key]]
-            if changed or len(now) != len(told):
-                now.clear()
-                now.update(told)
-                notes.append(
-                    f"forward sets {', '.join(sorted(changed))} of {name or 'the root module'}: capture put it back, and the "
-                    "rewritten forward leaves it alone"
-                )
+        return f"in {name or 'the root module'}{user_line(traceback.extract_stack())}"
 
 
 def capture(
@@ -472,11 +248,11 @@ def capture(
     with ExitStack() as stack:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         stack.enter_context(random_streams_untouched(model))
-        stack.enter_context(_attributes_restored(model, told_notes))
+        stack.enter_context(attributes_restored(model, told_notes))
         with mode:
             wrappers = _wrap_all(model, inputs, structure, recorder)
         stack.enter_context(mode)
-        stack.enter_context(_module_names(model, recorder))
+        stack.enter_context(module_names(model, recorder.modules))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
@@ -515,9 +291,7 @@ def _wrap_all(
     return wrappers
 
 
-def _with_replaced(
-    wrappers: dict[int, _Wrapper], replaced: Mapping[torch.Tensor, torch.Tensor]
-) -> dict[int, _Wrapper]:
+def _with_replaced(wrappers: dict[int, _Wrapper], replaced: Mapping[torch.Tensor, torch.Tensor]) -> dict[int, _Wrapper]:
     """The wrappers with the values that forward put in the place of some: the new values of those buffers."""
     return {
         key: replace(wrapper, tensor=replaced[wrapper.tensor]) if wrapper.tensor in replaced else wrapper
@@ -601,10 +375,11 @@ def _run_forward(
         raise
     except Exception as error:
         where = recorder.modules[-1] if recorder.modules else ""
-        line = _user_line(traceback.extract_tb(error.__traceback__))
+        line = user_line(traceback.extract_tb(error.__traceback__))
         raise CaptureError(
             f"forward of {type(model).__name__} could not be captured: {type(error).__name__}: {error}; "
-            f"in {where or 'the root module'}{line}. If it runs in eager, that line needs real data: move it out of the "
+            f"in {where or 'the root module'}{line}. If it runs in eager, that line needs real data: move it out "
+            "of the "
             "forward, or rewrite the part of the model that does not contain it"
         ) from error
 
@@ -630,8 +405,8 @@ def _run_backward(
         tensors, structure = flatten(returned, "output")
     except TypeError as error:
         raise CaptureError(str(error)) from error
-    tensors, structure = _select(tensors, structure, outputs)
-    chosen = _differentiable(tensors, structure, differentiable)
+    tensors, structure = select_outputs(tensors, structure, outputs)
+    chosen = differentiable_outputs(tensors, structure, differentiable)
     wanted = {w.source: w.tensor for w in wrappers.values() if w.tensor.requires_grad}
     # Every view and in-place change has to be replayed before the phase turns, or it would count as backward.
     for tensor in tensors:
@@ -670,47 +445,6 @@ def _device_type(tensors: list[torch.Tensor]) -> str:
     return tensors[0].device.type if tensors else "cpu"
 
 
-def _select(
-    tensors: list[torch.Tensor], structure: Structure, outputs: list[str] | None
-) -> tuple[list[torch.Tensor], Structure]:
-    """Drops the outputs that are not wanted; in their place stands None."""
-    if outputs is None:
-        return tensors, structure
-    _check_names(outputs, structure, "outputs")
-    kept = [
-        None if not _named(name, outputs) else tensor for name, tensor in zip(structure.names, tensors, strict=True)
-    ]
-    return flatten(structure.unflatten(kept), "output")
-
-
-def _named(name: str, wanted: list[str]) -> bool:
-    """Whether an output is one of those wanted, or lies inside one."""
-    return any(name == w or name.startswith(w + ".") for w in wanted)
-
-
-def _check_names(wanted: list[str], structure: Structure, what: str) -> None:
-    for name in wanted:
-        if not any(_named(have, [name]) for have in structure.names):
-            raise CaptureError(
-                f"{what} names {name!r}, which the module does not return; it returns {list(structure.names)}"
-            )
-
-
-def _differentiable(tensors: list[torch.Tensor], structure: Structure, names: list[str] | None) -> tuple[int, ...]:
-    able = [i for i, t in enumerate(tensors) if t.requires_grad and (t.is_floating_point() or t.is_complex())]
-    if names is not None:
-        _check_names(names, structure, "differentiable")
-        able = [i for i in able if _named(structure.names[i], names)]
-    elif any(structure.names[i] == "loss" for i in able):
-        able = [i for i in able if structure.names[i] == "loss"]
-    if not able:
-        raise NothingToDifferentiate(
-            f"no output requires a gradient (the module returns {list(structure.names)}): there is no backward to plan; "
-            "check that parameters require gradients and that labels are passed"
-        )
-    return tuple(able)
-
-
 def _finish(
     recorder: _Recorder,
     step: _Step,
@@ -725,7 +459,7 @@ def _finish(
     outputs = tuple(recorder.nodes[id(_inner(t))] for t in step.returned)
     gradients = {source: recorder.nodes[id(_inner(g))] for source, g in step.gradients.items()}
     graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))
-    guard = _guard(recorder, {source.name for source in mutations})
+    guard = guard_of(recorder.reads, {source.name for source in mutations})
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and not is_random(node):
             graph.erase_node(node)
@@ -737,7 +471,7 @@ def _finish(
         if node.op == "call_function" and node.meta["phase"] == "backward":
             node.meta["module"] = modules.get(node.meta["sequence"], "")
     graph.lint()
-    _check_former_values(graph, set(mutations))
+    check_former_values(graph, set(mutations))
     return Captured(
         graph=fx.GraphModule(torch.nn.Module(), graph),
         outputs=step.outputs,
@@ -749,55 +483,3 @@ def _finish(
         settings=settings,
         notes=notes,
     )
-
-
-def _check_former_values(graph: fx.Graph, changed: set[Source]) -> None:
-    """Raises CaptureError if backward reads what a changed buffer held before: it is overwritten by then."""
-    storages = {
-        node.meta["val"].untyped_storage()._cdata: node.meta["source"]
-        for node in graph.nodes
-        if node.op == "placeholder" and node.meta["source"] in changed
-    }
-    for node in graph.nodes:
-        # Batch normalization is handed its running statistics in backward too, and in training does not read them.
-        if node.op != "call_function" or node.meta["phase"] == "forward" or "batch_norm" in str(node.target):
-            continue
-        for read in node.all_input_nodes:
-            value = read.meta["val"]
-            source = storages.get(value.untyped_storage()._cdata) if isinstance(value, torch.Tensor) else None
-            if source is not None:
-                place = node.meta["module"] or "the step"
-                raise CaptureError(
-                    f"forward changes {source.kind} {source.name}, and the backward of {place} needs what it held "
-                    "before; compute with a copy of it (.clone()), or change it first"
-                )
-
-
-def _guard(recorder: _Recorder, changed: set[str]) -> Guard | None:
-    """A graph of its own that computes again what the module looked at; None where it looked at nothing that varies."""
-    reads = [(node, value) for node, value in recorder.reads if _varies(node)]
-    if not reads:
-        return None
-    needed = {n for node, _ in reads for n in _inputs_of(node)}
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    sources = []
-    for node in recorder.graph.nodes:
-        if node in needed:
-            copies[node] = graph.node_copy(node, lambda n: copies[n])
-            if node.op == "placeholder":
-                sources.append(node.meta["source"])
-    stale = [source.name for source in sources if source.name in changed]
-    if stale:
-        raise CaptureError(
-            f"the module decides by the value of {stale[0]}, which every forward changes: each step would be another "
-            "program (a BatchNorm with momentum=None, for one; give it a momentum)"
-        )
-    graph.output(tuple(copies[node] for node, _ in reads))
-    values = tuple(value for _, value in reads)
-    return Guard(fx.GraphModule(torch.nn.Module(), graph), tuple(sources), values)
-
-
-def _varies(node: fx.Node) -> bool:
-    """Whether a value depends on anything that another call may bring."""
-    return any(n.op == "placeholder" and n.meta["source"].kind in ("input", "buffer") for n in _inputs_of(node))

@@ -45,9 +45,7 @@ class CostCache:
         """Records a measurement; what it leaves open stays as it was."""
         known = self.measurements.get(signature, Measurement())
         seconds = known.seconds if measurement.seconds is None else measurement.seconds
-        working_bytes = (
-            known.working_bytes if measurement.working_bytes is None else measurement.working_bytes
-        )
+        working_bytes = known.working_bytes if measurement.working_bytes is None else measurement.working_bytes
         self.measurements[signature] = Measurement(seconds, working_bytes)
 
     def save(self) -> None:

@@ -65,9 +65,7 @@ def device_names() -> list[str]:
 def load_device(name: str) -> DevicePreset:
     """The preset of that name. Raises `UnknownDeviceError`, which lists the names there are."""
     if name not in device_names():
-        raise UnknownDeviceError(
-            f"no device preset is called {name!r}; choose one of {', '.join(device_names())}"
-        )
+        raise UnknownDeviceError(f"no device preset is called {name!r}; choose one of {', '.join(device_names())}")
     text = resources.files(configs).joinpath("devices", f"{name}.toml").read_text(encoding="utf-8")
     fields = tomllib.loads(text)
     fields["torch_names"] = tuple(fields["torch_names"])
@@ -88,6 +86,4 @@ def preset_of(device: torch.device) -> DevicePreset:
                 return preset
     else:
         found = str(device)
-    raise UnknownDeviceError(
-        f"no device preset describes {found!r}; name the closest one: {', '.join(device_names())}"
-    )
+    raise UnknownDeviceError(f"no device preset describes {found!r}; name the closest one: {', '.join(device_names())}")

@@ -15,7 +15,7 @@ from ..passes.in_place import in_place_variant
 from ..passes.pose import Posed
 from ..passes.step_graph import Kernel, StepGraph
 from ..solvers.schedule import Forget, Free, Record, Run, Schedule, Segment
-from .capture import Captured
+from .captured import Captured
 from .emit_text import Rendered, assemble
 from .program import Binding, Key, Program, load_functions
 from .sources import Source

@@ -12,7 +12,8 @@ def header_of(planned: PlannedStep) -> str:
     lines = [f"# One training step of {planned.costs.name}, rewritten by lowtide."]
     budget = f", budget {format_bytes(plan.budget_bytes)}" if plan.budget_bytes is not None else ""
     lines.append(
-        f"# Peak {format_bytes(plan.peak_bytes)}{budget}; with everything kept {format_bytes(plan.baseline_peak_bytes)}. "
+        f"# Peak {format_bytes(plan.peak_bytes)}{budget}; with everything kept "
+        f"{format_bytes(plan.baseline_peak_bytes)}. "
         f"Extra time {plan.extra_share:.1%} ({plan.costs})."
     )
     lines += [f"# {note}" for note in planned.posed.problem.notes]

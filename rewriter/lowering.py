@@ -13,7 +13,8 @@ aten = torch.ops.aten
 
 
 def lower_for(device: str | None) -> AbstractContextManager[Any]:
-    """A context in which composite operations become the kernels that `device` ("cuda") runs; None: those of this one."""
+    """A context in which composite operations become the kernels that `device` ("cuda") runs; None: those of this
+    one."""
     return _Cuda() if device == "cuda" else nullcontext()
 
 
@@ -29,9 +30,7 @@ class _Cuda(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _dropout(
-    tensor: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> torch.Tensor:
+def _dropout(tensor: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     if not training or p == 0.0:
         return tensor
     return torch.native_dropout(tensor, p, True)[0]
@@ -47,12 +46,11 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """The flash kernel where it applies (half precision, no mask, heads up to 256 wide), else the memory-efficient one."""
+    """The flash kernel where it applies (half precision, no mask, heads up to 256 wide), else the memory-efficient
+    one."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     if half and attn_mask is None and query.shape[-1] <= 256:
-        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[
-            0
-        ]
+        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
     if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)

@@ -24,9 +24,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, str]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name.strip():
-            raise ModelError(
-                f"--set {setting!r} is no NAME=VALUE; write for example --set num_hidden_layers=4"
-            )
+            raise ModelError(f"--set {setting!r} is no NAME=VALUE; write for example --set num_hidden_layers=4")
         told[name.strip()] = value.strip()
     return told
 
@@ -60,9 +58,7 @@ def _changed_inside(config: PreTrainedConfig, name: str, inner: dict[str, Any]) 
     if isinstance(present, PreTrainedConfig):
         return present.to_diff_dict() | {"model_type": present.model_type} | changed_fields(present, inner)
     if not isinstance(present, dict):
-        raise ModelError(
-            f"{name} of {config.model_type} is {present!r}, so {name}.{next(iter(inner))} names nothing"
-        )
+        raise ModelError(f"{name} of {config.model_type} is {present!r}, so {name}.{next(iter(inner))} names nothing")
     changed = json.loads(json.dumps(present))
     for dotted, value in inner.items():
         *path, last = dotted.split(".")
@@ -95,9 +91,7 @@ def typed(value: Any, present: Any, what: str) -> Any:
         if isinstance(present, (list, tuple, dict)):
             return json.loads(value if value[:1] in "[{" else f"[{value}]")
     except (KeyError, ValueError):
-        raise ModelError(
-            f"{what} is {present!r} by default, of type {type(present).__name__}; got {value!r}"
-        ) from None
+        raise ModelError(f"{what} is {present!r} by default, of type {type(present).__name__}; got {value!r}") from None
     try:
         return json.loads(value)
     except ValueError:
@@ -125,11 +119,7 @@ def _fields_per_layer(config: PreTrainedConfig, fields: Mapping[str, Any]) -> di
         return {}
     told = config.to_dict().items()
     former = getattr(config, count)
-    return {
-        name: None
-        for name, value in told
-        if "layer" in name and isinstance(value, list) and len(value) == former
-    }
+    return {name: None for name, value in told if "layer" in name and isinstance(value, list) and len(value) == former}
 
 
 def _ids_inside(config: PreTrainedConfig, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
 from .call import Call, describe
-from .capture import NothingToDifferentiate
+from .captured import NothingToDifferentiate
 from .emit import emit
 from .errors import LowtideError, LowtideWarning
 from .header import header_of
@@ -93,7 +93,8 @@ class Rewriting:
         preset = self.options.preset()
         if preset is not None and preset.kind != self._owners_of(original_view(model)).device_type:
             raise LowtideError(
-                f"this module was rewritten for the preset {self.options.device!r}, which is for planning only; rewrite it "
+                f"this module was rewritten for the preset {self.options.device!r}, which is for planning only; "
+                "rewrite it "
                 "without device= to run it here"
             )
         original = original_view(model)
@@ -188,7 +189,8 @@ class Rewriting:
         if len(self._ready) > _MOST_PLANS:
             self._ready.popitem(last=False)
             warnings.warn(
-                f"lowtide has planned for more than {_MOST_PLANS} kinds of calls (shapes, dtypes, modes) and forgets the "
+                f"lowtide has planned for more than {_MOST_PLANS} kinds of calls (shapes, dtypes, modes) and "
+                "forgets the "
                 "oldest; pad batches to a few shapes so that plans are used again",
                 LowtideWarning,
                 stacklevel=5,
@@ -230,7 +232,7 @@ def _restore(cls: type, rewriting: Rewriting, forward: Any) -> torch.nn.Module:
     return module
 
 
-@lru_cache(maxsize=None)
+@cache
 def _rewritten_class(cls: type) -> type:
     """The user's class with `Rewritten` before it, under its own name."""
     told: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
@@ -310,7 +312,8 @@ def _warn_of_hooks(model: torch.nn.Module) -> None:
     if hooked:
         shown = ", ".join(hooked[:5]) + (f" and {len(hooked) - 5} more" if len(hooked) > 5 else "")
         warnings.warn(
-            f"hooks on inner modules do not fire in a rewritten forward: {shown}; what they compute on tensors is captured "
+            f"hooks on inner modules do not fire in a rewritten forward: {shown}; what they compute on tensors is "
+            "captured "
             "once, what else they do happens only while capturing",
             LowtideWarning,
             stacklevel=4,

@@ -18,7 +18,8 @@ _NUMBER_BYTES = 16
 
 @dataclass(frozen=True)
 class OptimizerNeeds:
-    """state_bytes: what the optimizer's state takes once it has stepped; scratch_bytes: what a step allocates besides."""
+    """state_bytes: what the optimizer's state takes once it has stepped; scratch_bytes: what a step allocates
+    besides."""
 
     state_bytes: int
     scratch_bytes: int

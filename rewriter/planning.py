@@ -17,7 +17,9 @@ from ..solvers.portfolio import Portfolio
 from ..solvers.problem import Problem
 from ..solvers.simulate import baseline_of, make_plan
 from .bytes_text import Share, format_bytes, parse_bytes
-from .capture import Captured, bind, capture, is_random
+from .calls import is_random
+from .capture import bind, capture
+from .captured import Captured
 from .devices import DevicePreset, load_device
 from .errors import PlanError
 from .measure import Cost, measure_costs, signature
@@ -49,9 +51,7 @@ class Options:
             raise ValueError(f"costs={self.costs!r} is unknown; choose among measured, roofline, flops")
         for name in ("outputs", "differentiable"):
             if isinstance(getattr(self, name), str):
-                raise ValueError(
-                    f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["loss"]'
-                )
+                raise ValueError(f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["loss"]')
 
     def preset(self) -> DevicePreset | None:
         """The device planned for, None for the one at hand."""
@@ -60,7 +60,8 @@ class Options:
 
 @dataclass(frozen=True)
 class StepCosts:
-    """A captured step, its step graph and the costs of its kernels: what stays the same while `.grad` comes and goes."""
+    """A captured step, its step graph and the costs of its kernels: what stays the same while `.grad` comes and
+    goes."""
 
     captured: Captured
     step: StepGraph
@@ -235,7 +236,8 @@ def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:
     plan = make_plan(problem, given.schedule, solver=given.solver, budget_bytes=budget_bytes, notes=given.notes)
     if plan.peak_bytes > budget_bytes:
         raise PlanError(
-            f"the plan peaks at {format_bytes(plan.peak_bytes)} here, above the budget of {format_bytes(budget_bytes)}: "
+            f"the plan peaks at {format_bytes(plan.peak_bytes)} here, above the budget of "
+            f"{format_bytes(budget_bytes)}: "
             f"it was made for {format_bytes(given.peak_bytes)}; raise the budget or make a new plan"
         )
     return plan

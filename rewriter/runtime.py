@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from .errors import TapeError
+from .errors import LowtideWarning, TapeError
 from .program import Binding, Key, Program
 from .sources import Source
 
@@ -27,7 +28,8 @@ class Tape:
         self.output_shapes: list[torch.Tensor] = []
 
     def run(self, binding: Binding) -> tuple[torch.Tensor, ...]:
-        """Calls one function; what it gives goes onto the tape, what else it returns (outputs, gradients) comes back."""
+        """Calls one function; what it gives goes onto the tape, what else it returns (outputs, gradients) comes
+        back."""
         values = [
             self.residents[key]
             if key in self.residents
@@ -73,11 +75,7 @@ class Tape:
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Generated code calls kernels with the dtypes that autocast chose at capture: it must not choose again."""
-    return (
-        torch.autocast(device_type, enabled=False)
-        if torch.is_autocast_enabled(device_type)
-        else nullcontext()
-    )
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 class _Link(torch.autograd.Function):
@@ -94,9 +92,7 @@ class _Link(torch.autograd.Function):
         # The tape keeps the values, the caller gets aliases: an output on its own tape would be a cycle.
         outputs = tuple(output.detach() for output in returned)
         tape.output_shapes = [torch.empty_like(output, device="meta") for output in outputs]
-        ctx.mark_non_differentiable(
-            *(o for i, o in enumerate(outputs) if i not in tape.program.differentiable)
-        )
+        ctx.mark_non_differentiable(*(o for i, o in enumerate(outputs) if i not in tape.program.differentiable))
         return outputs
 
     @staticmethod
@@ -111,12 +107,11 @@ class _Link(torch.autograd.Function):
         return (None, None, None if ctx.index == 0 else torch.empty(0), *returned)
 
 
-def _run_backward(
-    tape: Tape, index: int, gradients: Sequence[torch.Tensor | None]
-) -> tuple[torch.Tensor | None, ...]:
+def _run_backward(tape: Tape, index: int, gradients: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:
     """The gradients that are final after a block's backward."""
     last = len(tape.program.forward) - 1
     if index == last:
+        _warn_of_autocast(tape.device_type)
         _receive(tape, gradients)
     binding = tape.program.backward[last - index]
     tape.check(binding)
@@ -128,6 +123,16 @@ def _run_backward(
     if tape.due < 0:
         tape.close()
     return returned
+
+
+def _warn_of_autocast(device_type: str) -> None:
+    if torch.is_autocast_enabled(device_type):
+        warnings.warn(
+            "backward runs under autocast, which would cast some of its operations again; a rewritten module's backward "
+            "computes as outside of it, as torch recommends: leave the context before calling backward",
+            LowtideWarning,
+            stacklevel=2,
+        )
 
 
 def _refuse_twice(tape: Tape, index: int) -> None:
@@ -157,9 +162,7 @@ def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
         tape.values[storage] = gradient
 
 
-def run_forward(
-    program: Program, tensors: Mapping[Source, torch.Tensor], device_type: str
-) -> tuple[torch.Tensor, ...]:
+def run_forward(program: Program, tensors: Mapping[Source, torch.Tensor], device_type: str) -> tuple[torch.Tensor, ...]:
     """Runs the forward of a step; the outputs it returns carry the backward.
 
     tensors: the parameters, buffers, inputs and constants of the step, by source. Each block's parameters enter

@@ -127,11 +127,7 @@ def refuse_long(model: torch.nn.Module, sequence: int) -> None:
     most = most_positions(model)
     if most is not None and sequence > most:
         config = TextRequest(model, 1, 1).text_config
-        field = (
-            "max_target_positions"
-            if getattr(config, "max_target_positions", None)
-            else "max_position_embeddings"
-        )
+        field = "max_target_positions" if getattr(config, "max_target_positions", None) else "max_position_embeddings"
         raise ModelError(
             f"{config.model_type} has positions for {most} tokens, got a sequence of {sequence}; "
             f"shorten it, or give the model more: --set {field}={getattr(config, field) + sequence - most}"

@@ -66,7 +66,7 @@ def held_tensors_untouched(model: torch.nn.Module) -> Iterator[dict[torch.Tensor
         for _, module, buffers, parameters in before:
             for held, now in ((buffers, module._buffers), (parameters, module._parameters)):
                 now.clear()
-                now.update(held)
+                now.update(held)  # pyright: ignore
 
 
 def _checked(old: torch.Tensor | None, new: torch.Tensor | None, place: str) -> torch.Tensor:
@@ -82,3 +82,23 @@ def _checked(old: torch.Tensor | None, new: torch.Tensor | None, place: str) -> 
             "would reach into the step before; detach it"
         )
     return old
+
+
+@contextmanager
+def attributes_restored(model: torch.nn.Module, notes: list[str]) -> Iterator[None]:
+    """Puts back what forward sets on modules, and notes it: a rewritten forward does not set it again."""
+    before = {name: (module, dict(vars(module))) for name, module in model.named_modules()}
+    try:
+        yield
+    finally:
+        for name, (module, told) in before.items():
+            now = vars(module)
+            changed = [key for key in now if key not in told or now[key] is not told[key]]
+            if changed or len(now) != len(told):
+                now.clear()
+                now.update(told)
+                notes.append(
+                    f"forward sets {', '.join(sorted(changed))} of {name or 'the root module'}: capture put it "
+                    "back, and the "
+                    "rewritten forward leaves it alone"
+                )

@@ -146,7 +146,9 @@ class _Runner:
 
     def _backward(self, outputs: Sequence[torch.Tensor | None], names: Sequence[str]) -> None:
         chosen = [outputs[i] for i in self._chosen(outputs, names)]
-        torch.autograd.backward(chosen, [torch.ones_like(output) for output in chosen])  # pyright: ignore
+        # As torch recommends, and as steps are planned: autocast is for forward.
+        with torch.autocast(self.device.type, enabled=False):
+            torch.autograd.backward(chosen, [torch.ones_like(output) for output in chosen])  # pyright: ignore
 
 
 def _compare(

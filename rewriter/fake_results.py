@@ -1,0 +1,64 @@
+"""Results whose storage fake tensors get wrong, as the real kernels make them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+
+def is_blank(node: Any) -> bool:
+    """Whether a node makes a tensor without contents, which only an in-place operation can want."""
+    return isinstance(node, fx.Node) and node.target in (aten.empty_like.default, aten.empty.memory_format)
+
+
+def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
+    """The fake result of a call, with the storage that the real kernel gives it."""
+    if func in _COPIES_THE_WHOLE and out.stride() == args[0].stride():
+        return _with_storage_like(args[0])
+    if func in _MEANS_IN_PLACE and out.dim() == 0:
+        # The storage stays as large as all terms take.
+        terms = torch.empty(torch.broadcast_shapes(args[0].shape, args[1].shape), dtype=out.dtype, device=out.device)
+        return terms.as_strided((), ())
+    return out
+
+
+# Losses that write out all terms and their mean over the first of them.
+_MEANS_IN_PLACE = (
+    aten.mse_loss.default,
+    aten.smooth_l1_loss.default,
+    aten.binary_cross_entropy.default,
+    aten.soft_margin_loss.default,
+)
+
+# What functionalization makes of writes into views: each copies all of the storage that its operand is a view of.
+_COPIES_THE_WHOLE = (
+    aten.copy.default,
+    aten.slice_scatter.default,
+    aten.select_scatter.default,
+    aten.diagonal_scatter.default,
+    aten.as_strided_scatter.default,
+)
+
+
+def _with_storage_like(view: torch.Tensor) -> torch.Tensor:
+    """A tensor like `view` in a storage of its own that is as large as the view's."""
+    length = view.untyped_storage().nbytes() // view.element_size()
+    whole = torch.empty(length, dtype=view.dtype, device=view.device)
+    return whole.as_strided(view.shape, view.stride(), view.storage_offset())
+
+
+def grouped_mm_result(
+    left: torch.Tensor, right: torch.Tensor, offsets: torch.Tensor | None = None, *_: Any
+) -> torch.Tensor:
+    """The result of a grouped matrix product: eager on CPU computes any dtype, the fake kernel takes bfloat16 only."""
+    if left.dim() == 2 and right.dim() == 2 and offsets is not None:
+        size = (offsets.size(0), left.size(0), right.size(1))
+    elif left.dim() == right.dim():
+        size = (left.size(0), left.size(1), right.size(-1))
+    else:
+        size = (left.size(-2), right.size(-1))
+    return torch.empty(size, dtype=left.dtype, device=left.device)
