@@ -32,9 +32,7 @@ def package_files(folder: str | None = None) -> list[Path]:
 
 def all_files() -> list[Path]:
     """The Python files of package, tests and benchmarks."""
-    return package_files() + sorted(
-        file for name in ("tests", "benchmarks") for file in (ROOT / name).rglob("*.py")
-    )
+    return package_files() + sorted(file for name in ("tests", "benchmarks") for file in (ROOT / name).rglob("*.py"))
 
 
 def named(files: list[Path]) -> list:
@@ -133,14 +131,9 @@ def test_importing_lowtide_imports_no_torch():
     # By location, so that it holds for a checkout that is not installed too.
     load = "spec = u.spec_from_file_location('lowtide', '__init__.py', submodule_search_locations=['.'])"
     run = "module = u.module_from_spec(spec); spec.loader.exec_module(module)"
-    program = (
-        f"import importlib.util as u, sys; {load}; {run}; print(module.__version__, 'torch' in sys.modules)"
-    )
+    program = f"import importlib.util as u, sys; {load}; {run}; print(module.__version__, 'torch' in sys.modules)"
     assert printed(program).split()[1] == "False"
 
 
 def test_transformers_can_be_used_from_the_root():
-    assert (
-        printed("from transformers import GPT2LMHeadModel; print(GPT2LMHeadModel.__name__)")
-        == "GPT2LMHeadModel"
-    )
+    assert printed("from transformers import GPT2LMHeadModel; print(GPT2LMHeadModel.__name__)") == "GPT2LMHeadModel"

@@ -140,9 +140,7 @@ def test_integers_are_valid_indices_for_embedding_and_loss():
 
 
 def test_expanded_and_transposed_operands_keep_their_strides():
-    nodes = calls(
-        lambda tensor, row: torch.add(tensor.t(), row.expand(20, 30)), torch.randn(30, 20), torch.randn(30)
-    )
+    nodes = calls(lambda tensor, row: torch.add(tensor.t(), row.expand(20, 30)), torch.randn(30, 20), torch.randn(30))
     assert "(1,20)cpu, float32[20,30](0,1)cpu" in next(
         signature(node) for node in nodes if node.target is aten.add.Tensor
     )

@@ -169,9 +169,7 @@ def test_a_device_whose_memory_cannot_be_read_is_named():
 
 
 def test_nothing_is_printed():
-    program = (
-        "import torch; from lowtide.rewriter.measure_peak import measure_peak as m; m(lambda: torch.ones(9))"
-    )
+    program = "import torch; from lowtide.rewriter.measure_peak import measure_peak as m; m(lambda: torch.ones(9))"
     environment = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"}
     finished = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True

@@ -89,14 +89,9 @@ def test_settings_are_typed_by_what_the_configuration_has_now():
 
 
 def test_a_dotted_name_reaches_a_nested_configuration():
-    config = choose_model(
-        "gemma3", {"text_config.num_hidden_layers": "2", "text_config.vocab_size": "99"}
-    ).config
+    config = choose_model("gemma3", {"text_config.num_hidden_layers": "2", "text_config.vocab_size": "99"}).config
     assert config.text_config.num_hidden_layers == 2
-    assert (
-        choose_model("llama", {"rope_parameters.rope_theta": "5e5"}).config.rope_parameters["rope_theta"]
-        == 5e5
-    )
+    assert choose_model("llama", {"rope_parameters.rope_theta": "5e5"}).config.rope_parameters["rope_theta"] == 5e5
 
 
 def test_what_follows_from_a_changed_field_follows():

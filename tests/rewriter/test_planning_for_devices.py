@@ -1,9 +1,8 @@
 """Plans for a device that is not here, of models whose weights are nowhere."""
 
+import lowtide
 import pytest
 import torch
-
-import lowtide
 from lowtide.rewriter.batches import sample_batch
 from lowtide.rewriter.models import build_model
 
