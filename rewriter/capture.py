@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     unset_fake_temporarily,
 )
+from torch.fx.node import map_aggregate
 from torch.nn.utils import stateless
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -207,7 +208,7 @@ class _Recorder(TorchDispatchMode):
         if fixed is None:
             self.reads.append((node, looked_at(value)))
         place = getattr(args[0], "fake_device", None)
-        return fx.node.map_aggregate(  # pyright: ignore[reportReturnType]
+        return map_aggregate(  # pyright: ignore[reportReturnType]
             value,
             lambda v: (
                 torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=place)
