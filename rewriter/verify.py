@@ -97,6 +97,8 @@ class _Runner:
     def step(self, seed: int) -> dict[str, torch.Tensor | None]:
         """One optimizer step; everything there is to compare, by name."""
         torch.manual_seed(seed)
+        # Under a context that spans steps, eager would go on with the casts of parameters from before they changed.
+        torch.clear_autocast_cache()
         self.clear()
         outputs, structure = flatten(self.model(*self.args, **self.kwargs), "output")
         self._backward(outputs, structure.names)

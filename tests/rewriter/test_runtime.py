@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from lowtide.rewriter.errors import TapeError
+from lowtide.rewriter.errors import LowtideWarning, TapeError
 from side_by_side import backward_of, calling, differences, rewritten, trained
 from torch import nn
 
@@ -161,3 +161,20 @@ def test_a_copy_made_between_forward_and_backward_is_independent():
     y.sum().backward()
     assert all(p.grad is None for p in twin.parameters())
     assert differences(trained(eager, calling(data())), trained(twin, calling(data()))) == []
+
+
+def test_backward_under_autocast_is_warned_about_and_computes_as_outside_of_it():
+    eager = model()
+    small = rewritten(eager, data(), budget="1MiB")
+    results = []
+    for module in (eager, small):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = module(data()).float().sum()
+            if module is small:
+                with pytest.warns(LowtideWarning, match="backward runs under autocast"):
+                    loss.backward()
+        if module is eager:
+            loss.backward()
+        results.append([p.grad for p in module.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
