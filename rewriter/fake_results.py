@@ -23,8 +23,28 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
         # The storage stays as large as all terms take.
         terms = torch.empty(torch.broadcast_shapes(args[0].shape, args[1].shape), dtype=out.dtype, device=out.device)
         return terms.as_strided((), ())
+    if func in _NORMALIZATIONS and _is_mixed(args):
+        normalized, *statistics = out
+        return (normalized, *(statistic.float() for statistic in statistics))
+    if func is aten.native_group_norm_backward.default and _is_mixed(args) and out[0] is not None:
+        return (out[0].to(args[1].dtype), *out[1:])
     return out
 
+
+def _is_mixed(args: tuple) -> bool:
+    """Whether a normalization in half precision on the CPU has parameters or statistics in single precision."""
+    first, *others = (argument for argument in args if isinstance(argument, torch.Tensor))
+    half = first.device.type == "cpu" and first.dtype in (torch.bfloat16, torch.float16)
+    return half and any(other.dtype == torch.float32 for other in others)
+
+
+# Their statistics are then in single precision too, which the fake kernels do not know.
+_NORMALIZATIONS = (
+    aten.native_layer_norm.default,
+    aten.native_group_norm.default,
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit_functional.default,
+)
 
 # Losses that write out all terms and their mean over the first of them.
 _MEANS_IN_PLACE = (

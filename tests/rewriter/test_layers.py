@@ -1,11 +1,13 @@
 """Kinds of layers and wirings, each trained rewritten at the smallest budget, bit for bit and predicted to the byte."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from lowtide.rewriter.errors import CaptureError
+from lowtide.rewriter.measure import MeasureWarning
 from side_by_side import assert_exact_everywhere, rewritten
 from torch import Tensor, nn
 from torch.nn import functional
@@ -201,6 +203,23 @@ LOSSES = [
 def test_losses_are_predicted_to_the_byte(loss):
     model = Called(lambda m, x, y: {"loss": loss(m.net(x).sigmoid(), y).mean()}, net=seeded(lambda: mlp(nn.GELU())))
     assert_exact_everywhere(model, torch.rand(40, 8), torch.rand(40, 4))
+
+
+NORMALIZATIONS = {
+    "layer": lambda: nn.LayerNorm(64),
+    "batch": lambda: nn.BatchNorm1d(64),
+    "group": lambda: nn.GroupNorm(4, 64),
+    "root mean square": lambda: nn.RMSNorm(64),
+}
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+def test_normalizations_of_half_precision_with_single_precision_parameters(kind):
+    parts = [part for _ in range(4) for part in (nn.Linear(64, 64, bias=False), NORMALIZATIONS[kind]())]
+    # Many rows of few numbers, so that statistics count.
+    with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+        warnings.simplefilter("error", MeasureWarning)
+        assert_exact_everywhere(nn.Sequential(*parts), torch.randn(300, 64))
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell])
