@@ -29,20 +29,23 @@ def hand_over_gradients(
     last_reader = {s: i for i, k in enumerate(step.kernels) for s in k.reads}
     ends = {kernel.block: i for i, kernel in enumerate(step.kernels) if kernel.phase == "backward"}
     handed: dict[int, list[Kernel]] = {}
-    taken: set[fx.Node] = set()
+    # Two gradients in one storage (two views, say) would be added into twice, and a returned output is the caller's.
+    taken = {step.storage_of[node] for node in step.outputs}
     for source, node in zip(sources, joint_outputs(graph)[1], strict=True):
         target = placeholders[source]
         storage = step.storage_of[node]
         block = block_of[storage] if step.storages[storage].kind == "activation" else last_block
         makes: tuple[int, ...] = ()
         shared = (
-            node in taken or step.storages[storage].kind != "activation" or last_reader.get(storage, -1) > ends[block]
+            storage in taken
+            or step.storages[storage].kind != "activation"
+            or last_reader.get(storage, -1) > ends[block]
         )
         if source not in grad_present and (shared or not _laid_out_alike(node.meta["val"], target.meta["val"])):
             size_bytes = target.meta["val"].numel() * target.meta["val"].element_size()
             storages.append(Storage(f"gradient_{target.name}", size_bytes, "activation", target))
             makes = (len(storages) - 1,)
-        taken.add(node)
+        taken.add(storage)
         kernel = Kernel(
             name=f"accumulate_{target.name}",
             role="accumulate",

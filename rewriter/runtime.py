@@ -116,13 +116,19 @@ def _run_backward(tape: Tape, index: int, gradients: Sequence[torch.Tensor | Non
     binding = tape.program.backward[last - index]
     tape.check(binding)
     returned = tuple(
-        gradient if tape.program.depends[source] & tape.given else None
+        gradient if _is_wanted(tape, source) else None
         for source, gradient in zip(binding.gradients, tape.run(binding), strict=True)
     )
     tape.due -= 1
     if tape.due < 0:
         tape.close()
     return returned
+
+
+def _is_wanted(tape: Tape, source: Source) -> bool:
+    """Whether a gradient depends on an incoming one that came, or (a custom function's) on none at all."""
+    depends = tape.program.depends[source]
+    return not depends or bool(depends & tape.given)
 
 
 def _warn_of_autocast(device_type: str) -> None:

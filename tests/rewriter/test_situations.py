@@ -435,3 +435,52 @@ def test_inputs_that_forward_changes_are_changed():
         torch.manual_seed(seed)
         assert torch.equal(small(batch(), seen_small), wanted)
         assert torch.equal(seen, seen_small)
+
+
+class Summed(nn.Module):
+    """Adds two parameters, whose gradients are the same tensor in two shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(12))
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.one + self.other.view(3, 4) + x)
+
+
+def test_gradients_of_two_parameters_never_share_memory():
+    def step(module):
+        for scale in (1, 2, 3):
+            module(torch.ones(3, 4) * scale).square().sum().backward()
+
+    small = assert_trains_alike(Summed(), torch.ones(3, 4), step=step, budget="1MiB")
+    assert small.one.grad.untyped_storage().data_ptr() != small.other.grad.untyped_storage().data_ptr()
+
+
+class GivesItsInput(torch.autograd.Function):
+    """Has its own output for a gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.exp()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.saved_tensors[0]
+
+
+def test_a_gradient_never_shares_memory_with_an_output():
+    model = Called(lambda m, x: GivesItsInput.apply(x.sin()))
+    x = torch.randn(4, requires_grad=True)
+    small = rewritten(model, x)
+    model(x).sum().backward()
+    wanted, x.grad = x.grad, None
+    y = small(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, wanted)
+    before = y.detach().clone()
+    x.grad.zero_()
+    assert torch.equal(y, before)
