@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .rewriter.errors import BudgetError, CaptureError, InfeasibleBudget, LowtideError, PlanError
+    from .rewriter.errors import BudgetError, CaptureError, InfeasibleBudget, LowtideError, LowtideWarning, PlanError
     from .rewriter.measure_peak import measure_peak
     from .rewriter.plan_file import load_plan, save_plan
     from .rewriter.report import Report
@@ -22,6 +22,7 @@ _HOMES = {
     "CaptureError": "rewriter.errors",
     "InfeasibleBudget": "rewriter.errors",
     "LowtideError": "rewriter.errors",
+    "LowtideWarning": "rewriter.errors",
     "Plan": "solvers.plan",
     "PlanError": "rewriter.errors",
     "Report": "rewriter.report",
@@ -39,6 +40,7 @@ __all__ = [
     "CaptureError",
     "InfeasibleBudget",
     "LowtideError",
+    "LowtideWarning",
     "Plan",
     "PlanError",
     "Report",

@@ -40,16 +40,48 @@ def describe(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], owners
         structure.key,
         tuple(_tensor_key(t) for t in inputs),
         places,
-        tuple(m.training for m in model.modules()),
+        modules_key(model),
         tuple(_tensor_key(t) for t in owners.parameters()),
         tuple(_tensor_key(t) for t in owners.buffers()),
         torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
+        _attention_kernels(),
         _flags(getattr(model, "config", None)),
     )
     leaves = (*owners.parameters(), *(t for t in inputs if t.requires_grad and t.is_leaf))
     return Call(tuple(inputs), structure, key, tuple(t.grad is not None for t in leaves))
+
+
+def modules_key(model: torch.nn.Module) -> Hashable:
+    """The classes and modes of all modules, their hooks, and which of them hold which tensors (ties included)."""
+    places: dict[int, int] = {}
+    return tuple(
+        (
+            type(module),
+            module.training,
+            id(vars(module).get("forward")),
+            len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks),
+            *(
+                (name, places.setdefault(id(tensor), len(places)))
+                for held in (module._parameters, module._buffers)
+                for name, tensor in held.items()
+                if tensor is not None
+            ),
+        )
+        for module in model.modules()
+    )
+
+
+def _attention_kernels() -> Hashable:
+    """Which kernels fused attention may choose among."""
+    chosen = torch.backends.cuda
+    return (
+        chosen.flash_sdp_enabled(),
+        chosen.mem_efficient_sdp_enabled(),
+        chosen.math_sdp_enabled(),
+        chosen.cudnn_sdp_enabled(),
+    )
 
 
 def _tensor_key(tensor: torch.Tensor) -> Hashable:

@@ -107,6 +107,8 @@ class _Recorder(TorchDispatchMode):
                 f"recurrent layers (LSTM, GRU) cannot be rewritten, {self.where()}: their cells work in place on parts "
                 "of tensors, or in a fused kernel with a workspace of its own; keep them out of the rewritten module"
             )
+        if func is aten.lift_fresh.default and not isinstance(args[0], FakeTensor):
+            return self._lift(args[0])
         if func._schema.is_mutable:
             raise CaptureError(f"{func} changes a tensor that lowtide cannot follow, {self.where()}")
         if func is aten.index.Tensor or (func is aten.index_put.default and self._knows_masks(args[1])):
@@ -167,6 +169,14 @@ class _Recorder(TorchDispatchMode):
         if isinstance(value, torch.Generator):
             raise CaptureError(f"a random operation was given its own generator, {self.where()}; use the default one")
         return value
+
+    def _lift(self, value: torch.Tensor) -> torch.Tensor:
+        """A tensor made of Python numbers in forward: the same storage from here on."""
+        node = self._constant(value)
+        lifted = aten.lift_fresh.default(value)
+        node.meta["val"] = lifted
+        self.nodes[id(lifted)] = node
+        return lifted
 
     def _constant(self, value: torch.Tensor) -> fx.Node:
         if isinstance(value, FakeTensor):

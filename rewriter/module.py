@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -14,7 +16,7 @@ import torch
 
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
-from .call import Call, describe
+from .call import Call, describe, modules_key
 from .captured import NothingToDifferentiate
 from .emit import emit
 from .errors import LowtideError, LowtideWarning
@@ -28,6 +30,8 @@ from .sources import Owners, Source
 # Plans kept at once. Each costs only host memory, but a training loop whose every batch is another shape would
 # plan at every step, and should be told.
 _MOST_PLANS = 16
+
+_planning = threading.RLock()
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -60,6 +64,7 @@ class Rewriting:
     _eager: set[Hashable] = field(default_factory=set, repr=False)
     _owners: tuple[Hashable, Owners] | None = field(default=None, repr=False)
     _last: _Ready | None = field(default=None, repr=False)
+    _hooked: set[str] = field(default_factory=set, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # An optimizer belongs to the parameters of one module: a copy has other ones.
@@ -94,8 +99,7 @@ class Rewriting:
         if preset is not None and preset.kind != self._owners_of(original_view(model)).device_type:
             raise LowtideError(
                 f"this module was rewritten for the preset {self.options.device!r}, which is for planning only; "
-                "rewrite it "
-                "without device= to run it here"
+                "rewrite it without device= to run it here"
             )
         original = original_view(model)
         owners = self._owners_of(original)
@@ -119,9 +123,9 @@ class Rewriting:
         return ready.planned.plan
 
     def _owners_of(self, original: torch.nn.Module) -> Owners:
-        # Modules that gained or lost a part have other tensors.
-        root, *inner = original.modules()
-        shape = tuple((id(m), len(m._parameters), len(m._buffers)) for m in inner) + tuple(root._parameters)
+        # Modules that gained, lost or exchanged a part, or tie other parameters, have other tensors.
+        _, *inner = original.modules()
+        shape = (tuple(id(module) for module in inner), modules_key(original))
         if self._owners is None or self._owners[0] != shape:
             self._owners = (shape, Owners(original))
         return self._owners[1]
@@ -160,8 +164,11 @@ class Rewriting:
     def _plan(
         self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any], costs: StepCosts | None
     ) -> tuple[StepCosts, _Ready]:
-        with shown_progress(f"planning {type(original).__name__}") as progress:
+        # Capturing watches what the whole process runs: one thread at a time.
+        with _planning, shown_progress(f"planning {type(original).__name__}") as progress:
             if costs is None:
+                _check_arguments(original, args, kwargs)
+                _warn_of_hooks(original, self._hooked)
                 costs = capture_step(original, args, kwargs, self.options, progress)
             situation = situation_of(
                 original, args, kwargs, self.options, costs.device, costs.captured.constants, self.optimizer
@@ -189,9 +196,8 @@ class Rewriting:
         if len(self._ready) > _MOST_PLANS:
             self._ready.popitem(last=False)
             warnings.warn(
-                f"lowtide has planned for more than {_MOST_PLANS} kinds of calls (shapes, dtypes, modes) and "
-                "forgets the "
-                "oldest; pad batches to a few shapes so that plans are used again",
+                f"lowtide has planned for more than {_MOST_PLANS} kinds of calls (shapes, dtypes, modes, numbers) and "
+                "forgets the oldest; pad batches to a few shapes, and pass numbers that change as tensors",
                 LowtideWarning,
                 stacklevel=5,
             )
@@ -249,17 +255,19 @@ def _rewritten_class(cls: type) -> type:
 def _with_signature(forward: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that tells the original's signature, which trainers look at."""
 
-    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def rewritten_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return forward(self, *args, **kwargs)
 
-    told.__name__, told.__doc__, told.__wrapped__ = "forward", original.__doc__, original  # pyright: ignore
-    told._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
-    return told
+    rewritten_forward.__name__, rewritten_forward.__doc__ = "forward", original.__doc__
+    rewritten_forward.__wrapped__ = original  # pyright: ignore[reportFunctionMemberAccess]
+    rewritten_forward._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+    return rewritten_forward
 
 
 def original_class(model: Any) -> type:
     """The class that a rewritten module was made of."""
-    return type(model).__mro__[2]
+    classes = type(model).__mro__
+    return classes[classes.index(Rewritten) + 1]
 
 
 def original_forward(model: Any) -> Callable[..., Any]:
@@ -296,7 +304,7 @@ def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Mod
     if "forward" in vars(twin):
         twin.__dict__["_lowtide_forward"] = twin.__dict__.pop("forward")
     twin.__dict__["lowtide"] = rewriting
-    _warn_of_hooks(twin)
+    _warn_of_hooks(twin, rewriting._hooked)
     return twin
 
 
@@ -306,9 +314,16 @@ def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     return [tensor for tensor in told if isinstance(tensor, torch.Tensor)]
 
 
-def _warn_of_hooks(model: torch.nn.Module) -> None:
-    """Names the inner modules whose hooks will not be called at each step."""
+def _check_arguments(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raises the TypeError that calling forward with these arguments would raise."""
+    inspect.signature(model.forward).bind(*args, **kwargs)
+
+
+def _warn_of_hooks(model: torch.nn.Module, known: set[str]) -> None:
+    """Names the inner modules whose hooks will not be called at each step, each once."""
     hooked = [name for name, module in model.named_modules() if name and any(getattr(module, h, None) for h in _HOOKS)]
+    hooked = [name for name in hooked if name not in known]
+    known.update(hooked)
     if hooked:
         shown = ", ".join(hooked[:5]) + (f" and {len(hooked) - 5} more" if len(hooked) > 5 else "")
         warnings.warn(

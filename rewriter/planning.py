@@ -136,7 +136,7 @@ def situation_of(
     kwargs: dict[str, Any],
     options: Options,
     device: torch.device,
-    constants: tuple[torch.Tensor, ...] = (),
+    constants: tuple[torch.Tensor, ...],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Situation:
     """What is there when the step begins on these arguments.

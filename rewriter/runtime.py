@@ -134,8 +134,8 @@ def _is_wanted(tape: Tape, source: Source) -> bool:
 def _warn_of_autocast(device_type: str) -> None:
     if torch.is_autocast_enabled(device_type):
         warnings.warn(
-            "backward runs under autocast, which would cast some of its operations again; a rewritten module's backward "
-            "computes as outside of it, as torch recommends: leave the context before calling backward",
+            "backward runs under autocast, which would cast some of its operations again; a rewritten module's "
+            "backward computes as outside of it, as torch recommends: leave the context before calling backward",
             LowtideWarning,
             stacklevel=2,
         )

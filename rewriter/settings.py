@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
+_BY_IDENTITY = (FunctionType, BuiltinFunctionType, type)
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,13 @@ class _Other:
 
 def _plain(value: Any) -> Any:
     """A value that stays what it is, a sequence of such as its text, `_Other` for anything else."""
-    if isinstance(value, _PLAIN):
+    if isinstance(value, (*_PLAIN, *_BY_IDENTITY)):
         return value
+    if isinstance(value, torch.Tensor):
+        # Another tensor in its place is noticed; the captured step holds on to this one, so its id stays its own.
+        return f"tensor {id(value)}"
+    if isinstance(value, dict):
+        return _Other if any(_plain(part) is _Other for part in value.values()) else repr(value)
     if isinstance(value, (list, tuple)):
         return _Other if any(_plain(part) is _Other for part in value) else repr(value)
     return _Other

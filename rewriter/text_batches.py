@@ -119,7 +119,8 @@ def most_positions(model: torch.nn.Module) -> int | None:
         # RoBERTa counts positions from the padding id on.
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             used = 0 if module.padding_idx is None else module.padding_idx + 1
-    return config.max_position_embeddings - used
+    # XLNet says -1 where there is no limit.
+    return config.max_position_embeddings - used if config.max_position_embeddings > 0 else None
 
 
 def refuse_long(model: torch.nn.Module, sequence: int) -> None:

@@ -21,7 +21,8 @@ def random_streams_untouched(model: torch.nn.Module) -> Iterator[None]:
     """
     before = (random.getstate(), numpy.random.get_state(), torch.get_rng_state())
     try:
-        yield
+        with _setting_refused(model):
+            yield
     finally:
         python, arrays, torch_state = before
         moved = [
@@ -41,6 +42,28 @@ def random_streams_untouched(model: torch.nn.Module) -> Iterator[None]:
             f"forward of {type(model).__name__} {' and '.join(moved)}: a rewritten forward would use what was drawn "
             "while capturing for ever; draw with torch's own functions, or keep that part out of the rewritten module"
         )
+
+
+@contextmanager
+def _setting_refused(model: torch.nn.Module) -> Iterator[None]:
+    """Refuses calls that set the state of torch's generator, even back to what it was."""
+
+    def refuse(*_args: Any, **_kwargs: Any) -> None:
+        raise CaptureError(
+            f"forward of {type(model).__name__} sets the state of torch's generator: the random numbers after "
+            "that would "
+            "not be the original's; draw without setting it, or keep that part out of the rewritten module"
+        )
+
+    places = [(where, name) for where in (torch, torch.random) for name in ("manual_seed", "set_rng_state")]
+    before = [getattr(where, name) for where, name in places]
+    for where, name in places:
+        setattr(where, name, refuse)
+    try:
+        yield
+    finally:
+        for (where, name), function in zip(places, before, strict=True):
+            setattr(where, name, function)
 
 
 def _same_arrays(one: Any, other: Any) -> bool:

@@ -47,8 +47,9 @@ def verify(
     with _generators_restored(device_of(model, args, kwargs)):
         small = rewrite(copy.deepcopy(model).train(), budget, args, kwargs, **options)
         first = small.lowtide.planned
-        runners = [_Runner(copy.deepcopy(model).train(), args, kwargs, options, make_optimizer) for _ in range(2)]
-        runners.append(_Runner(small, args, kwargs, options, make_optimizer))
+        constants = first.costs.captured.constants
+        modules = (copy.deepcopy(model).train(), copy.deepcopy(model).train(), small)
+        runners = [_Runner(module, args, kwargs, options, make_optimizer, constants) for module in modules]
         unstable: dict[str, Difference] = {}
         differences: list[Difference] = []
         for step in range(steps):
@@ -85,9 +86,16 @@ class _Runner:
     """One copy of the module with its optimizer."""
 
     def __init__(
-        self, model: Any, args: tuple, kwargs: dict[str, Any], options: Mapping[str, Any], make_optimizer: Any
+        self,
+        model: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+        make_optimizer: Any,
+        constants: tuple[torch.Tensor, ...],
     ) -> None:
         self.model = model
+        self.constants = constants
         self.args, self.kwargs = args, kwargs
         self.wanted = options.get("differentiable")
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -133,7 +141,7 @@ class _Runner:
 
     def situation(self) -> Situation:
         """What is there when a step begins."""
-        return situation_of(self.model, self.args, self.kwargs, Options(), self.device)
+        return situation_of(self.model, self.args, self.kwargs, Options(), self.device, self.constants)
 
     def _inputs(self) -> list[torch.Tensor]:
         tensors, _ = flatten((self.args, self.kwargs), "argument")

@@ -1,0 +1,165 @@
+"""What people change about a module after it was planned is noticed, or refused when it cannot be followed."""
+
+import copy
+import threading
+
+import lowtide
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def same_step(eager, small, *args):
+    """Whether one step of each, from the same seed, gives the same loss, gradients and random state."""
+    told = []
+    for module in (eager, small):
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            parameter.grad = None
+        loss = module(*args)
+        loss.backward()
+        told.append((loss.detach(), [p.grad for p in module.parameters()], torch.get_rng_state()))
+    (loss, gradients, state), (its_loss, its_gradients, its_state) = told
+    assert torch.equal(loss, its_loss) and torch.equal(state, its_state)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(gradients, its_gradients, strict=True))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 32), nn.Linear(32, 50, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return functional.cross_entropy(self.head(self.embed(tokens)), tokens)
+
+
+def pair(model):
+    return model, lowtide.rewrite(copy.deepcopy(model), "100%", costs="flops")
+
+
+def test_a_parameter_that_is_untied_after_planning_is_trained_by_itself():
+    eager, small = pair(Tied())
+    tokens = torch.arange(20)
+    same_step(eager, small, tokens)
+    for module in (eager, small):
+        torch.manual_seed(1)
+        module.head.weight = nn.Parameter(torch.randn(50, 32))
+    same_step(eager, small, tokens)
+
+
+class Mean(nn.Module):
+    """The mean of an activated layer, with things to change."""
+
+    def __init__(self, activation=None):
+        super().__init__()
+        self.layer, self.activation = nn.Linear(8, 8), activation or nn.Tanh()
+        self.settings = {"slope": 0.1}
+        self.scale = torch.tensor(2.0)
+
+    def forward(self, x):
+        y = functional.leaky_relu(self.activation(self.layer(x)), self.settings["slope"])
+        return (y * self.scale).pow(2).mean()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "activation", nn.Sigmoid()),
+        lambda m: m.settings.update(slope=0.5),
+        lambda m: setattr(m, "scale", torch.tensor(3.0)),
+        lambda m: setattr(m.layer, "forward", lambda x: x * 2 + m.layer.bias),
+    ],
+    ids=["another_module", "a_dict", "a_held_tensor", "a_forward_of_its_own"],
+)
+def test_what_is_exchanged_after_planning_is_planned_again(change):
+    eager, small = pair(Mean())
+    x = torch.randn(4, 8)
+    same_step(eager, small, x)
+    for module in (eager, small):
+        change(module)
+    same_step(eager, small, x)
+
+
+def test_a_function_exchanged_after_planning_is_planned_again():
+    eager, small = pair(Mean(nn.Identity()))
+    x = torch.randn(4, 8)
+    for function in (functional.silu, functional.gelu):
+        for module in (eager, small):
+            del module.activation
+            module.__dict__["activation"] = function
+        same_step(eager, small, x)
+
+
+def test_a_hook_added_to_an_inner_module_after_planning_is_captured_and_warned_of():
+    eager, small = pair(Mean())
+    x = torch.randn(4, 8)
+    same_step(eager, small, x)
+    for module in (eager, small):
+        module.layer.register_forward_hook(lambda _module, _inputs, output: output * 2)
+    with pytest.warns(lowtide.LowtideWarning, match="hooks on inner modules do not fire.*layer"):
+        same_step(eager, small, x)
+
+
+class Forked(nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        self.layer, self.seed = nn.Linear(8, 8), seed
+
+    def forward(self, x):
+        if self.seed is None:
+            state = torch.get_rng_state()
+            noise = torch.randn_like(x)
+            torch.set_rng_state(state)
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                noise = torch.randn_like(x)
+        return (self.layer(x) + noise).pow(2).mean()
+
+
+@pytest.mark.parametrize("seed", [3, None])
+def test_a_forward_that_sets_the_random_state_is_refused(seed):
+    small = lowtide.rewrite(Forked(seed), "100%", costs="flops")
+    with pytest.raises(lowtide.CaptureError, match="sets the state of torch's generator"):
+        small(torch.randn(4, 8))
+    torch.manual_seed(0)  # works again
+
+
+def test_wrong_arguments_raise_what_eager_raises():
+    small = lowtide.rewrite(Mean(), "100%", costs="flops")
+    with pytest.raises(TypeError, match="missing a required argument: 'x'"):
+        small()
+
+
+class Picked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.offset = nn.Linear(32, 32), torch.arange(32.0)
+
+    def forward(self, x):
+        return {"loss": (self.layer(x) + self.offset)[:, [3, 5, 7]].pow(2).mean()}
+
+
+def test_tensors_that_a_module_holds_or_makes_of_numbers_are_counted_once():
+    report = lowtide.verify(Picked(), "100%", (torch.randn(64, 32),), costs="flops")
+    assert report.ok, report
+
+
+def test_threads_that_call_for_the_first_time_at_once_plan_one_after_the_other():
+    small = lowtide.rewrite(Mean(), "100%", costs="flops")
+    x, errors = torch.randn(4, 8), []
+
+    def call():
+        try:
+            small(x)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
