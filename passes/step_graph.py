@@ -162,7 +162,8 @@ def _kernel(node: fx.Node, aliasing: _Aliasing, random: bool) -> Kernel | None:
     reads = dict.fromkeys(aliasing.storage_of[n] for n in node.all_input_nodes if n in aliasing.storage_of)
     made = [aliasing.add(part, value, "activation", part.name) for part, value in tensors_of(node)]
     makes = tuple(storage for storage in made if storage is not None)
-    if not makes:
+    updates = updated_buffers(node)
+    if not makes and not updates and not random:
         return None
     return Kernel(
         name=node.name,
@@ -174,7 +175,7 @@ def _kernel(node: fx.Node, aliasing: _Aliasing, random: bool) -> Kernel | None:
         sequence=node.meta["sequence"],
         module=node.meta["module"],
         random=random,
-        updates=updated_buffers(node),
+        updates=updates,
     )
 
 
@@ -185,6 +186,8 @@ _HIDDEN_UPDATES = {"native_batch_norm": (3, 5), "cudnn_batch_norm": (3, 5), "mio
 
 def updated_buffers(node: fx.Node) -> tuple[fx.Node, ...]:
     """The running statistics that a batch normalization in training mode updates."""
+    if not is_compute(node):
+        return ()
     name = node.target._schema.name.removeprefix("aten::")  # pyright: ignore
     if name not in _HIDDEN_UPDATES:
         return ()
@@ -233,6 +236,7 @@ def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
     """Marks what may run again: not what depends on a tangent, on a value changed since, or on the order of a sum."""
     stale = {step.storage_of[node] for node in changed}
     tangent = {i for i, storage in enumerate(step.storages) if storage.kind == "tangent"}
+    read_in_forward = {s for kernel in step.kernels[: step.forward_length] for s in kernel.reads}
     kernels = []
     for kernel in step.kernels:
         if kernel.role != "compute":
@@ -243,6 +247,8 @@ def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
         if dependent:
             tangent.update(kernel.makes)
         reads_stale = any(read in stale for read in kernel.reads) and not names & set(_READS_STATE_FOR_ITSELF)
-        repeatable = not dependent and not reads_stale and not names & set(_UNSEEDED)
+        # What nothing in forward reads might be left for backward, or out: its update belongs to forward.
+        only_updates = kernel.updates and not read_in_forward.intersection(kernel.makes)
+        repeatable = not dependent and not reads_stale and not only_updates and not names & set(_UNSEEDED)
         kernels.append(replace(kernel, repeatable=repeatable))
     return step.with_kernels(kernels)

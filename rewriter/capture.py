@@ -34,6 +34,7 @@ from torch.nn.utils import stateless
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..passes.step_graph import updated_buffers
 from .calls import is_random
 from .captured import Captured, check_former_values, guard_of, looked_at
 from .chosen_outputs import differentiable_outputs, select_outputs
@@ -472,7 +473,7 @@ def _finish(
     graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))
     guard = guard_of(recorder.reads, {source.name for source in mutations})
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users and not is_random(node):
+        if node.op == "call_function" and not node.users and not is_random(node) and not updated_buffers(node):
             graph.erase_node(node)
     modules: dict[int, str] = {}
     for node in graph.nodes:

@@ -484,3 +484,15 @@ def test_a_gradient_never_shares_memory_with_an_output():
     before = y.detach().clone()
     x.grad.zero_()
     assert torch.equal(y, before)
+
+
+def test_statistics_of_results_that_nobody_reads_are_updated():
+    def forward(m: Any, x: Tensor) -> Tensor:
+        hidden = m.first(x)
+        m.norm(hidden.detach())
+        m.dropout(hidden)
+        return m.second(hidden)
+
+    parts = {"first": deep(), "norm": nn.BatchNorm1d(3), "dropout": nn.RReLU(), "second": nn.Linear(3, 2)}
+    small = assert_trains_alike(Called(forward, **parts), batch())
+    assert small.norm.num_batches_tracked == 3 and bool(small.norm.running_mean.any())
