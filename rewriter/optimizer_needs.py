@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
@@ -70,6 +71,13 @@ def optimizer_needs(optimizer: torch.optim.Optimizer, device: torch.device) -> O
     A twin of the same class and settings takes two steps on tensors without data: the first makes the state, the second
     is counted.
     """
+    required = [p for p in inspect.signature(optimizer.step).parameters.values() if p.default is p.empty]
+    if required:
+        raise ValueError(
+            f"{type(optimizer).__name__}.step() runs the model again by its {required[0].name}, so what it takes "
+            "cannot be "
+            "told apart from the step; leave optimizer= out and lower the budget by what it holds"
+        )
     here = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available())
     counter = _Counter()
     with tensors_without_data():

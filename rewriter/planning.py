@@ -13,7 +13,7 @@ from ..passes.pipeline import FIDELITIES, run_passes
 from ..passes.pose import Posed, pose
 from ..passes.step_graph import StepGraph
 from ..solvers.plan import Plan
-from ..solvers.portfolio import Portfolio
+from ..solvers.portfolio import SOLVERS, Portfolio
 from ..solvers.problem import Problem
 from ..solvers.simulate import baseline_of, make_plan
 from .bytes_text import Share, format_bytes, parse_bytes
@@ -49,6 +49,9 @@ class Options:
             raise ValueError(f"fidelity={self.fidelity!r} is unknown; choose among {', '.join(FIDELITIES)}")
         if self.costs not in ("measured", "roofline", "flops"):
             raise ValueError(f"costs={self.costs!r} is unknown; choose among measured, roofline, flops")
+        if self.solver not in solver_names():
+            raise ValueError(f"solver={self.solver!r} is unknown; choose among {', '.join(solver_names())}")
+        self.preset()
         for name in ("outputs", "differentiable"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["loss"]')
@@ -56,6 +59,11 @@ class Options:
     def preset(self) -> DevicePreset | None:
         """The device planned for, None for the one at hand."""
         return load_device(self.device) if self.device else None
+
+
+def solver_names() -> tuple[str, ...]:
+    """What `solver=` takes."""
+    return ("auto", *(solver.name for solver in SOLVERS))
 
 
 @dataclass(frozen=True)

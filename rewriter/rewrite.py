@@ -11,6 +11,7 @@ import torch
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
 from .bytes_text import parse_bytes
+from .errors import PlanError
 from .module import Rewriting, make_rewritten
 from .plan_file import load_plan
 from .planning import Options, capture_step, pose_step, situation_of, solve_step
@@ -54,6 +55,10 @@ def rewrite(
     parse_bytes(budget)
     options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device)
     given = load_plan(plan) if isinstance(plan, (str, Path)) else plan
+    if given is not None and not isinstance(given, Plan):
+        raise PlanError(f"plan={plan!r} is neither a Plan nor the path of a saved one")
+    _check_optimizer(optimizer, model)
+    _check_inputs(args, kwargs)
     small = make_rewritten(model, Rewriting(budget, options, optimizer, given))
     if args is not None or kwargs is not None:
         small.lowtide.prepare(small, tuple(args or ()), dict(kwargs or {}))  # pyright: ignore
@@ -76,6 +81,8 @@ def plan(
 ) -> Plan:
     """The plan that `rewrite` would make; parameters and inputs may live on `meta`. Options and errors as there."""
     parse_bytes(budget)
+    _check_optimizer(optimizer, model)
+    _check_inputs(args, kwargs)
     options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device)
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
@@ -101,6 +108,10 @@ def sweep(
     device: str | None = None,
 ) -> list[Plan]:
     """The frontier of peak against time: at most `count` plans, from everything kept to the smallest feasible."""
+    if count < 1:
+        raise ValueError(f"count={count} asks for no plan; pass at least 1")
+    _check_optimizer(optimizer, model)
+    _check_inputs(args, kwargs)
     options = Options(fidelity, _names(outputs), _names(differentiable), costs, "auto", device)
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
@@ -110,6 +121,27 @@ def sweep(
         )
         _, posed = pose_step(step_costs, situation)
         return Portfolio().frontier(posed.problem, count, progress)
+
+
+def _check_optimizer(optimizer: Any, model: torch.nn.Module) -> None:
+    """Raises ValueError for what is no optimizer of the model's parameters."""
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"optimizer={optimizer!r} is no torch.optim.Optimizer; pass the one that steps, or leave it out"
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError("the optimizer holds none of the model's parameters; pass the one that steps this model")
+
+
+def _check_inputs(args: Any, kwargs: Any) -> None:
+    """Raises ValueError for sample inputs that are not wrapped as a call's."""
+    if args is not None and not isinstance(args, (tuple, list)):
+        raise ValueError(f"args is a {type(args).__qualname__}, not a tuple of arguments; pass (tensor,)")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ValueError(f"kwargs is a {type(kwargs).__qualname__}, not a mapping from names to arguments")
 
 
 def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -164,8 +164,22 @@ def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
             gradient = torch.zeros_like(like, device=tape.device_type)
         elif gradient.stride() != like.stride():
             # Kernels were planned for incoming gradients laid out like the outputs.
+            _warn_of_layout(gradient, like)
             gradient = torch.empty_like(like, device=tape.device_type).copy_(gradient)
         tape.values[storage] = gradient
+
+
+def _warn_of_layout(gradient: torch.Tensor, like: torch.Tensor) -> None:
+    significant = [dimension for dimension, size in enumerate(like.shape) if size != 1]
+    if like.numel() and any(gradient.stride(d) != like.stride(d) for d in significant):
+        warnings.warn(
+            f"an incoming gradient of shape {tuple(like.shape)} has strides {gradient.stride()}, the output had "
+            f"{like.stride()}: it is copied into the output's layout, so sums over it may differ from eager's in "
+            "the last "
+            "bit; compute the loss inside the rewritten module, or make the output contiguous there",
+            LowtideWarning,
+            stacklevel=2,
+        )
 
 
 def run_forward(program: Program, tensors: Mapping[Source, torch.Tensor], device_type: str) -> tuple[torch.Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy
 import torch
 
-from .errors import CaptureError
+from .errors import CaptureError, LowtideWarning
 
 
 @contextmanager
@@ -120,8 +121,11 @@ def attributes_restored(model: torch.nn.Module, notes: list[str]) -> Iterator[No
             if changed or len(now) != len(told):
                 now.clear()
                 now.update(told)
-                notes.append(
+                note = (
                     f"forward sets {', '.join(sorted(changed))} of {name or 'the root module'}: capture put it "
-                    "back, and the "
-                    "rewritten forward leaves it alone"
+                    "back, and "
+                    "the rewritten forward leaves it alone"
                 )
+                notes.append(note)
+                if any(key in told for key in changed):
+                    warnings.warn(f"{note}; what it computes from it stays as it was", LowtideWarning, stacklevel=2)

@@ -163,3 +163,40 @@ def test_threads_that_call_for_the_first_time_at_once_plan_one_after_the_other()
     for thread in threads:
         thread.join()
     assert not errors
+
+
+def test_a_number_that_forward_advances_is_warned_of():
+    class Counting(Mean):
+        steps = 0
+
+        def forward(self, x):
+            self.steps = self.steps + 1
+            return super().forward(x) * min(1.0, self.steps / 10)
+
+    model = Counting()
+    model.steps = 0
+    small = lowtide.rewrite(model, "100%", costs="flops")
+    with pytest.warns(lowtide.LowtideWarning, match="forward sets steps of the root module"):
+        small(torch.randn(4, 8))
+
+
+def test_a_gradient_laid_out_unlike_the_output_is_warned_of():
+    small = lowtide.rewrite(nn.Linear(8, 8), "100%", costs="flops")
+    with pytest.warns(lowtide.LowtideWarning, match="laid|layout"):
+        (small(torch.randn(4, 8)).t().contiguous() ** 2).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "simplex"}, "solver='simplex' is unknown"),
+        ({"optimizer": "adam"}, "optimizer='adam' is no torch.optim.Optimizer"),
+        ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, "none of the model's parameters"),
+        ({"args": torch.zeros(3)}, "args is a Tensor, not a tuple"),
+        ({"kwargs": [1]}, "kwargs is a list, not a mapping"),
+        ({"plan": 3}, "plan=3 is neither a Plan nor the path"),
+    ],
+)
+def test_options_are_checked_before_anything_is_planned(options, message):
+    with pytest.raises(ValueError, match=message):
+        lowtide.rewrite(Mean(), "100%", **options)
