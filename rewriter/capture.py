@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..passes.step_graph import updated_buffers
 from .calls import is_random
-from .captured import Captured, check_former_values, guard_of, looked_at
+from .captured import Captured, NothingToDifferentiate, check_former_values, guard_of, looked_at
 from .chosen_outputs import differentiable_outputs, select_outputs
 from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
@@ -278,7 +278,11 @@ def capture(
         with held_tensors_untouched(model) as replaced, attributes_read(model) as read:
             returned = _run_forward(model, structure, inputs, wrappers, recorder)
         wrappers = _with_replaced(wrappers, replaced)
-        result = _run_backward(returned, outputs, differentiable, wrappers, recorder)
+        try:
+            result = _run_backward(returned, outputs, differentiable, wrappers, recorder)
+        except NothingToDifferentiate as error:
+            error.settings = settings_of(model, read)
+            raise
     return _finish(recorder, result, wrappers, settings_of(model, read), tuple(told_notes))
 
 

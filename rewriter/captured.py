@@ -56,7 +56,12 @@ class Captured:
 
 
 class NothingToDifferentiate(CaptureError):
-    """No output of the step requires a gradient: there is no backward to make room for."""
+    """No output of the step requires a gradient: there is no backward to make room for.
+
+    settings: the attributes that the forward read to come to this.
+    """
+
+    settings: Settings | None = None
 
 
 def looked_at(value: Any) -> Any:

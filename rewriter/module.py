@@ -25,6 +25,7 @@ from .planning import Options, PlannedStep, StepCosts, capture_step, pose_step, 
 from .program import Program
 from .progress import shown_progress
 from .runtime import run_forward
+from .settings import Settings
 from .sources import Owners, Source
 
 # Plans kept at once. Each costs only host memory, but a training loop whose every batch is another shape would
@@ -61,7 +62,7 @@ class Rewriting:
     portfolio: Portfolio = field(default_factory=Portfolio, repr=False)
     _steps: dict[Hashable, list[StepCosts]] = field(default_factory=dict, repr=False)
     _ready: OrderedDict[Hashable, _Ready] = field(default_factory=OrderedDict, repr=False)
-    _eager: set[Hashable] = field(default_factory=set, repr=False)
+    _eager: dict[Hashable, list[Settings]] = field(default_factory=dict, repr=False)
     _owners: tuple[Hashable, Owners] | None = field(default=None, repr=False)
     _last: _Ready | None = field(default=None, repr=False)
     _hooked: set[str] = field(default_factory=set, repr=False)
@@ -133,15 +134,16 @@ class Rewriting:
     def _find(
         self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any], call: Call, owners: Owners
     ) -> _Ready | None:
-        if call.key in self._eager:
+        if any(settings.hold(original) for settings in self._eager.get(call.key, ())):
             return None
         costs = self._matching(original, call, owners)
         full_key = (call.key, call.grad_key, id(costs))
         if costs is None or full_key not in self._ready:
             try:
                 costs, ready = self._plan(original, args, kwargs, costs)
-            except NothingToDifferentiate:
-                self._eager.add(call.key)
+            except NothingToDifferentiate as error:
+                if error.settings is not None:
+                    self._eager.setdefault(call.key, []).append(error.settings)
                 return None
             if all(known is not costs for known in self._steps.setdefault(call.key, [])):
                 self._steps[call.key].append(costs)
@@ -195,6 +197,9 @@ class Rewriting:
         self._ready[key] = ready
         if len(self._ready) > _MOST_PLANS:
             self._ready.popitem(last=False)
+            used = {key[2] for key in self._ready}  # pyright: ignore[reportIndexIssue]
+            kept = {key: [costs for costs in steps if id(costs) in used] for key, steps in self._steps.items()}
+            self._steps = {key: steps for key, steps in kept.items() if steps}
             warnings.warn(
                 f"lowtide has planned for more than {_MOST_PLANS} kinds of calls (shapes, dtypes, modes, numbers) and "
                 "forgets the oldest; pad batches to a few shapes, and pass numbers that change as tensors",

@@ -200,3 +200,28 @@ def test_a_gradient_laid_out_unlike_the_output_is_warned_of():
 def test_options_are_checked_before_anything_is_planned(options, message):
     with pytest.raises(ValueError, match=message):
         lowtide.rewrite(Mean(), "100%", **options)
+
+
+def test_a_forward_that_had_no_backward_is_planned_once_it_has_one():
+    class Switched(Mean):
+        detached = True
+
+        def forward(self, x):
+            loss = super().forward(x)
+            return loss.detach() if self.detached else loss
+
+    model = Switched()
+    model.detached = True
+    small = lowtide.rewrite(model, "100%", costs="flops")
+    assert not small(torch.randn(4, 8)).requires_grad and small.plan is None
+    small.detached = False
+    small(torch.randn(4, 8)).backward()
+    assert small.plan is not None
+
+
+def test_plans_that_are_forgotten_let_go_of_their_captures():
+    small = lowtide.rewrite(Mean(), "100%", costs="flops")
+    with pytest.warns(lowtide.LowtideWarning, match="forgets the oldest"):
+        for rows in range(1, 20):
+            small(torch.randn(rows, 8))
+    assert len(small.lowtide._steps) == len(small.lowtide._ready) == 16
