@@ -283,7 +283,7 @@ def capture(
         except NothingToDifferentiate as error:
             error.settings = settings_of(model, read)
             raise
-    return _finish(recorder, result, wrappers, settings_of(model, read), tuple(told_notes))
+    return _finish(recorder, result, wrappers, settings_of(model, read, recorder.constants), tuple(told_notes))
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Options:
         if self.costs not in ("measured", "roofline", "flops"):
             raise ValueError(f"costs={self.costs!r} is unknown; choose among measured, roofline, flops")
         if self.solver not in solver_names():
-            raise ValueError(f"solver={self.solver!r} is unknown; choose among {', '.join(solver_names())}")
+            raise ValueError(f"there is no solver {self.solver!r}: choose among {', '.join(solver_names())}")
         self.preset()
         for name in ("outputs", "differentiable"):
             if isinstance(getattr(self, name), str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType
@@ -24,7 +24,7 @@ class Settings:
         """Whether they are the same in `model`."""
         modules = {name: vars(module) for name, module in model.named_modules()}
         return all(
-            module in modules and _same(_plain(modules[module].get(attribute, _Other)), value)
+            module in modules and _same(_value(modules[module].get(attribute, _Other)), value)
             for module, attribute, value in self.read
         )
 
@@ -53,13 +53,18 @@ def attributes_read(model: torch.nn.Module) -> Iterator[set[tuple[str, str]]]:
             torch.nn.Module.__getattribute__ = plain
 
 
-def settings_of(model: torch.nn.Module, read: set[tuple[str, str]]) -> Settings:
-    """The plain ones among attributes that were read, with their present values."""
+def settings_of(model: torch.nn.Module, read: set[tuple[str, str]], constants: Sequence[torch.Tensor] = ()) -> Settings:
+    """The plain ones among attributes that were read, with their present values; and which tensors stood in them.
+
+    constants: the held tensors that the captured step uses: only their being exchanged matters.
+    """
+    used = {id(tensor) for tensor in constants}
     modules = {name: vars(module) for name, module in model.named_modules()}
     told = []
     for module, attribute in sorted(read):
-        value = _plain(modules[module].get(attribute, _Other))
-        if value is not _Other:
+        held = modules[module].get(attribute, _Other)
+        value = _value(held)
+        if value is not _Other and (not isinstance(held, torch.Tensor) or id(held) in used):
             told.append((module, attribute, value))
     return Settings(tuple(told))
 
@@ -68,13 +73,15 @@ class _Other:
     """Stands for a value that is not plain."""
 
 
+def _value(held: Any) -> Any:
+    """What an attribute is compared by: a tensor by being the same one (the captured step keeps it alive)."""
+    return f"tensor {id(held)}" if isinstance(held, torch.Tensor) else _plain(held)
+
+
 def _plain(value: Any) -> Any:
     """A value that stays what it is, a sequence of such as its text, `_Other` for anything else."""
     if isinstance(value, (*_PLAIN, *_BY_IDENTITY)):
         return value
-    if isinstance(value, torch.Tensor):
-        # Another tensor in its place is noticed; the captured step holds on to this one, so its id stays its own.
-        return f"tensor {id(value)}"
     if isinstance(value, dict):
         return _Other if any(_plain(part) is _Other for part in value.values()) else repr(value)
     if isinstance(value, (list, tuple)):

@@ -127,5 +127,5 @@ def attributes_restored(model: torch.nn.Module, notes: list[str]) -> Iterator[No
                     "the rewritten forward leaves it alone"
                 )
                 notes.append(note)
-                if any(key in told for key in changed):
+                if any(key in told and not key.startswith("_") for key in changed):
                     warnings.warn(f"{note}; what it computes from it stays as it was", LowtideWarning, stacklevel=2)

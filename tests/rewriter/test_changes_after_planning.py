@@ -189,7 +189,7 @@ def test_a_gradient_laid_out_unlike_the_output_is_warned_of():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver": "simplex"}, "solver='simplex' is unknown"),
+        ({"solver": "simplex"}, "there is no solver 'simplex': choose among auto"),
         ({"optimizer": "adam"}, "optimizer='adam' is no torch.optim.Optimizer"),
         ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, "none of the model's parameters"),
         ({"args": torch.zeros(3)}, "args is a Tensor, not a tuple"),
