@@ -32,7 +32,8 @@ class Kernel:
 
     role: "compute"; "update" writes a buffer's new value into it (`target` is the buffer's placeholder); "tangent"
     stands for the arrival of the incoming gradients; "accumulate" hands a finished gradient over to `target`, a
-    parameter or an input (it makes a storage where the gradient has to be cloned for that).
+    parameter or an input (it makes a storage where the gradient has to be cloned for that); "witness" does nothing:
+    it runs once in forward, so what it reads is made there.
     updates: buffers that a compute kernel changes in place on its first run and is not given when it runs again.
     writes: storages that it overwrites instead of making new ones, `destination` being the operand that lies there.
     calls: the first makes the storages, each further one works in place on the storage of the one before it.
@@ -138,7 +139,7 @@ def build(graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable
             if kernel is not None:
                 kernels.append(kernel)
     updates = {placeholders[source]: value for source, value in zip(mutations, new_values, strict=True)}
-    forward = _with_updates([k for k in kernels if k.phase == "forward"], updates, aliasing)
+    forward = _with_witnesses(_with_updates([k for k in kernels if k.phase == "forward"], updates, aliasing))
     backward = [k for k in kernels if k.phase == "backward"]
     tangents = tuple(i for i, s in enumerate(aliasing.storages) if s.kind == "tangent")
     arrival = Kernel("tangent", "tangent", (), (), tangents, "backward", _FIRST_IN_BACKWARD, "", repeatable=False)
@@ -220,6 +221,27 @@ def _with_updates(forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasi
     return [k for i, kernel in enumerate(forward) for k in (kernel, *placed.get(i, ()))]
 
 
+def _with_witnesses(forward: list[Kernel]) -> list[Kernel]:
+    """Has each kernel that updates buffers in passing run in forward, though only backward or nobody may need it."""
+    kernels: list[Kernel] = []
+    for kernel in forward:
+        kernels.append(kernel)
+        if kernel.updates and kernel.makes:
+            kernels.append(
+                replace(
+                    kernel,
+                    name=f"witness_{kernel.name}",
+                    role="witness",
+                    calls=(),
+                    reads=kernel.makes[-1:],
+                    makes=(),
+                    repeatable=False,
+                    updates=(),
+                )
+            )
+    return kernels
+
+
 # Sums whose order the number of threads decides, without a seed: a second run may give other bits.
 _UNSEEDED = ("index_put", "_index_put_impl", "index_add", "scatter_add", "scatter_reduce", "put")
 
@@ -236,7 +258,6 @@ def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
     """Marks what may run again: not what depends on a tangent, on a value changed since, or on the order of a sum."""
     stale = {step.storage_of[node] for node in changed}
     tangent = {i for i, storage in enumerate(step.storages) if storage.kind == "tangent"}
-    read_in_forward = {s for kernel in step.kernels[: step.forward_length] for s in kernel.reads}
     kernels = []
     for kernel in step.kernels:
         if kernel.role != "compute":
@@ -247,8 +268,7 @@ def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
         if dependent:
             tangent.update(kernel.makes)
         reads_stale = any(read in stale for read in kernel.reads) and not names & set(_READS_STATE_FOR_ITSELF)
-        # What nothing in forward reads might be left for backward, or out: its update belongs to forward.
-        only_updates = kernel.updates and not read_in_forward.intersection(kernel.makes)
+        only_updates = bool(kernel.updates) and not kernel.makes
         repeatable = not dependent and not reads_stale and not only_updates and not names & set(_UNSEEDED)
         kernels.append(replace(kernel, repeatable=repeatable))
     return step.with_kernels(kernels)

@@ -156,6 +156,8 @@ class _Writer:
             assert kernel.target is not None
             target, value = self._expression(scope, kernel.target), self._expression(scope, kernel.calls[0])
             scope.rendered.line(f"{target}.copy_({value})")
+        elif kernel.role == "witness":
+            pass  # what it reads has been made, which is all it is for
         elif kernel.role == "accumulate":
             self._hand_over(scope, kernel)
         elif kernel.destination is not None:

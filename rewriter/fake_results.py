@@ -23,6 +23,10 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
         # The storage stays as large as all terms take.
         terms = torch.empty(torch.broadcast_shapes(args[0].shape, args[1].shape), dtype=out.dtype, device=out.device)
         return terms.as_strided((), ())
+    if func is aten._embedding_bag.default and out[1].numel():
+        # Made with room for one more, then cut.
+        rows = torch.empty(out[1].numel() + 1, dtype=out[1].dtype, device=out[1].device)
+        return (out[0], rows[:-1], *out[2:])
     if func in _NORMALIZATIONS and _is_mixed(args):
         normalized, *statistics = out
         return (normalized, *(statistic.float() for statistic in statistics))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import random
 import warnings
 from collections.abc import Iterator
@@ -108,16 +110,32 @@ def _checked(old: torch.Tensor | None, new: torch.Tensor | None, place: str) -> 
     return old
 
 
+def _contents(module: torch.nn.Module) -> dict[str, tuple[Any, Any]]:
+    """The lists, dicts and sets that a module holds (its hooks are in such), each with a copy."""
+    return {key: (held, copy.copy(held)) for key, held in vars(module).items() if isinstance(held, (list, dict, set))}
+
+
+def _is_same(held: Any, content: Any) -> bool:
+    """Whether a collection holds the same objects as its copy."""
+    if isinstance(held, dict):
+        return list(held) == list(content) and all(held[key] is content[key] for key in content)
+    return len(held) == len(content) and all(map(operator.is_, held, content))
+
+
 @contextmanager
 def attributes_restored(model: torch.nn.Module, notes: list[str]) -> Iterator[None]:
     """Puts back what forward sets on modules, and notes it: a rewritten forward does not set it again."""
-    before = {name: (module, dict(vars(module))) for name, module in model.named_modules()}
+    before = {name: (module, dict(vars(module)), _contents(module)) for name, module in model.named_modules()}
     try:
         yield
     finally:
-        for name, (module, told) in before.items():
+        for name, (module, told, contents) in before.items():
             now = vars(module)
             changed = [key for key in now if key not in told or now[key] is not told[key]]
+            changed += [key for key, (held, content) in contents.items() if not _is_same(held, content)]
+            for held, content in contents.values():
+                held.clear()
+                (held.extend if isinstance(held, list) else held.update)(content)
             if changed or len(now) != len(told):
                 now.clear()
                 now.update(told)
