@@ -1,0 +1,120 @@
+"""The ways to run one layer, told by what runs and in which order: what each keeps, how high it rises, how long
+it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .arrays import arrays_of
+from .blocks import shared_values
+from .problem import Problem
+from .rematerialize import droppable
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a block of a class, everything that other blocks make or read being kept.
+
+    forward, backward: what runs in the block's forward and in its backward, in order, as positions in
+        `operations_of`, so that a way of one block is one of every block of its class. An operation of forward that
+        runs for the first time in backward has waited.
+    kept_bytes: alive from forward to backward (values that other blocks read left out, recorded generator states
+        included).
+    height_bytes: the highest moment of backward above what is alive when it begins, with the kept bytes counted
+        in: to be added to what the rest of the step holds then.
+    forward_height_bytes: the highest moment of forward above what is alive when it begins.
+    seconds: beyond running every operation once.
+    """
+
+    forward: tuple[int, ...]
+    backward: tuple[int, ...]
+    kept_bytes: int
+    height_bytes: int
+    forward_height_bytes: int
+    seconds: float
+
+
+def operations_of(problem: Problem, block: int) -> tuple[int, ...]:
+    """The operations of a block, those of its forward first."""
+    segments = problem.segment_operations
+    return segments[block] + segments[2 * len(problem.block_classes) - 1 - block]
+
+
+class WayBench:
+    """Weighs ways to run one block."""
+
+    def __init__(self, problem: Problem, block: int) -> None:
+        self.problem, self.block = problem, block
+        self.operations = operations_of(problem, block)
+        self.position = {index: position for position, index in enumerate(self.operations)}
+        arrays = arrays_of(problem)
+        self.size_bytes, self.momentary_bytes = arrays.size_bytes.tolist(), arrays.momentary_bytes.tolist()
+        may_drop, shared = droppable(problem), shared_values(problem)
+        own = [value for index in self.operations for value in problem.ops[index].makes]
+        turn = problem.forward_length
+        self.loose = frozenset(
+            value for value in own if may_drop[value] and value not in shared and problem.maker[value] < turn
+        )
+        touched = {value for index in self.operations for value in problem.ops[index].reads} | set(own)
+        self.held = {value for value in touched if problem.values[value].held}
+        self.after_backward = {
+            value
+            for value in touched
+            if problem.values[value].held
+            or problem.values[value].resident
+            or any(problem.ops[reader].block < block for reader in problem.readers[value] if reader >= turn)
+        }
+
+    def weigh(self, forward: tuple[int, ...], backward: tuple[int, ...]) -> Way:
+        """The way that runs these operations (by their numbers in the problem)."""
+        ops, turn = self.problem.ops, self.problem.forward_length
+        again = {index for index in backward if index < turn and ops[index].random}
+        kept, height_bytes = self._backward(backward)
+        kept_bytes = sum(self.size_bytes[value] for value in kept) + self.problem.state_bytes * len(again)
+        once = sum(ops[index].seconds for index in self.operations)
+        ran = sum(ops[index].seconds for index in forward) + sum(ops[index].seconds for index in backward)
+        return Way(
+            forward=tuple(self.position[index] for index in forward),
+            backward=tuple(self.position[index] for index in backward),
+            kept_bytes=kept_bytes,
+            height_bytes=height_bytes + self.problem.state_bytes * len(again),
+            forward_height_bytes=self.forward_height(forward, kept) + self.problem.state_bytes * len(again),
+            seconds=ran - once,
+        )
+
+    def forward_height(self, forward: tuple[int, ...], kept: frozenset[int]) -> int:
+        """The highest moment of a forward that keeps these values, above what is alive when it begins."""
+        ops, size = self.problem.ops, self.size_bytes
+        alive = {value for index in forward for value in ops[index].makes if value not in self.loose} | kept
+        live = sum(size[value] for index in forward for value in ops[index].makes if value in alive)
+        highest = live
+        for index in reversed(forward):
+            for value in ops[index].makes:
+                if value in alive:
+                    alive.discard(value)
+                    live -= size[value]
+            for value in ops[index].reads:
+                if value in self.loose and value not in alive:
+                    alive.add(value)
+                    live += size[value]
+            highest = max(highest, live + self.momentary_bytes[index])
+        return highest
+
+    def _backward(self, order: tuple[int, ...]) -> tuple[frozenset[int], int]:
+        """(values kept for it, its height), walked from the end to the beginning."""
+        ops, size, momentary = self.problem.ops, self.size_bytes, self.momentary_bytes
+        needed = self.after_backward.copy()
+        live = highest = 0  # relative to the end
+        for index in reversed(order):
+            for value in ops[index].makes:
+                if value in needed:
+                    live -= size[value]
+                    if value not in self.held:
+                        needed.discard(value)
+            for value in ops[index].reads:
+                if value not in needed:
+                    needed.add(value)
+                    live += size[value]
+            highest = max(highest, live + momentary[index])
+        kept = frozenset(self.loose & needed)
+        return kept, highest - live + sum(size[value] for value in kept)
