@@ -64,11 +64,7 @@ class BlockBench:
         """The option with these lifetimes, those of values that cannot be dropped put right."""
         lifetimes = bytes(life * loose for life, loose in zip(lifetimes, self.loose, strict=True))
         walk, problem = self.walk, self.problem
-        for value, life in zip(self.values, lifetimes, strict=True):
-            walk.lifetimes[value] = life
-            walk.alive[value] = not life
-        walk.let_forward_wait(self.forward, self.read_elsewhere.copy())
-        order = walk.backward(self.backward)
+        order = self._walk(lifetimes)
         late = sum(problem.ops[index].seconds for index in self.forward if walk.waits[index])
         ran = sum(problem.ops[index].seconds for index in order)
         once = sum(problem.ops[index].seconds for index in self.backward)
@@ -76,6 +72,20 @@ class BlockBench:
         kept_bytes, rise_bytes = self._bytes(order)
         kept_bytes += problem.state_bytes * len(again)
         return Option(lifetimes, kept_bytes, rise_bytes, ran - once - late)
+
+    def runs_of(self, lifetimes: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the block's forward and its backward run with these lifetimes."""
+        backward = self._walk(lifetimes)
+        return tuple(index for index in self.forward if not self.walk.waits[index]), backward
+
+    def _walk(self, lifetimes: bytes) -> tuple[int, ...]:
+        """What backward runs; the walk knows then what waits in forward."""
+        walk = self.walk
+        for value, life in zip(self.values, lifetimes, strict=True):
+            walk.lifetimes[value] = life
+            walk.alive[value] = not life
+        walk.let_forward_wait(self.forward, self.read_elsewhere.copy())
+        return walk.backward(self.backward)
 
     def _bytes(self, order: tuple[int, ...]) -> tuple[int, int]:
         """(kept, rise) of this block's backward, walked from its end to its beginning."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from .block_trade import curve_of, forward_needs, trade_of
-from .layers import in_layers
+from .partitions import partitions
 from .problem import Problem
 
 
@@ -50,7 +50,7 @@ def lower_bound_seconds(problem: Problem, budget_bytes: int) -> float:
     """
     best = 0.0
     # larger pieces lose less between them, smaller ones leave less out at moments within a piece
-    for pieces in (problem, in_layers(problem)):
+    for pieces in (problem, *partitions(problem)):
         proof = _proof_of(pieces)
         for ahead, taken_bytes in proof.moments:
             least = proof.worth[ahead] - proof.price * (budget_bytes - taken_bytes)

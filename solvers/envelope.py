@@ -23,7 +23,7 @@ class Rated:
 
 def rate(problem: Problem, solver: str, candidate: Candidate) -> Rated:
     """The candidate with what it needs and takes."""
-    seen = forecast(problem, candidate.order)
+    seen = candidate.seen or forecast(problem, candidate.order)
     peak_bytes = max(seen.peak_bytes, problem.floor_bytes)
     return Rated(solver, candidate.told, candidate.order, peak_bytes, seen.seconds)
 

@@ -25,7 +25,11 @@ def in_layers(problem: Problem) -> Problem:
     of layers is where the classes of blocks are periodic; layers begin where fewest bytes cross. What is left is
     cut into pieces not much larger than a layer (or than the largest block).
     """
-    first_blocks = _layer_starts(problem)
+    return merged(problem, layer_starts(problem))
+
+
+def merged(problem: Problem, first_blocks: Sequence[int]) -> Problem:
+    """The same step with blocks merged; `first_blocks` begin the new ones, in order."""
     ends = [*first_blocks[1:], len(problem.block_classes)]
     layer_of: list[int] = []
     classes: dict[tuple[int, ...], int] = {}
@@ -69,9 +73,9 @@ def _homes(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     return home, np.array([not op.repeatable for op in problem.ops])
 
 
-def _layer_starts(problem: Problem) -> list[int]:
+def layer_starts(problem: Problem) -> list[int]:
     """The first block of every layer."""
-    crossing = _crossing_bytes(problem)
+    crossing = crossing_bytes(problem)
     sizes = [len(operations) for operations in problem.segment_operations[: len(problem.block_classes)]]
     starts: list[int] = []
     between: list[tuple[int, int]] = []
@@ -130,7 +134,7 @@ def _longest_run(classes: Sequence[int]) -> tuple[int, int, int] | None:
     return best
 
 
-def _crossing_bytes(problem: Problem) -> list[int]:
+def crossing_bytes(problem: Problem) -> list[int]:
     """For each block the bytes that the forward of earlier blocks makes and its own or a later one's reads."""
     change = [0] * (len(problem.block_classes) + 1)
     for value, maker in enumerate(problem.maker):

@@ -18,14 +18,6 @@ RunOrder = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
-    """A run order that a solver offers, with a few words on what it keeps."""
-
-    told: str
-    order: RunOrder
-
-
-@dataclass(frozen=True, eq=False)
 class Forecast:
     """What `simulate` will say of a run order, computed at once instead of instruction by instruction.
 
@@ -37,6 +29,15 @@ class Forecast:
     seconds: float
     peak_run: int
     segment_peaks: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A run order that a solver offers, with a few words on what it keeps, and its forecast if that is known."""
+
+    told: str
+    order: RunOrder
+    seen: Forecast | None = None
 
 
 @dataclass(frozen=True, eq=False)

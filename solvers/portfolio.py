@@ -11,6 +11,7 @@ from .bound import lower_bound_seconds
 from .envelope import Rated, envelope, rate
 from .errors import ScheduleError
 from .greedy import Greedy
+from .hierarchical import Hierarchical
 from .infeasible import infeasible, told_bytes
 from .keep_all import KeepAll
 from .liveness import Candidate, schedule_of
@@ -34,7 +35,7 @@ class Solver(Protocol):
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule: ...
 
 
-SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Greedy())
+SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Hierarchical(), Greedy())
 
 
 @dataclass(frozen=True)

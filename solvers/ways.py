@@ -100,6 +100,10 @@ class WayBench:
             highest = max(highest, live + self.momentary_bytes[index])
         return highest
 
+    def kept(self, backward: tuple[int, ...]) -> frozenset[int]:
+        """The values that a backward wants kept from forward."""
+        return self._backward(backward)[0]
+
     def _backward(self, order: tuple[int, ...]) -> tuple[frozenset[int], int]:
         """(values kept for it, its height), walked from the end to the beginning."""
         ops, size, momentary = self.problem.ops, self.size_bytes, self.momentary_bytes

@@ -12,6 +12,7 @@ from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.recipes import Recipes
 from lowtide.solvers.simulate import simulate
 from made_problems import llama
+from pytest import approx
 
 
 def halved(problem):
@@ -67,7 +68,8 @@ def test_plans_are_as_good_for_a_model_cut_into_more_blocks():
     for share in (70, 45, 25):
         budget = 90 * share * 2**20 // 100
         plans = [Portfolio().solve(problem, budget) for problem in (fine, coarse)]
-        assert plans[0].seconds == plans[1].seconds
+        # not equal to the last bit: a finer cut has a few more ways to be nested
+        assert plans[0].seconds == approx(plans[1].seconds, rel=1e-6)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,57 @@
+"""What a pass over links may keep of each, from a little to nearly everything: one way per kind of link and level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import inf
+
+import numpy as np
+
+from .chain import Chain, LinkWay
+
+
+def levels_of(chain: Chain, most: int) -> tuple[tuple[int, ...], ...]:
+    """At most about `most` levels: for each the number of every link's way.
+
+    A level is the cheapest way of each kind at one price per byte kept, where what a way costs is its seconds and those
+    of making again what the next link reads. Prices are those at which some kind's cheapest way changes. A level that
+    keeps nothing is that of a plain pass, and left out.
+    """
+    kinds = {link.kind: link.ways for link in chain.links}
+    prices = sorted({price for ways in kinds.values() for price in _prices(ways)})
+    if not prices:
+        return ()
+    chosen = sorted(set(np.linspace(0, len(prices) - 1, most).round().astype(int)))
+    levels: dict[tuple[int, ...], None] = {}
+    for price in (prices[0] / 2, *(1.0001 * prices[at] for at in chosen)):
+        best = {kind: _cheapest(ways, price) for kind, ways in kinds.items()}
+        level = tuple(best[link.kind] for link in chain.links)
+        if any(link.ways[way].kept_bytes for link, way in zip(chain.links, level, strict=True)):
+            levels[level] = None
+    return tuple(levels)
+
+
+def _seconds(way: LinkWay) -> float:
+    return way.seconds + way.remake_seconds
+
+
+def _cheapest(ways: Sequence[LinkWay], price: float) -> int:
+    """The number of the way that is best at a price (seconds per byte), the first of equals."""
+    return min(range(len(ways)), key=lambda way: (_seconds(ways[way]) + price * ways[way].kept_bytes, way))
+
+
+def _prices(ways: Sequence[LinkWay]) -> list[float]:
+    """The prices at which the cheapest way changes: the slopes of the lower convex hull of (bytes kept, seconds)."""
+    hull: list[tuple[int, float]] = []
+    for point in sorted((way.kept_bytes, _seconds(way)) for way in ways if _seconds(way) < inf):
+        while len(hull) > 1 and _is_above(hull[-2], hull[-1], point):
+            hull.pop()
+        if not hull or point[0] > hull[-1][0]:
+            hull.append(point)
+    return [(a[1] - b[1]) / (b[0] - a[0]) for a, b in pairwise(hull) if a[1] > b[1]]
+
+
+def _is_above(left: tuple[int, float], middle: tuple[int, float], right: tuple[int, float]) -> bool:
+    """Whether the middle point lies on or above the line between the others."""
+    return (middle[1] - left[1]) * (right[0] - left[0]) >= (right[1] - left[1]) * (middle[0] - left[0])

@@ -1,0 +1,92 @@
+"""Finer ways to cut a step than into layers: parts of a layer, and windows of large blocks."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import replace
+from functools import lru_cache
+
+from .layers import crossing_bytes, in_layers, layer_starts, merged
+from .problem import Problem
+
+_LEAST_OF_A_PART = 4  # operations of forward
+_AS_NARROW = 1.05  # parts begin where at most so many times the bytes cross that cross between layers
+_LARGE = 24  # operations of forward that make a block worth cutting
+_WINDOW = (8, 20)  # least and most operations of forward in a window
+
+
+def partitions(problem: Problem) -> tuple[Problem, ...]:
+    """The same step with its blocks merged into layers, into parts of layers, and into windows; each kind of cut once.
+
+    The coarser cuts find what is best within a layer as a whole, the finer ones keep fewer bytes at once.
+    """
+    found = {cut.block_classes: cut for cut in (in_layers(problem), in_parts(problem), in_windows(in_parts(problem)))}
+    return tuple(found.values())
+
+
+@lru_cache(maxsize=8)
+def in_parts(problem: Problem) -> Problem:
+    """Layers cut wherever as few bytes cross as between layers (between attention and feed-forward)."""
+    crossing, layers = crossing_bytes(problem), layer_starts(problem)
+    sizes = [len(operations) for operations in problem.segment_operations[: len(problem.block_classes)]]
+    starts = []
+    for start, end in zip(layers, [*layers[1:], len(sizes)], strict=True):
+        starts.append(start)
+        narrow = _AS_NARROW * max(crossing[start], crossing[end] if end < len(sizes) else 0)
+        for block in range(start + 1, end):
+            long_enough = min(sum(sizes[starts[-1] : block]), sum(sizes[block:end])) >= _LEAST_OF_A_PART
+            if crossing[block] <= narrow and long_enough:
+                starts.append(block)
+    return merged(problem, starts)
+
+
+@lru_cache(maxsize=8)
+def in_windows(problem: Problem) -> Problem:
+    """Blocks of many operations cut where few bytes cross that are read soon after.
+
+    What is read much later (the skips of a U-Net) crosses every cut, and does not tell good cuts from bad ones. Blocks
+    of one class are cut at the same places. An operation of backward goes with the latest window that it or a later one
+    reads from.
+    """
+    blocks = len(problem.block_classes)
+    segments = problem.segment_operations
+    cuts_of_class: dict[int, list[int]] = {}
+    first_window, block_of, classes = 0, [0] * len(problem.ops), []
+    numbers: dict[tuple[int, int], int] = {}
+    for block, block_class in enumerate(problem.block_classes):
+        forward, backward = segments[block], segments[2 * blocks - 1 - block]
+        if block_class not in cuts_of_class:
+            cuts_of_class[block_class] = _window_cuts(problem, forward)
+        cuts = cuts_of_class[block_class]
+        window_of = {index: bisect_right(cuts, position) for position, index in enumerate(forward)}
+        for index, window in window_of.items():
+            block_of[index] = first_window + window
+        latest = 0
+        for index in reversed(backward):
+            latest = max([latest, *(window_of.get(problem.maker[value], 0) for value in problem.ops[index].reads)])
+            block_of[index] = first_window + latest
+        classes += [numbers.setdefault((block_class, window), len(numbers)) for window in range(len(cuts) + 1)]
+        first_window += len(cuts) + 1
+    if first_window == blocks:
+        return problem
+    ops = tuple(replace(op, block=block) for op, block in zip(problem.ops, block_of, strict=True))
+    return replace(problem, ops=ops, block_classes=tuple(classes))
+
+
+def _window_cuts(problem: Problem, forward: tuple[int, ...]) -> list[int]:
+    """Positions in a forward at which windows begin, the first one left out."""
+    least, most = _WINDOW
+    cuts: list[int] = []
+    start = 0
+    while len(forward) - start > _LARGE:
+        ends = range(start + least, min(start + most, len(forward) - least) + 1)
+        start = min(ends, key=lambda end: (_read_soon_bytes(problem, forward, end, most), -end))
+        cuts.append(start)
+    return cuts
+
+
+def _read_soon_bytes(problem: Problem, forward: tuple[int, ...], position: int, soon: int) -> int:
+    """Bytes made before a position and read within the next operations."""
+    made = {value for index in forward[:position] for value in problem.ops[index].makes}
+    read = {value for index in forward[position : position + soon] for value in problem.ops[index].reads}
+    return sum(problem.values[value].size_bytes for value in made & read)

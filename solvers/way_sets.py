@@ -1,0 +1,48 @@
+"""For each distinct block of a problem the ways to run it that none other beats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from .block_options import BlockBench, options_of
+from .blocks import alike
+from .problem import Problem
+from .ways import Way, WayBench
+
+
+def way_sets(problem: Problem, visits: int) -> Mapping[int, tuple[Way, ...]]:
+    """By the first of equal blocks (`alike`) their ways, from the most bytes kept to the fewest.
+
+    visits: limits the work, in operations looked at (a million takes about half a second).
+    """
+    kinds = alike(problem)
+    found = {}
+    for kind in dict.fromkeys(kinds):
+        found[kind] = unbeaten(_from_options(problem, middle_member(kinds, kind), visits // len(set(kinds))))
+    return found
+
+
+def middle_member(kinds: tuple[int, ...], kind: int) -> int:
+    """The block that stands for its kind: the first and the last may see unusual neighbours."""
+    members = [block for block, other in enumerate(kinds) if other == kind]
+    return members[len(members) // 2]
+
+
+def unbeaten(ways: Iterable[Way]) -> tuple[Way, ...]:
+    """Those that no other is as good as in everything, from the most bytes kept to the fewest."""
+    order = sorted(ways, key=lambda w: (w.seconds, w.kept_bytes, w.height_bytes, w.forward, w.backward))
+    columns = np.array([(way.kept_bytes, way.height_bytes, way.forward_height_bytes) for way in order])
+    best: list[int] = []
+    for number in range(len(order)):
+        # what comes before is as fast
+        if not np.any(np.all(columns[best] <= columns[number], axis=1)):
+            best.append(number)
+    return tuple(sorted((order[i] for i in best), key=lambda way: (-way.kept_bytes, way.seconds)))
+
+
+def _from_options(problem: Problem, block: int, visits: int) -> list[Way]:
+    """The ways that minimum cuts and single changes find."""
+    bench, walked = WayBench(problem, block), BlockBench(problem, block)
+    return [bench.weigh(*walked.runs_of(option.lifetimes)) for option in options_of(problem, block, visits)]
