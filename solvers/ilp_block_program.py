@@ -1,0 +1,192 @@
+"""The integer program of one block: the fastest way to run it under limits on what it keeps and how high it rises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import fsum
+
+import pulp
+
+from .ilp_block import BlockStages, stages_of_block
+from .ilp_program import StageProgram
+from .ilp_stages import Start
+from .integer_program import Answer, Effort, Term
+from .problem import Problem
+from .ways import Way, WayBench
+
+
+@dataclass(frozen=True)
+class Proven:
+    """The fastest way found, None if none was; and the seconds (beyond running everything once) that no way under the
+    same limits goes below, infinite if there is none."""
+
+    way: Way | None
+    least_seconds: float
+
+
+class WayProgram:
+    """The program of one block; solved for one pair of limits after another."""
+
+    def __init__(self, problem: Problem, block: int, rounds: int = 1) -> None:
+        self.bench = WayBench(problem, block)
+        self.block: BlockStages = stages_of_block(problem, block, rounds)
+        self.core = StageProgram(self.block.stages)
+        self.kept = self.core.program.variable("kept", whole=False, most=None)
+        self._forward: dict[int, pulp.LpVariable] = {}
+        self.solves = self.nodes = 0
+        self._state_forward()
+        self._state_kept()
+
+    def in_forward(self, index: int) -> Term:
+        """1 if the operation runs in forward."""
+        if index in self.block.must:
+            return 1
+        if index not in self._forward:
+            self._forward[index] = self.core.program.variable(f"w{index}")
+        return self._forward[index]
+
+    def _state_forward(self) -> None:
+        """What runs in forward finds there what it reads; what is kept is made there."""
+        core, ops = self.core, self.bench.problem.ops
+        for index, needs in self.block.needs.items():
+            runs = self.in_forward(index)
+            for need in needs:
+                core.program.at_most([(1, runs), (-1, self.in_forward(need))], 0)
+        for piece, told in enumerate(core.cut.pieces):
+            if told.start is Start.KEPT and told.value >= 0:
+                made = self.in_forward(self.bench.problem.maker[told.value])
+                core.program.at_most([(1, core.alive(0, piece)), (-1, made)], 0)
+        costs = [(ops[index].seconds / core.seconds_unit, variable) for index, variable in self._forward.items()]
+        core.program.minimize([*core.costs(), *costs])
+
+    def _state_kept(self) -> None:
+        """What is alive when backward begins counts as kept."""
+        pieces, unit = self.core.cut.pieces, self.core.bytes_unit
+        kept = [
+            (told.size_bytes / unit, self.core.alive(0, n)) for n, told in enumerate(pieces) if told.start is Start.KEPT
+        ]
+        self.core.program.at_most([*kept, (-1, self.kept)], 0)
+
+    def fastest(self, kept_bytes: int, height_bytes: int, start: Way | None, effort: Effort) -> Proven:
+        """The way that takes least time with both `Way.kept_bytes` and `Way.height_bytes` limited.
+
+        `start`: a way to begin with; if it keeps the limits the answer is no slower. Inner moments of a stage are
+        stated once a solution rises above the limit there, which ends as there are only so many stages.
+        """
+        core = self.core
+        core.limit(self.kept, kept_bytes)
+        core.limit(core.peak, height_bytes)
+        fits = start is not None and start.kept_bytes <= kept_bytes and start.height_bytes <= height_bytes
+        best = start if fits else None
+        while True:
+            answer = core.program.solve(effort, self._values_of(start) if start is not None else None)
+            self.solves, self.nodes = self.solves + 1, self.nodes + answer.nodes
+            least = answer.bound * core.seconds_unit - self._once_seconds
+            if not answer.values:
+                break
+            way, high = self._read(answer, height_bytes)
+            if way.kept_bytes <= kept_bytes and not high:
+                best = way if best is None or way.seconds < best.seconds else best
+                break
+            if not self._state_more(high):
+                break  # within the solver's tolerance, not within the limit: what is proven stays so
+        return Proven(best, min(least, best.seconds) if best is not None else least)
+
+    def _state_more(self, high: set[int]) -> bool:
+        """State what a solution that rises too high in these stages has disregarded; False if nothing."""
+        if new := sorted(high - self.core.refined):
+            for stage in new:
+                self.core.refine(stage)
+            return True
+        if self.core.frugal:
+            return False
+        self.core.state_frugality()
+        return True
+
+    @cached_property
+    def _once_seconds(self) -> float:
+        """What running everything once takes, of what the program has a say in."""
+        ops, turn = self.bench.problem.ops, self.bench.problem.forward_length
+        backward = [one.op for one in self.core.cut.repeatables if one.op >= turn]
+        return fsum(ops[index].seconds for index in [*self.block.needs, *backward])
+
+    def _values_of(self, way: Way) -> dict[str, float] | None:
+        """The values that describe a way; where it runs something within a stage or twice in it, nearly so."""
+        core, operations = self.core, self.bench.operations
+        place = {one.op: place for place, one in enumerate(core.cut.repeatables)}
+        stage_of = {index: stage for stage, one in enumerate(core.cut.stages) for index in one.ops}
+        chosen: list[set[int]] = [set() for _ in core.cut.stages]
+        waiting: set[int] = set()
+        begun = 0
+        for position in way.backward:
+            index = operations[position]
+            if index in place:
+                waiting.add(place[index])
+                continue
+            if stage_of[index] > begun or waiting:
+                chosen[stage_of[index]] |= waiting
+                waiting, begun = set(), stage_of[index]
+        chosen[-1] |= waiting
+        for stage, runs in enumerate(chosen):
+            for one in runs:
+                if not core.cut.repeatables[one].first <= stage <= core.cut.repeatables[one].last:
+                    return None
+        values = core.values_of(chosen)
+        forward = {operations[position] for position in way.forward}
+        values |= {variable.name: float(index in forward) for index, variable in self._forward.items()}
+        values[self.kept.name] = self.kept.upBound or 0.0
+        return values
+
+    def _read(self, answer: Answer, height_bytes: int) -> tuple[Way, set[int]]:
+        """(the way that a solution describes, stages in which it rises above a height)."""
+        backward, stage_of, needed = self._tidied(self.core.ran(answer))
+        way = self.bench.weigh(self._forward_for(needed), tuple(backward))
+        heights = zip(stage_of, self._heights(backward, way), strict=True)
+        return way, {stage for stage, height in heights if height > height_bytes}
+
+    def _forward_for(self, wanted: set[int]) -> tuple[int, ...]:
+        """What has to run in forward for a backward that wants these values."""
+        ops, needed, runs = self.bench.problem.ops, wanted & self.bench.loose, set(self.block.must)
+        for index in reversed(self.block.forward):
+            if index in runs or not needed.isdisjoint(ops[index].makes):
+                runs.add(index)
+                needed |= set(ops[index].reads)
+        return tuple(index for index in self.block.forward if index in runs)
+
+    def _tidied(self, ran: list[list[int]]) -> tuple[list[int], list[int], set[int]]:
+        """(what runs in backward, in which stages, what is needed when it begins), without what makes nothing
+        needed."""
+        cut, ops = self.core.cut, self.bench.problem.ops
+        needed = set(self.bench.after_backward)
+        order: list[tuple[int, int]] = []
+        for stage in range(len(ran) - 1, -1, -1):
+            runs = [(index, False) for index in reversed(cut.stages[stage].ops)]
+            runs += [(cut.repeatables[place].op, True) for place in reversed(ran[stage])]
+            for index, repeatable in runs:
+                if repeatable and needed.isdisjoint(ops[index].makes):
+                    continue
+                needed.difference_update(ops[index].makes)
+                needed.update(ops[index].reads)
+                order.append((index, stage))
+        order.reverse()
+        return [index for index, _ in order], [stage for _, stage in order], needed
+
+    def _heights(self, backward: list[int], way: Way) -> list[int]:
+        """The height of every run; the highest one is the way's."""
+        bench, ops = self.bench, self.bench.problem.ops
+        needed, live = bench.after_backward.copy(), 0
+        heights = []
+        for index in reversed(backward):
+            for value in ops[index].makes:
+                if value in needed:
+                    live -= bench.size_bytes[value]
+                    if value not in bench.held:
+                        needed.discard(value)
+            for value in ops[index].reads:
+                if value not in needed:
+                    needed.add(value)
+                    live += bench.size_bytes[value]
+            heights.append(live + bench.momentary_bytes[index])
+        highest = max(heights, default=0)
+        return [height - highest + way.height_bytes for height in reversed(heights)]
