@@ -62,7 +62,7 @@ class BlockBench:
 
     def try_out(self, lifetimes: bytes) -> Option:
         """The option with these lifetimes, those of values that cannot be dropped put right."""
-        lifetimes = bytes(life * loose for life, loose in zip(lifetimes, self.loose, strict=True))
+        lifetimes = self._possible(lifetimes)
         walk, problem = self.walk, self.problem
         order = self._walk(lifetimes)
         late = sum(problem.ops[index].seconds for index in self.forward if walk.waits[index])
@@ -75,8 +75,12 @@ class BlockBench:
 
     def runs_of(self, lifetimes: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the block's forward and its backward run with these lifetimes."""
-        backward = self._walk(lifetimes)
+        backward = self._walk(self._possible(lifetimes))
         return tuple(index for index in self.forward if not self.walk.waits[index]), backward
+
+    def _possible(self, lifetimes: bytes) -> bytes:
+        """The lifetimes, those of values that cannot be dropped put right."""
+        return bytes(life * loose for life, loose in zip(lifetimes, self.loose, strict=True))
 
     def _walk(self, lifetimes: bytes) -> tuple[int, ...]:
         """What backward runs; the walk knows then what waits in forward."""
@@ -116,7 +120,7 @@ def options_of(problem: Problem, block: int, visits: int = 500_000) -> tuple[Opt
     backward; `visits` limits the work, in operations looked at (a million takes about half a second).
     """
     bench = BlockBench(problem, block)
-    starts = [bytes(len(bench.values)), *_recipes(bench), *_trades(problem, block, bench)]
+    starts = [bytes(len(bench.values)), *by_hand(bench), *_trades(problem, block, bench)]
     found = {option.lifetimes: option for option in map(bench.try_out, starts)}
     _improve(bench, found, visits, members=alike(problem).count(alike(problem)[block]))
     return _unbeaten(found.values())
@@ -162,7 +166,7 @@ def _trades(problem: Problem, block: int, bench: BlockBench) -> Iterable[bytes]:
             yield bytes(0 if i in point.kept else life for i in range(len(bench.values)))
 
 
-def _recipes(bench: BlockBench) -> Iterable[bytes]:
+def by_hand(bench: BlockBench) -> Iterable[bytes]:
     """Lifetimes of what is done by hand: keep nothing; keep what intensive operations make."""
     problem = bench.problem
     for life in FIRST_LIFETIMES:

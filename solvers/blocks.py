@@ -6,6 +6,7 @@ from collections import Counter
 from functools import lru_cache
 
 from .problem import Problem
+from .rematerialize import droppable
 
 
 @lru_cache(maxsize=8)
@@ -27,6 +28,19 @@ def shared_values(problem: Problem) -> frozenset[int]:
             if any(problem.ops[reader].block != op.block for reader in problem.readers[value]):
                 shared.add(value)
     return frozenset(shared)
+
+
+@lru_cache(maxsize=8)
+def stream_values(problem: Problem) -> tuple[frozenset[int], ...]:
+    """For each block the values that only the block before makes and only these two read: they may be dropped."""
+    blocks = len(problem.block_classes)
+    may_drop, streams = droppable(problem), [set() for _ in range(blocks)]
+    for value in shared_values(problem):
+        block = problem.ops[problem.maker[value]].block + 1
+        readers = {problem.ops[reader].block for reader in problem.readers[value]}
+        if may_drop[value] and block < blocks and readers <= {block - 1, block}:
+            streams[block].add(value)
+    return tuple(frozenset(stream) for stream in streams)
 
 
 def repeated_blocks(problem: Problem) -> tuple[int, ...]:

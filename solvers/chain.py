@@ -8,10 +8,9 @@ from math import inf
 
 import numpy as np
 
-from .blocks import alike, shared_values
+from .blocks import alike, shared_values, stream_values
 from .liveness import lives_of
 from .problem import Problem
-from .rematerialize import droppable
 from .ways import Way, WayBench, operations_of
 
 
@@ -21,6 +20,7 @@ class LinkWay:
 
     seconds: beyond running everything once. again_seconds: the same if the link's forward has passed before, and now
         makes only what this way keeps and what the next link reads; last_seconds: if nothing comes after it either.
+        again_height_bytes, last_height_bytes: the highest moment of such a forward above what is alive when it begins.
     forward_seconds, forward_again_seconds: of its forward alone, the first time and another time.
     remake_seconds, remake_height_bytes: of making what the next link reads from the link's input and what this way
         keeps; infinite if that cannot be. backward_seconds: of its backward, beyond running everything once.
@@ -32,6 +32,8 @@ class LinkWay:
     seconds: float
     again_seconds: float
     last_seconds: float
+    again_height_bytes: int
+    last_height_bytes: int
     forward_seconds: float
     forward_again_seconds: float
     remake_seconds: float
@@ -111,18 +113,6 @@ def chain_of(problem: Problem, ways: Mapping[int, Sequence[Way]]) -> Chain:
     return Chain(links, tuple(pieces[kind][0] for kind in kinds))
 
 
-def stream_values(problem: Problem) -> tuple[frozenset[int], ...]:
-    """For each block the values that only the block before makes and only these two read: they may be dropped."""
-    blocks = len(problem.block_classes)
-    may_drop, streams = droppable(problem), [set() for _ in range(blocks)]
-    for value in shared_values(problem):
-        block = problem.ops[problem.maker[value]].block + 1
-        readers = {problem.ops[reader].block for reader in problem.readers[value]}
-        if may_drop[value] and block < blocks and readers <= {block - 1, block}:
-            streams[block].add(value)
-    return tuple(frozenset(stream) for stream in streams)
-
-
 def _piece(
     problem: Problem, block: int, kind: int, ways: Sequence[Way], streams: tuple[frozenset[int], ...]
 ) -> tuple[Runs, Link]:
@@ -144,10 +134,10 @@ def _piece(
     for way in ways:
         way_forward = tuple(operations[position] for position in way.forward)
         way_backward = tuple(operations[position] for position in way.backward)
-        kept = bench.kept(way_backward)
-        again = trimmed(problem, way_forward, kept | after)
-        last = trimmed(problem, way_forward, kept)
-        remake = trimmed(problem, forward, after, kept)
+        wanted = bench.wanted(way_backward)
+        again = trimmed(problem, way_forward, wanted | after)
+        last = trimmed(problem, way_forward, wanted)
+        remake = trimmed(problem, forward, after, wanted - after)
         backward_seconds = seconds(way_backward) - once
         runs_of_ways.append((way.forward, positions(again), positions(last), positions(remake), way.backward))
         of_ways.append(
@@ -158,6 +148,8 @@ def _piece(
                 seconds=way.seconds,
                 again_seconds=repeated_seconds(problem, again) + backward_seconds,
                 last_seconds=repeated_seconds(problem, last) + backward_seconds,
+                again_height_bytes=bench.forward_height(again, wanted & bench.loose),
+                last_height_bytes=bench.forward_height(last, wanted & bench.loose),
                 forward_seconds=seconds(way_forward),
                 forward_again_seconds=repeated_seconds(problem, again),
                 remake_seconds=repeated_seconds(problem, remake),
@@ -226,7 +218,8 @@ def storing(chain: Chain, chosen: Sequence[int]) -> Chain:
             way,
             kept_bytes=0,
             height_bytes=way.height_bytes - way.kept_bytes,
-            forward_height_bytes=way.remake_height_bytes,
+            again_height_bytes=way.remake_height_bytes,
+            last_height_bytes=0,
             again_seconds=way.remake_seconds + way.backward_seconds,
             last_seconds=way.backward_seconds,
         )
@@ -246,26 +239,28 @@ def storing(chain: Chain, chosen: Sequence[int]) -> Chain:
 
 def _bases(problem: Problem, streams: tuple[frozenset[int], ...]) -> tuple[list[int], list[int]]:
     """For each block the bytes alive when its backward begins, and when its forward does, with everything kept, less
-    what ways keep and less the streams."""
-    blocks = len(problem.block_classes)
+    what ways keep and less the streams.
+
+    What the forward of several blocks reads stays until the first of them has run backward: it may run again then.
+    """
+    blocks, turn = len(problem.block_classes), problem.forward_length
     order = problem.segment_operations
-    lives = lives_of(problem, order)
-    turn = problem.forward_length
-    shared, may_drop = shared_values(problem), droppable(problem)
+    lives, starts = lives_of(problem, order), np.cumsum([0, *(len(segment) for segment in order)])
+    shared = shared_values(problem)
     free = frozenset().union(*streams)
-    counted = np.array(
-        [
-            0
-            if value in free or (may_drop[value] and value not in shared and 0 <= problem.maker[value] < turn)
-            else told.size_bytes
-            for value, told in enumerate(problem.values)
-        ],
-        dtype=np.int64,
-    )
     change = np.zeros(len(lives.runs) + 1, dtype=np.int64)
-    np.add.at(change, lives.born_at + 1, counted[lives.born])
-    np.add.at(change, lives.dies_at + 1, -counted[lives.dies])
+    dies_at = dict(zip(lives.dies.tolist(), lives.dies_at.tolist(), strict=True))
+    for value, position in zip(lives.born.tolist(), lives.born_at.tolist(), strict=True):
+        in_forward = problem.maker[value] < turn
+        if value in free or (in_forward and value not in shared and not problem.values[value].held):
+            continue
+        size_bytes, end = problem.values[value].size_bytes, dies_at.get(value, len(lives.runs))
+        if in_forward and value in shared:
+            first_reader = min(problem.ops[reader].block for reader in problem.readers[value])
+            end = max(end, int(starts[2 * blocks - 1 - first_reader]))
+        change[position + 1] += size_bytes
+        if end < len(lives.runs):
+            change[end + 1] -= size_bytes
     alive = np.cumsum(change) + problem.resident_bytes
-    starts = np.cumsum([0, *(len(segment) for segment in order)])
     at_start = [int(alive[start]) for start in starts[:-1]]
     return at_start[blocks:][::-1], at_start[:blocks]

@@ -1,272 +1,96 @@
-"""Rotor's dynamic program: the best way to run a chain of links in so many bytes, recomputation nested as needed."""
+"""Rotor's way: the dynamic program over the chain of layers, each kept whole, selectively or by its input alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from math import inf
 
-import numpy as np
+from .chain import chain_of
+from .chain_tables import Tables
+from .envelope import cheapest_under
+from .layers import in_blocks, in_layers
+from .levels import levels_of
+from .liveness import Candidate, forecast, schedule_of
+from .nestings import order_of, told
+from .problem import Problem
+from .schedule import Schedule
+from .simulate import baseline_of
+from .way_sets import recipe_ways
+from .ways import Way
 
-from .chain import Chain, Link, LinkWay, storing
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Run link `link` in its way number `way`, then the links after it; the link's backward comes after theirs."""
-
-    link: int
-    way: int
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Run the forward of links first..stop-1, then links from `stop` on with their backward, then first..stop-1 again.
-
-    level: what the first run keeps beside the first input: nothing (None), or what the ways of this level keep.
-    """
-
-    first: int
-    stop: int
-    level: int | None
+_FINER = 4  # the next tables reach only so far, in slots as much finer
+_LEAST_REACH = 0.02  # of the peak with everything kept
+_TOLD_OPERATIONS = 400_000  # of all rungs of one table together, but at least so many rungs are told:
+_FEWEST_RUNGS = 24
 
 
 @dataclass(frozen=True)
-class Nesting:
-    """How links first..last are run: one decision, and how what it leaves is run.
+class Dp:
+    """The best nesting of layers for every budget (Beaumont et al. 2019, arXiv 1911.13214), with a few ways per layer.
 
-    level: of the pass that has been here before and kept something, None if none has. after: how the links after the
-    decision are run (None if none are left). again: of a `Pass`, how its own links are then run.
+    A layer may keep everything, what its matrix products, convolutions and attention make, or its input alone.
+
+    The tables (`Tables`) are filled once over the whole range of budgets, and again over lower and lower parts of it in
+    finer slots. Wherever more bytes make the whole chain faster there is a rung; `rungs` limits how many of each table
+    are told, evenly spread over bytes and seconds. A rung that promises no more than what has been told already is left
+    out: the tables predict seconds exactly, and peaks up to the rounding to slots.
+
+    What several layers read besides their neighbour's output (masks, skips, an encoder's output) is kept.
+
+    Guarantee: the best among nestings of these ways, but for the rounding. Cost: that of the tables, and one run order
+    per rung.
     """
 
-    first: int
-    last: int
-    level: int | None
-    decision: Keep | Pass
-    after: Nesting | None
-    again: Nesting | None
+    slots: int = 2000
+    levels: int = 6
+    rungs: int = 128
+    name: str = "dp"
 
+    def candidates(self, problem: Problem) -> Iterator[Candidate]:
+        """The rungs, from the fewest bytes up."""
+        layers = in_layers(problem)
+        yield from self.rungs_of(problem, layers, recipe_ways(layers), [])
 
-@dataclass(frozen=True, eq=False)
-class _Branches:
-    """Decisions at the beginning of a stretch, one per entry of the arrays.
+    def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
+        """The fastest rung that fits. Raises InfeasibleBudget if none does."""
+        return schedule_of(problem, cheapest_under(problem, self.candidates(problem), budget_bytes).order)
 
-    seconds: of the decision itself. slots: the fewest in which it and what it leaves fit. least: the seconds with all
-    the bytes there are. after, again: (tables, rows, shifts): the entry's table is that row of the values, its slots
-    counted from the shift on; None if nothing is left.
-    """
+    def rungs_of(
+        self, problem: Problem, cut: Problem, ways: Mapping[int, Sequence[Way]], known: list[tuple[int, float]]
+    ) -> Iterator[Candidate]:
+        """The rungs for one cut of a problem into links, with ways for each kind of link.
 
-    decision: Callable[[int], Keep | Pass]
-    seconds: np.ndarray
-    slots: np.ndarray
-    least: np.ndarray
-    after: tuple[Tables, np.ndarray, np.ndarray] | None
-    again: tuple[Tables, np.ndarray, np.ndarray] | None
+        known: (peak in bytes, seconds) of what has been told, which is added to.
+        """
+        chain = chain_of(cut, ways)
+        levels = levels_of(chain, self.levels)
+        highest = baseline_of(cut).peak_bytes
+        reach = highest - chain.links[-1].base_bytes
+        while reach > _LEAST_REACH * highest:
+            tables = Tables(chain, max(reach / self.slots, 1.0), self.slots, levels)
+            for budget_bytes, seconds in self._steps(tables, len(cut.ops)):
+                if any(peak <= budget_bytes and least <= problem.seconds + seconds for peak, least in known):
+                    continue
+                nesting = tables.nesting(budget_bytes)
+                assert nesting is not None
+                order = in_blocks(problem, order_of(cut, tables, nesting))
+                seen = forecast(problem, order)
+                known.append((seen.peak_bytes, seen.seconds))
+                yield Candidate(told(tables, nesting), order, seen)
+            reach /= _FINER
 
-    @staticmethod
-    def of(decision, seconds, slots, after, again) -> _Branches:
-        """With what the parts need added to the slots and the seconds."""
-        least = seconds.copy()
-        for tables, rows, shifts in (part for part in (after, again) if part is not None):
-            slots = np.maximum(slots, shifts + tables.lowest[rows])
-            least += tables.values[rows, -1]
-        return _Branches(decision, seconds, np.maximum(slots, 0), least, after, again)
-
-    def lower(self, best: np.ndarray) -> None:
-        """Lower the best seconds wherever a decision is better."""
-        end = len(best)
-        fits = np.flatnonzero(self.slots < end)
-        # tables never rise: what is at its least no better than the best where it begins to fit is nowhere better
-        for entry in fits[self.least[fits] < best[self.slots[fits]]]:
-            start = int(self.slots[entry])
-            if self.least[entry] < best[start]:
-                seconds = self.seconds[entry]
-                for tables, rows, shifts in (part for part in (self.after, self.again) if part is not None):
-                    shift = int(shifts[entry])
-                    seconds = seconds + _shifted(tables.values[rows[entry]], start - shift, end - shift)
-                np.minimum(best[start:], seconds, out=best[start:])
-
-    def at(self, slot: int) -> np.ndarray:
-        """The seconds of each decision in so many slots."""
-        seconds = np.where(self.slots <= slot, self.seconds, inf)
-        for tables, rows, shifts in (part for part in (self.after, self.again) if part is not None):
-            seconds = seconds + tables.values[rows, np.clip(slot - shifts, 0, tables.slots - 1)]
-        return seconds
-
-
-class Tables:
-    """The least extra seconds of every stretch of a chain, for every number of bytes.
-
-    C(i, j, m), for links i..j whose first input is there and m bytes beside it, is the least of (Beaumont et al. 2019,
-    arXiv 1911.13214, theorem 1, with several ways to run a link as in Rockmate, arXiv 2307.01236, section 3.2)
-
-        min over ways w of link i:   seconds_w + C(i+1, j, m - kept_w - input_{i+1})       if base_i + height_w <= m
-        min over i < k <= j:         seconds of passing i..k-1
-                                     + C(k, j, m - input_k) + C(i, k-1, m)                 if the pass fits in m
-
-    and C over no links is 0. Where j is not the last link of the chain, the forward of i..j is not the first one: it
-    makes only what is still wanted, and what is alive meanwhile is what is when the backward of j begins.
-
-    A pass may also keep a part of what its links make, so that passing again costs less (of a convolution network's
-    layers the convolutions' outputs: normalization, activation and sum are made again for nearly nothing). It keeps
-    what the ways of one `level` keep, one way per kind of link; then C(i, k-1, ·) is that of the chain in which these
-    are there already (`storing`), and what they take is taken from m.
-
-    Bytes are counted in slots of `slot_bytes` above `base_bytes` of link j, rounded to the nearest slot: what comes out
-    is a nesting, whose peak the simulator tells exactly. Stretches of equal kinds of links with equal differences
-    between their bases share one table, so a run of n equal links has n tables, not n². Cost: tables × (ways + links ×
-    levels) × slots.
-    """
-
-    def __init__(
-        self,
-        chain: Chain,
-        slot_bytes: float,
-        slots: int,
-        levels: Sequence[Sequence[int]] = (),
-        level: int | None = None,
-    ) -> None:
-        """levels: for each level the number of the way of every link; level: the one stored in this chain already."""
-        self.chain, self.levels, self.level = chain, levels, level
-        self.slot_bytes, self.slots = slot_bytes, slots
-        self.stored = [
-            Tables(storing(chain, chosen), slot_bytes, slots, level=number) for number, chosen in enumerate(levels)
-        ]
-        links = self.links = chain.links
-        self.ways = {link.kind: _columns(link.ways, LinkWay) for link in links}
-        self.columns = _columns(links, Link)
-        stored_ways = [[link.ways[way] for link, way in zip(links, chosen, strict=True)] for chosen in levels]
-        self.of_levels = [_columns(ways, LinkWay) for ways in stored_ways]
-        self.rows = self._rows()
-        self.values = np.full((self.rows.max() + 1, slots), inf)
-        self.lowest = np.full(len(self.values), -1)
-        for length in range(len(links)):
-            for first in range(len(links) - length):
-                row = self.rows[first, first + length]
-                if self.lowest[row] < 0:
-                    best = self.values[row]
-                    for branches in self._branches(first, first + length):
-                        branches.lower(best)
-                    self.lowest[row] = np.searchsorted(-best, -inf, side="right")
-
-    def nesting(self, budget_bytes: float) -> Nesting | None:
-        """The best nesting of the whole chain under a budget, all bytes counted; None if there is none."""
-        last = len(self.links) - 1
-        slot = min(int(self._slots(budget_bytes - self.links[last].base_bytes)), self.slots - 1)
-        if slot < self.lowest[self.rows[0, last]]:
-            return None
-        return self._trace(0, last, slot)
-
-    def steps(self) -> list[tuple[float, float]]:
-        """(budget in bytes, extra seconds) wherever more bytes make the whole chain faster."""
-        table, base_bytes = self.values[self.rows[0, -1]], self.links[-1].base_bytes
-        falls = np.flatnonzero(np.append(table[:1] < inf, table[1:] < table[:-1]))
-        return [(base_bytes + float(slot) * self.slot_bytes, float(table[slot])) for slot in falls]
-
-    def _trace(self, first: int, last: int, slot: int) -> Nesting:
-        """The decisions behind a table's entry."""
-        best, chosen, entry = inf, None, 0
-        for branches in self._branches(first, last):
-            seconds = branches.at(slot)
-            least = float(seconds.min(initial=inf))
-            # of decisions as good but for rounding the first is taken, so that equal links are run alike
-            if least < best - 1e-12 * abs(least):
-                best, chosen = least, branches
-                entry = int(np.flatnonzero(seconds <= least + 1e-12 * abs(least))[0])
-        assert chosen is not None
-        decision = chosen.decision(entry)
-        after = again = None
-        if chosen.after is not None:
-            start = first + 1 if isinstance(decision, Keep) else decision.stop
-            after = self._trace(start, last, min(slot - int(chosen.after[2][entry]), self.slots - 1))
-        if chosen.again is not None and isinstance(decision, Pass):
-            tables, _, shifts = chosen.again
-            again = tables._trace(first, decision.stop - 1, min(slot - int(shifts[entry]), self.slots - 1))
-        return Nesting(first, last, self.level, decision, after, again)
-
-    def _is_first_forward(self, last: int) -> bool:
-        return self.level is None and last == len(self.links) - 1
-
-    def _rows(self) -> np.ndarray:
-        """rows[first, last]: where the table of a stretch lies among the values; equal stretches share one."""
-        links = self.links
-        steps = [a.base_bytes - b.base_bytes for a, b in pairwise(links)]
-        told = [(link.kind, link.input_bytes, step) for link, step in zip(links, [*steps, 0], strict=True)]
-        known: dict[tuple, int] = {}
-        rows = np.zeros((len(links), len(links)), dtype=np.int64)
-        for last, link in enumerate(links):
-            for first in range(last + 1):
-                # the first forward has bases of its own
-                begin = first if self._is_first_forward(last) else -1
-                key = (begin, tuple(told[first:last]), link.kind, link.input_bytes)
-                rows[first, last] = known.setdefault(key, len(known))
-        return rows
-
-    def _branches(self, first: int, last: int) -> Iterator[_Branches]:
-        """Every decision at the beginning of a stretch."""
-        yield self._keeps(first, last)
-        if first < last:
-            yield self._passes(first, last, None)
-            for level in range(len(self.stored)):
-                yield self._passes(first, last, level)
-
-    def _keeps(self, first: int, last: int) -> _Branches:
-        link, end, alone = self.links[first], self.links[last], first == last
-        is_first_forward = self._is_first_forward(last)
-        ways = self.ways[link.kind]
-        highest = link.base_bytes - end.base_bytes + ways["height_bytes"]
-        forward_base = link.forward_base_bytes - end.base_bytes if is_first_forward else 0
-        highest = np.maximum(highest, forward_base + ways["forward_height_bytes"])
-        seconds = ways["seconds" if is_first_forward else "last_seconds" if alone else "again_seconds"]
-        after = None
-        if not alone:
-            shifts = self._slots(ways["kept_bytes"] + self.links[first + 1].input_bytes)
-            after = (self, np.full(len(shifts), self.rows[first + 1, last]), shifts)
-        return _Branches.of(lambda way: Keep(first, way), seconds, self._slots(highest), after, None)
-
-    def _passes(self, first: int, last: int, level: int | None) -> _Branches:
-        """Passing links first..l for each l from `first` to `last` - 1."""
-        passed, links, is_first_forward = slice(first, last), self.columns, self._is_first_forward(last)
-        if level is None:
-            seconds = links["first_pass_seconds" if is_first_forward else "pass_seconds"][passed]
-            height_bytes, stored_bytes = links["pass_height_bytes"][passed], np.zeros(last - first)
-        else:
-            ways = self.of_levels[level]
-            seconds = ways["forward_seconds" if is_first_forward else "forward_again_seconds"][passed]
-            height_bytes = ways["forward_height_bytes"][passed]
-            stored_bytes = np.cumsum(ways["kept_bytes"][passed])
-        end_bytes = self.links[last].base_bytes
-        beside_bytes = links["input_bytes"][passed].copy()
-        beside_bytes[0] = 0
-        beside_bytes[1:] += stored_bytes[:-1]
-        if is_first_forward:
-            beside_bytes += links["forward_base_bytes"][passed] - end_bytes
-        highest = np.maximum.accumulate(beside_bytes + height_bytes)
-        tables = self if level is None else self.stored[level]
-        after = self._slots(links["input_bytes"][first + 1 : last + 1] + stored_bytes)
-        again = self._slots(links["base_bytes"][passed] + stored_bytes - end_bytes)
-        return _Branches.of(
-            lambda entry: Pass(first, first + entry + 1, level),
-            np.cumsum(seconds),
-            self._slots(highest),
-            (self, self.rows[first + 1 : last + 1, last], after),
-            (tables, tables.rows[first, passed], again),
-        )
-
-    def _slots(self, size_bytes):
-        """Bytes as slots, to the nearest."""
-        return np.floor(np.asarray(size_bytes, dtype=float) / self.slot_bytes + 0.5).astype(np.int64)
-
-
-def _columns(records: Sequence[Link] | Sequence[LinkWay], kind: type) -> dict[str, np.ndarray]:
-    """The numbers of records by field."""
-    names = [name for name in kind.__dataclass_fields__ if name.endswith(("_bytes", "seconds"))]
-    return {name: np.array([getattr(record, name) for record in records], dtype=float) for name in names}
-
-
-def _shifted(table: np.ndarray, low: int, high: int) -> np.ndarray:
-    """table[low:high], beyond its end its last entry."""
-    if high <= len(table):
-        return table[low:high]
-    return np.concatenate((table[low:], np.full(high - max(low, len(table)), table[-1])))
+    def _steps(self, tables: Tables, operations: int) -> Iterator[tuple[float, float]]:
+        """(budget in bytes, extra seconds) of the steps to be told."""
+        steps = tables.steps()
+        if not steps:
+            return
+        rungs = min(self.rungs, max(_FEWEST_RUNGS, _TOLD_OPERATIONS // operations))
+        (least_bytes, most_seconds), (most_bytes, least_seconds) = steps[0], steps[-1]
+        apart_bytes = (most_bytes - least_bytes) / rungs
+        apart_seconds = (most_seconds - least_seconds) / rungs
+        last = steps[0]
+        for step in steps:
+            far = step[0] - last[0] >= apart_bytes or last[1] - step[1] >= apart_seconds
+            if far or step in (steps[0], steps[-1]):
+                last = step
+                yield step

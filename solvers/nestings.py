@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from .chain import Chain
-from .dp import Keep, Nesting, Pass, Tables
+from .chain_tables import Keep, Nesting, Pass, Tables
 from .infeasible import told_bytes
 from .liveness import RunOrder
 from .problem import Problem

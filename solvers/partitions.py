@@ -12,16 +12,22 @@ from .problem import Problem
 _LEAST_OF_A_PART = 4  # operations of forward
 _AS_NARROW = 1.05  # parts begin where at most so many times the bytes cross that cross between layers
 _LARGE = 24  # operations of forward that make a block worth cutting
+_WORTH_CUTTING = 1.2  # times as many blocks
+_MOST_BLOCKS = 48
 _WINDOW = (8, 20)  # least and most operations of forward in a window
 
 
 def partitions(problem: Problem) -> tuple[Problem, ...]:
-    """The same step with its blocks merged into layers, into parts of layers, and into windows; each kind of cut once.
+    """The same step with its blocks merged into layers, into parts of layers, and into windows.
 
-    The coarser cuts find what is best within a layer as a whole, the finer ones keep fewer bytes at once.
+    The coarser cuts find what is best within a layer as a whole, the finer ones keep fewer bytes at once. A finer cut
+    is left out if it has hardly more blocks than the one before, or more than are worth the time.
     """
-    found = {cut.block_classes: cut for cut in (in_layers(problem), in_parts(problem), in_windows(in_parts(problem)))}
-    return tuple(found.values())
+    cuts = [in_layers(problem)]
+    for finer in (in_parts(problem), in_windows(in_parts(problem))):
+        if _WORTH_CUTTING * len(cuts[-1].block_classes) < len(finer.block_classes) <= _MOST_BLOCKS:
+            cuts.append(finer)
+    return tuple(cuts)
 
 
 @lru_cache(maxsize=8)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from .block_options import BlockBench, options_of
+from .block_options import BlockBench, by_hand, options_of
 from .blocks import alike
 from .problem import Problem
 from .ways import Way, WayBench
@@ -21,6 +21,18 @@ def way_sets(problem: Problem, visits: int) -> Mapping[int, tuple[Way, ...]]:
     found = {}
     for kind in dict.fromkeys(kinds):
         found[kind] = unbeaten(_from_options(problem, middle_member(kinds, kind), visits // len(set(kinds))))
+    return found
+
+
+def recipe_ways(problem: Problem) -> Mapping[int, tuple[Way, ...]]:
+    """The same with only what is done by hand: keep everything, or what intensive operations make, or nothing."""
+    kinds = alike(problem)
+    found = {}
+    for kind in dict.fromkeys(kinds):
+        block = middle_member(kinds, kind)
+        bench, walked = WayBench(problem, block), BlockBench(problem, block)
+        lifetimes = (bytes(len(walked.values)), *by_hand(walked))
+        found[kind] = unbeaten(bench.weigh(*walked.runs_of(told)) for told in lifetimes)
     return found
 
 

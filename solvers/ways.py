@@ -3,12 +3,12 @@ it takes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .arrays import arrays_of
-from .blocks import shared_values
+from .blocks import shared_values, stream_values
 from .problem import Problem
-from .rematerialize import droppable
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Way:
         runs for the first time in backward has waited.
     kept_bytes: alive from forward to backward (values that other blocks read left out, recorded generator states
         included).
-    height_bytes: the highest moment of backward above what is alive when it begins, with the kept bytes counted
-        in: to be added to what the rest of the step holds then.
+    height_bytes: the highest moment of backward above what is alive when it begins, with the kept bytes counted in,
+        and what backward reads of the block's output: to be added to what the rest of the step holds then.
     forward_height_bytes: the highest moment of forward above what is alive when it begins.
     seconds: beyond running every operation once.
     """
@@ -49,38 +49,50 @@ class WayBench:
         self.position = {index: position for position, index in enumerate(self.operations)}
         arrays = arrays_of(problem)
         self.size_bytes, self.momentary_bytes = arrays.size_bytes.tolist(), arrays.momentary_bytes.tolist()
-        may_drop, shared = droppable(problem), shared_values(problem)
+        shared = shared_values(problem)
         own = [value for index in self.operations for value in problem.ops[index].makes]
         turn = problem.forward_length
+        # what forward makes for this block alone: alive when backward begins only if backward wants it
         self.loose = frozenset(
-            value for value in own if may_drop[value] and value not in shared and problem.maker[value] < turn
+            value
+            for value in own
+            if problem.maker[value] < turn and value not in shared and not problem.values[value].held
         )
         touched = {value for index in self.operations for value in problem.ops[index].reads} | set(own)
         self.held = {value for value in touched if problem.values[value].held}
+        after = block + 1
+        self.stream = stream_values(problem)[after] if after < len(problem.block_classes) else frozenset()
+        # what an earlier block reads stays: it may have to run its forward again
         self.after_backward = {
             value
             for value in touched
             if problem.values[value].held
             or problem.values[value].resident
-            or any(problem.ops[reader].block < block for reader in problem.readers[value] if reader >= turn)
+            or any(problem.ops[reader].block < block for reader in problem.readers[value])
         }
 
     def weigh(self, forward: tuple[int, ...], backward: tuple[int, ...]) -> Way:
         """The way that runs these operations (by their numbers in the problem)."""
         ops, turn = self.problem.ops, self.problem.forward_length
         again = {index for index in backward if index < turn and ops[index].random}
-        kept, height_bytes = self._backward(backward)
-        kept_bytes = sum(self.size_bytes[value] for value in kept) + self.problem.state_bytes * len(again)
+        states_bytes = self.problem.state_bytes * len(again)
+        wanted, rise_bytes = self._backward(backward)
+        kept = wanted & self.loose
+        kept_bytes = self._size(kept) + states_bytes
         once = sum(ops[index].seconds for index in self.operations)
         ran = sum(ops[index].seconds for index in forward) + sum(ops[index].seconds for index in backward)
         return Way(
             forward=tuple(self.position[index] for index in forward),
             backward=tuple(self.position[index] for index in backward),
             kept_bytes=kept_bytes,
-            height_bytes=height_bytes + self.problem.state_bytes * len(again),
-            forward_height_bytes=self.forward_height(forward, kept) + self.problem.state_bytes * len(again),
+            height_bytes=rise_bytes + self._size(wanted) + states_bytes,
+            forward_height_bytes=self.forward_height(forward, kept) + states_bytes,
             seconds=ran - once,
         )
+
+    def wanted(self, backward: tuple[int, ...]) -> frozenset[int]:
+        """What a backward wants of what its block's forward makes for itself and for the next block alone."""
+        return self._backward(backward)[0]
 
     def forward_height(self, forward: tuple[int, ...], kept: frozenset[int]) -> int:
         """The highest moment of a forward that keeps these values, above what is alive when it begins."""
@@ -100,12 +112,8 @@ class WayBench:
             highest = max(highest, live + self.momentary_bytes[index])
         return highest
 
-    def kept(self, backward: tuple[int, ...]) -> frozenset[int]:
-        """The values that a backward wants kept from forward."""
-        return self._backward(backward)[0]
-
     def _backward(self, order: tuple[int, ...]) -> tuple[frozenset[int], int]:
-        """(values kept for it, its height), walked from the end to the beginning."""
+        """(values wanted, bytes by which it rises above its beginning), walked from the end to the beginning."""
         ops, size, momentary = self.problem.ops, self.size_bytes, self.momentary_bytes
         needed = self.after_backward.copy()
         live = highest = 0  # relative to the end
@@ -120,5 +128,7 @@ class WayBench:
                     needed.add(value)
                     live += size[value]
             highest = max(highest, live + momentary[index])
-        kept = frozenset(self.loose & needed)
-        return kept, highest - live + sum(size[value] for value in kept)
+        return frozenset((self.loose | self.stream) & needed), highest - live
+
+    def _size(self, values: Iterable[int]) -> int:
+        return sum(self.size_bytes[value] for value in values)
