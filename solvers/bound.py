@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,8 +14,8 @@ from .problem import Problem
 
 
 @dataclass(frozen=True, eq=False)
-class _Proof:
-    """What does not depend on the budget.
+class Proof:
+    """What does not depend on the budget, for one way to cut the step into blocks.
 
     worth[b, i]: the least of (seconds run again) + price[i] · (bytes kept) over blocks 0..b-1.
     moments: (blocks whose whole backward lies ahead, bytes alive or taken whatever the schedule does).
@@ -48,10 +49,19 @@ def lower_bound_seconds(problem: Problem, budget_bytes: int) -> float:
     The bound is the largest over moments and prices, at least 0. Bytes and seconds; cost: some tens of cuts
     per distinct block the first time, then microseconds.
     """
-    best = 0.0
+    return proven_seconds(problem, proofs_of(problem), budget_bytes)
+
+
+def proofs_of(problem: Problem) -> tuple[Proof, ...]:
+    """What `proven_seconds` needs, for any budget."""
     # larger pieces lose less between them, smaller ones leave less out at moments within a piece
-    for pieces in (problem, *partitions(problem)):
-        proof = _proof_of(pieces)
+    return tuple(_proof_of(pieces) for pieces in (problem, *partitions(problem)))
+
+
+def proven_seconds(problem: Problem, proofs: Iterable[Proof], budget_bytes: int) -> float:
+    """`lower_bound_seconds` by proofs found before."""
+    best = 0.0
+    for proof in proofs:
         for ahead, taken_bytes in proof.moments:
             least = proof.worth[ahead] - proof.price * (budget_bytes - taken_bytes)
             best = max(best, float(least.max()) - proof.needless_seconds)
@@ -60,7 +70,7 @@ def lower_bound_seconds(problem: Problem, budget_bytes: int) -> float:
 
 
 @lru_cache(maxsize=8)
-def _proof_of(problem: Problem) -> _Proof:
+def _proof_of(problem: Problem) -> Proof:
     sizes = [value.size_bytes for value in problem.values if value.size_bytes]
     highest_price = (problem.seconds or 1.0) / min(sizes, default=1)
     curves = [
@@ -71,7 +81,7 @@ def _proof_of(problem: Problem) -> _Proof:
     of_curve = {curve: np.interp(price, curve.price, curve.worth) for curve in set(curves)}
     for block, curve in enumerate(curves):
         worth[block + 1] = worth[block] + of_curve[curve]
-    return _Proof(price, worth, _moments(problem), _needless_seconds(problem))
+    return Proof(price, worth, _moments(problem), _needless_seconds(problem))
 
 
 def _moments(problem: Problem) -> tuple[tuple[int, int], ...]:

@@ -85,7 +85,7 @@ class _Branches:
             seconds = self.seconds[entry]
             for tables, rows, shifts in self._parts():
                 shift = int(shifts[entry])
-                seconds = seconds + _shifted(tables.values[rows[entry]], start - shift, end - shift)
+                seconds = seconds + tables.values[rows[entry], start - shift : end - shift]
             np.minimum(best[start:], seconds, out=best[start:])
 
     def _parts(self) -> Iterator[tuple[Tables, np.ndarray, np.ndarray]]:
@@ -95,7 +95,7 @@ class _Branches:
         """The seconds of each decision in so many slots."""
         seconds = np.where(self.slots <= slot, self.seconds, inf)
         for tables, rows, shifts in self._parts():
-            seconds = seconds + tables.values[rows, np.clip(slot - shifts, 0, tables.slots - 1)]
+            seconds = seconds + tables.values[rows, np.maximum(slot - shifts, 0)]
         return seconds
 
 
@@ -130,28 +130,35 @@ class Tables:
         slots: int,
         levels: Sequence[Sequence[int]] = (),
         level: int | None = None,
+        beyond: int = 0,
     ) -> None:
-        """levels: for each level the number of the way of every link; level: the one stored in this chain already."""
+        """levels: for each level the number of the way of every link; level: the one stored in this chain already;
+        beyond: how many slots more than `slots` are looked up."""
         self.chain, self.levels, self.level = chain, levels, level
         self.slot_bytes, self.slots = slot_bytes, slots
-        self.stored = [
-            Tables(storing(chain, chosen), slot_bytes, slots, level=number) for number, chosen in enumerate(levels)
-        ]
         links = self.links = chain.links
         self.ways = {link.kind: _columns(link.ways, LinkWay) for link in links}
         self.columns = _columns(links, Link)
         stored_ways = [[link.ways[way] for link, way in zip(links, chosen, strict=True)] for chosen in levels]
         self.of_levels = [_columns(ways, LinkWay) for ways in stored_ways]
         self.rows = self._rows()
-        self.values = np.full((self.rows.max() + 1, slots), inf)
+        # a table that another one looks up further up than it goes is continued with its last entry
+        base_bytes = self.columns["base_bytes"]
+        beyond = max(beyond, min(int(self._slots(base_bytes.max() - base_bytes.min())) + 1, slots))
+        self.stored = [
+            Tables(storing(chain, chosen), slot_bytes, slots, level=number, beyond=beyond)
+            for number, chosen in enumerate(levels)
+        ]
+        self.values = np.full((self.rows.max() + 1, slots + beyond), inf)
         self.lowest = np.full(len(self.values), -1)
         for length in range(len(links)):
             for first in range(len(links) - length):
                 row = self.rows[first, first + length]
                 if self.lowest[row] < 0:
-                    best = self.values[row]
+                    best = self.values[row, :slots]
                     for branches in self._branches(first, first + length):
                         branches.lower(best)
+                    self.values[row, slots:] = best[-1]
                     self.lowest[row] = np.searchsorted(-best, -inf, side="right")
 
     def nesting(self, budget_bytes: float) -> Nesting | None:
@@ -164,7 +171,7 @@ class Tables:
 
     def steps(self) -> list[tuple[float, float]]:
         """(budget in bytes, extra seconds) wherever more bytes make the whole chain faster."""
-        table, base_bytes = self.values[self.rows[0, -1]], self.links[-1].base_bytes
+        table, base_bytes = self.values[self.rows[0, -1], : self.slots], self.links[-1].base_bytes
         falls = np.flatnonzero(np.append(table[:1] < inf, table[1:] < table[:-1]))
         return [(base_bytes + float(slot) * self.slot_bytes, float(table[slot])) for slot in falls]
 
@@ -251,6 +258,7 @@ class Tables:
         tables = self if level is None else self.stored[level]
         after = self._slots(links["input_bytes"][first + 1 : last + 1] + stored_bytes)
         again = self._slots(links["base_bytes"][passed] + stored_bytes - end_bytes)
+        again = np.maximum(again, -self.slots)  # everything that fits, fits with so many slots more
         return _Branches.of(
             lambda entry: Pass(first, first + entry + 1, level),
             np.cumsum(seconds),
@@ -268,10 +276,3 @@ def _columns(records: Sequence[Link] | Sequence[LinkWay], kind: type) -> dict[st
     """The numbers of records by field."""
     names = [name for name in kind.__dataclass_fields__ if name.endswith(("_bytes", "seconds"))]
     return {name: np.array([getattr(record, name) for record in records], dtype=float) for name in names}
-
-
-def _shifted(table: np.ndarray, low: int, high: int) -> np.ndarray:
-    """table[low:high], beyond its end its last entry."""
-    if high <= len(table):
-        return table[low:high]
-    return np.concatenate((table[low:], np.full(high - max(low, len(table)), table[-1])))
