@@ -10,8 +10,9 @@ from .chain_tables import Tables
 from .envelope import cheapest_under
 from .layers import in_blocks, in_layers
 from .levels import levels_of
-from .liveness import Candidate, forecast, schedule_of
+from .liveness import Candidate, RunOrder, forecast, schedule_of
 from .nestings import order_of, told
+from .polish import polished
 from .problem import Problem
 from .schedule import Schedule
 from .simulate import baseline_of
@@ -34,6 +35,8 @@ class Dp:
     finer slots. Wherever more bytes make the whole chain faster there is a rung; `rungs` limits how many of each table
     are told, evenly spread over bytes and seconds. A rung that promises no more than what has been told already is left
     out: the tables predict seconds exactly, and peaks up to the rounding to slots.
+
+    Bytes that a rung leaves unused are then spent on single values (`polished`).
 
     What several layers read besides their neighbour's output (masks, skips, an encoder's output) is kept.
 
@@ -68,15 +71,14 @@ class Dp:
         reach = highest - chain.links[-1].base_bytes
         while reach > _LEAST_REACH * highest:
             tables = Tables(chain, max(reach / self.slots, 1.0), self.slots, levels)
-            for budget_bytes, seconds in self._steps(tables, len(cut.ops)):
-                if any(peak <= budget_bytes and least <= problem.seconds + seconds for peak, least in known):
+            steps = list(self._steps(tables, len(cut.ops)))
+            for step, following in zip(steps, [*steps[1:], *steps[-1:]], strict=True):
+                if any(peak <= step[0] and least <= problem.seconds + step[1] for peak, least in known):
                     continue
-                nesting = tables.nesting(budget_bytes)
-                assert nesting is not None
-                order = in_blocks(problem, order_of(cut, tables, nesting))
-                seen = forecast(problem, order)
-                known.append((seen.peak_bytes, seen.seconds))
-                yield Candidate(told(tables, nesting), order, seen)
+                for candidate in _candidates(problem, cut, tables, step[0], following[0]):
+                    assert candidate.seen is not None
+                    known.append((candidate.seen.peak_bytes, candidate.seen.seconds))
+                    yield candidate
             reach /= _FINER
 
     def _steps(self, tables: Tables, operations: int) -> Iterator[tuple[float, float]]:
@@ -94,3 +96,20 @@ class Dp:
             if far or step in (steps[0], steps[-1]):
                 last = step
                 yield step
+
+
+def _candidates(
+    problem: Problem, cut: Problem, tables: Tables, budget_bytes: float, next_bytes: float
+) -> Iterator[Candidate]:
+    """The nesting for a budget, polished within its own peak, and also up to the budget of the next rung."""
+    nesting = tables.nesting(budget_bytes)
+    assert nesting is not None
+    order = in_blocks(problem, order_of(cut, tables, nesting))
+    peak_bytes = forecast(problem, order).peak_bytes
+    offered: list[RunOrder] = []
+    for limit in (peak_bytes, int(next_bytes) - 1):
+        better = polished(problem, order, max(limit, peak_bytes))
+        if better not in offered:
+            offered.append(better)
+            words = told(tables, nesting) + ("" if better is order else "; polished")
+            yield Candidate(words, better, forecast(problem, better))

@@ -99,10 +99,7 @@ def forecast(problem: Problem, order: RunOrder) -> Forecast:
     count = len(lives.runs)
     if not count:
         return Forecast(problem.resident_bytes, 0.0, -1, np.zeros(len(order), dtype=np.int64))
-    recorded = np.bincount(lives.recorded_at, minlength=count) * problem.state_bytes
-    moments = problem.resident_bytes + _live_before(arrays, lives, recorded, problem.state_bytes)
-    moments += arrays.momentary_bytes[lives.runs]
-    moments += problem.state_bytes * (lives.again & arrays.random[lives.runs])
+    moments = moments_of(problem, lives)
     peak_run = int(moments.argmax())
     segment_peaks = np.zeros(len(order), dtype=np.int64)
     lengths = np.array([len(segment) for segment in order])
@@ -110,6 +107,16 @@ def forecast(problem: Problem, order: RunOrder) -> Forecast:
     segment_peaks[filled] = np.maximum.reduceat(moments, starts[filled])
     peak_bytes = max(int(moments[peak_run]), problem.resident_bytes)
     return Forecast(peak_bytes, fsum(arrays.seconds[lives.runs].tolist()), peak_run, segment_peaks)
+
+
+def moments_of(problem: Problem, lives: Lives) -> np.ndarray:
+    """Bytes allocated at the fullest moment of each run, everything counted."""
+    arrays = arrays_of(problem)
+    recorded = np.bincount(lives.recorded_at, minlength=len(lives.runs)) * problem.state_bytes
+    moments = problem.resident_bytes + _live_before(arrays, lives, recorded, problem.state_bytes)
+    moments += arrays.momentary_bytes[lives.runs]
+    moments += problem.state_bytes * (lives.again & arrays.random[lives.runs])
+    return moments
 
 
 def _live_before(arrays: Arrays, lives: Lives, recorded: np.ndarray, state_bytes: int) -> np.ndarray:
