@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -112,6 +113,7 @@ class BlockBench:
         return sum(size[value] for value in self.loose_values & needed), highest - live
 
 
+@lru_cache(maxsize=64)
 def options_of(problem: Problem, block: int, visits: int = 500_000) -> tuple[Option, ...]:
     """Options of a block, none beaten by another.
 

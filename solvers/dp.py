@@ -63,7 +63,7 @@ class Dp:
     ) -> Iterator[Candidate]:
         """The rungs for one cut of a problem into links, with ways for each kind of link.
 
-        known: (peak in bytes, seconds) of what has been told, which is added to.
+        known: (budget in bytes, extra seconds) of the rungs told so far, which is added to.
         """
         chain = chain_of(cut, ways)
         levels = levels_of(chain, self.levels)
@@ -73,12 +73,9 @@ class Dp:
             tables = Tables(chain, max(reach / self.slots, 1.0), self.slots, levels)
             steps = list(self._steps(tables, len(cut.ops)))
             for step, following in zip(steps, [*steps[1:], *steps[-1:]], strict=True):
-                if any(peak <= step[0] and least <= problem.seconds + step[1] for peak, least in known):
-                    continue
-                for candidate in _candidates(problem, cut, tables, step[0], following[0]):
-                    assert candidate.seen is not None
-                    known.append((candidate.seen.peak_bytes, candidate.seen.seconds))
-                    yield candidate
+                if not any(peak <= step[0] and least <= step[1] for peak, least in known):
+                    known.append(step)
+                    yield from _candidates(problem, cut, tables, step[0], following[0])
             reach /= _FINER
 
     def _steps(self, tables: Tables, operations: int) -> Iterator[tuple[float, float]]:

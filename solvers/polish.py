@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +13,20 @@ from .problem import Problem
 _ROUNDS = 3
 
 
-@dataclass(frozen=True)
-class _Omission:
-    """A second run that may be left out: `gaps` are (value, position after which it is dead until this run)."""
+@dataclass(frozen=True, eq=False)
+class _Omissions:
+    """Second runs that may be left out, one per entry, the most worthwhile first.
 
-    position: int
-    gaps: tuple[tuple[int, int], ...]
-    bytes: int
-    seconds_per_byte: float
+    Left out, the run at `positions` keeps `sizes` bytes more alive from `starts` on. Entry i is about the gaps
+    first_gaps[i] : first_gaps[i + 1] of `gap_starts` (after which a value is dead until this run) and `gap_sizes`.
+    """
+
+    positions: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    gaps: tuple[np.ndarray, ...]  # for each entry the numbers of its gaps
+    gap_starts: np.ndarray
+    gap_sizes: np.ndarray
 
 
 def polished(problem: Problem, order: RunOrder, peak_bytes: int) -> RunOrder:
@@ -36,12 +40,13 @@ def polished(problem: Problem, order: RunOrder, peak_bytes: int) -> RunOrder:
         lives = lives_of(problem, order)
         moments = moments_of(problem, lives)
         left_out = np.zeros(len(lives.runs), dtype=bool)
-        for omission in _omissions(problem, lives):
-            start = min(begin for _, begin in omission.gaps)
-            if moments[start + 1 : omission.position + 1].max() + omission.bytes <= peak_bytes:
-                for value, begin in omission.gaps:
-                    moments[begin + 1 : omission.position + 1] += problem.values[value].size_bytes
-                left_out[omission.position] = True
+        omissions = _omissions(problem, lives, moments, peak_bytes)
+        for entry, gaps in enumerate(omissions.gaps):
+            position, start = omissions.positions[entry], omissions.starts[entry]
+            if moments[start + 1 : position + 1].max() + omissions.sizes[entry] <= peak_bytes:
+                for gap in gaps:
+                    moments[omissions.gap_starts[gap] + 1 : position + 1] += omissions.gap_sizes[gap]
+                left_out[position] = True
         if not left_out.any():
             return order
         order = without_idle_runs(problem, _without(order, left_out))
@@ -51,11 +56,12 @@ def polished(problem: Problem, order: RunOrder, peak_bytes: int) -> RunOrder:
 def without_idle_runs(problem: Problem, order: RunOrder) -> RunOrder:
     """The order without second runs that make nothing that is read before it is made once more."""
     lives = lives_of(problem, order)
-    idle = np.zeros(len(lives.runs), dtype=bool)
+    runs, again = lives.runs.tolist(), lives.again.tolist()
+    idle = np.zeros(len(runs), dtype=bool)
     wanted: set[int] = set()
-    for position in range(len(lives.runs) - 1, -1, -1):
-        op = problem.ops[lives.runs[position]]
-        if lives.again[position] and wanted.isdisjoint(op.makes):
+    for position in range(len(runs) - 1, -1, -1):
+        op = problem.ops[runs[position]]
+        if again[position] and wanted.isdisjoint(op.makes):
             idle[position] = True
             continue
         wanted.difference_update(op.makes)
@@ -63,34 +69,43 @@ def without_idle_runs(problem: Problem, order: RunOrder) -> RunOrder:
     return _without(order, idle) if idle.any() else order
 
 
-def _omissions(problem: Problem, lives: Lives) -> list[_Omission]:
-    """Second runs that might be left out, the most worthwhile first.
+def _omissions(problem: Problem, lives: Lives, moments: np.ndarray, peak_bytes: int) -> _Omissions:
+    """Second runs that might be left out, as far as the moments at both ends of their gaps tell.
 
     Random operations are not among them: without a second run their state need not be recorded either, which would
     change moments elsewhere.
     """
-    seconds = arrays_of(problem).seconds
-    deaths: defaultdict[int, list[int]] = defaultdict(list)
-    by_position = np.argsort(lives.dies_at, kind="stable")
-    for position, value in zip(lives.dies_at[by_position].tolist(), lives.dies[by_position].tolist(), strict=True):
-        deaths[value].append(position)
-    found = []
-    for position in np.flatnonzero(lives.again & (seconds[lives.runs] > 0)).tolist():
-        index = int(lives.runs[position])
-        op = problem.ops[index]
-        latest = {value: bisect_left(deaths[value], position) - 1 for value in op.makes}
-        gaps = tuple((value, deaths[value][at]) for value, at in latest.items() if at >= 0)
-        if gaps and not op.random:
-            sizes = [problem.values[value].size_bytes for value, _ in gaps]
-            held_bytes = sum(size * (position - begin) for size, (_, begin) in zip(sizes, gaps, strict=True))
-            found.append(_Omission(position, gaps, sum(sizes), seconds[index] / max(held_bytes, 1)))
-    return sorted(found, key=lambda omission: (-omission.seconds_per_byte, omission.position))
+    arrays, count = arrays_of(problem), len(lives.runs)
+    tried = np.flatnonzero(lives.again & (arrays.seconds[lives.runs] > 0) & ~arrays.random[lives.runs])
+    entry, value = arrays.makes.gather(lives.runs[tried])
+    # the latest death of each value before it is made again
+    deaths = np.sort(lives.dies * (count + 1) + lives.dies_at)
+    latest = np.searchsorted(deaths, value * (count + 1) + tried[entry]) - 1
+    found = (latest >= 0) & (deaths[latest] // (count + 1) == value)
+    entry, gap_starts, gap_sizes = entry[found], deaths[latest[found]] % (count + 1), arrays.size_bytes[value[found]]
+    sizes = np.bincount(entry, weights=gap_sizes, minlength=len(tried)).astype(np.int64)
+    starts = tried.copy()
+    np.minimum.at(starts, entry, gap_starts)
+    held_bytes = np.bincount(entry, weights=gap_sizes * (tried[entry] - gap_starts), minlength=len(tried))
+    worth = arrays.seconds[lives.runs[tried]] / np.maximum(held_bytes, 1)
+    ends_fit = (np.maximum(moments[tried], moments[starts + 1 - (starts == tried)]) + sizes <= peak_bytes) & (
+        starts < tried
+    )
+    chosen = np.flatnonzero(ends_fit)
+    chosen = chosen[np.lexsort((tried[chosen], -worth[chosen]))]
+    bounds = np.searchsorted(entry, np.arange(len(tried) + 1))
+    gaps = tuple(np.arange(bounds[i], bounds[i + 1]) for i in chosen.tolist())
+    return _Omissions(tried[chosen], starts[chosen], sizes[chosen], gaps, gap_starts, gap_sizes)
 
 
 def _without(order: RunOrder, left_out: np.ndarray) -> RunOrder:
     """The order without the runs at these positions."""
+    gone = set(np.flatnonzero(left_out).tolist())
     kept, position = [], 0
     for segment in order:
-        kept.append(tuple(op for at, op in enumerate(segment, position) if not left_out[at]))
-        position += len(segment)
+        end = position + len(segment)
+        if gone and any(at in gone for at in range(position, end)):
+            segment = tuple(op for at, op in enumerate(segment, position) if at not in gone)
+        kept.append(segment)
+        position = end
     return tuple(kept)
