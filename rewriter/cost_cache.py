@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from ..solvers.disk_cache import cache_folder
+
 # Raise it when what is measured changes, so that old numbers are not taken for new ones.
 _METHOD = 1
 
@@ -67,12 +69,6 @@ class CostCache:
                 Path(temporary).replace(self.path)
             except OSError:
                 Path(temporary).unlink(missing_ok=True)
-
-
-def cache_folder() -> Path:
-    """`lowtide` in the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(named) if Path(named).is_absolute() else Path("~/.cache").expanduser()) / "lowtide"
 
 
 def _read(path: Path) -> dict[str, Measurement]:

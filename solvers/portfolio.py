@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Protocol
 
-from .bound import lower_bound_seconds
+from .bound import Proof, proven_seconds
+from .disk_cache import DiskCache
 from .envelope import Rated, envelope, rate
 from .errors import ScheduleError
 from .greedy import Greedy
 from .hierarchical import Hierarchical
 from .infeasible import infeasible, told_bytes
 from .keep_all import KeepAll
+from .ladder_cache import cached_ladder, cached_proofs
 from .liveness import Candidate, schedule_of
 from .plan import Plan
 from .problem import Problem
@@ -44,12 +47,18 @@ class Portfolio:
 
     The candidates are the same for every budget, so under one cost table a smaller budget never gives a
     higher peak or a shorter time, and no plan costs more than the best recipe that fits. Of candidates
-    equally fast the one with the lower peak is taken, then the one whose solver comes first. Ladders are kept
-    per problem.
+    equally fast the one with the lower peak is taken, then the one whose solver comes first.
+
+    cache: where candidates and proofs are kept for other processes; None to find them anew. Each portfolio keeps in
+    memory what it has found.
     """
 
     solvers: tuple[Solver, ...] = SOLVERS
-    _ladders: dict[Problem, tuple[Rated, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    cache: DiskCache | None = field(default=DiskCache(), repr=False, compare=False)
+    _ladders: dict[tuple[Problem, str], tuple[Rated, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _proofs: dict[Problem, tuple[Proof, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def solve(
         self, problem: Problem, budget_bytes: int, solver: str = "auto", progress: Progress | None = None
@@ -85,32 +94,27 @@ class Portfolio:
             chosen[best.peak_bytes] = best
         return [self._plan(problem, best, best.peak_bytes, perf_counter(), ()) for best in chosen.values()]
 
-    def _offered(self, problem: Problem, solver: str, progress: Progress | None) -> tuple[Rated, ...]:
+    def _offered(self, problem: Problem, solver: str, progress: Progress | None) -> list[Rated]:
         """The candidates of one solver or of all, rated."""
         names = [one.name for one in self.solvers]
         if solver not in ("auto", *names):
             raise ValueError(f"there is no solver {solver!r}: choose among auto, {', '.join(names)}")
-        if problem not in self._ladders:
-            self._ladders[problem] = tuple(self._rated(problem, progress))
-        return tuple(one for one in self._ladders[problem] if solver in ("auto", one.solver))
-
-    def _rated(self, problem: Problem, progress: Progress | None) -> Iterator[Rated]:
-        """The candidates of every solver that no other of the same solver beats."""
-        for done, solver in enumerate(self.solvers):
-            best: list[Rated] = []
-            for number, candidate in enumerate(solver.candidates(problem), 1):
-                if progress is not None:
-                    # a solver does not say how many candidates it has: each takes a fiftieth of what is left
-                    share = (done + 1 - 0.98**number) / len(self.solvers)
-                    progress(share, f"{solver.name}: {candidate.told}")
-                # at once, as the orders of all candidates would fill hundreds of megabytes for deep models
-                best = envelope([*best, rate(problem, solver.name, candidate)])
-            yield from best
+        asked = [one for one in self.solvers if solver in ("auto", one.name)]
+        offered: list[Rated] = []
+        for done, one in enumerate(asked):
+            if (problem, one.name) not in self._ladders:
+                told = progress and partial(_tell, progress, done, len(asked))
+                find = partial(_ladder, problem, one, told)
+                self._ladders[problem, one.name] = cached_ladder(self.cache, problem, one, find)
+            offered += self._ladders[problem, one.name]
         if progress is not None:
             progress(1.0, "solved")
+        return offered
 
     def _plan(self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]) -> Plan:
-        bound = lower_bound_seconds(problem, budget_bytes)
+        if problem not in self._proofs:
+            self._proofs[problem] = cached_proofs(self.cache, problem)
+        bound = proven_seconds(problem, self._proofs[problem], budget_bytes)
         schedule = schedule_of(problem, best.order)
         plan = make_plan(
             problem,
@@ -126,7 +130,23 @@ class Portfolio:
         return plan
 
 
-def _why(ladder: tuple[Rated, ...], best: Rated, budget_bytes: int) -> tuple[str, ...]:
+def _ladder(problem: Problem, solver: Solver, told: Callable[[int, str], None] | None) -> list[Rated]:
+    """The candidates of a solver that no other of its own beats; told: the number of each and what it is."""
+    best: list[Rated] = []
+    for number, candidate in enumerate(solver.candidates(problem), 1):
+        if told is not None:
+            told(number, f"{solver.name}: {candidate.told}")
+        # at once, as the orders of all candidates would fill hundreds of megabytes for deep models
+        best = envelope([*best, rate(problem, solver.name, candidate)])
+    return best
+
+
+def _tell(progress: Progress, done: int, solvers: int, number: int, text: str) -> None:
+    """Tell the share done: a solver does not say how many candidates it has, each takes a fiftieth of what is left."""
+    progress((done + 1 - 0.98**number) / solvers, text)
+
+
+def _why(ladder: Sequence[Rated], best: Rated, budget_bytes: int) -> tuple[str, ...]:
     """For every other solver why it was not taken."""
     notes = []
     for name in dict.fromkeys(one.solver for one in ladder):

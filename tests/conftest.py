@@ -5,10 +5,13 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the network
+CACHE = tempfile.TemporaryDirectory(prefix="lowtide-tests-")  # removed when the tests end
+os.environ["XDG_CACHE_HOME"] = CACHE.name  # no test reads or writes the user's cache
 
 if importlib.util.find_spec("lowtide") is None:
     start, inside = ROOT / "__init__.py", [str(ROOT)]

@@ -1,0 +1,105 @@
+"""Keeps on disk what planning for a problem comes down to: the candidates of each solver, and the proofs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from functools import cached_property, lru_cache, partial
+from hashlib import sha256
+from itertools import chain
+from operator import attrgetter
+
+import numpy as np
+
+from .bound import Proof, proofs_of
+from .disk_cache import DiskCache, Entry, entry_name
+from .envelope import Rated
+from .liveness import RunOrder
+from .problem import Op, Problem, Value
+
+_TELLS_NOTHING = ("name", "module", "notes")  # fields that say how things are called, on which no solver depends
+
+
+def cached_ladder(
+    cache: DiskCache | None, problem: Problem, solver: object, find: Callable[[], Iterable[Rated]]
+) -> tuple[Rated, ...]:
+    """The candidates of a solver as `find` finds them, from the cache if they are there, put there if not.
+
+    solver: a dataclass, whose options are part of what is asked for.
+    """
+    if cache is None:
+        return tuple(find())
+    name = entry_name("ladder", problem_digest(problem), repr(solver))
+    entry = cache.read(name)
+    if entry is not None:
+        return tuple(_stored_ladder(entry))
+    found = tuple(find())
+    told = [(one.solver, one.told, one.peak_bytes, one.seconds) for one in found]
+    cache.write(name, told, [_packed(one.order) for one in found])
+    return found
+
+
+def cached_proofs(cache: DiskCache | None, problem: Problem) -> tuple[Proof, ...]:
+    """`proofs_of` a problem, from the cache if they are there, put there if not."""
+    if cache is None:
+        return proofs_of(problem)
+    name = entry_name("proofs", problem_digest(problem))
+    entry = cache.read(name)
+    if entry is not None:
+        return tuple(_stored_proofs(entry))
+    found = proofs_of(problem)
+    told = [(proof.moments, proof.needless_seconds) for proof in found]
+    cache.write(name, told, [part for proof in found for part in (proof.price, proof.worth)])
+    return found
+
+
+@lru_cache(maxsize=8)
+def problem_digest(problem: Problem) -> str:
+    """Of everything in a problem that solving depends on."""
+    digest = sha256()
+    for kind, records in ((Problem, (problem,)), (Op, problem.ops), (Value, problem.values)):
+        names = [one.name for one in fields(kind) if one.name not in (*_TELLS_NOTHING, "ops", "values")]
+        digest.update(repr((names, [*map(attrgetter(*names), records)])).encode())
+    return digest.hexdigest()
+
+
+class _Stored(Rated):
+    """A candidate from the disk, whose run order is unpacked when it is first asked for."""
+
+    _unpack: Callable[[], RunOrder]
+
+    def __init__(self, solver: str, told: str, peak_bytes: int, seconds: float, unpack: Callable[[], RunOrder]) -> None:
+        vars(self).update(solver=solver, told=told, peak_bytes=peak_bytes, seconds=seconds, _unpack=unpack)
+
+    @cached_property
+    def order(self) -> RunOrder:
+        """What each segment runs."""
+        return self._unpack()
+
+
+def _stored_ladder(entry: Entry) -> Iterator[Rated]:
+    for number, (solver, told, peak_bytes, seconds) in enumerate(entry.told):
+        yield _Stored(solver, told, peak_bytes, seconds, partial(_order, entry, number))
+
+
+def _packed(order: RunOrder) -> np.ndarray:
+    """How many segments, how long each is, and the differences between runs: mostly ones, which compress well."""
+    lengths = [len(segment) for segment in order]
+    runs = np.fromiter(chain.from_iterable(order), dtype=np.int32, count=sum(lengths))
+    return np.concatenate((np.array([len(lengths), *lengths], dtype=np.int32), np.diff(runs, prepend=np.int32(0))))
+
+
+def _order(entry: Entry, number: int) -> RunOrder:
+    """The inverse of `_packed`."""
+    packed = entry.array(number)
+    stop = 1 + int(packed[0])
+    ends = np.cumsum(packed[1:stop]).tolist()
+    runs = np.cumsum(packed[stop:]).tolist()
+    return tuple(tuple(runs[start:end]) for start, end in zip([0, *ends], ends, strict=False))
+
+
+def _stored_proofs(entry: Entry) -> Iterator[Proof]:
+    for number, (moments, needless_seconds) in enumerate(entry.told):
+        price, worth = entry.array(2 * number), entry.array(2 * number + 1)
+        moments = tuple((ahead, taken_bytes) for ahead, taken_bytes in moments)
+        yield Proof(price, worth.reshape(-1, len(price)), moments, needless_seconds)
