@@ -17,14 +17,14 @@ _ROUNDS = 3
 class _Omissions:
     """Second runs that may be left out, one per entry, the most worthwhile first.
 
-    Left out, the run at `positions` keeps `sizes` bytes more alive from `starts` on. Entry i is about the gaps
-    first_gaps[i] : first_gaps[i + 1] of `gap_starts` (after which a value is dead until this run) and `gap_sizes`.
+    Left out, the run at `positions` keeps `sizes` bytes more alive from `starts` on: for each of its `gaps` a value of
+    `gap_sizes` bytes that is dead after `gap_starts` until this run.
     """
 
     positions: np.ndarray
     starts: np.ndarray
     sizes: np.ndarray
-    gaps: tuple[np.ndarray, ...]  # for each entry the numbers of its gaps
+    gaps: tuple[range, ...]
     gap_starts: np.ndarray
     gap_sizes: np.ndarray
 
@@ -93,8 +93,8 @@ def _omissions(problem: Problem, lives: Lives, moments: np.ndarray, peak_bytes: 
     )
     chosen = np.flatnonzero(ends_fit)
     chosen = chosen[np.lexsort((tried[chosen], -worth[chosen]))]
-    bounds = np.searchsorted(entry, np.arange(len(tried) + 1))
-    gaps = tuple(np.arange(bounds[i], bounds[i + 1]) for i in chosen.tolist())
+    bounds = np.searchsorted(entry, np.arange(len(tried) + 1)).tolist()
+    gaps = tuple(range(bounds[i], bounds[i + 1]) for i in chosen.tolist())
     return _Omissions(tried[chosen], starts[chosen], sizes[chosen], gaps, gap_starts, gap_sizes)
 
 
