@@ -27,7 +27,7 @@ import transformers
 
 from benchmarks import frontier_compile as compiling
 from benchmarks.frontier_domination import dominations, lowtide_failures
-from benchmarks.frontier_lowtide import bound_curve, copy_measurements, lowtide_rows, range_of
+from benchmarks.frontier_lowtide import Planner, bound_curve, copy_measurements, lowtide_rows, range_of
 from benchmarks.frontier_peers import checkpointing_peers
 from benchmarks.frontier_picture import draw
 from benchmarks.frontier_row import LOWTIDE, Row, attempt, compare_flops, compare_seconds, measure, tell, told_error
@@ -101,7 +101,8 @@ class Bench:
     def add_lowtide(self) -> dict[str, Any]:
         """lowtide at the peaks of all rows so far and at budgets of its own; gives what holds for all budgets."""
         try:
-            span = range_of(self.subject, self.options.costs)
+            planner = Planner(self.subject, self.options.costs)
+            span = range_of(planner)
         except Exception as error:  # a network that lowtide cannot plan is a finding, not the end
             self.add(Row(LOWTIDE, LOWTIDE, failure=told_error(error)), None)
             return {"resident_bytes": None, "bound": []}
@@ -110,9 +111,14 @@ class Bench:
         for row in self.rows:
             if row.peak_bytes is not None:
                 budgets.setdefault(row.peak_bytes, []).append(row.name)
-        for row, runner in lowtide_rows(self.subject, self.options.costs, span, budgets):
+        for row, runner in lowtide_rows(planner, span, budgets):
             self.add(row, runner)
-        return {"resident_bytes": span.resident_bytes, "bound": bound_curve(span)}
+        return {
+            "resident_bytes": span.resident_bytes,
+            "first_planning_seconds": span.planning_seconds,
+            "first_solve_seconds": span.plan.solve_seconds,
+            "bound": bound_curve(span),
+        }
 
     def time(self) -> None:
         """All that run, in turn."""

@@ -19,11 +19,31 @@ MIB = 2**20
 _BOUND_POINTS = 48
 
 
+class Planner:
+    """Rewrites one subject for many budgets; candidates that hold for all budgets are made once."""
+
+    def __init__(self, subject: Subject, costs: str) -> None:
+        self.subject, self.costs = subject, costs
+        self._portfolio: Any = None
+
+    def rewritten(self, budget: int | str) -> Any:
+        """A rewritten module, planned for the subject's batch. Raises what `lowtide.rewrite` raises."""
+        self.subject.reset()
+        small: Any = lowtide.rewrite(self.subject.twin(), budget, outputs=["loss"], costs=self.costs)
+        self._portfolio = small.lowtide.portfolio = self._portfolio or small.lowtide.portfolio
+        small.lowtide.prepare(small, (), self.subject.batch)
+        return small
+
+
 @dataclass(frozen=True)
 class Range:
-    """Where lowtide's budgets lie, in bytes above the start of the step, and the plan that keeps everything."""
+    """Where lowtide's budgets lie, in bytes above the start of the step.
+
+    plan: the one that keeps everything, the first that was made; planning_seconds: what it took, with capturing.
+    """
 
     plan: Plan
+    planning_seconds: float
     smallest_bytes: int
     largest_bytes: int
 
@@ -33,28 +53,27 @@ class Range:
         return self.plan.problem.resident_bytes
 
     def spread(self, count: int) -> list[int]:
-        """Budgets from the largest to the smallest, evenly."""
-        step = (self.largest_bytes - self.smallest_bytes) / max(count - 1, 1)
-        return [self.largest_bytes - round(number * step) for number in range(count)]
+        """Budgets from the largest to the smallest, each the same share of the one before."""
+        share = (self.smallest_bytes / self.largest_bytes) ** (1 / max(count - 1, 1))
+        budgets = [round(self.largest_bytes * share**number) for number in range(count)]
+        return [max(budget_bytes, self.smallest_bytes) for budget_bytes in budgets]
 
 
-def range_of(subject: Subject, costs: str) -> Range:
+def range_of(planner: Planner) -> Range:
     """Plans with everything kept and finds the smallest budget that can be met."""
-    subject.reset()
-    options: dict[str, Any] = {"kwargs": subject.batch, "outputs": ["loss"], "costs": costs}
-    plan = lowtide.plan(subject.twin(), "100%", **options)
+    started = time.perf_counter()
+    plan: Plan = planner.rewritten("100%").plan
+    planning_seconds = time.perf_counter() - started
     resident_bytes = plan.problem.resident_bytes
     try:
-        lowtide.plan(subject.twin(), 1, **options)
+        planner.rewritten(1)
         raise AssertionError("a budget of 1 byte was met")
     except lowtide.InfeasibleBudget as error:
         smallest_bytes = error.smallest_bytes
-    return Range(plan, smallest_bytes - resident_bytes, plan.baseline_peak_bytes - resident_bytes)
+    return Range(plan, planning_seconds, smallest_bytes - resident_bytes, plan.baseline_peak_bytes - resident_bytes)
 
 
-def lowtide_rows(
-    subject: Subject, costs: str, span: Range, budgets: dict[int, list[str]]
-) -> Iterator[tuple[Row, Runner | None]]:
+def lowtide_rows(planner: Planner, span: Range, budgets: dict[int, list[str]]) -> Iterator[tuple[Row, Runner | None]]:
     """A row for each budget above the start, from the largest; a runner where its plan is new.
 
     budgets: bytes above the start, each with the names of the peers whose peak it is.
@@ -63,15 +82,16 @@ def lowtide_rows(
     names = _names(budgets)
     for budget_bytes in sorted(budgets, reverse=True):
         row = Row(names[budget_bytes], LOWTIDE, budget_bytes, budgets[budget_bytes])
-        runner = _planned(subject, costs, span, row)
-        if runner is not None:
-            schedule = runner.module.plan.schedule  # pyright: ignore[reportAttributeAccessIssue]
-            same = next((other for other, known in planned if known == schedule), None)
-            if same is not None:
-                row.same_plan_as, runner = same.name, None
-            else:
-                planned.append((row, schedule))
-        yield row, runner
+        small = _planned(planner, span, row)
+        same = next((other for other, known in planned if small is not None and known == small.plan.schedule), None)
+        if small is None:
+            yield row, None
+        elif same is not None:
+            row.same_plan_as = same.name
+            yield row, None
+        else:
+            planned.append((row, small.plan.schedule))
+            yield row, runner_of(row.name, LOWTIDE, small, planner.subject.batch)
 
 
 def _names(budgets: Iterable[int]) -> dict[int, str]:
@@ -84,22 +104,20 @@ def _names(budgets: Iterable[int]) -> dict[int, str]:
     return names
 
 
-def _planned(subject: Subject, costs: str, span: Range, row: Row) -> Runner | None:
-    """Rewrites for a row's budget and fills in what the plan says; None where it cannot be met."""
-    budget_bytes = span.resident_bytes + (row.budget_bytes or 0)
-    subject.reset()
+def _planned(planner: Planner, span: Range, row: Row) -> Any:
+    """Rewrites for a row's budget and fills in what the plan says; None where that fails, which the row tells."""
     started = time.perf_counter()
     try:
-        small: Any = lowtide.rewrite(subject.twin(), budget_bytes, kwargs=subject.batch, outputs=["loss"], costs=costs)
+        small = planner.rewritten(span.resident_bytes + (row.budget_bytes or 0))
     except lowtide.InfeasibleBudget as error:
         row.failure = f"infeasible: the smallest is {(error.smallest_bytes - span.resident_bytes) / MIB:.2f} MiB"
         return None
-    except Exception as error:  # told in the row, as a peer's
+    except Exception as error:  # a finding, as with a peer
         row.failure = told_error(error)
         return None
     row.planning_seconds = time.perf_counter() - started
     _tell_plan(row, small.plan, span)
-    return runner_of(row.name, LOWTIDE, small, subject.batch)
+    return small
 
 
 def _tell_plan(row: Row, plan: Plan, span: Range) -> None:

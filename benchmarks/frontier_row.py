@@ -106,9 +106,11 @@ def told_error(error: BaseException) -> str:
 
 
 def tell(text: str) -> None:
-    """Says on stderr what is being done, over what was said before."""
+    """Says on stderr what is being done: over what was said before on a terminal, else on a line of its own."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text[:110]}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
 
 
 def attempt(make: Callable[[], Runner], name: str, kind: str) -> tuple[Row, Runner | None]:

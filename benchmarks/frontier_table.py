@@ -33,7 +33,13 @@ def print_table(report: dict[str, Any]) -> None:
     _print_domination(report["domination"], report["costs"])
     told = "; ".join(report["failures"]) or "none"
     print(f"failures of lowtide: {told}")
-    resident = "" if report["resident_bytes"] is None else f"; {_mebibytes(report['resident_bytes'])} MiB at the start"
+    resident = ""
+    if report["resident_bytes"] is not None:
+        resident = (
+            f"; {_mebibytes(report['resident_bytes'])} MiB at the start\nthe first plan took "
+            f"{report['first_planning_seconds']:.1f} s ({report['first_solve_seconds']:.1f} s to solve); the others "
+            "are planned from its candidates"
+        )
     print(
         f"medians over {report['rounds']} rounds, all in turn; lowtide planned with costs={report['costs']!r}, bound "
         f"and gap in the same;\ngradients {report['gradients']} at the start; torch {report['torch']}, "
