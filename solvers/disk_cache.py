@@ -79,8 +79,8 @@ class DiskCache:
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
                 Path(temporary).replace(path)
-            except OSError:
-                Path(temporary).unlink(missing_ok=True)
+            finally:
+                Path(temporary).unlink(missing_ok=True)  # it is there still if anything went wrong
             self._remove_oldest(path.parent)
 
     def _path(self, name: str) -> Path:
@@ -119,7 +119,8 @@ def _packed(told: Any, arrays: Sequence[np.ndarray]) -> bytes:
     little = [array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays]
     packed = [zlib.compress(array.tobytes(), 1) for array in little]
     kinds = [(array.dtype.str, len(content)) for array, content in zip(little, packed, strict=True)]
-    header = zlib.compress(json.dumps({"told": told, "arrays": kinds}).encode(), 1)
+    text = json.dumps({"told": told, "arrays": kinds}, default=lambda number: number.item())  # numpy's numbers
+    header = zlib.compress(text.encode(), 1)
     rest = b"".join((len(header).to_bytes(_LENGTH_BYTES, "little"), header, *packed))
     return b"".join((_OPENING, sha256(rest).digest(), rest))
 

@@ -35,6 +35,11 @@ def test_an_entry_comes_back_as_it_was_written(cache):
         assert entry.array(number).tolist() == array.tolist()
 
 
+def test_numbers_of_numpy_come_back_as_pythons(cache):
+    cache.write("one", [np.int64(2**40), np.float32(0.5), np.float64(0.1)])
+    assert cache.read("one").told == [2**40, 0.5, 0.1]
+
+
 def test_a_second_entry_of_a_name_takes_the_place_of_the_first(cache):
     cache.write("one", 1, ARRAYS)
     cache.write("one", 2)
