@@ -14,13 +14,15 @@ from .devices import DevicePreset, load_device, preset_of
 from .errors import LowtideError
 from .flops import count_flops
 from .operands import signature, tensor_operands, tensors_in, value_of
-from .roofline import estimated_working_bytes, roofline_seconds
+from .roofline import estimated_working_bytes, is_view, moved_bytes, roofline_seconds
 from .run_kernels import MeasureWarning, run_kernels
 
 __all__ = ["Cost", "MeasureError", "MeasureWarning", "measure_costs", "signature"]
 
 NOMINAL_FLOPS_PER_SECOND = 1e12
 """The speed at which `costs="flops"` turns operations into seconds."""
+_BYTES_MOVED_PER_OPERATION = 1000
+"""What an operation weighs as much as: among schedules with equally many operations the one that moves least wins."""
 
 
 class MeasureError(LowtideError, ValueError):
@@ -47,8 +49,8 @@ def measure_costs(
 
     costs: "measured" runs and times each kernel on `device` (the least of several runs, in this process's
     number of threads). "roofline" estimates seconds by `preset`, by default that of `device`. "flops" takes
-    1e12 operations per second and nothing for other kernels; both give the same seconds every time. The
-    memory is measured wherever `device` is this machine's and the tensors are not on `meta`, and else
+    1e12 operations per second, and next to nothing for the bytes a kernel moves; both give the same seconds
+    every time. The memory is measured wherever `device` is this machine's and the tensors are not on `meta`, and else
     estimated from shapes. progress: called with (kernels done, kernels to run, name).
 
     Raises `MeasureError` when `costs` is unknown, or "measured" is asked for on a device that is not here.
@@ -91,7 +93,8 @@ def _cost(
     if costs == "measured" and found is not None and found.seconds is not None:
         return Cost(found.seconds, working_bytes, flops)
     if costs == "flops":
-        return Cost(flops / NOMINAL_FLOPS_PER_SECOND, working_bytes, flops)
+        moved = 0 if is_view(node) else moved_bytes(node)
+        return Cost((flops + moved / _BYTES_MOVED_PER_OPERATION) / NOMINAL_FLOPS_PER_SECOND, working_bytes, flops)
     return Cost(roofline_seconds(node, flops, preset or preset_of(device)), working_bytes, flops)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import warnings
 
+import lowtide
 import pytest
 import torch
 from lowtide.rewriter import cost_cache, run_kernels
 from lowtide.rewriter.errors import LowtideError
 from lowtide.rewriter.measure import Cost, measure_costs, signature
+from lowtide.solvers.schedule import Run
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
@@ -268,3 +270,15 @@ def test_on_cuda_a_product_holds_its_output():
     cost = measure_costs(nodes, "cuda")[signature(nodes[0])]
     assert cost.working_bytes == 64 * 64 * 4
     assert cost.seconds > 0
+
+
+def test_by_flops_what_moves_bytes_costs_next_to_nothing_but_not_nothing():
+    # otherwise a loose budget would still run everything but matrix products again
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64), torch.nn.GELU())
+    batch = (torch.randn(512, 64),)
+    loose = lowtide.plan(model, "100%", batch, costs="flops")
+    runs = [one.op for one in loose.schedule.instructions if isinstance(one, Run)]
+    assert len(runs) == len(set(runs))
+    assert loose.extra_seconds == 0
+    tight = lowtide.plan(model, "85%", batch, costs="flops")
+    assert 0 < tight.extra_share < 1e-3
