@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .dp import Dp
 from .envelope import cheapest_under
 from .liveness import Candidate, schedule_of
-from .partitions import partitions
+from .partitions import chains
 from .problem import Problem
 from .schedule import Schedule
 from .way_sets import way_sets
@@ -18,9 +18,9 @@ from .way_sets import way_sets
 class Hierarchical:
     """Ways per kind of layer, then the best nesting of layers for every budget (Zhao et al. 2023, arXiv 2307.01236).
 
-    The step is cut into layers, into parts of layers, and into windows of large blocks (`partitions`), so that what is
-    no chain of narrow blocks becomes one whose far-reaching values are kept. For each cut the ways to run each kind of
-    link are found (`way_sets`), then nested by the dynamic program `dp`.
+    The step is cut into layers, and again into parts of layers; where there is no chain of narrow blocks, into windows,
+    whose far-reaching values are kept (`chains`). For each cut the ways to run each kind of link are found
+    (`way_sets`), then nested by the dynamic program `dp`.
 
     Guarantee: among nestings of these ways the best, but for the rounding; compare `lower_bound_seconds`. Cost: that of
     the ways per kind of link (`visits` operations looked at), and that of `dp` for each cut.
@@ -33,7 +33,7 @@ class Hierarchical:
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
         """The rungs of every cut, those of the coarsest first, from the fewest bytes up."""
         known: list[tuple[int, float]] = []
-        for cut in partitions(problem):
+        for cut in chains(problem):
             yield from self.dp.rungs_of(problem, cut, way_sets(cut, self.visits), known)
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:

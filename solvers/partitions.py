@@ -12,6 +12,7 @@ from .problem import Problem
 _LEAST_OF_A_PART = 4  # operations of forward
 _AS_NARROW = 1.05  # parts begin where at most so many times the bytes cross that cross between layers
 _LARGE = 24  # operations of forward that make a block worth cutting
+_LINKS_OF_A_CHAIN = 4
 _WORTH_CUTTING = 1.2  # times as many blocks
 _MOST_BLOCKS = 48
 _WINDOW = (8, 20)  # least and most operations of forward in a window
@@ -28,6 +29,15 @@ def partitions(problem: Problem) -> tuple[Problem, ...]:
         if _WORTH_CUTTING * len(cuts[-1].block_classes) < len(finer.block_classes) <= _MOST_BLOCKS:
             cuts.append(finer)
     return tuple(cuts)
+
+
+def chains(problem: Problem) -> tuple[Problem, ...]:
+    """The partitions worth nesting: windows only of what is no chain of layers."""
+    is_chain = len(in_layers(problem).block_classes) >= _LINKS_OF_A_CHAIN
+    windows = in_windows(in_parts(problem))
+    return tuple(
+        cut for cut in partitions(problem) if not (is_chain and cut is windows and cut is not in_parts(problem))
+    )
 
 
 @lru_cache(maxsize=8)
