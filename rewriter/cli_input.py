@@ -50,11 +50,10 @@ def check_budget(budget: str) -> None:
 
 def check_solver(solver: str) -> None:
     """A solver that does not exist is refused likewise."""
-    from ..solvers.portfolio import SOLVERS
+    from ..solvers.portfolio import SOLVER_NAMES
 
-    names = ["auto", *(one.name for one in SOLVERS)]
-    if solver not in names:
-        raise ValueError(f"there is no solver {solver!r}: choose among {', '.join(names)}")
+    if solver not in SOLVER_NAMES:
+        raise ValueError(f"there is no solver {solver!r}: choose among {', '.join(SOLVER_NAMES)}")
 
 
 def check_picture(path: Path | None) -> None:

@@ -13,7 +13,7 @@ from ..passes.pipeline import FIDELITIES, run_passes
 from ..passes.pose import Posed, pose
 from ..passes.step_graph import StepGraph
 from ..solvers.plan import Plan
-from ..solvers.portfolio import SOLVERS, Portfolio
+from ..solvers.portfolio import SOLVER_NAMES, Portfolio
 from ..solvers.problem import Problem
 from ..solvers.simulate import baseline_of, make_plan
 from .bytes_text import Share, format_bytes, parse_bytes
@@ -49,8 +49,8 @@ class Options:
             raise ValueError(f"fidelity={self.fidelity!r} is unknown; choose among {', '.join(FIDELITIES)}")
         if self.costs not in ("measured", "roofline", "flops"):
             raise ValueError(f"costs={self.costs!r} is unknown; choose among measured, roofline, flops")
-        if self.solver not in solver_names():
-            raise ValueError(f"there is no solver {self.solver!r}: choose among {', '.join(solver_names())}")
+        if self.solver not in SOLVER_NAMES:
+            raise ValueError(f"there is no solver {self.solver!r}: choose among {', '.join(SOLVER_NAMES)}")
         self.preset()
         for name in ("outputs", "differentiable"):
             if isinstance(getattr(self, name), str):
@@ -59,11 +59,6 @@ class Options:
     def preset(self) -> DevicePreset | None:
         """The device planned for, None for the one at hand."""
         return load_device(self.device) if self.device else None
-
-
-def solver_names() -> tuple[str, ...]:
-    """What `solver=` takes."""
-    return ("auto", *(solver.name for solver in SOLVERS))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from .bound import Proof, proven_seconds
 from .disk_cache import DiskCache
+from .dp import Dp
 from .envelope import Rated, envelope, rate
 from .errors import ScheduleError
 from .greedy import Greedy
@@ -39,6 +40,9 @@ class Solver(Protocol):
 
 
 SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Hierarchical(), Greedy())
+# Asked by name only: what they find is contained in what `hierarchical` finds, or takes long.
+NAMED: tuple[Solver, ...] = (Dp(),)
+SOLVER_NAMES = ("auto", *(solver.name for solver in (*SOLVERS, *NAMED)))
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Portfolio:
     """
 
     solvers: tuple[Solver, ...] = SOLVERS
+    named: tuple[Solver, ...] = NAMED
     cache: DiskCache | None = field(default=DiskCache(), repr=False, compare=False)
     _ladders: dict[tuple[Problem, str], tuple[Rated, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -65,12 +70,17 @@ class Portfolio:
     ) -> Plan:
         """The fastest plan that peaks at no more than `budget_bytes`.
 
-        solver: "auto" for all of them, or the name of one. progress: told the share done and what is being
-        done.
+        solver: "auto" for all of `solvers`, or the name of one of them or of `named`, which are asked for this budget
+        alone. progress: told the share done and what is being done.
 
-        Raises InfeasibleBudget if no candidate fits, ValueError if there is no solver of that name.
+        Raises InfeasibleBudget if no candidate fits, ValueError if there is no solver of that name, or if it does not
+        take steps as large as this one.
         """
         started = perf_counter()
+        for one in self.named:
+            if one.name == solver:
+                schedule = one.schedule(problem, budget_bytes)
+                return self._simulated(problem, schedule, one.name, budget_bytes, started, ())
         ladder = self._offered(problem, solver, progress)
         lowest = envelope(ladder)
         fitting = [one for one in lowest if one.peak_bytes <= budget_bytes]
@@ -96,7 +106,7 @@ class Portfolio:
 
     def _offered(self, problem: Problem, solver: str, progress: Progress | None) -> list[Rated]:
         """The candidates of one solver or of all, rated."""
-        names = [one.name for one in self.solvers]
+        names = [one.name for one in (*self.solvers, *self.named)]
         if solver not in ("auto", *names):
             raise ValueError(f"there is no solver {solver!r}: choose among auto, {', '.join(names)}")
         asked = [one for one in self.solvers if solver in ("auto", one.name)]
@@ -112,22 +122,34 @@ class Portfolio:
         return offered
 
     def _plan(self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]) -> Plan:
-        if problem not in self._proofs:
-            self._proofs[problem] = cached_proofs(self.cache, problem)
-        bound = proven_seconds(problem, self._proofs[problem], budget_bytes)
         schedule = schedule_of(problem, best.order)
-        plan = make_plan(
-            problem,
-            schedule,
-            solver=best.solver,
-            budget_bytes=budget_bytes,
-            lower_bound_seconds=bound,
-            solve_seconds=perf_counter() - started,
-            notes=(best.told, *notes),
-        )
+        plan = self._simulated(problem, schedule, best.solver, budget_bytes, started, (best.told, *notes))
         if plan.peak_bytes != best.peak_bytes:
             raise ScheduleError(f"forecast {best.peak_bytes} bytes for a schedule that peaks at {plan.peak_bytes}")
         return plan
+
+    def _simulated(
+        self,
+        problem: Problem,
+        schedule: Schedule,
+        solver: str,
+        budget_bytes: int,
+        started: float,
+        notes: tuple[str, ...],
+    ) -> Plan:
+        """The plan of a schedule, with what is proven."""
+        if problem not in self._proofs:
+            self._proofs[problem] = cached_proofs(self.cache, problem)
+        bound = proven_seconds(problem, self._proofs[problem], budget_bytes)
+        return make_plan(
+            problem,
+            schedule,
+            solver=solver,
+            budget_bytes=budget_bytes,
+            lower_bound_seconds=bound,
+            solve_seconds=perf_counter() - started,
+            notes=notes,
+        )
 
 
 def _ladder(problem: Problem, solver: Solver, told: Callable[[int, str], None] | None) -> list[Rated]:

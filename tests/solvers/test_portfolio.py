@@ -116,7 +116,7 @@ def test_a_solver_may_be_chosen_by_name_and_an_unknown_name_is_told_the_known_on
     problem = llama(layers=2)
     assert PORTFOLIO.solve(problem, 10**9, solver="recipes").solver == "recipes"
     with pytest.raises(
-        ValueError, match="no solver 'magic': choose among auto, keep_all, recipes, hierarchical, greedy"
+        ValueError, match="no solver 'magic': choose among auto, keep_all, recipes, hierarchical, greedy, dp"
     ):
         PORTFOLIO.solve(problem, 10**9, solver="magic")
 
@@ -245,3 +245,12 @@ def test_forty_budgets_are_answered_monotonously_cold_and_from_the_cache(problem
         for smaller, larger in pairwise(plans):
             assert smaller.peak_bytes <= larger.peak_bytes
             assert smaller.seconds >= larger.seconds
+
+
+def test_a_solver_asked_for_by_name_alone_answers_for_the_budget_with_the_bound():
+    problem = llama(layers=3)
+    plan = PORTFOLIO.solve(problem, 20 * MEBIBYTE, solver="dp")
+    assert plan.solver == "dp"
+    assert plan.peak_bytes <= 20 * MEBIBYTE
+    assert plan.lower_bound_seconds is not None
+    assert plan.seconds >= PORTFOLIO.solve(problem, 20 * MEBIBYTE).seconds
