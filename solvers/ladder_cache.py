@@ -1,4 +1,4 @@
-"""Keeps on disk what planning for a problem comes down to: the candidates of each solver, and the proofs."""
+"""Keeps on disk what planning for a problem comes down to: candidates and schedules of each solver, and proofs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from .disk_cache import DiskCache, Entry, entry_name
 from .envelope import Rated
 from .liveness import RunOrder
 from .problem import Op, Problem, Value
+from .schedule import Forget, Free, Record, Run, Schedule, Segment
 
+_INSTRUCTIONS = (Run, Record, Forget, Free)
 _TELLS_NOTHING = ("name", "module", "notes")  # fields that say how things are called, on which no solver depends
 
 
@@ -36,6 +38,26 @@ def cached_ladder(
     found = tuple(find())
     told = [(one.solver, one.told, one.peak_bytes, one.seconds) for one in found]
     cache.write(name, told, [_packed(one.order) for one in found])
+    return found
+
+
+def cached_schedule(
+    cache: DiskCache | None, problem: Problem, solver: object, budget_bytes: int, find: Callable[[], Schedule]
+) -> Schedule:
+    """A solver's schedule for one budget as `find` finds it, from the cache if it is there, put there if not."""
+    if cache is None:
+        return find()
+    name = entry_name("schedule", problem_digest(problem), repr(solver), str(budget_bytes))
+    entry = cache.read(name)
+    if entry is not None:
+        coded = zip(entry.array(0).tolist(), entry.array(1).tolist(), strict=True)
+        instructions = tuple(_INSTRUCTIONS[kind](index) for kind, index in coded)
+        return Schedule(instructions, tuple(Segment(*segment) for segment in entry.told))
+    found = find()
+    kinds = [_INSTRUCTIONS.index(type(instruction)) for instruction in found.instructions]
+    indices = [one.value if isinstance(one, Free) else one.op for one in found.instructions]
+    segments = [(segment.block, segment.start, segment.stop) for segment in found.segments]
+    cache.write(name, segments, [np.array(kinds, dtype=np.int8), np.array(indices, dtype=np.int32)])
     return found
 
 

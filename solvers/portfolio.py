@@ -17,7 +17,7 @@ from .greedy import Greedy
 from .hierarchical import Hierarchical
 from .infeasible import infeasible, told_bytes
 from .keep_all import KeepAll
-from .ladder_cache import cached_ladder, cached_proofs
+from .ladder_cache import cached_ladder, cached_proofs, cached_schedule
 from .liveness import Candidate, schedule_of
 from .plan import Plan
 from .problem import Problem
@@ -79,7 +79,8 @@ class Portfolio:
         started = perf_counter()
         for one in self.named:
             if one.name == solver:
-                schedule = one.schedule(problem, budget_bytes)
+                find = partial(one.schedule, problem, budget_bytes)
+                schedule = cached_schedule(self.cache, problem, one, budget_bytes, find)
                 return self._simulated(problem, schedule, one.name, budget_bytes, started, ())
         ladder = self._offered(problem, solver, progress)
         lowest = envelope(ladder)

@@ -13,6 +13,7 @@ from lowtide.solvers.ladder_cache import problem_digest
 from lowtide.solvers.liveness import forecast
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.recipes import Recipes
+from lowtide.solvers.schedule import Record
 from lowtide.solvers.simulate import baseline_of, simulate
 from made_problems import MEBIBYTE, chain_of_blocks, llama
 
@@ -254,3 +255,13 @@ def test_a_solver_asked_for_by_name_alone_answers_for_the_budget_with_the_bound(
     assert plan.peak_bytes <= 20 * MEBIBYTE
     assert plan.lower_bound_seconds is not None
     assert plan.seconds >= PORTFOLIO.solve(problem, 20 * MEBIBYTE).seconds
+
+
+def test_the_schedule_of_a_solver_asked_for_by_name_alone_is_kept_for_each_budget(tmp_path, monkeypatch):
+    problem, budgets = chain_of_blocks(1, blocks=4), (10**9, 160)  # under the smaller one draws are repeated
+    found = [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "dp") for budget in budgets]
+    assert any(isinstance(instruction, Record) for instruction in found[1].schedule.instructions)
+    monkeypatch.setattr("lowtide.solvers.dp.Dp.schedule", refuse)
+    assert [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "dp") for budget in budgets] == found
+    with pytest.raises(AssertionError, match="known already"):
+        Portfolio(cache=DiskCache(tmp_path)).solve(problem, 161, solver="dp")
