@@ -86,11 +86,11 @@ class Bench:
     def add_peers(self) -> None:
         """Eager and all that lowtide is compared with."""
         self.add(Row("eager", "eager"), self._eager())
-        for make in checkpointing_peers(self.network, self.subject):
-            self.add(*attempt(make, "checkpointing", "checkpoint"))
         if not self.network.chained:
             reason = "not measured: its blocks hand on more than one value"
             self.add(Row("checkpoint every n blocks", "checkpoint", failure=reason), None)
+        for make in checkpointing_peers(self.network, self.subject):
+            self.add(*attempt(make, "checkpointing", "checkpoint"))
         compiling.start_afresh()
         for share in _QUICK_TORCH_BUDGETS if self.options.quick else _TORCH_BUDGETS:
             name = f"torch memory budget {share:g}"
