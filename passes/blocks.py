@@ -5,7 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
+from ..solvers.partitions import window_cuts
 from .call_signature import call_signature
 from .step_graph import Kernel, StepGraph
 
@@ -16,7 +18,7 @@ _RISE = 1.2
 def assign_blocks(step: StepGraph) -> StepGraph:
     """Gives each kernel its block, names the blocks after modules, and finds which blocks are equal up to renaming."""
     forward = step.kernels[: step.forward_length]
-    cuts = narrow_cuts(crossing_bytes(step))
+    cuts = with_windows(step, narrow_cuts(crossing_bytes(step)))
     block_of = [bisect_left(cuts, i + 1) for i in range(len(forward))]
     # Backward runs autograd's nodes in the reverse of the order in which forward made them.
     last_sequence = [-1] * (len(cuts) + 1)
@@ -78,6 +80,19 @@ def narrow_cuts(crossing: list[int]) -> list[int]:
             if now * _RISE < highest:
                 falling, lowest, where = True, now, position
     return cuts
+
+
+def with_windows(step: StepGraph, cuts: list[int]) -> list[int]:
+    """The cuts, and more where many kernels lie between two of them (a U-Net, whose skips cross every cut).
+
+    A block's gradients are handed to autograd when its backward ends: large blocks would hold many of them.
+    """
+    size_bytes = [storage.size_bytes for storage in step.storages]
+    told = [(kernel.reads, kernel.makes) for kernel in step.kernels[: step.forward_length]]
+    finer: list[int] = []
+    for start, end in pairwise([0, *cuts, len(told)]):
+        finer += [start] * (start > 0) + [start + cut for cut in window_cuts(told[start:end], size_bytes)]
+    return finer
 
 
 def _names(step: StepGraph, count: int) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -11,6 +12,7 @@ from .problem import Problem
 
 _LEAST_OF_A_PART = 4  # operations of forward
 _AS_NARROW = 1.05  # parts begin where at most so many times the bytes cross that cross between layers
+_SMALL = 160  # operations of forward of a step that can be looked at as a whole
 _LARGE = 24  # operations of forward that make a block worth cutting
 _LINKS_OF_A_CHAIN = 4
 _WORTH_CUTTING = 1.2  # times as many blocks
@@ -32,7 +34,7 @@ def partitions(problem: Problem) -> tuple[Problem, ...]:
 
 
 def chains(problem: Problem) -> tuple[Problem, ...]:
-    """The partitions worth nesting: windows only of what is no chain of layers."""
+    """The partitions worth nesting: windows only of what is no chain of layers, and small steps also uncut."""
     is_chain = len(in_layers(problem).block_classes) >= _LINKS_OF_A_CHAIN
     windows = in_windows(in_parts(problem))
     return tuple(
@@ -72,7 +74,8 @@ def in_windows(problem: Problem) -> Problem:
     for block, block_class in enumerate(problem.block_classes):
         forward, backward = segments[block], segments[2 * blocks - 1 - block]
         if block_class not in cuts_of_class:
-            cuts_of_class[block_class] = _window_cuts(problem, forward)
+            operations = [(problem.ops[index].reads, problem.ops[index].makes) for index in forward]
+            cuts_of_class[block_class] = window_cuts(operations, [value.size_bytes for value in problem.values])
         cuts = cuts_of_class[block_class]
         window_of = {index: bisect_right(cuts, position) for position, index in enumerate(forward)}
         for index, window in window_of.items():
@@ -89,20 +92,26 @@ def in_windows(problem: Problem) -> Problem:
     return replace(problem, ops=ops, block_classes=tuple(classes))
 
 
-def _window_cuts(problem: Problem, forward: tuple[int, ...]) -> list[int]:
-    """Positions in a forward at which windows begin, the first one left out."""
+def window_cuts(operations: Sequence[tuple[Sequence[int], Sequence[int]]], size_bytes: Sequence[int]) -> list[int]:
+    """Positions at which to cut many operations into windows, the first one left out; none if they are few.
+
+    operations: what each reads and makes. size_bytes: of what they read and make. The cuts are where the fewest bytes
+    cross that are read soon after.
+    """
     least, most = _WINDOW
     cuts: list[int] = []
     start = 0
-    while len(forward) - start > _LARGE:
-        ends = range(start + least, min(start + most, len(forward) - least) + 1)
-        start = min(ends, key=lambda end: (_read_soon_bytes(problem, forward, end, most), -end))
+    while len(operations) - start > _LARGE:
+        ends = range(start + least, min(start + most, len(operations) - least) + 1)
+        start = min(ends, key=lambda end: (_read_soon_bytes(operations, size_bytes, end, most), -end))
         cuts.append(start)
     return cuts
 
 
-def _read_soon_bytes(problem: Problem, forward: tuple[int, ...], position: int, soon: int) -> int:
+def _read_soon_bytes(
+    operations: Sequence[tuple[Sequence[int], Sequence[int]]], size_bytes: Sequence[int], position: int, soon: int
+) -> int:
     """Bytes made before a position and read within the next operations."""
-    made = {value for index in forward[:position] for value in problem.ops[index].makes}
-    read = {value for index in forward[position : position + soon] for value in problem.ops[index].reads}
-    return sum(problem.values[value].size_bytes for value in made & read)
+    made = {value for _, makes in operations[:position] for value in makes}
+    read = {value for reads, _ in operations[position : position + soon] for value in reads}
+    return sum(size_bytes[value] for value in made & read)
