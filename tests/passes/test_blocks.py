@@ -1,5 +1,7 @@
 """The forward is cut where few bytes cross, and equal blocks are of one class."""
 
+from collections import Counter
+
 import pytest
 import torch
 from lowtide.passes.blocks import crossing_bytes, narrow_cuts
@@ -7,6 +9,7 @@ from lowtide.passes.pipeline import run_passes
 from lowtide.rewriter.calls import is_random
 from lowtide.rewriter.capture import capture
 from small_models import small_model
+from small_unet import small_unet
 from torch import nn
 
 
@@ -89,3 +92,14 @@ def test_blocks_of_a_class_have_equal_kernels_in_the_same_order(gpt2_step):
     for block, kind in enumerate(gpt2_step.block_classes):
         calls = [str(call.target) for k in gpt2_step.kernels if k.block == block for call in k.calls]
         assert told.setdefault(kind, calls) == calls
+
+
+def test_a_network_with_skips_is_cut_into_windows_of_few_kernels():
+    # skips cross every cut: by what crosses alone, all of it would be one block, which holds all of its gradients
+    model, kwargs = small_unet(1, 32, 0)
+    step = step_of(model, (), kwargs)
+    counts = Counter(kernel.block for kernel in step.kernels[: step.forward_length])
+    assert len(step.block_names) >= step.forward_length // 24
+    assert max(counts.values()) <= 24
+    backward = [kernel.block for kernel in step.kernels[step.forward_length :]]
+    assert backward == sorted(backward, reverse=True)
