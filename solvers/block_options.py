@@ -14,6 +14,7 @@ from .blocks import alike, forward_values, shared_values
 from .problem import Problem
 from .rematerialize import Lifetime, Walk, droppable
 
+_MANY = 8  # blocks
 FIRST_LIFETIMES = (Lifetime.SEGMENT, Lifetime.READING, Lifetime.MOMENT)
 
 
@@ -124,8 +125,14 @@ def options_of(problem: Problem, block: int, visits: int = 500_000) -> tuple[Opt
     bench = BlockBench(problem, block)
     starts = [bytes(len(bench.values)), *by_hand(bench), *_trades(problem, block, bench)]
     found = {option.lifetimes: option for option in map(bench.try_out, starts)}
-    _improve(bench, found, visits, members=alike(problem).count(alike(problem)[block]))
+    _improve(bench, found, visits, members=members_of(problem, block))
     return _unbeaten(found.values())
+
+
+def members_of(problem: Problem, block: int) -> int:
+    """How many blocks are equal to this one, as far as it matters: in more than a few, only what they keep counts."""
+    kinds = alike(problem)
+    return min(kinds.count(kinds[block]), _MANY)
 
 
 def _improve(bench: BlockBench, found: dict[bytes, Option], visits: int, members: int) -> None:
@@ -162,7 +169,9 @@ def _improve(bench: BlockBench, found: dict[bytes, Option], visits: int, members
 
 def _trades(problem: Problem, block: int, bench: BlockBench) -> Iterable[bytes]:
     """Lifetimes of the best trades of a block."""
-    highest_price = (problem.seconds or 1.0) / min((v.size_bytes for v in problem.values if v.size_bytes), default=1)
+    ops, sizes = problem.ops, [bench.size_bytes[value] for value in bench.values]
+    seconds = sum(ops[index].seconds for index in (*bench.forward, *bench.backward))
+    highest_price = (seconds or 1.0) / min((size for size in sizes if size), default=1)
     for point in curve_of(trade_of(problem, block, shares=False), highest_price).points:
         for life in FIRST_LIFETIMES:
             yield bytes(0 if i in point.kept else life for i in range(len(bench.values)))

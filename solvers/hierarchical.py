@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from .disk_cache import DiskCache
 from .dp import Dp
 from .envelope import cheapest_under
 from .liveness import Candidate, schedule_of
@@ -22,6 +23,8 @@ class Hierarchical:
     whose far-reaching values are kept (`chains`). For each cut the ways to run each kind of link are found
     (`way_sets`), then nested by the dynamic program `dp`.
 
+    cache: where the ways of each kind of block are kept for other models; None to find them anew.
+
     Guarantee: among nestings of these ways the best, but for the rounding; compare `lower_bound_seconds`. Cost: that of
     the ways per kind of link (`visits` operations looked at), and that of `dp` for each cut.
     """
@@ -29,12 +32,13 @@ class Hierarchical:
     dp: Dp = field(default_factory=Dp)
     visits: int = 4_000_000
     name: str = "hierarchical"
+    cache: DiskCache | None = field(default=None, repr=False, compare=False)
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
         """The rungs of every cut, those of the coarsest first, from the fewest bytes up."""
         known: list[tuple[int, float]] = []
         for cut in chains(problem):
-            yield from self.dp.rungs_of(problem, cut, way_sets(cut, self.visits), known)
+            yield from self.dp.rungs_of(problem, cut, way_sets(cut, self.visits, self.cache), known)
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
         """The fastest rung that fits. Raises InfeasibleBudget if none does."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
 from typing import Protocol
@@ -84,6 +84,8 @@ class Portfolio:
                 return self._simulated(problem, schedule, one.name, budget_bytes, started, ())
         ladder = self._offered(problem, solver, progress)
         lowest = envelope(ladder)
+        if not lowest:
+            raise ValueError(f"{solver} has no schedule of {problem.name}: choose solver='auto'")
         fitting = [one for one in lowest if one.peak_bytes <= budget_bytes]
         if not fitting:
             raise infeasible(problem, budget_bytes, lowest[0])
@@ -115,7 +117,8 @@ class Portfolio:
         for done, one in enumerate(asked):
             if (problem, one.name) not in self._ladders:
                 told = progress and partial(_tell, progress, done, len(asked))
-                find = partial(_ladder, problem, one, told)
+                asked_one = replace(one, cache=self.cache) if isinstance(one, Hierarchical) else one
+                find = partial(_ladder, problem, asked_one, told)
                 self._ladders[problem, one.name] = cached_ladder(self.cache, problem, one, find)
             offered += self._ladders[problem, one.name]
         if progress is not None:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 
-from .block_options import BlockBench, by_hand, options_of
+from .block_options import BlockBench, by_hand, members_of, options_of
 from .blocks import alike
+from .disk_cache import DiskCache
 from .problem import Problem
+from .way_cache import cached_ways
 from .ways import Way, WayBench
 
 
-def way_sets(problem: Problem, visits: int) -> Mapping[int, tuple[Way, ...]]:
+def way_sets(problem: Problem, visits: int, cache: DiskCache | None = None) -> Mapping[int, tuple[Way, ...]]:
     """By the first of equal blocks (`alike`) their ways, from the most bytes kept to the fewest.
 
-    visits: limits the work, in operations looked at (a million takes about half a second).
+    visits: limits the work, in operations looked at (a million takes about half a second). cache: where they are
+    kept by what is in a block, so that models of other depths find those of equal layers.
     """
     kinds = alike(problem)
+    each = visits // len(set(kinds))
     found = {}
     for kind in dict.fromkeys(kinds):
-        found[kind] = unbeaten(_from_options(problem, middle_member(kinds, kind), visits // len(set(kinds))))
+        block = middle_member(kinds, kind)
+        find = partial(_found, problem, block, each)
+        found[kind] = cached_ways(problem, block, f"{each} visits, {members_of(problem, block)} members", find, cache)
     return found
 
 
@@ -52,6 +59,10 @@ def unbeaten(ways: Iterable[Way]) -> tuple[Way, ...]:
         if not np.any(np.all(columns[best] <= columns[number], axis=1)):
             best.append(number)
     return tuple(sorted((order[i] for i in best), key=lambda way: (-way.kept_bytes, way.seconds)))
+
+
+def _found(problem: Problem, block: int, visits: int) -> tuple[Way, ...]:
+    return unbeaten(_from_options(problem, block, visits))
 
 
 def _from_options(problem: Problem, block: int, visits: int) -> list[Way]:

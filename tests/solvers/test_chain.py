@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lowtide.solvers.blocks import alike
 from lowtide.solvers.chain import Chain, Link, LinkWay, chain_of
 from lowtide.solvers.chain_tables import Keep, Nesting, Tables
+from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.dp import Dp
 from lowtide.solvers.hierarchical import Hierarchical
 from lowtide.solvers.layers import in_blocks, in_layers
@@ -252,3 +253,12 @@ def test_polishing_with_all_the_bytes_leaves_nothing_that_runs_again_but_random_
         runs = [op for segment in after for op in segment]
         again = [op for op in runs if runs.count(op) > 1]
         assert sum(problem.ops[op].seconds for op in again) == 0
+
+
+def test_ways_of_equal_layers_are_found_once_for_all_depths(tmp_path):
+    cache = DiskCache(tmp_path)
+    found = [way_sets(in_layers(llama(layers=layers)), 200_000, cache) for layers in (12, 24)]
+    entries = list(tmp_path.iterdir())
+    assert len(entries) == len(found[0]) == len(found[1])
+    assert list(found[0].values()) == list(found[1].values())
+    assert way_sets(in_layers(llama(layers=12)), 200_000) == found[0]
