@@ -89,6 +89,7 @@ class _Cutter:
                 base_bytes=live,
                 reads=tuple(self.number[v] for v in reads if v in self.number),
                 makes=tuple(self.number[v] for v in op.makes if v in self.number),
+                opens=any(reader in self.place for v in op.makes for reader in self.problem.readers[v]),
             )
             stay = [v for v in op.makes if v in self.bench.after_backward or self.last_once[v] > at]
             die = [v for v in reads if self.last_once[v] == at and v not in self.bench.after_backward]
@@ -116,7 +117,7 @@ class _Cutter:
         maker = self.problem.maker[value]
         if value in self.bench.loose:
             return Start.KEPT
-        if value in getattr(self.bench, "stream", ()):
+        if value in self.bench.stream:
             return Start.COUNTED
         there = maker < self.problem.forward_length or maker not in self.bench.position
         return Start.GIVEN if there else Start.ABSENT

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum
 
 import pulp
 
 from .ilp_block import BlockStages, stages_of_block
+from .ilp_moments import Limited, Moments, divisors_of, unit_of
 from .ilp_program import StageProgram
+from .ilp_search import Reading, Search
 from .ilp_stages import Start
 from .integer_program import Answer, Effort, Term
 from .problem import Problem
@@ -32,9 +34,10 @@ class WayProgram:
         self.bench = WayBench(problem, block)
         self.block: BlockStages = stages_of_block(problem, block, rounds)
         self.core = StageProgram(self.block.stages)
-        self.kept = self.core.program.variable("kept", whole=False, most=None)
+        self.moments = Moments(self.core)
+        self.search = Search(self.core, self.moments, self._read, self._values_of)
+        self.kept = Limited(self.core, divisors_of(self.core.cut), unit_of(self.core.cut))
         self._forward: dict[int, pulp.LpVariable] = {}
-        self.solves = self.nodes = 0
         self._state_forward()
         self._state_kept()
 
@@ -62,47 +65,27 @@ class WayProgram:
 
     def _state_kept(self) -> None:
         """What is alive when backward begins counts as kept."""
-        pieces, unit = self.core.cut.pieces, self.core.bytes_unit
-        kept = [
-            (told.size_bytes / unit, self.core.alive(0, n)) for n, told in enumerate(pieces) if told.start is Start.KEPT
-        ]
-        self.core.program.at_most([*kept, (-1, self.kept)], 0)
+        pieces = self.core.cut.pieces
+        kept = [n for n, told in enumerate(pieces) if told.start is Start.KEPT]
+        self.kept.state([(pieces[n].size_bytes, self.core.alive(0, n)) for n in kept], 0)
 
     def fastest(self, kept_bytes: int, height_bytes: int, start: Way | None, effort: Effort) -> Proven:
         """The way that takes least time with both `Way.kept_bytes` and `Way.height_bytes` limited.
 
-        `start`: a way to begin with; if it keeps the limits the answer is no slower. Inner moments of a stage are
-        stated once a solution rises above the limit there, which ends as there are only so many stages.
+        `start`: a way to begin with; if it keeps the limits the answer is no slower. `effort.gap` in seconds.
         """
-        core = self.core
-        core.limit(self.kept, kept_bytes)
-        core.limit(core.peak, height_bytes)
-        fits = start is not None and start.kept_bytes <= kept_bytes and start.height_bytes <= height_bytes
-        best = start if fits else None
-        while True:
-            answer = core.program.solve(effort, self._values_of(start) if start is not None else None)
-            self.solves, self.nodes = self.solves + 1, self.nodes + answer.nodes
-            least = answer.bound * core.seconds_unit - self._once_seconds
-            if not answer.values:
-                break
-            way, high = self._read(answer, height_bytes)
-            if way.kept_bytes <= kept_bytes and not high:
-                best = way if best is None or way.seconds < best.seconds else best
-                break
-            if not self._state_more(high):
-                break  # within the solver's tolerance, not within the limit: what is proven stays so
-        return Proven(best, min(least, best.seconds) if best is not None else least)
+        self.kept.limit(kept_bytes)
+        self.moments.peak.limit(height_bytes)
+        known = None
+        if start is not None and start.kept_bytes <= kept_bytes and start.height_bytes <= height_bytes:
+            known = Reading(start, self._objective(start.seconds))
+        best, least = self.search.best(known, replace(effort, gap=effort.gap / self.core.seconds_unit))
+        least_seconds = least * self.core.seconds_unit - self._once_seconds
+        return Proven(best.found, min(least_seconds, best.found.seconds)) if best else Proven(None, least_seconds)
 
-    def _state_more(self, high: set[int]) -> bool:
-        """State what a solution that rises too high in these stages has disregarded; False if nothing."""
-        if new := sorted(high - self.core.refined):
-            for stage in new:
-                self.core.refine(stage)
-            return True
-        if self.core.frugal:
-            return False
-        self.core.state_frugality()
-        return True
+    def _objective(self, seconds: float) -> float:
+        """The program's objective for seconds beyond running everything once."""
+        return (seconds + self._once_seconds) / self.core.seconds_unit
 
     @cached_property
     def _once_seconds(self) -> float:
@@ -132,18 +115,18 @@ class WayProgram:
             for one in runs:
                 if not core.cut.repeatables[one].first <= stage <= core.cut.repeatables[one].last:
                     return None
-        values = core.values_of(chosen)
+        values = self.moments.complete(core.values_of(chosen))
         forward = {operations[position] for position in way.forward}
-        values |= {variable.name: float(index in forward) for index, variable in self._forward.items()}
-        values[self.kept.name] = self.kept.upBound or 0.0
-        return values
+        return values | {variable.name: float(index in forward) for index, variable in self._forward.items()}
 
-    def _read(self, answer: Answer, height_bytes: int) -> tuple[Way, set[int]]:
-        """(the way that a solution describes, stages in which it rises above a height)."""
+    def _read(self, answer: Answer) -> Reading[Way]:
+        """The way that a solution describes."""
         backward, stage_of, needed = self._tidied(self.core.ran(answer))
         way = self.bench.weigh(self._forward_for(needed), tuple(backward))
         heights = zip(stage_of, self._heights(backward, way), strict=True)
-        return way, {stage for stage, height in heights if height > height_bytes}
+        high = {stage for stage, height in heights if height > self.moments.peak.most_bytes}
+        fits = not high and way.kept_bytes <= self.kept.most_bytes
+        return Reading(way, self._objective(way.seconds), fits, frozenset(high))
 
     def _forward_for(self, wanted: set[int]) -> tuple[int, ...]:
         """What has to run in forward for a backward that wants these values."""

@@ -1,41 +1,30 @@
-"""States the integer program over stages in PuLP, and reads a solution as what runs in which stage."""
+"""States the integer program over stages, and reads a solution as what runs in which stage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import gcd
-
-import pulp
+from collections.abc import Iterable, Sequence
 
 from .ilp_stages import Stages, Start
-from .integer_program import Answer, IntegerProgram, Term
-
-_WHOLE = 10**5  # coefficients that are whole numbers up to this stay so
+from .integer_program import Answer, IntegerProgram, Term, is_choice
 
 
 class StageProgram:
     """The program over stages: which pieces are alive when a stage begins, what runs again in it.
 
-    peak: a variable for the limit on every moment; set its bounds with `limit`. Bytes and seconds are stated in
-    `bytes_unit` and `seconds_unit`, so that coefficients are of middling size.
+    Without limits on bytes, which `Moments` states. Seconds are stated in `seconds_unit`.
     """
 
     def __init__(self, cut: Stages) -> None:
         self.cut = cut
         self.program = IntegerProgram("stages")
-        self.bytes_unit = _unit(cut)
         self.seconds_unit = max((one.seconds for one in cut.repeatables), default=0.0) / 100 or 1.0
-        self.peak = self.program.variable("peak", whole=False, most=None)
-        self.refined: set[int] = set()  # stages whose inner moments are stated
         self.frugal = False  # whether it is stated that nothing runs or is kept in vain
         self._alive: dict[tuple[int, int], Term] = {}
         self._runs: dict[tuple[int, int], Term] = {}
-        self._needed: list[tuple[pulp.LpVariable, Term, Term]] = []  # each is the larger one of two
         for stage in range(len(cut.stages)):
             self._state_reads(stage)
             self._state_runs(stage)
             self._state_lives(stage)
-            self._state_peak(stage)
 
     def costs(self) -> list[tuple[float, Term]]:
         """The time of all that runs again, in `seconds_unit`."""
@@ -57,7 +46,8 @@ class StageProgram:
         key = stage, place
         if key not in self._runs:
             one = self.cut.repeatables[place]
-            self._runs[key] = self.program.variable(f"r{stage}_{place}") if one.first <= stage <= one.last else 0
+            may = one.first <= stage <= one.last
+            self._runs[key] = self.program.variable(f"r{stage}_{place}") if may else 0
         return self._runs[key]
 
     def made(self, stage: int, piece: int) -> Term:
@@ -88,12 +78,8 @@ class StageProgram:
         for place, one in enumerate(self.cut.repeatables):
             if one.first <= stage <= one.last:
                 for piece in one.reads:
-                    needs = [
-                        (1, self.runs(stage, place)),
-                        (-1, self.alive(stage, piece)),
-                        (-1, self.made(stage, piece)),
-                    ]
-                    self.program.at_most(needs, 0)
+                    there = [(-1, self.alive(stage, piece)), (-1, self.made(stage, piece))]
+                    self.program.at_most([(1, self.runs(stage, place)), *there], 0)
 
     def _state_lives(self, stage: int) -> None:
         """A piece that is alive afterwards was alive before or is made in the stage; no piece is carried into a stage
@@ -107,7 +93,7 @@ class StageProgram:
             if told.stays:
                 self.program.at_most([(1, before), (-1, after)], 0)
                 self.program.at_most([(1, made), (-1, after)], 0)
-            elif _is_choice(made):
+            elif is_choice(made):
                 self.program.at_most([(1, before), (1, made)], 1)
             if told.start is Start.GIVEN:
                 self._state_need(stage, piece)
@@ -134,120 +120,35 @@ class StageProgram:
                 uses += [self.runs(stage, reader) for reader in sorted(readers)]
                 self.program.at_most([(1, self.runs(stage, place)), *((-1, use) for use in uses)], 0)
 
-    def _state_peak(self, stage: int) -> None:
-        """The stage's own operation runs: alive are what it reads and what is alive afterwards."""
-        own = self.cut.stages[stage]
-        terms: list[tuple[float, Term]] = []
-        for piece, told in enumerate(self.cut.pieces):
-            if piece in own.reads:
-                terms.append((told.size_bytes, 1))
-            elif piece not in own.makes or told.value < 0:
-                terms.append((told.size_bytes, self.alive(stage + 1, piece)))
-        self._state_moment(terms, own.fixed_bytes)
-
-    def _state_moment(self, terms: list[tuple[float, Term]], fixed_bytes: int) -> None:
-        """The pieces alive and what is alive besides are within the peak."""
-        for piece, told in enumerate(self.cut.pieces):
-            if told.start is Start.GIVEN:
-                terms.append((-told.size_bytes, self.alive(0, piece)))
-        scaled = [(size_bytes / self.bytes_unit, term) for size_bytes, term in terms]
-        self.program.at_most([*scaled, (-1, self.peak)], -fixed_bytes / self.bytes_unit)
-
-    def refine(self, stage: int) -> None:
-        """State the moments in which something runs again within a stage.
-
-        While operation k runs, a piece that is made in the stage, but later (or by k), is alive if it was when the
-        stage began. Any other is alive if it is read in the stage by k or later, or alive afterwards.
-        If k does not run, the row says nothing new: what is alive then is alive when the next operation runs.
-        """
-        self.refined.add(stage)
-        needed: dict[tuple[int, int], Term] = {}
-        for place in range(len(self.cut.repeatables) - 1, -1, -1):
-            if _is_choice(self.runs(stage, place)):
-                self._state_needed(stage, place, needed)
-                self._state_inner(stage, place, needed)
-
-    def _state_needed(self, stage: int, place: int, needed: dict[tuple[int, int], Term]) -> None:
-        """needed[v]: 1 if piece v is read in the stage by this operation or later, or is alive afterwards."""
-        for piece in self.cut.repeatables[place].reads:
-            told, run = self.cut.pieces[piece], self.runs(stage, place)
-            if stage in told.read_at or told.stays:
-                continue
-            later = needed.get((stage, piece), self._after(stage, piece))
-            if not _is_choice(later):
-                needed[stage, piece] = later or run
-                continue
-            now = self.program.variable(f"n{stage}_{piece}_{place}", whole=False)
-            self.program.at_most([(1, later), (-1, now)], 0)
-            self.program.at_most([(1, run), (-1, now)], 0)
-            needed[stage, piece] = now
-            self._needed.append((now, later, run))
-
-    def _after(self, stage: int, piece: int) -> Term:
-        """1 if the piece is alive after what runs again in the stage, before its own operation's end."""
-        return 0 if piece in self.cut.stages[stage].makes else self.alive(stage + 1, piece)
-
-    def _state_inner(self, stage: int, place: int, needed: Mapping[tuple[int, int], Term]) -> None:
-        one = self.cut.repeatables[place]
-        terms: list[tuple[float, Term]] = [(one.momentary_bytes, self.runs(stage, place))]
-        for piece, told in enumerate(self.cut.pieces):
-            if told.maker >= place and _is_choice(self.made(stage, piece)):
-                terms.append((told.size_bytes, self.alive(stage, piece)))
-            elif stage in told.read_at:
-                terms.append((told.size_bytes, 1))
-            else:
-                terms.append((told.size_bytes, needed.get((stage, piece), self._after(stage, piece))))
-        self._state_moment(terms, self.cut.stages[stage].base_bytes)
-
-    def limit(self, variable: pulp.LpVariable, most_bytes: float) -> None:
-        """Set what a variable in bytes is at most."""
-        variable.lowBound = variable.upBound = max(most_bytes / self.bytes_unit, 0.0)
-
     def values_of(self, chosen: Sequence[Iterable[int]]) -> dict[str, float]:
         """The values of a solution that runs these operations (by their places) in each stage."""
         cut = self.cut
-        values = {self.peak.name: self.peak.upBound or 0.0}
-        told: dict[tuple[int, int], bool] = {}
+        runs = [set(places) for places in chosen]
+        kept: dict[tuple[int, int], bool] = {}
         for stage in range(len(cut.stages), -1, -1):
-            runs = set(chosen[stage]) if stage < len(cut.stages) else set()
-            read = {piece for place in runs for piece in cut.repeatables[place].reads}
+            here = runs[stage] if stage < len(cut.stages) else set[int]()
+            read = {piece for place in here for piece in cut.repeatables[place].reads}
             for number, piece in enumerate(cut.pieces):
-                needed = stage in piece.read_at or number in read or told.get((stage + 1, number), stage == piece.due)
-                made = piece.maker in runs and not piece.stays
-                born = stage < len(cut.stages) and number in cut.stages[stage].makes and stage not in piece.read_at
-                told[stage, number] = needed and not made and not born
-        made_before = [piece.start is Start.KEPT and told[0, n] for n, piece in enumerate(cut.pieces)]
-        for stage in range(len(cut.stages) + 1):
-            for number, piece in enumerate(cut.pieces):
-                term = self.alive(stage, number)
-                here = made_before[number] if piece.stays else told[stage, number]
-                if isinstance(term, pulp.LpVariable):
-                    values[term.name] = float(here)
-                if stage < len(cut.stages) and piece.maker >= 0 and piece.maker in chosen[stage]:
-                    made_before[number] = True
+                later = stage == piece.due or kept.get((stage + 1, number), False)
+                born = piece.born == stage and stage not in piece.read_at
+                needed = stage in piece.read_at or number in read or later
+                kept[stage, number] = needed and not born and piece.maker not in here
+        values = {}
+        for number, piece in enumerate(cut.pieces):
+            there = kept[0, number] and piece.start is not Start.ABSENT
+            for stage in range(len(cut.stages) + 1):
+                if is_choice(term := self.alive(stage, number)):
+                    values[term.name] = float(there if piece.stays else kept[stage, number])
+                there = there or (stage < len(cut.stages) and piece.maker in runs[stage])
         for (stage, place), term in self._runs.items():
-            if isinstance(term, pulp.LpVariable):
-                values[term.name] = float(place in chosen[stage])
-        for variable, *terms in self._needed:
-            values[variable.name] = max(values[t.name] if isinstance(t, pulp.LpVariable) else float(t) for t in terms)
+            if is_choice(term):
+                values[term.name] = float(place in runs[stage])
         return values
 
     def ran(self, answer: Answer) -> list[list[int]]:
         """For each stage the repeatable operations (their places) that run in it, in trace order."""
         chosen: list[list[int]] = [[] for _ in self.cut.stages]
         for (stage, place), term in sorted(self._runs.items()):
-            if isinstance(term, pulp.LpVariable) and answer.values[term.name] > 0.5:
+            if is_choice(term) and answer.values[term.name] > 0.5:
                 chosen[stage].append(place)
         return chosen
-
-
-def _is_choice(term: Term) -> bool:
-    return isinstance(term, pulp.LpVariable)
-
-
-def _unit(cut: Stages) -> float:
-    """The unit in which bytes are stated: their greatest common divisor, if numbers stay small enough with it."""
-    sizes = [piece.size_bytes for piece in cut.pieces] + [one.momentary_bytes for one in cut.repeatables]
-    sizes += [number for stage in cut.stages for number in (stage.fixed_bytes, stage.base_bytes)]
-    common, largest = gcd(*sizes), max((abs(size) for size in sizes), default=0)
-    return max(common, largest / _WHOLE, 1)

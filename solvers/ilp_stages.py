@@ -68,12 +68,13 @@ class Stage:
     base_bytes: int
     reads: tuple[int, ...] = ()
     makes: tuple[int, ...] = ()
+    opens: bool = False  # a repeatable operation has to wait for it
     marks: bool = False  # something is due right after it: the end of forward, the end
 
     @property
     def plain(self) -> bool:
-        """Whether it leaves all pieces as they are."""
-        return not (self.reads or self.makes or self.marks)
+        """Whether it leaves all pieces as they are, and what may run as well."""
+        return not (self.reads or self.makes or self.opens or self.marks)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def merged(stages: Sequence[Stage], rounds: int = 1) -> tuple[tuple[Stage, ...],
     for number, members in enumerate(group):
         for member in members:
             became[member] = number * rounds + rounds - 1
-    empty = [[replace(one, ops=(), fixed_bytes=one.base_bytes, reads=(), makes=(), marks=False)] for one in fewer]
+    empty = [[Stage((), one.base_bytes, one.base_bytes)] for one in fewer]
     return tuple(
         stage for one, extra in zip(fewer, empty, strict=True) for stage in [*extra * (rounds - 1), one]
     ), became

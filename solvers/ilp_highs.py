@@ -1,0 +1,139 @@
+"""Hands programs to HiGHS: the integer program as a whole, its relaxation with what is new since the last time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any
+
+import highspy
+import numpy as np
+import pulp
+
+from .integer_program import IMPOSSIBLE, SEED, Answer, Effort, Row, Status
+
+_MOST_PIVOTS = 6_000
+_INFEASIBLE = (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible)
+
+
+class HighsProgram:
+    """A program whose matrix is kept as arrays, to which only what is new is added."""
+
+    def __init__(self, columns: dict[pulp.LpVariable, int], rows: list[Row], costs: dict[pulp.LpVariable, float]):
+        self.columns, self.rows, self.costs = columns, rows, costs
+        self._starts: list[int] = [0]
+        self._indices: list[int] = []
+        self._factors: list[float] = []
+        self._relaxed: Any = None  # solved before, to go on from there
+        self._relaxed_shape = (0, -1)
+
+    def solve(self, effort: Effort, start: Mapping[str, float], fixed: Mapping[str, float]) -> Answer:
+        """The integer program."""
+        solver = _solver()
+        solver.setOptionValue("mip_rel_gap", 0.0)
+        solver.setOptionValue("mip_abs_gap", max(effort.gap, 1e-9))
+        solver.setOptionValue("mip_max_nodes", min(effort.node_limit, 2**31 - 1))
+        solver.setOptionValue("time_limit", effort.seconds_limit)
+        model = self._model()
+        whole, real = highspy.HighsVarType.kInteger, highspy.HighsVarType.kContinuous
+        model.integrality_ = [whole if v.cat == pulp.LpInteger else real for v in self.columns]
+        if fixed:
+            named = np.array([fixed.get(variable.name, np.nan) for variable in self.columns])
+            model.col_lower_ = np.where(np.isnan(named), model.col_lower_, named)
+            model.col_upper_ = np.where(np.isnan(named), model.col_upper_, named)
+        solver.passModel(model)
+        if start:
+            given = highspy.HighsSolution()
+            given.col_value = [start.get(variable.name, 0.0) for variable in self.columns]
+            solver.setSolution(given)
+        solver.run()
+        status, info = solver.getModelStatus(), solver.getInfo()
+        nodes = max(int(info.mip_node_count), 0)
+        if status in _INFEASIBLE:
+            return IMPOSSIBLE
+        found = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+        if not found or not np.isfinite(info.objective_function_value):
+            return Answer(Status.UNKNOWN, {}, inf, info.mip_dual_bound, nodes)
+        ended = Status.OPTIMAL if status == highspy.HighsModelStatus.kOptimal else Status.FEASIBLE
+        # a program without anything whole has no bound of its own
+        bound = info.mip_dual_bound if np.isfinite(info.mip_dual_bound) else -inf
+        if ended is Status.OPTIMAL and not any(v.cat == pulp.LpInteger for v in self.columns):
+            bound = info.objective_function_value
+        return Answer(ended, self._values(solver), info.objective_function_value, bound, nodes)
+
+    def relaxed(self) -> Answer:
+        """The relaxation, by the simplex method, from where it ended the last time."""
+        self._take_in()
+        if self._relaxed_shape[1] != len(self.columns):
+            self._begin_relaxed()
+        else:
+            self._continue_relaxed()
+        self._relaxed_shape = len(self.rows), len(self.columns)
+        self._relaxed.run()
+        if self._relaxed.getModelStatus() == highspy.HighsModelStatus.kIterationLimit:
+            self._begin_relaxed()  # going on from a degenerate vertex it may go round in circles
+            self._relaxed.run()
+        solver = self._relaxed
+        status = solver.getModelStatus()
+        if status in _INFEASIBLE:
+            return IMPOSSIBLE
+        if status != highspy.HighsModelStatus.kOptimal:
+            return Answer(Status.UNKNOWN, {}, inf, -inf)
+        objective = solver.getInfo().objective_function_value
+        return Answer(Status.OPTIMAL, self._values(solver), objective, objective)
+
+    def _begin_relaxed(self) -> None:
+        self._relaxed = _solver()
+        self._relaxed.setOptionValue("simplex_iteration_limit", _MOST_PIVOTS)
+        self._relaxed.passModel(self._model())
+
+    def _continue_relaxed(self) -> None:
+        solver, rows, most = self._relaxed, self._relaxed_shape[0], self._most()
+        if new := len(self.rows) - rows:
+            first = self._starts[rows]
+            solver.addRows(
+                new,
+                np.full(new, -inf),
+                most[rows:],
+                len(self._indices) - first,
+                np.array(self._starts[rows:-1], dtype=np.int32) - first,
+                np.array(self._indices[first:], dtype=np.int32),
+                np.array(self._factors[first:], dtype=float),
+            )
+        solver.changeRowsBounds(rows, np.arange(rows, dtype=np.int32), np.full(rows, -inf), most[:rows])
+
+    def _take_in(self) -> None:
+        for row in self.rows[len(self._starts) - 1 :]:
+            self._indices += [self.columns[variable] for variable in row.factors]
+            self._factors += row.factors.values()
+            self._starts.append(len(self._indices))
+
+    def _most(self) -> np.ndarray:
+        return np.array([row.most for row in self.rows], dtype=float)
+
+    def _model(self) -> Any:
+        """The program as HiGHS takes it, without what has to be whole."""
+        self._take_in()
+        model = highspy.HighsLp()
+        model.num_col_, model.num_row_ = len(self.columns), len(self.rows)
+        model.col_cost_ = np.array([self.costs.get(variable, 0.0) for variable in self.columns])
+        model.col_lower_ = np.zeros(len(self.columns))
+        model.col_upper_ = np.array([inf if v.upBound is None else v.upBound for v in self.columns], dtype=float)
+        model.row_lower_ = np.full(len(self.rows), -inf)
+        model.row_upper_ = self._most()
+        model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+        model.a_matrix_.start_ = np.array(self._starts, dtype=np.int32)
+        model.a_matrix_.index_ = np.array(self._indices, dtype=np.int32)
+        model.a_matrix_.value_ = np.array(self._factors, dtype=float)
+        return model
+
+    def _values(self, solver: Any) -> dict[str, float]:
+        values = solver.getSolution().col_value
+        return {variable.name: value for variable, value in zip(self.columns, values, strict=True)}
+
+
+def _solver() -> Any:
+    solver = highspy.Highs()
+    for name, value in {"output_flag": False, "threads": 1, "random_seed": SEED}.items():
+        solver.setOptionValue(name, value)
+    return solver
