@@ -16,6 +16,7 @@ class Domination:
     peer's own. time_ratio and its quartiles: lowtide's time there divided by the peer's, over rounds.
     lowest_peak_bytes: the lowest measured peak of lowtide's with no more operations than the peer (planned with costs
     "measured": in no more time, by medians), None if there is none. verdict: by operations, or by time, as planned.
+    is_peer_wrong: the peer's gradients are others than eager's.
     """
 
     peer: str
@@ -26,6 +27,7 @@ class Domination:
     time_ratio_quartiles: tuple[float, float] | None
     lowest_peak_bytes: int | None
     verdict: str
+    is_peer_wrong: bool
 
 
 def dominations(rows: Sequence[Row], costs: str) -> list[Domination]:
@@ -52,6 +54,7 @@ def _domination(peer: Row, ours: Sequence[Row], costs: str) -> Domination:
         *ratio,
         lowest_bytes,
         verdict,
+        peer.is_wrong,
     )
 
 

@@ -14,6 +14,7 @@ from benchmarks.frontier_flops import count_flops, matmul_flops
 from benchmarks.frontier_step import Result, Runner, Subject, buffers_equal, gradient_error, peak_bytes, result_of
 
 LOWTIDE = "lowtide"
+_OTHER_ORDER = 1e-3  # as far as gradients may be from eager's by adding up in another order
 
 
 @dataclass
@@ -54,6 +55,11 @@ class Row:
     def total_flops(self) -> int:
         """Operations of the step."""
         return sum(self.flops.values())
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the gradients are others than eager's, not just rounded otherwise."""
+        return self.gradient_error is not None and self.gradient_error > _OTHER_ORDER
 
     @property
     def gap_share(self) -> float | None:

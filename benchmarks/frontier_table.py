@@ -10,7 +10,6 @@ from benchmarks.frontier_row import LOWTIDE, Row
 
 MIB = 2**20
 _WIDTH = 113
-_OTHER_GRADIENTS = 1e-3  # beyond what another order of sums explains
 
 
 def print_table(report: dict[str, Any]) -> None:
@@ -86,8 +85,10 @@ def _print_notes(rows: Sequence[Row]) -> None:
         told = list(row.notes) if row.kind != LOWTIDE else []
         if row.buffers_equal is False:
             told.append("running statistics differ from eager's (updated again when forward runs again)")
-        if row.loss_equal and (row.gradient_error or 0) > _OTHER_GRADIENTS:
-            told.append("eager's loss bit for bit, but other gradients (dropout drawn anew when forward runs again)")
+        if row.is_wrong and row.loss_equal:
+            told.append("eager's loss bit for bit, but wrong gradients (dropout drawn anew when forward runs again)")
+        elif row.is_wrong:
+            told.append("wrong gradients, or other random numbers than eager's")
         for note in told:
             notes.setdefault(note, []).append(row.name)
     for note, names in notes.items():
@@ -107,5 +108,5 @@ def _print_domination(found: Sequence[Domination], costs: str) -> None:
         print(
             f"{one.peer:<32} {_mebibytes(one.peer_peak_bytes):>8} {_percent(one.extra_flops_share) or 'none':>10} "
             f"{_percent(one.peer_extra_flops_share):>11} {time:>20} {_mebibytes(one.lowest_peak_bytes) or 'none':>12}"
-            f"  {one.verdict}"
+            f"  {one.verdict}{', its gradients are wrong' if one.is_peer_wrong else ''}"
         )

@@ -152,3 +152,10 @@ def test_verdicts(changed, verdict):
 def test_failures_are_told(changed):
     assert lowtide_failures([planned()]) == []
     assert len(lowtide_failures([planned(**changed)])) == 1
+
+
+@pytest.mark.parametrize(("error", "is_wrong"), [(0.0, False), (1e-6, False), (0.5, True)])
+def test_a_peer_with_other_gradients_is_told(error, is_wrong):
+    peer = Row("peer", "checkpoint", peak_bytes=100, flops={"mm": 1}, extra_flops_share=0.0, gradient_error=error)
+    (found,) = dominations([peer, planned()], "flops")
+    assert found.verdict == "WORSE" and found.is_peer_wrong == is_wrong
