@@ -21,7 +21,7 @@ from .ways import Way
 
 _FINER = 4  # the next tables reach only so far, in slots as much finer
 _LEAST_REACH = 0.02  # of the peak with everything kept
-_TOLD_OPERATIONS = 400_000  # of all rungs of one table together, but at least so many rungs are told:
+_TOLD_OPERATIONS = 250_000  # of all rungs of one table together, but at least so many rungs are told:
 _FEWEST_RUNGS = 24
 
 
@@ -59,7 +59,7 @@ class Dp:
         return schedule_of(problem, cheapest_under(problem, self.candidates(problem), budget_bytes).order)
 
     def rungs_of(
-        self, problem: Problem, cut: Problem, ways: Mapping[int, Sequence[Way]], known: list[tuple[int, float]]
+        self, problem: Problem, cut: Problem, ways: Mapping[int, Sequence[Way]], known: list[tuple[float, float]]
     ) -> Iterator[Candidate]:
         """The rungs for one cut of a problem into links, with ways for each kind of link.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import inf
 
@@ -43,15 +43,22 @@ def _cheapest(ways: Sequence[LinkWay], price: float) -> int:
 
 def _prices(ways: Sequence[LinkWay]) -> list[float]:
     """The prices at which the cheapest way changes: the slopes of the lower convex hull of (bytes kept, seconds)."""
-    hull: list[tuple[int, float]] = []
-    for point in sorted((way.kept_bytes, _seconds(way)) for way in ways if _seconds(way) < inf):
-        while len(hull) > 1 and _is_above(hull[-2], hull[-1], point):
-            hull.pop()
-        if not hull or point[0] > hull[-1][0]:
-            hull.append(point)
+    hull = lower_hull((way.kept_bytes, _seconds(way), 0) for way in ways if _seconds(way) < inf)
     return [(a[1] - b[1]) / (b[0] - a[0]) for a, b in pairwise(hull) if a[1] > b[1]]
 
 
-def _is_above(left: tuple[int, float], middle: tuple[int, float], right: tuple[int, float]) -> bool:
+def lower_hull(points: Iterable[tuple[int, float, int]]) -> list[tuple[int, float, int]]:
+    """Of (bytes, seconds, number) the vertices of the lower convex hull, from the fewest bytes to the most."""
+    hull: list[tuple[int, float, int]] = []
+    for point in sorted(points):
+        if hull and point[0] == hull[-1][0]:
+            continue
+        while len(hull) > 1 and _is_above(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _is_above(left: tuple[int, float, int], middle: tuple[int, float, int], right: tuple[int, float, int]) -> bool:
     """Whether the middle point lies on or above the line between the others."""
     return (middle[1] - left[1]) * (right[0] - left[0]) >= (right[1] - left[1]) * (middle[0] - left[0])

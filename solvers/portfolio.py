@@ -15,6 +15,7 @@ from .envelope import Rated, envelope, rate
 from .errors import ScheduleError
 from .greedy import Greedy
 from .hierarchical import Hierarchical
+from .ilp import Ilp
 from .infeasible import infeasible, told_bytes
 from .keep_all import KeepAll
 from .ladder_cache import cached_ladder, cached_proofs, cached_schedule
@@ -41,7 +42,7 @@ class Solver(Protocol):
 
 SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Hierarchical(), Greedy())
 # Asked by name only: what they find is contained in what `hierarchical` finds, or takes long.
-NAMED: tuple[Solver, ...] = (Dp(),)
+NAMED: tuple[Solver, ...] = (Dp(), Ilp())
 SOLVER_NAMES = ("auto", *(solver.name for solver in (*SOLVERS, *NAMED)))
 
 

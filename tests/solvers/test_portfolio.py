@@ -117,7 +117,7 @@ def test_a_solver_may_be_chosen_by_name_and_an_unknown_name_is_told_the_known_on
     problem = llama(layers=2)
     assert PORTFOLIO.solve(problem, 10**9, solver="recipes").solver == "recipes"
     with pytest.raises(
-        ValueError, match="no solver 'magic': choose among auto, keep_all, recipes, hierarchical, greedy, dp"
+        ValueError, match="no solver 'magic': choose among auto, keep_all, recipes, hierarchical, greedy, dp, ilp"
     ):
         PORTFOLIO.solve(problem, 10**9, solver="magic")
 
@@ -265,3 +265,15 @@ def test_the_schedule_of_a_solver_asked_for_by_name_alone_is_kept_for_each_budge
     assert [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "dp") for budget in budgets] == found
     with pytest.raises(AssertionError, match="known already"):
         Portfolio(cache=DiskCache(tmp_path)).solve(problem, 161, solver="dp")
+
+
+def test_ilp_answers_for_small_steps_and_says_which_are_too_large():
+    problem = chain_of_blocks(3, blocks=2, randomness=0.0)
+    smallest = PORTFOLIO.frontier(problem, 50)[-1].peak_bytes
+    for budget in (smallest, 2 * smallest):
+        exact, found = PORTFOLIO.solve(problem, budget, solver="ilp"), PORTFOLIO.solve(problem, budget)
+        assert exact.solver == "ilp"
+        assert exact.peak_bytes <= budget
+        assert exact.seconds <= found.seconds + 1e-9
+    with pytest.raises(ValueError, match="more than ilp's 6000"):
+        PORTFOLIO.solve(llama(layers=12), 10**9, solver="ilp")
