@@ -1,126 +1,121 @@
-"""The exact solver: the fastest schedule of a whole step under a budget, by integer programming."""
+"""The exact solver: the fastest schedule of a whole step under a budget, by integer programming.
+
+A step is a sequence of *stages* (`ilp_stages.Stage`): every operation that runs once ends one, and so do the first
+run of a draw, the turn and the end (`ilp_step`). In a stage any repeatable operations run, each at most once and in
+trace order, then the stage's own operation. Binary variables: A[s,v], value v is alive when stage s begins; R[s,k],
+repeatable operation k runs in stage s. Let k(v) make v.
+
+    A[s,v] + R[s,k(v)] >= 1                       v read by the stage's own operation    `StageProgram._state_reads`
+    R[s,k] <= A[s,u] + R[s,k(u)]                  u read by k                            `StageProgram._state_runs`
+    A[s+1,v] <= A[s,v] + R[s,k(v)]                unless the own operation makes v       `StageProgram._state_lives`
+    A[s,v] + R[s,k(v)] <= 1                       what is made anew was dropped          `StageProgram._state_lives`
+    A[s+1,v] >= A[s,v], R[s,k(v)]                 v held                                 `StageProgram._state_lives`
+    fixed[s] + sum of size[v], v read,
+      + sum of size[v] · A[s+1,v], others <= peak the own operation runs                 `Moments._state_own`
+    base[s] + momentary[k] · R[s,k]
+      + sum of size[v] · needed(s,k,v) <= peak    k runs                                 `Moments._state_inner`
+    needed(s,k,v) >= R[s,j], A[s+1,v]             v read by j, k or later                `Moments._state_needed`
+    A[t,v] + R[t,k(v)] <= A[s,v] + f(u) ...       nothing comes of nothing               `Ancestry`
+    sum of (size[v] // d) · A <= (peak - fixed) // d     for sizes d                     `Limited.state`
+
+The moments are exact without products of variables, since a value dies right after its last use: while the own
+operation runs, what it reads and what is alive afterwards are all there is. Moments within a stage seldom bind; they
+are stated for a stage once a solution rises above the limit there (`Search`). Minimized is the time of what runs.
+
+Checkmate (Jain et al., MLSys 2020, arXiv 1910.02653) has a stage for each operation and variables for each pair of
+operations; Moccasin (Katebi et al. 2023, arXiv 2304.14463) has intervals of retention. Here only what runs once makes
+a stage; stages that cannot differ are merged (`ilp_stages.merged`), what can be of no use has no variable
+(`ilp_stages.with_windows`), and inner moments wait. Two families of rows bring the relaxation close to the integer
+optimum; without them it is of little use.
+
+An operation may run twice before an own operation, or several not in trace order, if gaps are cut into `rounds`:
+with enough of them every schedule is described. Draws run first where the trace has them, relative to all that runs
+once, which is less than a schedule is allowed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from math import fsum, inf
+from dataclasses import dataclass
+from math import inf
 
 from .errors import InfeasibleBudget
-from .ilp_moments import Moments
-from .ilp_program import StageProgram
-from .ilp_search import Reading, Search
-from .ilp_stages import Stages
-from .ilp_step import order_of, runs_of, stages_of_step
+from .greedy import Greedy
+from .ilp_stages import choices
+from .ilp_step import stages_of_step
+from .ilp_step_program import Optimum, StepProgram
 from .infeasible import told_bytes
-from .integer_program import Answer, Effort
+from .integer_program import Effort
 from .keep_all import trace_order
 from .liveness import Candidate, RunOrder, forecast, schedule_of
 from .problem import Problem
 from .schedule import Schedule
 
 
-@dataclass(frozen=True, eq=False)
-class Optimum:
-    """The fastest order found under a budget, None if none was, and the seconds that no order goes below (infinite if
-    there is none)."""
-
-    order: RunOrder | None
-    seconds: float
-    least_seconds: float
-
-
 @dataclass(frozen=True)
 class Ilp:
-    """The optimum over the whole graph, for graphs small enough."""
+    """The optimum over the whole graph, for graphs small enough; for larger ones nothing.
+
+    rounds: stages per gap between operations that run once. most_choices: variables that a program may have.
+    node_limit: nodes of branch and bound for one budget. budgets: how many of them the ladder of candidates has.
+
+    Guarantee: no schedule that the stages describe is faster, unless the nodes run out; `least_seconds` tells what
+    is proven. Cost: seconds for some hundred choices, minutes for some thousand.
+    """
 
     rounds: int = 1
     most_choices: int = 6_000
-    node_limit: int = 10_000
-    steps: int = 12
+    node_limit: int = 2_000
+    budgets: int = 12
     name: str = "ilp"
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
-        """The fastest schedule within the budget.
+        """The fastest schedule within a budget.
 
-        Raises InfeasibleBudget if there is none, ValueError if the graph is too large.
+        Raises InfeasibleBudget if there is none, or none was found within `node_limit`; ValueError if the graph is
+        too large.
         """
-        optimum = self._program(problem).fastest(budget_bytes, Effort(self.node_limit))
+        optimum = self.least_seconds(problem, budget_bytes)
         if optimum.order is None:
-            message = f"no schedule of {problem.name} within {told_bytes(budget_bytes)} was found"
-            raise InfeasibleBudget(message, budget_bytes + 1, budget_bytes)
+            smallest = min(forecast(problem, order).peak_bytes for order in self._known(problem))
+            least = "none exists" if optimum.least_seconds == inf else "none was found"
+            message = f"ilp has no schedule of {problem.name} within {told_bytes(budget_bytes)}: {least}"
+            raise InfeasibleBudget(message, smallest, budget_bytes)
         return schedule_of(problem, optimum.order)
 
     def least_seconds(self, problem: Problem, budget_bytes: int) -> Optimum:
-        """The fastest order with what is proven."""
-        return self._program(problem).fastest(budget_bytes, Effort(self.node_limit))
+        """The fastest order within a budget, with what is proven.
 
-    def candidates(self, problem: Problem) -> Iterator[Candidate]:
-        """The fastest orders for a ladder of budgets."""
-        cut = stages_of_step(problem, self.rounds)
-        if choices(cut) > self.most_choices:
-            return
-        program = StepProgram(problem, cut)
-        high = forecast(problem, trace_order(problem)).peak_bytes
-        low = program.low_bytes
-        for step in range(self.steps):
-            budget_bytes = high - (high - low) * step // self.steps
-            optimum = program.fastest(budget_bytes, Effort(self.node_limit))
-            if optimum.order is not None:
-                yield Candidate(f"fastest within {told_bytes(budget_bytes)}", optimum.order)
-
-    def _program(self, problem: Problem) -> StepProgram:
+        Raises ValueError if the graph is too large.
+        """
         cut = stages_of_step(problem, self.rounds)
         if choices(cut) > self.most_choices:
             raise ValueError(f"{problem.name} takes {choices(cut)} choices, more than ilp's {self.most_choices}")
-        return StepProgram(problem, cut)
+        start = _fastest_within(problem, self._known(problem), budget_bytes)
+        return StepProgram(problem, cut).fastest(budget_bytes, Effort(self.node_limit), start)
+
+    def candidates(self, problem: Problem) -> Iterator[Candidate]:
+        """The fastest orders for budgets between what the neediest operation takes and the peak with everything
+        kept; none for graphs that are too large."""
+        cut = stages_of_step(problem, self.rounds)
+        if choices(cut) > self.most_choices:
+            return
+        program, known = StepProgram(problem, cut), self._known(problem)
+        high = forecast(problem, trace_order(problem)).peak_bytes
+        for step in range(self.budgets + 1):
+            budget_bytes = program.low_bytes + (high - program.low_bytes) * step // self.budgets
+            start = _fastest_within(problem, known, budget_bytes)
+            optimum = program.fastest(budget_bytes, Effort(self.node_limit), start)
+            if optimum.order is not None:
+                yield Candidate(f"the fastest within {told_bytes(budget_bytes)}", optimum.order)
+
+    def _known(self, problem: Problem) -> list[RunOrder]:
+        """Orders to begin with."""
+        return [trace_order(problem), *(one.order for one in Greedy().candidates(problem))]
 
 
-def choices(cut: Stages) -> int:
-    """How many variables the program of these stages has, more or less."""
-    runs = sum(max(one.last - one.first + 1, 0) for one in cut.repeatables)
-    return runs + sum(max(last - first + 1, 0) for first, last in cut.alive)
-
-
-class StepProgram:
-    """The program of a whole step, solved for one budget after another."""
-
-    def __init__(self, problem: Problem, cut: Stages) -> None:
-        self.problem, self.cut = problem, cut
-        self.core = StageProgram(cut)
-        self.core.program.minimize(self.core.costs())
-        self.moments = Moments(self.core)
-        self.search = Search(self.core, self.moments, self._read, self._values_of)
-        needs = [own.fixed_bytes + sum(cut.pieces[piece].size_bytes for piece in own.reads) for own in cut.stages]
-        self.low_bytes = max(needs)  # no schedule peaks lower
-        self._once_seconds = fsum(problem.ops[index].seconds for own in cut.stages for index in own.ops)
-
-    def fastest(self, budget_bytes: int, effort: Effort) -> Optimum:
-        """The fastest order whose peak is within a budget."""
-        if budget_bytes < self.low_bytes:
-            return Optimum(None, inf, inf)
-        self.moments.peak.limit(budget_bytes)
-        unit = self.core.seconds_unit
-        best, least = self.search.best(None, replace(effort, gap=effort.gap / unit))
-        least_seconds = least * unit + self._once_seconds
-        if best is None:
-            return Optimum(None, inf, least_seconds)
-        seconds = best.objective * unit + self._once_seconds
-        order = order_of(self.problem, self.cut, best.found)
-        return Optimum(order, forecast(self.problem, order).seconds, min(least_seconds, seconds))
-
-    def _read(self, answer: Answer) -> Reading[list[list[int]]]:
-        """What a solution runs in each stage."""
-        runs = runs_of(self.problem, self.cut, self.core.ran(answer))
-        # each stage for a segment of its own: forecast tells the peaks of segments
-        seen = forecast(self.problem, tuple(map(tuple, runs)))
-        limit = self.moments.peak.most_bytes
-        high = {stage for stage, peak_bytes in enumerate(seen.segment_peaks) if peak_bytes > limit}
-        objective = (seen.seconds - self._once_seconds) / self.core.seconds_unit
-        return Reading(runs, objective, not high, frozenset(high))
-
-    def _values_of(self, runs: list[list[int]]) -> dict[str, float]:
-        place = {one.op: place for place, one in enumerate(self.cut.repeatables)}
-        own = [set(stage.ops) for stage in self.cut.stages]
-        chosen = [[place[i] for i in inside if i not in own[stage]] for stage, inside in enumerate(runs)]
-        return self.moments.complete(self.core.values_of(chosen))
+def _fastest_within(problem: Problem, orders: list[RunOrder], budget_bytes: int) -> RunOrder | None:
+    """The fastest of some orders within a budget, None if none is."""
+    seen = [(forecast(problem, order), order) for order in orders]
+    fitting = [(one.seconds, number) for number, (one, _) in enumerate(seen) if one.peak_bytes <= budget_bytes]
+    return orders[min(fitting)[1]] if fitting else None

@@ -9,9 +9,10 @@ import numpy as np
 from .ilp_program import StageProgram
 from .integer_program import Answer, Status, value_of
 
-_ROUNDS = 40
-_ROWS_PER_ROUND = 120
-_LEAST_VIOLATION = 0.02
+_ROUNDS = 20
+_ROWS_PER_ROUND = 300
+_LEAST_VIOLATION = 0.05
+_PATIENCE, _LEAST_GAIN = 3, 0.002  # end when so many rounds have raised the bound by less than this share
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,7 @@ class Ancestry:
         """Solve the relaxation and add rows that it breaks until there is none, or little to gain; the last answer
         (its bound holds for the program), None where there is no solver for relaxations."""
         answer = self.core.program.relaxed()
+        bounds: list[float] = []
         for _ in range(_ROUNDS):
             if answer is None or not answer.solved or not self._add(answer):
                 break
@@ -59,6 +61,9 @@ class Ancestry:
             if again is None or again.status is Status.UNKNOWN:
                 break
             answer = again
+            bounds.append(answer.bound)
+            if len(bounds) > _PATIENCE and bounds[-1] - bounds[-1 - _PATIENCE] < _LEAST_GAIN * abs(bounds[-1]):
+                break
         return answer
 
     def _add(self, answer: Answer) -> bool:

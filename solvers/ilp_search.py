@@ -20,6 +20,7 @@ _NEARBY = Effort(node_limit=200)
 _WHOLE = 1e-6
 _SAME = 0.1  # a relaxed value this close to an incumbent's is left as that
 _TRIES = 3
+_MOST_FREE = 300  # choices left in a program near the relaxation: it takes about half a second
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +99,15 @@ class Search(Generic[Found]):
         """Answers with what is whole in the relaxation left so, then with what it shares with the incumbent."""
         values = relaxed.values
         whole = [v.name for v in self.core.program.columns if v.cat == pulp.LpInteger]
-        yield self._nearby(
-            {name: round(values[name]) for name in whole if abs(values[name] - round(values[name])) < _WHOLE}
-        )
+        rounded: Mapping[str, float] = {name: float(round(values[name])) for name in whole}
+        yield self._nearby(_close(rounded, values, _WHOLE))
         before = None
         for _ in range(_TRIES):
             known = self._values()
             if known is None or self.incumbent is before:
                 return
             before = self.incumbent
-            yield self._nearby({name: known[name] for name in whole if abs(values[name] - known[name]) < _SAME}, known)
+            yield self._nearby(_close({name: known[name] for name in whole}, values, _SAME), known)
 
     def _values(self) -> Mapping[str, float] | None:
         return self.values_of(self.incumbent.found) if self.incumbent is not None else None
@@ -129,3 +129,10 @@ class Search(Generic[Found]):
             return False
         self.core.state_frugality()
         return True
+
+
+def _close(wanted: Mapping[str, float], values: Mapping[str, float], most: float) -> dict[str, float]:
+    """Those of the wanted values that are close to these; all but the farthest ones if many are not."""
+    farthest = sorted(wanted, key=lambda name: -abs(wanted[name] - values[name]))[:_MOST_FREE]
+    free = {name for name in farthest if abs(wanted[name] - values[name]) >= most}
+    return {name: value for name, value in wanted.items() if name not in free}

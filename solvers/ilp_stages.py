@@ -167,3 +167,9 @@ def with_windows(stages: Sequence[Stage], pieces: Sequence[Piece], repeatables: 
         ever = last_alive[number] >= 0
         windows.append((first_alive[number], count if piece.stays and ever else last_alive[number]))
     return Stages(tuple(stages), tuple(pieces), tuple(placed), tuple(windows))
+
+
+def choices(cut: Stages) -> int:
+    """How many variables the program of these stages has, more or less."""
+    runs = sum(max(one.last - one.first + 1, 0) for one in cut.repeatables)
+    return runs + sum(max(last - first + 1, 0) for first, last in cut.alive)

@@ -165,3 +165,26 @@ def order_of(problem: Problem, cut: Stages, runs: Sequence[Sequence[int]]) -> Ru
                 seen.add(index)
         segments[at] += waiting
     return tuple(tuple(segment) for segment in segments)
+
+
+def placed_in(problem: Problem, cut: Stages, order: RunOrder) -> list[list[int]]:
+    """For each stage the repeatable operations (their places) that an order runs in it, in trace order.
+
+    Nearly so where an order runs one of them twice before a stage's own operation, or not in trace order.
+    """
+    place = {one.op: place for place, one in enumerate(cut.repeatables)}
+    stage_of = {index: stage for stage, own in enumerate(cut.stages) for index in own.ops}
+    turn = next(stage for stage, own in enumerate(cut.stages) if own.marks)
+    chosen: list[set[int]] = [set() for _ in cut.stages]
+    begun: set[int] = set()
+    for phase, last in ((order[: len(order) // 2], turn), (order[len(order) // 2 :], len(chosen) - 1)):
+        waiting: set[int] = set()
+        for index in (index for segment in phase for index in segment):
+            if index in stage_of and index not in begun:
+                begun.add(index)
+                chosen[stage_of[index]] |= waiting
+                waiting = set()
+            elif index in place:
+                waiting.add(place[index])
+        chosen[last] |= waiting
+    return [sorted(one) for one in chosen]

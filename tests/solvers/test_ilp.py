@@ -6,7 +6,8 @@ import random
 from math import inf
 
 from exhaustive import least_seconds
-from lowtide.solvers.ilp import StepProgram
+from lowtide.solvers.ilp import Ilp
+from lowtide.solvers.ilp_step_program import StepProgram
 from lowtide.solvers.ilp_step import stages_of_step
 from lowtide.solvers.integer_program import Effort
 from lowtide.solvers.keep_all import trace_order
