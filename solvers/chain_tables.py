@@ -141,6 +141,7 @@ class Tables:
         self.columns = _columns(links, Link)
         stored_ways = [[link.ways[way] for link, way in zip(links, chosen, strict=True)] for chosen in levels]
         self.of_levels = [_columns(ways, LinkWay) for ways in stored_ways]
+        self._traced: dict[tuple[int, int], tuple[_Branches, ...]] = {}  # what tracing has looked at so far
         self.rows = self._rows()
         # a table that another one looks up further up than it goes is continued with its last entry
         base_bytes = self.columns["base_bytes"]
@@ -178,7 +179,9 @@ class Tables:
     def _trace(self, first: int, last: int, slot: int) -> Nesting:
         """The decisions behind a table's entry."""
         best, chosen, entry = inf, None, 0
-        for branches in self._branches(first, last):
+        if (first, last) not in self._traced:
+            self._traced[first, last] = tuple(self._branches(first, last))
+        for branches in self._traced[first, last]:
             seconds = branches.at(slot)
             least = float(seconds.min(initial=inf))
             # of decisions as good but for rounding the first is taken, so that equal links are run alike

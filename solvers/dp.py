@@ -46,7 +46,7 @@ class Dp:
 
     slots: int = 2000
     levels: int = 6
-    rungs: int = 96
+    rungs: int = 72
     name: str = "dp"
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
