@@ -1,4 +1,12 @@
-"""The integer program of one block: the fastest way to run it under limits on what it keeps and how high it rises."""
+"""The integer program of one block: the fastest way to run it under limits on what it keeps and how high it rises.
+
+Its backward is cut into stages as in `ilp`. Forward is one stage in trace order in which nothing runs again: W[k] is 1
+if operation k runs in it, fixed where the rest of forward or another block needs it, and A[0,v] says what it keeps.
+
+    W[k] <= W[k(u)]                                 u read by k                 `WayProgram._state_forward`
+    A[0,v] <= W[k(v)]                               v kept                      `WayProgram._state_forward`
+    sum of size[v] · A[0,v], states included <= kept_bytes                      `WayProgram._state_kept`
+"""
 
 from __future__ import annotations
 

@@ -5,25 +5,30 @@ from __future__ import annotations
 import random
 from math import inf
 
+import checkmate
+import pytest
 from exhaustive import least_seconds
+from lowtide.solvers.errors import InfeasibleBudget
+from lowtide.solvers.greedy import Greedy
 from lowtide.solvers.ilp import Ilp
-from lowtide.solvers.ilp_step_program import StepProgram
 from lowtide.solvers.ilp_step import stages_of_step
+from lowtide.solvers.ilp_step_program import StepProgram
 from lowtide.solvers.integer_program import Effort
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import forecast, schedule_of
 from lowtide.solvers.simulate import simulate
-from made_problems import Draft
+from made_problems import Draft, chain_of_blocks
 from pytest import approx
 
 
-def small(seed: int):
-    """At most eight operations: several outputs, scratch, operations of forward that run once, helpers in backward,
-    sizes and times of nothing, held values, diamonds."""
+def small(seed: int, forward_most: int = 5, backward_most: int = 3, most: int = 8):
+    """At most eight operations (or `most`): several outputs, scratch, operations of forward that run once, helpers in
+    backward, sizes and times of nothing, held values, diamonds."""
     draw = random.Random(seed)
     draft = Draft()
     source = draft.value("input", draw.choice((0, 4)), resident=True)
-    pool, forward, backward = [source], draw.randint(2, 5), draw.randint(1, 3)
+    pool = [source]
+    forward, backward = draw.randint(forward_most - 3, forward_most), draw.randint(backward_most - 2, backward_most)
     blocks = draw.choice((1, 1, 2))
 
     def sizes():
@@ -44,7 +49,7 @@ def small(seed: int):
     for index in range(backward):
         block = blocks - 1 - index * blocks // backward
         reads = pick(pool[1:], 2) + gradient
-        if len(draft.ops) + backward - index < 8 and draw.random() < 0.4:
+        if len(draft.ops) + backward - index < most and draw.random() < 0.4:
             helper = pick(pool[1:], 2) + (gradient if draw.random() < 0.3 else [])
             held = (0,) if draw.random() < 0.15 else ()
             reads += draft.op(f"h{index}", helper, sizes(), draw.choice((0, 1, 3)), block, draw.choice((0, 3)), held)
@@ -89,3 +94,87 @@ def test_it_is_as_fast_as_the_fastest_of_all_orders():
     assert solved > 600
     assert impossible > 500
     assert 3 < one_round_falls_short < 50
+
+
+def test_it_is_never_slower_than_checkmate_whose_space_it_contains():
+    """On problems of ten to fifteen operations; where Checkmate's program has a schedule, so has this one."""
+    compared = 0
+    for seed in range(1000, 1024):
+        problem = small(seed, forward_most=9, backward_most=6, most=15)
+        program = StepProgram(problem, stages_of_step(problem, rounds=2))
+        high = forecast(problem, trace_order(problem)).peak_bytes
+        for budget in (high * 93 // 100, high * 80 // 100):
+            theirs = checkmate.least_seconds(problem, budget)
+            if theirs is None:
+                continue
+            ours = program.fastest(budget, Effort())
+            assert ours.order is not None, (seed, budget)
+            assert ours.seconds <= theirs + 1e-6, (seed, budget)
+            timeline = simulate(problem, schedule_of(problem, ours.order))
+            assert timeline.peak_bytes <= budget
+            assert timeline.seconds == approx(ours.seconds)
+            compared += 1
+    assert compared >= 10
+
+
+def test_checkmates_program_never_beats_the_fastest_of_all_orders():
+    for seed in range(25):
+        problem = small(seed)
+        if len(problem.values) <= 13:
+            budget = forecast(problem, trace_order(problem)).peak_bytes * 9 // 10
+            theirs, best = checkmate.least_seconds(problem, budget), least_seconds(problem, budget)
+            assert theirs is None or (best is not None and theirs >= best - 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_steps_with_draws_get_valid_schedules_within_the_budget(seed):
+    problem = chain_of_blocks(seed, blocks=2, width=3, randomness=0.4)
+    program = StepProgram(problem, stages_of_step(problem))
+    high = forecast(problem, trace_order(problem)).peak_bytes
+    for share in (100, 90, 80, 70):
+        found = program.fastest(high * share // 100, Effort(node_limit=200))
+        if found.order is not None:
+            timeline = simulate(problem, schedule_of(problem, found.order))
+            assert timeline.peak_bytes <= high * share // 100
+            assert timeline.seconds == approx(found.seconds)
+            assert found.least_seconds <= found.seconds
+
+
+def test_two_runs_give_the_same_orders():
+    problem = chain_of_blocks(5, blocks=2, width=3, randomness=0.3)
+    first, second = ([one.order for one in Ilp(budgets=6).candidates(problem)] for _ in range(2))
+    assert first == second
+    assert len(set(first)) > 1
+
+
+def test_candidates_fit_the_budgets_that_they_are_told_for_and_go_from_slow_to_fast():
+    problem = chain_of_blocks(2, blocks=2, width=3, randomness=0.0)
+    seen = [forecast(problem, one.order) for one in Ilp().candidates(problem)]
+    seconds = [one.seconds for one in seen]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[-1] <= problem.seconds
+
+
+def test_a_budget_that_nothing_fits_is_refused_and_what_is_too_large_too():
+    problem = small(3)
+    with pytest.raises(InfeasibleBudget, match="none exists") as raised:
+        Ilp().schedule(problem, 1)
+    assert raised.value.smallest_bytes > 1
+    with pytest.raises(ValueError, match="more than ilp's 5"):
+        Ilp(most_choices=5).schedule(chain_of_blocks(1), 10**6)
+    assert not list(Ilp(most_choices=5).candidates(chain_of_blocks(1)))
+
+
+def test_with_few_nodes_the_order_to_begin_with_is_not_lost_and_the_bound_stays_below():
+    problem = chain_of_blocks(7, blocks=3, width=4, randomness=0.0)
+    high = forecast(problem, trace_order(problem)).peak_bytes
+    for candidate in Greedy().candidates(problem):
+        start = forecast(problem, candidate.order)
+        if start.peak_bytes > 0.8 * high:
+            continue
+        program = StepProgram(problem, stages_of_step(problem))
+        found = program.fastest(start.peak_bytes, Effort(node_limit=1), candidate.order)
+        if found.order is not None:
+            assert forecast(problem, found.order).peak_bytes <= start.peak_bytes
+            assert found.least_seconds <= found.seconds + 1e-9
+        return

@@ -4,9 +4,12 @@ from itertools import chain, combinations, product
 from math import inf
 
 from lowtide.solvers.ilp_block_program import WayProgram
-from lowtide.solvers.ilp_ways import ways_of
+from lowtide.solvers.ilp_ways import fastest_way, ways_of
 from lowtide.solvers.integer_program import Effort
+from lowtide.solvers.keep_all import trace_order
+from lowtide.solvers.liveness import schedule_of
 from lowtide.solvers.rematerialize import may_wait
+from lowtide.solvers.simulate import simulate
 from lowtide.solvers.ways import WayBench
 from made_problems import chain_of_blocks, llama
 from pytest import approx
@@ -110,3 +113,48 @@ def test_no_known_way_is_lost_and_faster_ones_are_found_for_a_layer_of_llama():
             for way in ways
         )
     assert len(ways) > len(known)
+
+
+def test_a_whole_step_takes_the_seconds_that_a_way_put_into_it_adds():
+    checked = 0
+    for seed in range(30):
+        problem = chain_of_blocks(seed, blocks=2, width=3, randomness=0.3)
+        bench, blocks = WayBench(problem, 1), len(problem.block_classes)
+        for height_bytes in (10**6, 100, 80):
+            way = fastest_way(problem, 1, 20, height_bytes).way
+            if way is None:
+                continue
+            order = list(trace_order(problem))
+            order[1] = tuple(bench.operations[position] for position in way.forward)
+            order[2 * blocks - 2] = tuple(bench.operations[position] for position in way.backward)
+            assert simulate(problem, schedule_of(problem, tuple(order))).seconds - problem.seconds == approx(
+                way.seconds
+            )
+            assert way == bench.weigh(order[1], order[2 * blocks - 2])
+            assert way.kept_bytes <= 20
+            assert way.height_bytes <= height_bytes
+            checked += 1
+    assert checked > 30
+
+
+def test_ways_are_the_same_in_two_runs():
+    problem = llama(layers=3)
+    known = [fastest_way(problem, 2, kept_bytes, 10**12).way for kept_bytes in (10**12, 0)]
+    assert ways_of(problem, 2, known) == ways_of(problem, 2, known)
+
+
+def test_a_layer_too_large_for_the_work_keeps_its_known_ways():
+    problem = llama(layers=3)
+    known = [fastest_way(problem, 2, kept_bytes, 10**12).way for kept_bytes in (10**12, 0)]
+    assert set(ways_of(problem, 2, known, work=1)) == set(known)
+
+
+def test_without_nodes_the_answer_is_no_slower_than_the_start_and_the_bound_no_higher_than_the_optimum():
+    problem = llama(layers=3)
+    start = fastest_way(problem, 2, 0, 10**12).way
+    limits = start.kept_bytes + 2**20, start.height_bytes * 9 // 10
+    quick, exact = fastest_way(problem, 2, *limits, start, node_limit=0), fastest_way(problem, 2, *limits, start)
+    assert exact.way is not None
+    assert exact.least_seconds == approx(exact.way.seconds)
+    assert quick.least_seconds <= exact.way.seconds + 1e-9
+    assert quick.way is None or quick.way.seconds >= exact.way.seconds - 1e-9
