@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 
+from .block_trade import forward_needs
 from .problem import Problem
 from .rematerialize import droppable
 
@@ -60,12 +61,22 @@ def block_inputs(problem: Problem, block: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def alike(problem: Problem) -> tuple[int, ...]:
-    """For each block the first one that is equal to it: of its class, with equal sizes and times."""
+    """For each block the first one that is equal to it in all that matters to how it may be run.
+
+    Of its class, with equal times and sizes, wired alike within, and the same of its values held, read by other blocks
+    or needed before backward: blocks merged into layers of one class may differ in these.
+    """
     segments, last = problem.segment_operations, 2 * len(problem.block_classes) - 1
+    shared, needs, values = shared_values(problem), forward_needs(problem), problem.values
     first: dict[tuple, int] = {}
     found = []
     for block, block_class in enumerate(problem.block_classes):
-        ops = [problem.ops[index] for index in segments[block] + segments[last - block]]
-        told = tuple((op.seconds, *(problem.values[value].size_bytes for value in op.makes)) for op in ops)
-        found.append(first.setdefault((block_class, len(segments[block]), told), block))
+        number: dict[int, int] = {}
+        told = []
+        for index in segments[block] + segments[last - block]:
+            op = problem.ops[index]
+            wiring = tuple(number.setdefault(value, len(number)) for value in (*op.reads, *op.makes))
+            makes = tuple((values[value].size_bytes, values[value].held, value in shared) for value in op.makes)
+            told.append((op.seconds, bool(needs[index]), wiring, makes))
+        found.append(first.setdefault((block_class, len(segments[block]), tuple(told)), block))
     return tuple(found)

@@ -25,9 +25,14 @@ _LIBRARIES = ("numpy", "pulp", "highspy")  # whose results the solvers hand on
 
 
 def cache_folder() -> Path:
-    """`lowtide` in the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`."""
+    """`lowtide` in the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`; else a temporary one."""
     named = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(named) if Path(named).is_absolute() else Path("~/.cache").expanduser()) / "lowtide"
+    if Path(named).is_absolute():
+        return Path(named) / "lowtide"
+    try:
+        return Path("~/.cache").expanduser() / "lowtide"
+    except RuntimeError:  # a user without an entry and without $HOME
+        return Path(tempfile.gettempdir()) / f"lowtide-{os.getuid()}"
 
 
 @dataclass(frozen=True, eq=False)

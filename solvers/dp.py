@@ -20,7 +20,7 @@ from .way_sets import recipe_ways
 from .ways import Way
 
 _FINER = 4  # the next tables reach only so far, in slots as much finer
-_LEAST_REACH = 0.02  # of the peak with everything kept
+_LEAST_REACH = 0.02  # of what is above the base of the last link
 _TOLD_OPERATIONS = 250_000  # of all rungs of one table together, but at least so many rungs are told:
 _FEWEST_RUNGS = 24
 
@@ -68,8 +68,9 @@ class Dp:
         chain = chain_of(cut, ways)
         levels = levels_of(chain, self.levels)
         highest = baseline_of(cut).peak_bytes
-        reach = highest - chain.links[-1].base_bytes
-        while reach > _LEAST_REACH * highest:
+        whole = max(highest - chain.links[-1].base_bytes, 1)
+        reach = float(whole)
+        while reach > _LEAST_REACH * whole:
             tables = Tables(chain, max(reach / self.slots, 1.0), self.slots, levels)
             steps = list(self._steps(tables, len(cut.ops)))
             for step, following in zip(steps, [*steps[1:], *steps[-1:]], strict=True):

@@ -70,7 +70,7 @@ class Ancestry:
         """Add the rows that the answer breaks most, one for each stage t and piece at most."""
         point = self._point(answer)
         reached, step = self._least(point)
-        maker = np.array([piece.maker for piece in self.cut.pieces])
+        maker = np.array([piece.maker for piece in self.cut.pieces], dtype=np.int64)
         ran = np.diff(point.ran, axis=0)
         there = point.alive[:-1] + np.where(maker >= 0, ran[:, maker], 0.0)  # [t, v]
         excess = there.T[:, None, :] - reached - self.before  # [v, s, t]

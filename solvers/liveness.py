@@ -75,7 +75,7 @@ def lives_of(problem: Problem, order: RunOrder) -> Lives:
     event = np.sort(np.concatenate((read * span + 2 * read_at, made * span + 2 * made_at + 1)))
     value, when = event // span, event % span
     is_make = when & 1 == 1
-    ends_life = np.append((value[1:] != value[:-1]) | is_make[1:], [True] if len(event) else [])
+    ends_life = np.append((value[1:] != value[:-1]) | is_make[1:], np.ones(min(len(event), 1), dtype=bool))
     dies = ends_life & ~arrays.held[value]
     born = is_make & ~(arrays.held[value] & again[when >> 1])
 

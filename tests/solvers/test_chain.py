@@ -22,11 +22,12 @@ from lowtide.solvers.liveness import forecast, schedule_of
 from lowtide.solvers.nestings import order_of
 from lowtide.solvers.partitions import in_parts, in_windows, partitions
 from lowtide.solvers.polish import polished
+from lowtide.solvers.problem import Problem
 from lowtide.solvers.recipes import Recipes
 from lowtide.solvers.simulate import simulate
 from lowtide.solvers.way_sets import middle_member, recipe_ways, way_sets
 from lowtide.solvers.ways import WayBench, operations_of
-from made_problems import MEBIBYTE, chain_of_blocks, llama, tiny
+from made_problems import MEBIBYTE, Draft, chain_of_blocks, llama, tiny
 
 seeds = st.integers(0, 100_000)
 
@@ -262,3 +263,44 @@ def test_ways_of_equal_layers_are_found_once_for_all_depths(tmp_path):
     assert len(entries) == len(found[0]) == len(found[1])
     assert list(found[0].values()) == list(found[1].values())
     assert way_sets(in_layers(llama(layers=12)), 200_000) == found[0]
+
+
+def two_part_layers(layers: int, odd: int) -> Problem:
+    """Layers of two blocks, of which one layer's second block reads another value of its first than the others."""
+    draft = Draft()
+    weight = draft.value("weight", 0, resident=True)
+    stream = draft.op("embed", [weight], [10], 1.0, 0)[0]
+    saved = []
+    for layer in range(layers):
+        first = draft.op("first", [stream], [100], 2.0, 2 * layer + 1)[0]
+        second = draft.op("second", [first], [100], 1.0, 2 * layer + 1)[0]
+        third = draft.op("third", [second if layer == odd else first], [90], 2.0, 2 * layer + 2)[0]
+        saved.append((stream, first, second, third))
+        stream = draft.op("out", [third], [10], 1.0, 2 * layer + 2)[0]
+    draft.op("loss", [stream], [4], 0.1, 2 * layers + 1, held=(0,))
+    draft.forward_length = len(draft.ops)
+    gradient = draft.op("loss.backward", [stream], [10], 0.1, 2 * layers + 1, repeatable=False)[0]
+    for layer in reversed(range(layers)):
+        before, first, second, third = saved[layer]
+        gradient = draft.op("back.2", [gradient, third], [10], 1.0, 2 * layer + 2, repeatable=False)[0]
+        reads = [gradient, first, second, before]
+        gradient = draft.op("back.1", reads, [10], 1.0, 2 * layer + 1, repeatable=False)[0]
+    draft.op("embed.backward", [gradient], [4], 0.1, 0, repeatable=False)
+    return draft.problem([0, *[1, 2] * layers, 3])
+
+
+@pytest.mark.parametrize("odd", [0, 1, 5])
+def test_a_layer_wired_unlike_others_of_its_class_is_not_run_in_their_ways(odd):
+    problem = two_part_layers(6, odd)
+    assert len(set(alike(in_layers(problem)))) == 4
+    for candidate in Hierarchical().candidates(problem):
+        simulate(problem, schedule_of(problem, candidate.order))
+
+
+def test_what_is_resident_does_not_change_what_is_found():
+    problem = llama(layers=6)
+    heavy = replace(problem, resident_bytes=problem.resident_bytes + 10**10)
+    light_rungs = [candidate.seen for candidate in Hierarchical().candidates(problem)]
+    heavy_rungs = [candidate.seen for candidate in Hierarchical().candidates(heavy)]
+    assert [one.seconds for one in heavy_rungs if one] == [one.seconds for one in light_rungs if one]
+    assert [one.peak_bytes - 10**10 for one in heavy_rungs if one] == [one.peak_bytes for one in light_rungs if one]
