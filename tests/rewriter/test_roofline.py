@@ -100,10 +100,12 @@ def test_measuring_tensors_on_meta_says_that_they_were_estimated():
     assert cost.working_bytes == 4 << 40
 
 
-def test_by_flops_only_products_take_time():
+def test_by_flops_products_take_time_and_bytes_moved_next_to_none():
     nodes = calls(lambda a, b: (a @ b).exp(), torch.empty(64, 32), torch.empty(32, 8))
     costs = measure_costs(nodes, "cpu", costs="flops")
-    assert [costs[signature(node)].seconds for node in nodes] == [2 * 64 * 32 * 8 / 1e12, 0.0]
+    moved = [4 * (64 * 32 + 32 * 8 + 64 * 8), 4 * 2 * 64 * 8]
+    seconds = [(2 * 64 * 32 * 8 + moved[0] / 1000) / 1e12, moved[1] / 1000 / 1e12]
+    assert [costs[signature(node)].seconds for node in nodes] == seconds
 
 
 def test_on_this_machine_the_scratch_is_measured_whatever_the_seconds_come_from():
