@@ -70,9 +70,7 @@ Outputs = Annotated[
 ]
 Padded = Annotated[bool, typer.Option("--padded", help="Rows of different lengths, with an attention mask.")]
 FidelityChoice = Annotated[Fidelity, typer.Option("--fidelity", help="What results may differ by.")]
-Solver = Annotated[
-    str, typer.Option(help="auto, keep_all, recipes, hierarchical, greedy, dp or ilp.")
-]
+Solver = Annotated[str, typer.Option(help="auto, keep_all, recipes, hierarchical, greedy, dp or ilp.")]
 Depth = Annotated[
     int | None,
     typer.Option(
