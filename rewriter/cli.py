@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -91,6 +92,7 @@ def plan(
     outputs: options.Outputs = None,
     fidelity: options.FidelityChoice = options.Fidelity.bitwise,
     solver: options.Solver = "auto",
+    time_limit: options.TimeLimit = inf,
     as_json: options.AsJson = False,
 ) -> None:
     """Plans a training step within a budget: what is kept, what runs again, what it costs."""
@@ -102,7 +104,9 @@ def plan(
         from .plan_file import save_plan
         from .rewrite import plan as plan_step
 
-        told = plan_step(subject.model, budget, (), subject.batch, solver=solver, **subject.options)
+        told = plan_step(
+            subject.model, budget, (), subject.batch, solver=solver, time_limit=time_limit, **subject.options
+        )
         request = subject.request.to_dict()
         if out is not None:
             save_plan(told, out, made_by=request)

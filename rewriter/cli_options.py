@@ -71,6 +71,9 @@ Outputs = Annotated[
 Padded = Annotated[bool, typer.Option("--padded", help="Rows of different lengths, with an attention mask.")]
 FidelityChoice = Annotated[Fidelity, typer.Option("--fidelity", help="What results may differ by.")]
 Solver = Annotated[str, typer.Option(help="auto, keep_all, recipes, hierarchical, greedy, dp or ilp.")]
+TimeLimit = Annotated[
+    float, typer.Option(help="Seconds of solving, then the best so far; recipes are always tried.", show_default="none")
+]
 Depth = Annotated[
     int | None,
     typer.Option(

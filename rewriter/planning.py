@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class Options:
     costs: str = "measured"
     solver: str = "auto"
     device: str | None = None
+    time_limit_seconds: float = inf
 
     def __post_init__(self) -> None:
         if self.fidelity not in FIDELITIES:
@@ -51,6 +53,8 @@ class Options:
             raise ValueError(f"costs={self.costs!r} is unknown; choose among measured, roofline, flops")
         if self.solver not in SOLVER_NAMES:
             raise ValueError(f"there is no solver {self.solver!r}: choose among {', '.join(SOLVER_NAMES)}")
+        if not self.time_limit_seconds > 0:
+            raise ValueError(f"time_limit={self.time_limit_seconds!r} is no time: pass seconds above 0")
         self.preset()
         for name in ("outputs", "differentiable"):
             if isinstance(getattr(self, name), str):
@@ -219,7 +223,8 @@ def solve_step(
     if given_plan is not None:
         return PlannedStep(step, posed, _taken(given_plan, problem, budget_bytes), costs)
     told = (lambda share, text: progress(0.6 + 0.4 * share, text)) if progress else None
-    plan = portfolio.solve(problem, budget_bytes, costs.options.solver, told)
+    options = costs.options
+    plan = portfolio.solve(problem, budget_bytes, options.solver, told, options.time_limit_seconds)
     return PlannedStep(step, posed, plan, costs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def rewrite(
     costs: str = "measured",
     solver: str = "auto",
     device: str | None = None,
+    time_limit: float = inf,
     plan: Plan | str | Path | None = None,
 ) -> Any:
     """A module like `model` whose training step peaks at no more than `budget` bytes, with the same results.
@@ -45,6 +47,7 @@ def rewrite(
     differentiable: names of the outputs that receive gradients; by default `loss` if there is one, else all.
     costs: "measured" (each kernel is timed once), "roofline" (estimated from a device preset) or "flops".
     device: the name of a device preset to plan for. Only planning: such a module cannot be run here.
+    time_limit: seconds of solving after which the best plan so far is taken; recipes are always tried.
     plan: a Plan, or the path of a saved one, to use instead of solving; refused if it is for another step.
 
     Returns a new module of the same class over the same Parameter objects; the original is left as it is. Its `plan`
@@ -53,7 +56,7 @@ def rewrite(
     Raises BudgetError, InfeasibleBudget, CaptureError, PlanError; ValueError for an unknown option.
     """
     parse_bytes(budget)
-    options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device)
+    options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device, time_limit)
     given = load_plan(plan) if isinstance(plan, (str, Path)) else plan
     if given is not None and not isinstance(given, Plan):
         raise PlanError(f"plan={plan!r} is neither a Plan nor the path of a saved one")
@@ -78,12 +81,13 @@ def plan(
     costs: str = "measured",
     solver: str = "auto",
     device: str | None = None,
+    time_limit: float = inf,
 ) -> Plan:
     """The plan that `rewrite` would make; parameters and inputs may live on `meta`. Options and errors as there."""
     parse_bytes(budget)
     _check_optimizer(optimizer, model)
     _check_inputs(args, kwargs)
-    options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device)
+    options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device, time_limit)
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
         step_costs = capture_step(model, told_args, told_kwargs, options, progress)

@@ -63,3 +63,24 @@ def arrays_of(problem: Problem) -> Arrays:
         size_bytes=np.array(size_bytes, dtype=np.int64),
         held=np.array([value.held for value in values], dtype=bool),
     )
+
+
+def highest_between(numbers: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The maxima of numbers[start : end] for pairs with start < end, from the maxima over powers of two."""
+    level = np.frexp(ends - starts)[1] - 1  # the largest power of two that fits
+    best = np.empty(len(starts), dtype=numbers.dtype)
+    powers = numbers
+    for power in range(int(level.max(initial=0)) + 1):
+        here, width = level == power, 1 << power
+        best[here] = np.maximum(powers[starts[here]], powers[ends[here] - width])
+        powers = np.maximum(powers[:-width], powers[width:])
+    return best
+
+
+def unbeaten_rows(rows: np.ndarray) -> list[int]:
+    """Numbers of the rows that no row before them is at most as large as in every column."""
+    best: list[int] = []
+    for number, row in enumerate(rows):
+        if not np.any(np.all(rows[best] <= row, axis=1)):
+            best.append(number)
+    return best

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .arrays import arrays_of
+from .arrays import arrays_of, unbeaten_rows
 from .block_trade import curve_of, trade_of
 from .blocks import alike, forward_values, shared_values
 from .problem import Problem
@@ -188,11 +188,5 @@ def by_hand(bench: BlockBench) -> Iterable[bytes]:
 def _unbeaten(options: Iterable[Option]) -> tuple[Option, ...]:
     """Those that no other is as good as in everything, from the most bytes kept to the fewest."""
     order = sorted(options, key=lambda o: (o.seconds, o.kept_bytes, o.rise_bytes, o.lifetimes))
-    kept = np.array([option.kept_bytes for option in order])
-    rise = np.array([option.rise_bytes for option in order])
-    best: list[int] = []
-    for number in range(len(order)):
-        # what comes before is as fast
-        if not np.any((kept[best] <= kept[number]) & (rise[best] <= rise[number])):
-            best.append(number)
+    best = unbeaten_rows(np.array([(option.kept_bytes, option.rise_bytes) for option in order]))
     return tuple(sorted((order[i] for i in best), key=lambda o: (-o.kept_bytes, o.seconds)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 from .block_trade import forward_needs
@@ -80,3 +81,9 @@ def alike(problem: Problem) -> tuple[int, ...]:
             told.append((op.seconds, bool(needs[index]), wiring, makes))
         found.append(first.setdefault((block_class, len(segments[block]), tuple(told)), block))
     return tuple(found)
+
+
+def middle_member(kinds: Sequence[int], kind: int) -> int:
+    """The block that stands for its kind (`alike`): the first and the last may see unusual neighbours."""
+    members = [block for block, other in enumerate(kinds) if other == kind]
+    return members[len(members) // 2]

@@ -8,7 +8,7 @@ from math import inf
 
 import numpy as np
 
-from .blocks import alike, shared_values, stream_values
+from .blocks import alike, middle_member, shared_values, stream_values
 from .liveness import lives_of
 from .problem import Problem
 from .ways import Way, WayBench, operations_of
@@ -97,9 +97,7 @@ def chain_of(problem: Problem, ways: Mapping[int, Sequence[Way]]) -> Chain:
     base, forward_base = _bases(problem, streams)
     pieces: dict[int, tuple[Runs, Link]] = {}
     for kind in dict.fromkeys(kinds):
-        members = [block for block, other in enumerate(kinds) if other == kind]
-        # the block in the middle: the first and the last may see unusual neighbours
-        pieces[kind] = _piece(problem, members[len(members) // 2], kind, ways[kind], streams)
+        pieces[kind] = _piece(problem, middle_member(kinds, kind), kind, ways[kind], streams)
     size = [value.size_bytes for value in problem.values]
     links = tuple(
         replace(

@@ -99,6 +99,9 @@ class _Branches:
         return seconds
 
 
+_Part = tuple["Tables", int, int, int]  # first..last in so many slots
+
+
 class Tables:
     """The least extra seconds of every stretch of a chain, for every number of bytes.
 
@@ -141,8 +144,8 @@ class Tables:
         self.columns = _columns(links, Link)
         stored_ways = [[link.ways[way] for link, way in zip(links, chosen, strict=True)] for chosen in levels]
         self.of_levels = [_columns(ways, LinkWay) for ways in stored_ways]
-        self._traced: dict[tuple[int, int], tuple[_Branches, ...]] = {}  # what tracing has looked at so far
-        self.rows = self._rows()
+        self._looked_at: dict[tuple[int, int], tuple[_Branches, ...]] = {}  # by tracing
+        self.rows = rows_of(links, level is None)
         # a table that another one looks up further up than it goes is continued with its last entry
         base_bytes = self.columns["base_bytes"]
         beyond = max(beyond, min(int(self._slots(base_bytes.max() - base_bytes.min())) + 1, slots))
@@ -168,7 +171,7 @@ class Tables:
         slot = min(int(self._slots(budget_bytes - self.links[last].base_bytes)), self.slots - 1)
         if slot < self.lowest[self.rows[0, last]]:
             return None
-        return self._trace(0, last, slot)
+        return self._traced(last, slot)
 
     def steps(self) -> list[tuple[float, float]]:
         """(budget in bytes, extra seconds) wherever more bytes make the whole chain faster."""
@@ -176,12 +179,31 @@ class Tables:
         falls = np.flatnonzero(np.append(table[:1] < inf, table[1:] < table[:-1]))
         return [(base_bytes + float(slot) * self.slot_bytes, float(table[slot])) for slot in falls]
 
-    def _trace(self, first: int, last: int, slot: int) -> Nesting:
-        """The decisions behind a table's entry."""
+    def _traced(self, last: int, slot: int) -> Nesting:
+        """The nesting of links 0..last behind a table's entry; without recursion, as nestings are as deep as chains."""
+        parts: list[_Part] = [(self, 0, last, slot)]
+        decided: list[tuple[Keep | Pass, int, int]] = []  # with the numbers of the parts it leaves, 0 for none
+        for tables, first, last, slot in parts:  # parts are added meanwhile
+            decision, after, again = tables._decided(first, last, slot)
+            numbers = []
+            for part in (after, again):
+                numbers.append(len(parts) if part else 0)
+                parts += [part] if part else []
+            decided.append((decision, *numbers))
+        nestings: dict[int, Nesting] = {}
+        for number in reversed(range(len(parts))):
+            tables, first, last, _ = parts[number]
+            decision, after, again = decided[number]
+            left = nestings.pop(after, None), nestings.pop(again, None)
+            nestings[number] = Nesting(first, last, tables.level, decision, *left)
+        return nestings[0]
+
+    def _decided(self, first: int, last: int, slot: int) -> tuple[Keep | Pass, _Part | None, _Part | None]:
+        """The decision behind a table's entry, and what is left after it and again."""
         best, chosen, entry = inf, None, 0
-        if (first, last) not in self._traced:
-            self._traced[first, last] = tuple(self._branches(first, last))
-        for branches in self._traced[first, last]:
+        if (first, last) not in self._looked_at:
+            self._looked_at[first, last] = tuple(self._branches(first, last))
+        for branches in self._looked_at[first, last]:
             seconds = branches.at(slot)
             least = float(seconds.min(initial=inf))
             # of decisions as good but for rounding the first is taken, so that equal links are run alike
@@ -193,29 +215,14 @@ class Tables:
         after = again = None
         if chosen.after is not None:
             start = first + 1 if isinstance(decision, Keep) else decision.stop
-            after = self._trace(start, last, min(slot - int(chosen.after[2][entry]), self.slots - 1))
+            after = (self, start, last, min(slot - int(chosen.after[2][entry]), self.slots - 1))
         if chosen.again is not None and isinstance(decision, Pass):
             tables, _, shifts = chosen.again
-            again = tables._trace(first, decision.stop - 1, min(slot - int(shifts[entry]), self.slots - 1))
-        return Nesting(first, last, self.level, decision, after, again)
+            again = (tables, first, decision.stop - 1, min(slot - int(shifts[entry]), self.slots - 1))
+        return decision, after, again
 
     def _is_first_forward(self, last: int) -> bool:
         return self.level is None and last == len(self.links) - 1
-
-    def _rows(self) -> np.ndarray:
-        """rows[first, last]: where the table of a stretch lies among the values; equal stretches share one."""
-        links = self.links
-        steps = [a.base_bytes - b.base_bytes for a, b in pairwise(links)]
-        told = [(link.kind, link.input_bytes, step) for link, step in zip(links, [*steps, 0], strict=True)]
-        known: dict[tuple, int] = {}
-        rows = np.zeros((len(links), len(links)), dtype=np.int64)
-        for last, link in enumerate(links):
-            for first in range(last + 1):
-                # the first forward has bases of its own
-                begin = first if self._is_first_forward(last) else -1
-                key = (begin, tuple(told[first:last]), link.kind, link.input_bytes)
-                rows[first, last] = known.setdefault(key, len(known))
-        return rows
 
     def _branches(self, first: int, last: int) -> Iterator[_Branches]:
         """Every decision at the beginning of a stretch."""
@@ -279,3 +286,28 @@ def _columns(records: Sequence[Link] | Sequence[LinkWay], kind: type) -> dict[st
     """The numbers of records by field."""
     names = [name for name in kind.__dataclass_fields__ if name.endswith(("_bytes", "seconds"))]
     return {name: np.array([getattr(record, name) for record in records], dtype=float) for name in names}
+
+
+def rows_of(links: Sequence[Link], has_first_forward: bool) -> np.ndarray:
+    """rows[first, last]: where the table of a stretch lies among the values; equal stretches share one."""
+    falls = [a.base_bytes - b.base_bytes for a, b in pairwise(links)]
+    known: dict[tuple, int] = {}
+    rows = np.zeros((len(links), len(links)), dtype=np.int64)
+    for last, end in enumerate(links):
+        row = known.setdefault((end.kind, end.input_bytes), len(known))
+        for first in range(last, -1, -1):
+            if has_first_forward and last == len(links) - 1:
+                row = known.setdefault((first,), len(known))  # the first forward has bases of its own
+            elif first < last:
+                link = links[first]
+                row = known.setdefault((link.kind, link.input_bytes, falls[first], row), len(known))
+            rows[first, last] = row
+    return np.unique(rows, return_inverse=True)[1].reshape(rows.shape)
+
+
+def decisions_of(chain: Chain) -> int:
+    """In how many ways, of all that the tables tell apart, a stretch can be divided in two: what filling them costs."""
+    rows = rows_of(chain.links, True)
+    first, last = np.triu_indices(len(chain.links))
+    _, examples = np.unique(rows[first, last], return_index=True)
+    return int((last - first + 1)[examples].sum())

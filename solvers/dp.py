@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .chain import chain_of
-from .chain_tables import Tables
+from .chain import Chain, chain_of
+from .chain_tables import Tables, decisions_of
 from .envelope import cheapest_under
 from .layers import in_blocks, in_layers
 from .levels import levels_of
@@ -23,6 +23,8 @@ _FINER = 4  # the next tables reach only so far, in slots as much finer
 _LEAST_REACH = 0.02  # of what is above the base of the last link
 _TOLD_OPERATIONS = 250_000  # of all rungs of one table together, but at least so many rungs are told:
 _FEWEST_RUNGS = 24
+_WORK = 600_000_000  # decisions times slots of one table: a few seconds
+_FEWEST_SLOTS = 250
 
 
 @dataclass(frozen=True)
@@ -46,38 +48,46 @@ class Dp:
 
     slots: int = 2000
     levels: int = 6
-    rungs: int = 72
+    rungs: int = 120
     name: str = "dp"
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
         """The rungs, from the fewest bytes up."""
         layers = in_layers(problem)
-        yield from self.rungs_of(problem, layers, recipe_ways(layers), [])
+        yield from self.rungs_of(problem, layers, recipe_ways(layers))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
         """The fastest rung that fits. Raises InfeasibleBudget if none does."""
         return schedule_of(problem, cheapest_under(problem, self.candidates(problem), budget_bytes).order)
 
-    def rungs_of(
-        self, problem: Problem, cut: Problem, ways: Mapping[int, Sequence[Way]], known: list[tuple[float, float]]
-    ) -> Iterator[Candidate]:
-        """The rungs for one cut of a problem into links, with ways for each kind of link.
-
-        known: (budget in bytes, extra seconds) of the rungs told so far, which is added to.
-        """
+    def rungs_of(self, problem: Problem, cut: Problem, ways: Mapping[int, Sequence[Way]]) -> Iterator[Candidate]:
+        """The rungs for one cut of a problem into links, with ways for each kind of link."""
         chain = chain_of(cut, ways)
-        levels = levels_of(chain, self.levels)
+        levels, slots = self._affordable(chain)
         highest = baseline_of(cut).peak_bytes
         whole = max(highest - chain.links[-1].base_bytes, 1)
+        known: list[tuple[float, float]] = []  # (budget in bytes, extra seconds) of the rungs told
         reach = float(whole)
         while reach > _LEAST_REACH * whole:
-            tables = Tables(chain, max(reach / self.slots, 1.0), self.slots, levels)
+            tables = Tables(chain, max(reach / slots, 1.0), slots, levels)
             steps = list(self._steps(tables, len(cut.ops)))
             for step, following in zip(steps, [*steps[1:], *steps[-1:]], strict=True):
-                if not any(peak <= step[0] and least <= step[1] for peak, least in known):
-                    known.append(step)
-                    yield from _candidates(problem, cut, tables, step[0], following[0])
+                if any(peak <= step[0] and least <= step[1] for peak, least in known):
+                    continue
+                known.append(step)
+                yield from _candidates(problem, cut, tables, step[0], following[0])
             reach /= _FINER
+
+    def _affordable(self, chain: Chain) -> tuple[tuple[tuple[int, ...], ...], int]:
+        """Levels and slots with which tables take seconds: fewer for chains of many links that are all different."""
+        decisions = decisions_of(chain)
+        for most in (self.levels, self.levels // 3):
+            levels = levels_of(chain, most)
+            if decisions * (1 + 2 * len(levels)) * self.slots <= _WORK:
+                return levels, self.slots
+        if decisions * (1 + 2 * len(levels)) * _FEWEST_SLOTS > _WORK:
+            levels = ()
+        return levels, max(_WORK // (decisions * (1 + 2 * len(levels))), _FEWEST_SLOTS)
 
     def _steps(self, tables: Tables, operations: int) -> Iterator[tuple[float, float]]:
         """(budget in bytes, extra seconds) of the steps to be told."""
@@ -105,8 +115,8 @@ def _candidates(
     order = in_blocks(problem, order_of(cut, tables, nesting))
     peak_bytes = forecast(problem, order).peak_bytes
     offered: list[RunOrder] = []
-    for limit in (peak_bytes, int(next_bytes) - 1):
-        better = polished(problem, order, max(limit, peak_bytes))
+    for limit in sorted({peak_bytes, max(int(next_bytes) - 1, peak_bytes)}):
+        better = polished(problem, order, limit)
         if better not in offered:
             offered.append(better)
             words = told(tables, nesting) + ("" if better is order else "; polished")

@@ -44,12 +44,14 @@ def envelope(rated: Iterable[Rated]) -> list[Rated]:
 def cheapest_under(problem: Problem, candidates: Iterable[Candidate], budget_bytes: int) -> Rated:
     """The fastest candidate within the budget; of equals the one with the lower peak.
 
-    Raises InfeasibleBudget if none is.
+    Raises InfeasibleBudget if none is, ValueError if there are no candidates.
     """
     lowest = envelope(rate(problem, "", candidate) for candidate in candidates)
+    if not lowest:
+        raise ValueError(f"this solver has no schedule of {problem.name}")
     fitting = [one for one in lowest if one.peak_bytes <= budget_bytes]
     if not fitting:
-        smallest = lowest[0].peak_bytes if lowest else problem.resident_bytes
+        smallest = lowest[0].peak_bytes
         message = f"no candidate for {problem.name} fits {budget_bytes} bytes: the smallest needs {smallest} bytes"
         raise InfeasibleBudget(message, smallest, budget_bytes)
     return fitting[-1]

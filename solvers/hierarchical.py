@@ -36,9 +36,8 @@ class Hierarchical:
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
         """The rungs of every cut, those of the coarsest first, from the fewest bytes up."""
-        known: list[tuple[float, float]] = []
         for cut in chains(problem):
-            yield from self.dp.rungs_of(problem, cut, way_sets(cut, self.visits, self.cache), known)
+            yield from self.dp.rungs_of(problem, cut, way_sets(cut, self.visits, self.cache))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
         """The fastest rung that fits. Raises InfeasibleBudget if none does."""

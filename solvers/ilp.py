@@ -39,12 +39,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 
-from .errors import InfeasibleBudget
+from .envelope import rate
 from .greedy import Greedy
 from .ilp_stages import choices
 from .ilp_step import stages_of_step
 from .ilp_step_program import Optimum, StepProgram
-from .infeasible import told_bytes
+from .infeasible import infeasible, told_bytes
 from .integer_program import Effort
 from .keep_all import trace_order
 from .liveness import Candidate, RunOrder, forecast, schedule_of
@@ -77,10 +77,10 @@ class Ilp:
         """
         optimum = self.least_seconds(problem, budget_bytes)
         if optimum.order is None:
-            smallest = min(forecast(problem, order).peak_bytes for order in self._known(problem))
-            least = "none exists" if optimum.least_seconds == inf else "none was found"
-            message = f"ilp has no schedule of {problem.name} within {told_bytes(budget_bytes)}: {least}"
-            raise InfeasibleBudget(message, smallest, budget_bytes)
+            known = [rate(problem, self.name, Candidate("", order)) for order in self._known(problem)]
+            smallest = min(known, key=lambda one: one.peak_bytes)
+            told = "ilp proves that there is none" if optimum.least_seconds == inf else "ilp has found none"
+            raise infeasible(problem, budget_bytes, smallest, f"{told}, greedy needs {told_bytes(smallest.peak_bytes)}")
         return schedule_of(problem, optimum.order)
 
     def least_seconds(self, problem: Problem, budget_bytes: int) -> Optimum:

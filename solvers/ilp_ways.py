@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import inf
 
 from .ilp_block import stages_of_block
@@ -10,7 +10,7 @@ from .ilp_block_program import Proven, WayProgram
 from .ilp_stages import choices
 from .integer_program import Effort
 from .problem import Problem
-from .ways import Way
+from .ways import Way, unbeaten
 
 # Limits to try, what promises most first: shares of the most bytes kept, then the place among known heights.
 _LADDER = (
@@ -83,13 +83,3 @@ def _answers(kept_limit: int, height_limit: int, proven: Proven, kept_bytes: int
     if way is None:
         return proven.least_seconds == inf
     return way.kept_bytes <= kept_bytes and way.height_bytes <= height_bytes
-
-
-def unbeaten(ways: Iterable[Way]) -> tuple[Way, ...]:
-    """Those that no other is as good as in kept bytes, height and seconds, from the most bytes kept to the fewest."""
-    best: list[Way] = []
-    for way in sorted(ways, key=lambda way: (way.seconds, way.kept_bytes, way.height_bytes)):
-        # what comes before is as fast
-        if not any(one.kept_bytes <= way.kept_bytes and one.height_bytes <= way.height_bytes for one in best):
-            best.append(way)
-    return tuple(sorted(best, key=lambda way: (-way.kept_bytes, way.seconds)))

@@ -8,21 +8,29 @@ from .liveness import forecast, lives_of
 from .problem import Op, Problem
 
 
-def infeasible(problem: Problem, budget_bytes: int, smallest: Rated) -> InfeasibleBudget:
-    """The error for a budget under the smallest peak found, naming the operation that stands in the way."""
+def infeasible(problem: Problem, budget_bytes: int, smallest: Rated, proven: str | None = None) -> InfeasibleBudget:
+    """The error for a budget under the smallest peak found, naming the operation that stands in the way.
+
+    proven: what a solver says instead, if it knows more.
+    """
     alone_bytes, alone = neediest_operation(problem)
+    asked, found = told_bytes(budget_bytes), told_bytes(smallest.peak_bytes)
+    if asked == found:
+        asked, found = f"{budget_bytes:,} bytes", f"{smallest.peak_bytes:,} bytes"
     if alone is not None and alone_bytes > budget_bytes and alone_bytes > problem.floor_bytes:
         cause = f"{_told(problem, alone)} alone needs {told_bytes(alone_bytes)}"
     elif problem.floor_bytes > budget_bytes:
         cause = f"the optimizer's step needs {told_bytes(problem.floor_bytes)}"
     elif problem.resident_bytes > budget_bytes:
         cause = f"parameters, buffers, inputs and gradients alone take {told_bytes(problem.resident_bytes)}"
+    elif proven is not None:
+        cause = proven
     else:
         op = _operation_at_peak(problem, smallest)
         where = f", at {_told(problem, op)}" if op is not None else ""
-        cause = f"the smallest peak found is {told_bytes(smallest.peak_bytes)}{where}"
+        cause = f"the smallest peak found is {found}{where}"
     hints = _hints(problem, smallest.peak_bytes)
-    message = f"no schedule of {problem.name} fits {told_bytes(budget_bytes)}: {cause}; {_joined(hints)}"
+    message = f"no schedule of {problem.name} fits {asked}: {cause}; {_joined(hints)}"
     return InfeasibleBudget(message, smallest.peak_bytes, budget_bytes, hints)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .block_options import Option, options_of
-from .blocks import alike, block_inputs, forward_values, repeated_blocks, shared_values
+from .blocks import alike, block_inputs, forward_values, middle_member, repeated_blocks, shared_values
 from .infeasible import told_bytes
 from .liveness import RunOrder
 from .problem import Problem
@@ -51,8 +51,7 @@ class LayerChoices:
         self.classes: dict[int, LayerClass] = {}
         for first in dict.fromkeys(self.alike):
             layers = [layer for layer, other in enumerate(self.alike) if other == first]
-            # the layer in the middle: the first and the last may see unusual neighbours
-            options = options_of(problem, layers[len(layers) // 2], visits // len(set(self.alike)))
+            options = options_of(problem, middle_member(self.alike, first), visits // len(set(self.alike)))
             columns = zip(*((o.kept_bytes, o.rise_bytes, o.seconds) for o in options), strict=True)
             self.classes[first] = LayerClass(np.array(layers), options, *map(np.array, columns))
 

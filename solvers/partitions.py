@@ -35,11 +35,15 @@ def partitions(problem: Problem) -> tuple[Problem, ...]:
 
 def chains(problem: Problem) -> tuple[Problem, ...]:
     """The partitions worth nesting: windows only of what is no chain of layers, and small steps also uncut."""
-    is_chain = len(in_layers(problem).block_classes) >= _LINKS_OF_A_CHAIN
-    windows = in_windows(in_parts(problem))
-    return tuple(
-        cut for cut in partitions(problem) if not (is_chain and cut is windows and cut is not in_parts(problem))
-    )
+    layers, parts, windows = in_layers(problem), in_parts(problem), in_windows(in_parts(problem))
+    cuts = [layers]
+    if parts in partitions(problem):
+        cuts.append(parts)
+    if windows in partitions(problem) and len(layers.block_classes) < _LINKS_OF_A_CHAIN:
+        cuts.append(windows)
+    if problem.forward_length <= _SMALL:
+        cuts.append(merged(problem, [0]))
+    return tuple(dict.fromkeys(cuts))
 
 
 @lru_cache(maxsize=8)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
-from .arrays import arrays_of
+from .arrays import arrays_of, highest_between
 from .liveness import Lives, RunOrder, lives_of, moments_of
 from .problem import Problem
 
 _ROUNDS = 3
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +39,30 @@ def polished(problem: Problem, order: RunOrder, peak_bytes: int) -> RunOrder:
     What nothing reads any more is left out too. The peak stays at most the larger of the order's own and `peak_bytes`.
     """
     for _ in range(_ROUNDS):
-        lives = lives_of(problem, order)
-        moments = moments_of(problem, lives)
-        left_out = np.zeros(len(lives.runs), dtype=bool)
-        omissions = _omissions(problem, lives, moments, peak_bytes)
-        for entry, gaps in enumerate(omissions.gaps):
-            position, start = omissions.positions[entry], omissions.starts[entry]
-            if moments[start + 1 : position + 1].max() + omissions.sizes[entry] <= peak_bytes:
-                for gap in gaps:
-                    moments[omissions.gap_starts[gap] + 1 : position + 1] += omissions.gap_sizes[gap]
-                left_out[position] = True
+        left_out = _left_out(problem, order, peak_bytes)
         if not left_out.any():
             return order
         order = without_idle_runs(problem, _without(order, left_out))
     return order
+
+
+def _left_out(problem: Problem, order: RunOrder, peak_bytes: int) -> np.ndarray:
+    """For each run whether it may be left out, together with the others."""
+    lives = lives_of(problem, order)
+    moments = moments_of(problem, lives)
+    omissions = _omissions(problem, lives)
+    left_out = np.zeros(len(lives.runs), dtype=bool)
+    pending = _fitting(omissions, np.arange(len(omissions.gaps)), moments, peak_bytes)
+    while len(pending):
+        # few fit once the bytes are spent: telling that for all at once is quicker than one by one
+        for entry in pending[:_AT_ONCE].tolist():
+            position, start = omissions.positions[entry], omissions.starts[entry]
+            if moments[start + 1 : position + 1].max() + omissions.sizes[entry] <= peak_bytes:
+                for gap in omissions.gaps[entry]:
+                    moments[omissions.gap_starts[gap] + 1 : position + 1] += omissions.gap_sizes[gap]
+                left_out[position] = True
+        pending = _fitting(omissions, pending[_AT_ONCE:], moments, peak_bytes)
+    return left_out
 
 
 def without_idle_runs(problem: Problem, order: RunOrder) -> RunOrder:
@@ -69,8 +81,8 @@ def without_idle_runs(problem: Problem, order: RunOrder) -> RunOrder:
     return _without(order, idle) if idle.any() else order
 
 
-def _omissions(problem: Problem, lives: Lives, moments: np.ndarray, peak_bytes: int) -> _Omissions:
-    """Second runs that might be left out, as far as the moments at both ends of their gaps tell.
+def _omissions(problem: Problem, lives: Lives) -> _Omissions:
+    """Second runs whose results were alive before.
 
     Random operations are not among them: without a second run their state need not be recorded either, which would
     change moments elsewhere.
@@ -88,24 +100,20 @@ def _omissions(problem: Problem, lives: Lives, moments: np.ndarray, peak_bytes: 
     np.minimum.at(starts, entry, gap_starts)
     held_bytes = np.bincount(entry, weights=gap_sizes * (tried[entry] - gap_starts), minlength=len(tried))
     worth = arrays.seconds[lives.runs[tried]] / np.maximum(held_bytes, 1)
-    ends_fit = (np.maximum(moments[tried], moments[starts + 1 - (starts == tried)]) + sizes <= peak_bytes) & (
-        starts < tried
-    )
-    chosen = np.flatnonzero(ends_fit)
+    chosen = np.flatnonzero(starts < tried)
     chosen = chosen[np.lexsort((tried[chosen], -worth[chosen]))]
     bounds = np.searchsorted(entry, np.arange(len(tried) + 1)).tolist()
     gaps = tuple(range(bounds[i], bounds[i + 1]) for i in chosen.tolist())
     return _Omissions(tried[chosen], starts[chosen], sizes[chosen], gaps, gap_starts, gap_sizes)
 
 
+def _fitting(omissions: _Omissions, entries: np.ndarray, moments: np.ndarray, peak_bytes: int) -> np.ndarray:
+    """Those of some entries that fit by themselves."""
+    highest = highest_between(moments, omissions.starts[entries] + 1, omissions.positions[entries] + 1)
+    return entries[highest + omissions.sizes[entries] <= peak_bytes]
+
+
 def _without(order: RunOrder, left_out: np.ndarray) -> RunOrder:
     """The order without the runs at these positions."""
-    gone = set(np.flatnonzero(left_out).tolist())
-    kept, position = [], 0
-    for segment in order:
-        end = position + len(segment)
-        if gone and any(at in gone for at in range(position, end)):
-            segment = tuple(op for at, op in enumerate(segment, position) if at not in gone)
-        kept.append(segment)
-        position = end
-    return tuple(kept)
+    stays = iter((~left_out).tolist())
+    return tuple(tuple(compress(segment, stays)) for segment in order)

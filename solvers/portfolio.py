@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import Protocol
 
@@ -41,9 +42,20 @@ class Solver(Protocol):
 
 
 SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Hierarchical(), Greedy())
-# Asked by name only: what they find is contained in what `hierarchical` finds, or takes long.
-NAMED: tuple[Solver, ...] = (Dp(), Ilp())
-SOLVER_NAMES = ("auto", *(solver.name for solver in (*SOLVERS, *NAMED)))
+# Asked by name only: what it finds is contained in what `hierarchical` finds.
+NAMED: tuple[Solver, ...] = (Dp(),)
+# Asked by name only, for one budget at a time, as it takes long.
+EXACT = Ilp()
+SOLVER_NAMES = ("auto", *(solver.name for solver in (*SOLVERS, *NAMED, EXACT)))
+_ALWAYS_FINISH = ("keep_all", "recipes")  # however short the time, so that no recipe that fits is better
+
+
+class _OutOfTime(Exception):
+    """A solver was stopped; what it has found by then."""
+
+    def __init__(self, found: list[Rated]) -> None:
+        super().__init__()
+        self.found = tuple(found)
 
 
 @dataclass(frozen=True)
@@ -60,30 +72,39 @@ class Portfolio:
 
     solvers: tuple[Solver, ...] = SOLVERS
     named: tuple[Solver, ...] = NAMED
+    exact: Ilp = EXACT
     cache: DiskCache | None = field(default=DiskCache(), repr=False, compare=False)
     _ladders: dict[tuple[Problem, str], tuple[Rated, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _proofs: dict[Problem, tuple[Proof, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _stopped: dict[tuple[Problem, str], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def solve(
-        self, problem: Problem, budget_bytes: int, solver: str = "auto", progress: Progress | None = None
+        self,
+        problem: Problem,
+        budget_bytes: int,
+        solver: str = "auto",
+        progress: Progress | None = None,
+        time_limit_seconds: float = inf,
     ) -> Plan:
         """The fastest plan that peaks at no more than `budget_bytes`.
 
-        solver: "auto" for all of `solvers`, or the name of one of them or of `named`, which are asked for this budget
-        alone. progress: told the share done and what is being done.
+        solver: "auto" for all of `solvers`, or the name of one of them or of `named`, or that of `exact`, which is
+        asked for this budget alone. progress: told the share done and what is being done. time_limit_seconds: after
+        which solvers begin no other candidate, and the best so far is taken; recipes are always tried.
 
         Raises InfeasibleBudget if no candidate fits, ValueError if there is no solver of that name, or if it does not
         take steps as large as this one.
         """
         started = perf_counter()
-        for one in self.named:
-            if one.name == solver:
-                find = partial(one.schedule, problem, budget_bytes)
-                schedule = cached_schedule(self.cache, problem, one, budget_bytes, find)
-                return self._simulated(problem, schedule, one.name, budget_bytes, started, ())
-        ladder = self._offered(problem, solver, progress)
+        if solver == self.exact.name:
+            if progress is not None:
+                progress(0.0, f"{solver}: the fastest within {told_bytes(budget_bytes)}")
+            find = partial(self.exact.schedule, problem, budget_bytes)
+            schedule = cached_schedule(self.cache, problem, self.exact, budget_bytes, find)
+            return self._simulated(problem, schedule, solver, budget_bytes, started, ())
+        ladder = self._offered(problem, solver, progress, time_limit_seconds)
         lowest = envelope(ladder)
         if not lowest:
             raise ValueError(f"{solver} has no schedule of {problem.name}: choose solver='auto'")
@@ -91,14 +112,16 @@ class Portfolio:
         if not fitting:
             raise infeasible(problem, budget_bytes, lowest[0])
         best = fitting[-1]
-        return self._plan(problem, best, budget_bytes, started, _why(ladder, best, budget_bytes))
+        notes = (*_why(ladder, best, budget_bytes), *self._stops(problem))
+        return self._plan(problem, best, budget_bytes, started, notes)
 
     def frontier(self, problem: Problem, count: int, progress: Progress | None = None) -> list[Plan]:
         """At most `count` plans of the lower envelope, from the highest peak to the lowest.
 
         They are the answers to `count` budgets spread evenly between the smallest peak and that of the
-        fastest plan, each once; the budget of each is its own peak.
+        fastest plan, each once; the budget of each is its own peak, its time that until it was there.
         """
+        started = perf_counter()
         lowest = envelope(self._offered(problem, "auto", progress))
         low, high = lowest[0].peak_bytes, lowest[-1].peak_bytes
         chosen: dict[int, Rated] = {}
@@ -106,25 +129,52 @@ class Portfolio:
             budget_bytes = high - (high - low) * step // max(count - 1, 1)
             best = next(one for one in reversed(lowest) if one.peak_bytes <= budget_bytes)
             chosen[best.peak_bytes] = best
-        return [self._plan(problem, best, best.peak_bytes, perf_counter(), ()) for best in chosen.values()]
+        return [self._plan(problem, best, best.peak_bytes, started, ()) for best in chosen.values()]
 
-    def _offered(self, problem: Problem, solver: str, progress: Progress | None) -> list[Rated]:
+    def _offered(
+        self, problem: Problem, solver: str, progress: Progress | None, time_limit_seconds: float = inf
+    ) -> list[Rated]:
         """The candidates of one solver or of all, rated."""
-        names = [one.name for one in (*self.solvers, *self.named)]
-        if solver not in ("auto", *names):
-            raise ValueError(f"there is no solver {solver!r}: choose among auto, {', '.join(names)}")
-        asked = [one for one in self.solvers if solver in ("auto", one.name)]
+        asked = [one for one in (*self.solvers, *self.named) if one.name == solver]
+        if solver == "auto":
+            asked = list(self.solvers)
+        if not asked:
+            names = ", ".join(one.name for one in (*self.solvers, *self.named, self.exact))
+            raise ValueError(f"there is no solver {solver!r}: choose among auto, {names}")
+        started = perf_counter()
         offered: list[Rated] = []
         for done, one in enumerate(asked):
             if (problem, one.name) not in self._ladders:
                 told = progress and partial(_tell, progress, done, len(asked))
-                asked_one = replace(one, cache=self.cache) if isinstance(one, Hierarchical) else one
-                find = partial(_ladder, problem, asked_one, told)
-                self._ladders[problem, one.name] = cached_ladder(self.cache, problem, one, find)
+                self._ladders[problem, one.name] = self._found(problem, one, started, time_limit_seconds, told)
             offered += self._ladders[problem, one.name]
         if progress is not None:
             progress(1.0, "solved")
         return offered
+
+    def _found(
+        self,
+        problem: Problem,
+        solver: Solver,
+        started: float,
+        time_limit_seconds: float,
+        told: Callable[[int, str], None] | None,
+    ) -> tuple[Rated, ...]:
+        """The candidates of a solver, rated; those found within the time limit if it is slower."""
+        if isinstance(solver, Hierarchical):
+            solver = replace(solver, cache=self.cache)
+        deadline = inf if solver.name in _ALWAYS_FINISH else started + time_limit_seconds
+        try:
+            return cached_ladder(self.cache, problem, solver, partial(_ladder, problem, solver, deadline, told))
+        except _OutOfTime as stopped:
+            self._stopped[problem, solver.name] = time_limit_seconds
+            return stopped.found
+
+    def _stops(self, problem: Problem) -> Iterator[str]:
+        """Who was stopped."""
+        for (stopped, name), seconds in self._stopped.items():
+            if stopped == problem:
+                yield f"{name} was stopped at the time limit of {seconds:g} s"
 
     def _plan(self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]) -> Plan:
         schedule = schedule_of(problem, best.order)
@@ -157,7 +207,7 @@ class Portfolio:
         )
 
 
-def _ladder(problem: Problem, solver: Solver, told: Callable[[int, str], None] | None) -> list[Rated]:
+def _ladder(problem: Problem, solver: Solver, deadline: float, told: Callable[[int, str], None] | None) -> list[Rated]:
     """The candidates of a solver that no other of its own beats; told: the number of each and what it is."""
     best: list[Rated] = []
     for number, candidate in enumerate(solver.candidates(problem), 1):
@@ -165,6 +215,8 @@ def _ladder(problem: Problem, solver: Solver, told: Callable[[int, str], None] |
             told(number, f"{solver.name}: {candidate.told}")
         # at once, as the orders of all candidates would fill hundreds of megabytes for deep models
         best = envelope([*best, rate(problem, solver.name, candidate)])
+        if perf_counter() > deadline:
+            raise _OutOfTime(best)
     return best
 
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
-import numpy as np
-
 from .block_options import BlockBench, by_hand, members_of, options_of
-from .blocks import alike
+from .blocks import alike, middle_member
 from .disk_cache import DiskCache
-from .ilp_block_program import WayProgram
-from .integer_program import Effort
-from .levels import lower_hull
+from .ilp_ways import ways_of
 from .problem import Problem
 from .way_cache import cached_ways
-from .ways import Way, WayBench
+from .ways import Way, WayBench, unbeaten
 
 _WORTH_PROVING = 4  # equal blocks for which an integer program is worth its time
 _FEW_OPERATIONS = 30  # of forward that it takes on
-_MOST_PROOFS = 4  # for one kind of block
-_NODES = 5  # of branch and bound for each
 
 
 def way_sets(problem: Problem, visits: int, cache: DiskCache | None = None) -> Mapping[int, tuple[Way, ...]]:
@@ -51,46 +45,11 @@ def recipe_ways(problem: Problem) -> Mapping[int, tuple[Way, ...]]:
     return found
 
 
-def middle_member(kinds: tuple[int, ...], kind: int) -> int:
-    """The block that stands for its kind: the first and the last may see unusual neighbours."""
-    members = [block for block, other in enumerate(kinds) if other == kind]
-    return members[len(members) // 2]
-
-
-def unbeaten(ways: Iterable[Way]) -> tuple[Way, ...]:
-    """Those that no other is as good as in everything, from the most bytes kept to the fewest."""
-    order = sorted(ways, key=lambda w: (w.seconds, w.kept_bytes, w.height_bytes, w.forward, w.backward))
-    columns = np.array([(way.kept_bytes, way.height_bytes, way.forward_height_bytes) for way in order])
-    best: list[int] = []
-    for number in range(len(order)):
-        # what comes before is as fast
-        if not np.any(np.all(columns[best] <= columns[number], axis=1)):
-            best.append(number)
-    return tuple(sorted((order[i] for i in best), key=lambda way: (-way.kept_bytes, way.seconds)))
-
-
 def _found(problem: Problem, block: int, visits: int) -> tuple[Way, ...]:
     ways = unbeaten(_from_options(problem, block, visits))
     repeats = members_of(problem, block) >= _WORTH_PROVING
     few = len(problem.segment_operations[block]) <= _FEW_OPERATIONS
-    return unbeaten([*ways, *_proven(problem, block, ways)]) if repeats and few else ways
-
-
-def _proven(problem: Problem, block: int, ways: Sequence[Way]) -> Iterator[Way]:
-    """Faster ways that keep no more and rise no higher than some of these, by integer programming.
-
-    Minimum cuts have found the best ways for what they keep, however high they rise: tried are ways beside the lower
-    convex hull of (bytes kept, seconds), spread evenly from the most bytes kept to the fewest.
-    """
-    hull = {number for _, _, number in lower_hull((w.kept_bytes, w.seconds, n) for n, w in enumerate(ways))}
-    worth = [way for number, way in enumerate(ways) if number not in hull and way.seconds > 0]
-    if not worth:
-        return
-    program = WayProgram(problem, block)
-    for way in worth[:: -(-len(worth) // _MOST_PROOFS)]:
-        faster = program.fastest(way.kept_bytes, way.height_bytes, way, Effort(_NODES)).way
-        if faster is not None:
-            yield faster
+    return ways_of(problem, block, ways) if repeats and few else ways
 
 
 def _from_options(problem: Problem, block: int, visits: int) -> list[Way]:

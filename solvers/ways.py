@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .arrays import arrays_of
+import numpy as np
+
+from .arrays import arrays_of, unbeaten_rows
 from .blocks import shared_values, stream_values
 from .problem import Problem
 
@@ -132,3 +134,10 @@ class WayBench:
 
     def _size(self, values: Iterable[int]) -> int:
         return sum(self.size_bytes[value] for value in values)
+
+
+def unbeaten(ways: Iterable[Way]) -> tuple[Way, ...]:
+    """Those that no other is as good as in everything, from the most bytes kept to the fewest."""
+    order = sorted(ways, key=lambda w: (w.seconds, w.kept_bytes, w.height_bytes, w.forward, w.backward))
+    best = unbeaten_rows(np.array([(way.kept_bytes, way.height_bytes, way.forward_height_bytes) for way in order]))
+    return tuple(sorted((order[i] for i in best), key=lambda way: (-way.kept_bytes, way.seconds)))

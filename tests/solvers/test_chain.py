@@ -6,11 +6,12 @@ import random
 from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf
+from time import perf_counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowtide.solvers.blocks import alike
+from lowtide.solvers.blocks import alike, middle_member
 from lowtide.solvers.chain import Chain, Link, LinkWay, chain_of
 from lowtide.solvers.chain_tables import Keep, Nesting, Tables
 from lowtide.solvers.disk_cache import DiskCache
@@ -24,8 +25,8 @@ from lowtide.solvers.partitions import in_parts, in_windows, partitions
 from lowtide.solvers.polish import polished
 from lowtide.solvers.problem import Problem
 from lowtide.solvers.recipes import Recipes
-from lowtide.solvers.simulate import simulate
-from lowtide.solvers.way_sets import middle_member, recipe_ways, way_sets
+from lowtide.solvers.simulate import baseline_of, simulate
+from lowtide.solvers.way_sets import recipe_ways, way_sets
 from lowtide.solvers.ways import WayBench, operations_of
 from made_problems import MEBIBYTE, Draft, chain_of_blocks, llama, tiny
 
@@ -304,3 +305,25 @@ def test_what_is_resident_does_not_change_what_is_found():
     heavy_rungs = [candidate.seen for candidate in Hierarchical().candidates(heavy)]
     assert [one.seconds for one in heavy_rungs if one] == [one.seconds for one in light_rungs if one]
     assert [one.peak_bytes - 10**10 for one in heavy_rungs if one] == [one.peak_bytes for one in light_rungs if one]
+
+
+def test_a_chain_of_many_links_all_different_takes_seconds_not_minutes():
+    problem = chain_of_blocks(1, blocks=160, width=6, classes=160, randomness=0.0)
+    started = perf_counter()
+    peaks = [forecast(problem, one.order).peak_bytes for one in Hierarchical().candidates(problem)]
+    assert perf_counter() - started < 60
+    assert min(peaks) < 0.5 * baseline_of(problem).peak_bytes
+
+
+def test_a_chain_longer_than_recursion_reaches_is_nested():
+    alone = random_chain(0, 1).links[0]
+    links = 1000
+    tables = Tables(Chain((alone,) * links, ()), 1.0, 200)
+    nesting, decisions = tables.nesting(tables.steps()[0][0]), 0
+    assert nesting is not None
+    pending = [nesting]
+    while pending:
+        part = pending.pop()
+        decisions += 1
+        pending += [one for one in (part.after, part.again) if one is not None]
+    assert decisions > links

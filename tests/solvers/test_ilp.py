@@ -13,6 +13,7 @@ from lowtide.solvers.greedy import Greedy
 from lowtide.solvers.ilp import Ilp
 from lowtide.solvers.ilp_step import stages_of_step
 from lowtide.solvers.ilp_step_program import StepProgram
+from lowtide.solvers.infeasible import neediest_operation
 from lowtide.solvers.integer_program import Effort
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import forecast, schedule_of
@@ -157,9 +158,12 @@ def test_candidates_fit_the_budgets_that_they_are_told_for_and_go_from_slow_to_f
 
 def test_a_budget_that_nothing_fits_is_refused_and_what_is_too_large_too():
     problem = small(3)
-    with pytest.raises(InfeasibleBudget, match="none exists") as raised:
+    with pytest.raises(InfeasibleBudget, match=r"alone needs .*; raise the budget") as raised:
         Ilp().schedule(problem, 1)
     assert raised.value.smallest_bytes > 1
+    alone_bytes, _ = neediest_operation(problem)
+    with pytest.raises(InfeasibleBudget, match=r"ilp proves that there is none, greedy needs .*; raise the budget"):
+        Ilp().schedule(problem, alone_bytes)
     with pytest.raises(ValueError, match="more than ilp's 5"):
         Ilp(most_choices=5).schedule(chain_of_blocks(1), 10**6)
     assert not list(Ilp(most_choices=5).candidates(chain_of_blocks(1)))

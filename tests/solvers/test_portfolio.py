@@ -68,15 +68,14 @@ def test_the_smallest_peak_is_far_below_checkpointing_every_block():
 
 
 def test_deep_models_need_no_more_distinct_ways_to_run_a_block_than_shallow_ones():
-    variants = {}
-    for layers in (12, 48):
+    variants = {12: 0, 48: 0}
+    for layers in variants:
         problem = llama(layers)
         baseline = baseline_of(problem).peak_bytes
-        for percent in (70, 50, 30):
+        for percent in (70, 60, 50, 40, 30):
             plan = PORTFOLIO.solve(problem, baseline * percent // 100)
-            variants[layers, percent] = len(distinct_segments(problem, plan.schedule))
-    for percent in (70, 50, 30):
-        assert variants[48, percent] <= 1.5 * variants[12, percent], variants
+            variants[layers] += len(distinct_segments(problem, plan.schedule))
+    assert variants[48] <= 1.5 * variants[12], variants
 
 
 def distinct_segments(problem, schedule):
@@ -103,12 +102,16 @@ def test_an_impossible_budget_names_the_operation_that_stands_in_the_way_and_wha
     smallest = PORTFOLIO.frontier(problem, 1000)[-1].peak_bytes
     with pytest.raises(
         InfeasibleBudget,
-        match=r"no schedule of llama12 fits 9.00 MiB: the smallest peak found is .* MiB, at layers\..*; "
+        match=r"no schedule of llama12 fits 8.90 MiB: the smallest peak found is 9.00 MiB, at head\.loss.*; "
         "raise the budget or lower the batch",
     ) as raised:
-        PORTFOLIO.solve(problem, 9 * MEBIBYTE)
+        PORTFOLIO.solve(problem, int(8.9 * MEBIBYTE))
     assert raised.value.smallest_bytes == smallest
     assert PORTFOLIO.solve(problem, smallest).peak_bytes == smallest
+    with pytest.raises(
+        InfeasibleBudget, match=f"fits {smallest - 1:,} bytes: the smallest peak found is {smallest:,} b"
+    ):
+        PORTFOLIO.solve(problem, smallest - 1)
     with pytest.raises(InfeasibleBudget, match=r"fits 5.00 MiB: layers\..* \(backward\) alone needs .* MiB"):
         PORTFOLIO.solve(problem, 5 * MEBIBYTE)
 
@@ -258,13 +261,16 @@ def test_a_solver_asked_for_by_name_alone_answers_for_the_budget_with_the_bound(
 
 
 def test_the_schedule_of_a_solver_asked_for_by_name_alone_is_kept_for_each_budget(tmp_path, monkeypatch):
-    problem, budgets = chain_of_blocks(1, blocks=4), (10**9, 160)  # under the smaller one draws are repeated
-    found = [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "dp") for budget in budgets]
+    problem, budgets = (
+        chain_of_blocks(1, blocks=2, randomness=0.4),
+        (10**9, 112),
+    )  # under the smaller one draws are repeated
+    found = [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "ilp") for budget in budgets]
     assert any(isinstance(instruction, Record) for instruction in found[1].schedule.instructions)
-    monkeypatch.setattr("lowtide.solvers.dp.Dp.schedule", refuse)
-    assert [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "dp") for budget in budgets] == found
+    monkeypatch.setattr("lowtide.solvers.ilp.Ilp.schedule", refuse)
+    assert [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "ilp") for budget in budgets] == found
     with pytest.raises(AssertionError, match="known already"):
-        Portfolio(cache=DiskCache(tmp_path)).solve(problem, 161, solver="dp")
+        Portfolio(cache=DiskCache(tmp_path)).solve(problem, 113, solver="ilp")
 
 
 def test_ilp_answers_for_small_steps_and_says_which_are_too_large():
@@ -277,3 +283,23 @@ def test_ilp_answers_for_small_steps_and_says_which_are_too_large():
         assert exact.seconds <= found.seconds + 1e-9
     with pytest.raises(ValueError, match="more than ilp's 6000"):
         PORTFOLIO.solve(llama(layers=12), 10**9, solver="ilp")
+
+
+def test_out_of_time_the_best_so_far_answers_recipes_are_tried_and_nothing_is_left_on_disk(tmp_path):
+    problem, cache = llama(4), DiskCache(tmp_path)
+    budget_bytes = baseline_of(problem).peak_bytes // 2
+    hurried = Portfolio(cache=cache).solve(problem, budget_bytes, time_limit_seconds=1e-9)
+    assert hurried.peak_bytes <= budget_bytes
+    assert "hierarchical was stopped at the time limit of 1e-09 s" in hurried.notes
+    assert not any("recipes was stopped" in note for note in hurried.notes)
+    recipes = Portfolio(cache=None).solve(problem, budget_bytes, "recipes")
+    patient = Portfolio(cache=cache).solve(problem, budget_bytes)
+    assert patient.seconds < hurried.seconds <= recipes.seconds
+    assert not any("stopped" in note for note in patient.notes)
+
+
+def test_what_is_solved_by_name_is_refused_with_what_would_help_too():
+    problem = llama(2)
+    for solver in ("dp", "recipes", "hierarchical"):
+        with pytest.raises(InfeasibleBudget, match="raise the budget or lower the batch"):
+            Portfolio(cache=None).solve(problem, 5 * MEBIBYTE, solver)
