@@ -1,23 +1,16 @@
 """Runs the frontier's benchmark on three tiny blocks: what it counts, compares and writes."""
 
 import json
-import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
-# Found here whether or not the root is on the path.
-benchmarks = types.ModuleType("benchmarks")
-benchmarks.__path__ = [str(Path(__file__).resolve().parent.parent / "benchmarks")]
-sys.modules.setdefault("benchmarks", benchmarks)
-
-from benchmarks.frontier import main  # noqa: E402
-from benchmarks.frontier_domination import dominations, lowtide_failures  # noqa: E402
-from benchmarks.frontier_models import llama_style  # noqa: E402
-from benchmarks.frontier_row import Row  # noqa: E402
-from benchmarks.networks import NETWORKS, Network  # noqa: E402
+from benchmarks.frontier import main
+from benchmarks.frontier_domination import dominations, lowtide_failures
+from benchmarks.frontier_models import llama_style
+from benchmarks.frontier_row import Row
+from benchmarks.networks import NETWORKS, Network
 
 BLOCKS, WIDTH, BATCH, TOKENS, VOCABULARY = 3, 64, 2, 32, 128
 ATTENTION_FLOPS = 4 * BATCH * TOKENS * TOKENS * WIDTH
