@@ -1,0 +1,104 @@
+"""Compiles the C of the kernels once per machine with the compiler that is there, and loads it."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch  # its OpenMP library has to be loaded first: what is compiled here then shares its threads
+
+# Bits must be torch's own, so products and sums stay apart.
+_FLAGS = (
+    "-O2",
+    "-ftree-vectorize",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+    "-std=c11",
+)
+_SECONDS = 120
+
+_kept_in = Path(tempfile.gettempdir()) / f"lowtide-kernels-{os.getuid()}"
+
+
+def keep_in(folder: Path) -> None:
+    """Has what is compiled from now on kept in a folder, for other processes."""
+    global _kept_in
+    _kept_in = folder
+
+
+def native(source: str, name: str, argument_types: Sequence[Any]) -> Any:
+    """The function `name` of some C, which returns nothing; None where there is no compiler or it cannot compile it.
+
+    argument_types: ctypes. The function runs without the interpreter's lock.
+    """
+    library = _library(source)
+    if library is None:
+        return None
+    function = getattr(library, name)
+    function.argtypes, function.restype = tuple(argument_types), None
+    return function
+
+
+def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    """Where a tensor's elements begin."""
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+@cache
+def _library(source: str) -> ctypes.CDLL | None:
+    compiler = _compiler()
+    if compiler is None or torch.get_num_threads() < 1:
+        return None
+    told = (source, compiler, *_FLAGS, platform.machine(), _processor())
+    file = _kept_in / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:24]}.so"
+    try:
+        if not file.exists():
+            _compile(compiler, source, file)
+        return ctypes.CDLL(str(file))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compile(compiler: str, source: str, file: Path) -> None:
+    """Makes the library beside where it belongs and moves it there at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        subprocess.run(
+            [compiler, *_FLAGS, "-x", "c", "-", "-o", str(made), "-lm"],
+            input=source.encode(),
+            check=True,
+            capture_output=True,
+            timeout=_SECONDS,
+        )
+        made.replace(file)
+
+
+@cache
+def _compiler() -> str | None:
+    """The C compiler that `$CC` names, or the system's."""
+    names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+@cache
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
