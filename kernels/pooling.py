@@ -1,0 +1,251 @@
+"""Max pooling that keeps, of each window, which of its places held the maximum, and not the input.
+
+Kept: ceil(b n / 8) bytes for n windows of kh x kw places, b = ceil(log2(kh kw)): 2 bits for 2 x 2, 4 bits for 3 x 3.
+Eager keeps the input and 64 bits for each window. The numbers are torch's own, to the bit: both directions call its
+kernels, a few planes at a time, and only its indices are turned into codes and back.
+
+Code c = i kw + j stands for the place (i, j) of a window. A window that starts at (top, left), which padding may put
+before the input's first row or column, has that place at the index (top + i dh) W + left + j dw of a plane W wide, dh
+and dw being the dilation: the window's start, top W + left, and a distance that depends on the code alone. Codes lie in
+the order of the output in memory, code k in the bits k b to k b + b - 1, bit i of all in byte i // 8 with the weight
+2^(i % 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from ctypes import c_int, c_int64, c_void_p
+from math import gcd, prod
+
+import torch
+from torch import Tensor
+
+from .bits import flat, pack_plainly, unpack_plainly
+from .library import define
+from .native import native, pointer
+
+SOURCE = r"""
+#include <stdint.h>
+
+/* starts: of the windows of a plane, each of them for `inner` elements in a row, as channels-last has it. Groups of 8
+   codes fill whole bytes, so that threads never share one. */
+void encode(const int64_t *indices, const int64_t *starts, const int64_t *code_at, uint8_t *bytes, int bits,
+            int64_t count, int64_t windows, int64_t inner) {
+    #pragma omp parallel for schedule(static) if (count > 16384)
+    for (int64_t group = 0; group < (count + 7) / 8; group++) {
+        uint8_t *out = bytes + group * bits;
+        uint64_t waiting = 0;
+        int filled = 0;
+        int64_t end = 8 * group + 8 < count ? 8 * group + 8 : count;
+        int64_t window = 8 * group / inner % windows, within = 8 * group % inner;
+        for (int64_t k = 8 * group; k < end; k++) {
+            waiting |= (uint64_t)code_at[indices[k] - starts[window]] << filled;
+            for (filled += bits; filled >= 8; filled -= 8, waiting >>= 8) *out++ = (uint8_t)waiting;
+            if (++within == inner) {
+                within = 0;
+                if (++window == windows) window = 0;
+            }
+        }
+        if (filled) *out = (uint8_t)waiting;
+    }
+}
+
+/* area: elements of an input plane; a window with no place in it gets the index -1, which torch's backward skips */
+void decode(const uint8_t *bytes, const int64_t *starts, const int64_t *distances, int64_t *indices, int bits,
+            int64_t count, int64_t windows, int64_t inner, int64_t area) {
+    #pragma omp parallel for schedule(static) if (count > 16384)
+    for (int64_t group = 0; group < (count + 7) / 8; group++) {
+        const uint8_t *in = bytes + group * bits;
+        uint64_t waiting = 0;
+        int filled = 0;
+        int64_t end = 8 * group + 8 < count ? 8 * group + 8 : count;
+        int64_t window = 8 * group / inner % windows, within = 8 * group % inner;
+        for (int64_t k = 8 * group; k < end; k++) {
+            for (; filled < bits; filled += 8) waiting |= (uint64_t)*in++ << filled;
+            int64_t index = starts[window] + distances[waiting & ((1ull << bits) - 1)];
+            indices[k] = index < area ? index : -1;
+            waiting >>= bits;
+            filled -= bits;
+            if (++within == inner) {
+                within = 0;
+                if (++window == windows) window = 0;
+            }
+        }
+    }
+}
+"""
+
+_ENCODE = (c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64)
+_DECODE = (c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_int64)
+_CHUNK = 1 << 20  # windows whose 64-bit indices exist at once, as far as whole planes allow
+
+_forward = torch.ops.aten.max_pool2d_with_indices.default
+_backward = torch.ops.aten.max_pool2d_with_indices_backward.grad_input
+
+
+def bits_of_code(kernel: Sequence[int]) -> int:
+    """Bits that tell the places of a window apart."""
+    return (prod(kernel) - 1).bit_length()
+
+
+def bytes_of_codes(count: int, kernel: Sequence[int]) -> int:
+    """Bytes that the codes of so many windows take."""
+    return -(-count * bits_of_code(kernel) // 8)
+
+
+def window_starts(size: Sequence[int], width: int, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """Where each window of a plane starts, as an index into an input plane of a width: int64 [prod(size)].
+
+    size: rows and columns of the output. Negative where padding goes before the plane's first element.
+    """
+    rows = torch.arange(size[0]) * stride[0] - padding[0]
+    columns = torch.arange(size[1]) * stride[1] - padding[1]
+    return (rows[:, None] * width + columns).flatten()
+
+
+def place_distances(kernel: Sequence[int], dilation: Sequence[int], width: int) -> Tensor:
+    """How far from the start of its window each place lies: int64 [kh * kw]."""
+    return window_starts(kernel, width, dilation, (0, 0))
+
+
+def code_table(distances: Tensor) -> Tensor:
+    """The inverse of `place_distances`: the code of each distance, and 0 for those that are no place's.
+
+    Two places can share a distance where a window is wider than the plane; either code leads back to the same index.
+    """
+    table = torch.zeros(int(distances.max()) + 1, dtype=torch.int64)
+    table[distances] = torch.arange(len(distances))
+    return table
+
+
+def encode_plainly(indices: Tensor, starts: Tensor, table: Tensor, bits: int, inner: int) -> Tensor:
+    """Indices (int64, flat, in the order of the output in memory) → codes, packed, in plain torch."""
+    device = indices.device
+    distances = indices.view(-1, len(starts), inner) - starts.to(device)[:, None]
+    codes = table.to(device)[distances].view(-1, 1)
+    return pack_plainly((codes >> torch.arange(bits, device=device)).bitwise_and_(1).flatten())
+
+
+def decode_plainly(
+    codes: Tensor, starts: Tensor, distances: Tensor, bits: int, inner: int, area: int, count: int
+) -> Tensor:
+    """The inverse of `encode_plainly` for `count` indices, -1 for those that lie behind the plane."""
+    device = codes.device
+    weights = 1 << torch.arange(bits, device=device)
+    numbers = (unpack_plainly(codes, count * bits).view(count, bits) * weights).sum(1)
+    indices = (distances.to(device)[numbers].view(-1, len(starts), inner) + starts.to(device)[:, None]).flatten()
+    return torch.where(indices < area, indices, -1)
+
+
+def _encode(indices: Tensor, starts: Tensor, table: Tensor, bits: int, inner: int) -> Tensor:
+    run = native(SOURCE, "encode", _ENCODE) if indices.device.type == "cpu" else None
+    if run is None:
+        return encode_plainly(indices, starts, table, bits, inner)
+    count = len(indices)
+    codes = torch.empty(-(-count * bits // 8), dtype=torch.uint8)
+    run(pointer(indices), pointer(starts), pointer(table), pointer(codes), bits, count, len(starts), inner)
+    return codes
+
+
+def _decode(codes: Tensor, starts: Tensor, distances: Tensor, bits: int, inner: int, area: int, count: int) -> Tensor:
+    run = native(SOURCE, "decode", _DECODE) if codes.device.type == "cpu" else None
+    if run is None:
+        return decode_plainly(codes, starts, distances, bits, inner, area, count)
+    indices = torch.empty(count, dtype=torch.int64)
+    arguments = (pointer(codes), pointer(starts), pointer(distances), pointer(indices))
+    run(*arguments, bits, count, len(starts), inner, area)
+    return indices
+
+
+def _units(tensor: Tensor, channels_last: bool) -> Tensor:
+    """A view whose first dimension can be cut anywhere: of planes, or of samples if channels come last."""
+    if channels_last:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous().view(prod(tensor.shape[:-2]), *tensor.shape[-2:])
+
+
+def _cuts(units: int, windows: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts units of so many windows each into slices, beside those of their windows, which start at whole bytes."""
+    step = 8 // gcd(8, windows)
+    step *= max(1, _CHUNK // (windows * step))
+    for start in range(0, units, step):
+        end = min(start + step, units)
+        yield slice(start, end), slice(start * windows, end * windows)
+
+
+def _pool(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
+) -> tuple[Tensor, Tensor]:
+    window = (kernel, stride, padding, dilation, ceil_mode)
+    # what torch's output looks like, and its complaints, come from its own kernel on tensors without data
+    like = _forward(x.new_empty(0, device="meta").new_empty_strided(x.shape, x.stride()), *window)[0]
+    y = torch.empty_strided(like.shape, like.stride(), dtype=x.dtype, device=x.device)
+    channels_last = not like.is_contiguous()
+    bits, inner = bits_of_code(kernel), like.shape[1] if channels_last else 1
+    starts = window_starts(like.shape[-2:], x.shape[-1], stride or kernel, padding)
+    table = code_table(place_distances(kernel, dilation, x.shape[-1]))
+    codes = torch.empty(bytes_of_codes(y.numel(), kernel), dtype=torch.uint8, device=x.device)
+    sources, targets = _units(x, channels_last), _units(y, channels_last)
+    for units, windows in _cuts(len(sources), prod(targets.shape[1:])):
+        part, indices = _forward(sources[units], *window)
+        targets[units] = part
+        packed = _encode(flat(indices), starts, table, bits, inner)
+        codes[windows.start * bits // 8 :][: len(packed)] = packed
+    return y, codes
+
+
+def _pool_shapes(x, kernel, stride, padding, dilation, ceil_mode):
+    y = _forward(x, kernel, stride, padding, dilation, ceil_mode)[0]
+    return y, x.new_empty((bytes_of_codes(y.numel(), kernel),), dtype=torch.uint8)
+
+
+def _pool_backward(
+    gradient: Tensor,
+    codes: Tensor,
+    input_size: list[int],
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    channels_last: bool,
+) -> Tensor:
+    result = _pool_backward_shapes(gradient, codes, input_size, None, None, None, None, None, channels_last)
+    bits, inner = bits_of_code(kernel), gradient.shape[1] if channels_last else 1
+    starts = window_starts(gradient.shape[-2:], input_size[-1], stride or kernel, padding)
+    distances = place_distances(kernel, dilation, input_size[-1])
+    area = input_size[-2] * input_size[-1]
+    sources, targets = _units(gradient, channels_last), _units(result, channels_last)
+    for units, windows in _cuts(len(sources), prod(sources.shape[1:])):
+        source, target = sources[units], targets[units]
+        lying = codes[windows.start * bits // 8 : -(-windows.stop * bits // 8)]
+        indices = torch.empty_like(source, dtype=torch.int64)
+        flat(indices).copy_(_decode(lying, starts, distances, bits, inner, area, source.numel()))
+        # of the input, torch's backward reads the shape alone: what is about to be written has that too
+        _backward(source, target, kernel, stride, padding, dilation, ceil_mode, indices, grad_input=target)
+    return result
+
+
+def _pool_backward_shapes(gradient, codes, input_size, kernel, stride, padding, dilation, ceil_mode, channels_last):
+    lies = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(input_size, dtype=gradient.dtype, device=gradient.device, memory_format=lies)
+
+
+max_pool2d_codes = define(
+    "max_pool2d_codes(Tensor x, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode)"
+    " -> (Tensor, Tensor)",
+    _pool,
+    _pool_shapes,
+)
+"""x [N, C, H, W] or [C, H, W] → aten.max_pool2d_with_indices' y, and the codes of its indices: uint8
+[ceil(b y.numel() / 8)], b = ceil(log2(kh kw)). An empty stride is the kernel's size."""
+
+max_pool2d_backward_from_codes = define(
+    "max_pool2d_backward_from_codes(Tensor gradient, Tensor codes, int[] input_size, int[2] kernel, int[2] stride,"
+    " int[2] padding, int[2] dilation, bool ceil_mode, bool channels_last) -> Tensor",
+    _pool_backward,
+    _pool_backward_shapes,
+)
+"""The gradient of x, input_size, from that of y and the codes: what aten.max_pool2d_with_indices_backward gives, to the
+bit. channels_last: whether x was so and not contiguous; the result then is, too. Where a dilated window has no place
+inside the input at all, torch's backward writes outside of its result and this one writes nothing."""
