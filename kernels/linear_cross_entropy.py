@@ -145,9 +145,11 @@ void softmax_rows(float *logits, const int64_t *targets, const float *of_targets
 """
 
 _ARGUMENTS = (*(c_void_p,) * 4, *(c_double,) * 3, c_int64, c_void_p, c_int64, c_int64)
+# A step's time on one thread beside plain torch's, with N = 2048, d = 384, V = 8000: 1.15, 0.97, 0.85, 0.80 and 0.78 at
+# 1, 2, 4, 8 and 16 MiB. Where other programs hold the cores, every product waits for its threads, and 4 MiB took 1.4.
 _CHUNK_BYTES = 4 << 20
-# Fewer rows leave the products waiting for weight: with V = 50257 and d = 384 a step took 1.31, 1.07, 0.97 and 0.88 of
-# plain torch's time at 16, 32, 64 and 128 rows.
+# Fewer rows leave the products waiting for weight: 1.31, 1.07, 0.97 and 0.88 at 16, 32, 64 and 128 rows, with N = 512,
+# d = 384, V = 50257.
 _LEAST_ROWS = 64
 
 
