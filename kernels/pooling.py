@@ -98,8 +98,8 @@ def window_starts(size: Sequence[int], width: int, stride: Sequence[int], paddin
 
     size: rows and columns of the output. Negative where padding goes before the plane's first element.
     """
-    rows = torch.arange(size[0]) * stride[0] - padding[0]
-    columns = torch.arange(size[1]) * stride[1] - padding[1]
+    rows = torch.arange(size[0], device="cpu") * stride[0] - padding[0]
+    columns = torch.arange(size[1], device="cpu") * stride[1] - padding[1]
     return (rows[:, None] * width + columns).flatten()
 
 
@@ -113,8 +113,8 @@ def code_table(distances: Tensor) -> Tensor:
 
     Two places can share a distance where a window is wider than the plane; either code leads back to the same index.
     """
-    table = torch.zeros(int(distances.max()) + 1, dtype=torch.int64)
-    table[distances] = torch.arange(len(distances))
+    table = distances.new_zeros(int(distances.max()) + 1)
+    table[distances] = torch.arange(len(distances), device="cpu")
     return table
 
 
