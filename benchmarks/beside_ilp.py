@@ -1,10 +1,11 @@
-"""The planner beside the proven optimum of whole small steps: three blocks each, at budgets from loose to tight.
+"""The planner beside one integer program for the whole of a small step: three blocks each, at loose and tight budgets.
 
     python -m benchmarks.beside_ilp [NAME ...] [--json FILE]
 
 Each step is planned by `hierarchical` and by the whole portfolio, and solved as one integer program (`ilp`). Seconds
-are FLOPs (`costs="flops"`); extra time is a share of the step's time. `proven` is what the integer program proves that
-any schedule it describes takes at least, `bound` what every plan tells; both are rounded down.
+are FLOPs (`costs="flops"`); extra time is a share of the step's time. `proven` is what any schedule takes at least that
+the integer program describes (in each gap between operations that run once an operation runs at most once), `bound`
+what every plan tells, for any schedule at all.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def main() -> None:
         told[name] = []
         for row in rows_of(problem):
             told[name].append(asdict(row))
-            above.append(row.hierarchical - row.optimum)
+            if not math.isnan(row.optimum):
+                above.append(row.hierarchical - row.optimum)
             print(
                 f"{row.budget_bytes / 2**20:>7.1f} MiB   {row.hierarchical:>12.2%} {row.portfolio:>10.2%} "
                 f"{row.optimum:>6.2%} {row.proven:>7.2%} {row.bound:>7.2%}   {row.seconds:>11.1f}",

@@ -15,7 +15,6 @@ from .nestings import order_of, told
 from .polish import polished
 from .problem import Problem
 from .schedule import Schedule
-from .simulate import baseline_of
 from .way_sets import recipe_ways
 from .ways import Way
 
@@ -64,8 +63,8 @@ class Dp:
         """The rungs for one cut of a problem into links, with ways for each kind of link."""
         chain = chain_of(cut, ways)
         levels, slots = self._affordable(chain)
-        highest = baseline_of(cut).peak_bytes
-        whole = max(highest - chain.links[-1].base_bytes, 1)
+        # each link's bytes are rounded to slots by itself, so that many of them may need a few slots more
+        whole = max(_keeping_bytes(chain), 1.0) * slots / max(slots - len(chain.links) - 1, 1)
         known: list[tuple[float, float]] = []  # (budget in bytes, extra seconds) of the rungs told
         reach = float(whole)
         while reach > _LEAST_REACH * whole:
@@ -87,7 +86,7 @@ class Dp:
                 return levels, self.slots
         if decisions * (1 + 2 * len(levels)) * _FEWEST_SLOTS > _WORK:
             levels = ()
-        return levels, max(_WORK // (decisions * (1 + 2 * len(levels))), _FEWEST_SLOTS)
+        return levels, min(max(_WORK // (decisions * (1 + 2 * len(levels))), _FEWEST_SLOTS), self.slots)
 
     def _steps(self, tables: Tables, operations: int) -> Iterator[tuple[float, float]]:
         """(budget in bytes, extra seconds) of the steps to be told."""
@@ -104,6 +103,18 @@ class Dp:
             if far or step in (steps[0], steps[-1]):
                 last = step
                 yield step
+
+
+def _keeping_bytes(chain: Chain) -> float:
+    """What the chain needs above the base of its last link with every link in its fastest way."""
+    end_bytes = chain.links[-1].base_bytes
+    kept_bytes = most_bytes = 0
+    for link, following in zip(chain.links, [*chain.links[1:], None], strict=True):
+        way = min(link.ways, key=lambda one: (one.seconds, one.height_bytes))
+        forward_bytes = link.forward_base_bytes + way.forward_height_bytes
+        most_bytes = max(most_bytes, kept_bytes + max(link.base_bytes + way.height_bytes, forward_bytes) - end_bytes)
+        kept_bytes += way.kept_bytes + (following.input_bytes if following else 0)
+    return most_bytes
 
 
 def _candidates(

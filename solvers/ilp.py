@@ -41,6 +41,7 @@ from math import inf
 
 from .envelope import rate
 from .greedy import Greedy
+from .hierarchical import Hierarchical
 from .ilp_stages import choices
 from .ilp_step import stages_of_step
 from .ilp_step_program import Optimum, StepProgram
@@ -79,8 +80,10 @@ class Ilp:
         if optimum.order is None:
             known = [rate(problem, self.name, Candidate("", order)) for order in self._known(problem)]
             smallest = min(known, key=lambda one: one.peak_bytes)
-            told = "ilp proves that there is none" if optimum.least_seconds == inf else "ilp has found none"
-            raise infeasible(problem, budget_bytes, smallest, f"{told}, greedy needs {told_bytes(smallest.peak_bytes)}")
+            told = "ilp allows for none" if optimum.least_seconds == inf else "ilp has found none in its time"
+            raise infeasible(
+                problem, budget_bytes, smallest, f"{told}, the smallest peak known is {told_bytes(smallest.peak_bytes)}"
+            )
         return schedule_of(problem, optimum.order)
 
     def least_seconds(self, problem: Problem, budget_bytes: int) -> Optimum:
@@ -90,7 +93,10 @@ class Ilp:
         """
         cut = stages_of_step(problem, self.rounds)
         if choices(cut) > self.most_choices:
-            raise ValueError(f"{problem.name} takes {choices(cut)} choices, more than ilp's {self.most_choices}")
+            told = f"{problem.name} takes {choices(cut):,} choices, more than ilp's {self.most_choices:,}"
+            raise ValueError(f"{told}: choose solver='auto'")
+        if budget_bytes < problem.floor_bytes:
+            return Optimum(None, inf, inf)
         start = _fastest_within(problem, self._known(problem), budget_bytes)
         return StepProgram(problem, cut).fastest(budget_bytes, Effort(self.node_limit), start)
 
@@ -111,7 +117,8 @@ class Ilp:
 
     def _known(self, problem: Problem) -> list[RunOrder]:
         """Orders to begin with."""
-        return [trace_order(problem), *(one.order for one in Greedy().candidates(problem))]
+        others = (*Hierarchical().candidates(problem), *Greedy().candidates(problem))
+        return [trace_order(problem), *(one.order for one in others)]
 
 
 def _fastest_within(problem: Problem, orders: list[RunOrder], budget_bytes: int) -> RunOrder | None:

@@ -68,6 +68,8 @@ class Ancestry:
 
     def _add(self, answer: Answer) -> bool:
         """Add the rows that the answer breaks most, one for each stage t and piece at most."""
+        if not self.cut.repeatables:
+            return False  # nothing comes of anything
         point = self._point(answer)
         reached, step = self._least(point)
         maker = np.array([piece.maker for piece in self.cut.pieces], dtype=np.int64)

@@ -38,7 +38,7 @@ def fastest_way(
 
 
 def ways_of(problem: Problem, block: int, known: Sequence[Way], work: int = _WORK) -> tuple[Way, ...]:
-    """Ways to run a block, none beaten by another in kept bytes, height and seconds, none of `known` lost.
+    """Ways to run a block, those of `known` among them, none beaten by another in everything.
 
     Fast ways for limits on kept bytes and height, from a fixed ladder between those of known ways; of these only as
     many as `work` allows, none for blocks so large that one takes more. Each begins with the best way found so far,

@@ -327,3 +327,16 @@ def test_a_chain_longer_than_recursion_reaches_is_nested():
         decisions += 1
         pending += [one for one in (part.after, part.again) if one is not None]
     assert decisions > links
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds)
+def test_with_all_the_bytes_the_tables_find_everything_kept(seed):
+    small = tiny(seed)
+    problem = replace(
+        small,
+        values=tuple(replace(value, size_bytes=value.size_bytes * 10**6) for value in small.values),
+        ops=tuple(replace(op, working_bytes=op.working_bytes * 10**6) for op in small.ops),
+    )
+    seconds = [forecast(problem, one.order).seconds for one in Dp().candidates(problem)]
+    assert min(seconds) <= baseline_of(problem).seconds + 1e-9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from math import inf
 
 import checkmate
@@ -10,6 +11,7 @@ import pytest
 from exhaustive import least_seconds
 from lowtide.solvers.errors import InfeasibleBudget
 from lowtide.solvers.greedy import Greedy
+from lowtide.solvers.hierarchical import Hierarchical
 from lowtide.solvers.ilp import Ilp
 from lowtide.solvers.ilp_step import stages_of_step
 from lowtide.solvers.ilp_step_program import StepProgram
@@ -162,7 +164,7 @@ def test_a_budget_that_nothing_fits_is_refused_and_what_is_too_large_too():
         Ilp().schedule(problem, 1)
     assert raised.value.smallest_bytes > 1
     alone_bytes, _ = neediest_operation(problem)
-    with pytest.raises(InfeasibleBudget, match=r"ilp proves that there is none, greedy needs .*; raise the budget"):
+    with pytest.raises(InfeasibleBudget, match=r"ilp allows for none, the smallest peak known is .*; raise the budget"):
         Ilp().schedule(problem, alone_bytes)
     with pytest.raises(ValueError, match="more than ilp's 5"):
         Ilp(most_choices=5).schedule(chain_of_blocks(1), 10**6)
@@ -182,3 +184,18 @@ def test_with_few_nodes_the_order_to_begin_with_is_not_lost_and_the_bound_stays_
             assert forecast(problem, found.order).peak_bytes <= start.peak_bytes
             assert found.least_seconds <= found.seconds + 1e-9
         return
+
+
+def test_a_peak_outside_of_the_schedule_is_not_planned_under():
+    problem = replace(chain_of_blocks(1, blocks=2), floor_bytes=10**6)
+    with pytest.raises(InfeasibleBudget, match="the optimizer's step needs"):
+        Ilp().schedule(problem, 500)
+
+
+def test_a_step_in_which_nothing_may_run_again_has_its_trace_for_an_optimum():
+    problem = chain_of_blocks(636, blocks=7, width=1, classes=1, randomness=0.6)
+    fixed = replace(problem, ops=tuple(replace(op, repeatable=False) for op in problem.ops))
+    assert Ilp().least_seconds(fixed, 10**9).seconds == approx(problem.seconds)
+    assert all(
+        forecast(fixed, one.order).seconds == approx(problem.seconds) for one in Hierarchical().candidates(fixed)
+    )
