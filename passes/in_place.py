@@ -14,6 +14,7 @@ from .step_graph import Kernel, StepGraph
 IN_PLACE = {
     "aten.bernoulli.p": "aten.bernoulli_.float",
     "aten.add.Tensor": "aten.add_.Tensor",
+    "aten.mul.Tensor": "aten.mul_.Tensor",
     "aten.div.Scalar": "aten.div_.Scalar",
     "aten.div.Tensor": "aten.div_.Tensor",
 }

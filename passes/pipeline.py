@@ -8,15 +8,18 @@ from typing import Any
 from torch import fx
 
 from .blocks import assign_blocks
+from .chunked_cross_entropy import ChunkCrossEntropy
 from .free_factories import FreeFactories
 from .in_place import RunInPlace
+from .packed_masks import PackMasks
 from .step_graph import StepGraph, build
 from .sum_in_place import SumInPlace
+from .written_gelu import WrittenGelu
 
 # From the strictest to the loosest: a pass runs when its fidelity is asked for or a looser one is.
 FIDELITIES = ("bitwise", "rounding", "approximate")
 
-GRAPH_PASSES = (FreeFactories(),)
+GRAPH_PASSES = (FreeFactories(), PackMasks(), WrittenGelu(), ChunkCrossEntropy())
 STEP_PASSES = (RunInPlace(), SumInPlace())
 
 

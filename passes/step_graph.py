@@ -245,6 +245,9 @@ def _with_witnesses(forward: list[Kernel]) -> list[Kernel]:
 # Sums whose order the number of threads decides, without a seed: a second run may give other bits.
 _UNSEEDED = ("index_put", "_index_put_impl", "index_add", "scatter_add", "scatter_reduce", "put")
 
+# What leaves gradients behind that backward multiplies in place.
+_MADE_ONCE = ("lowtide::linear_cross_entropy",)
+
 # Batch normalization in training mode reads its running statistics only to make their new values: it may run again
 # after they were updated.
 _READS_STATE_FOR_ITSELF = (
@@ -269,6 +272,6 @@ def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
             tangent.update(kernel.makes)
         reads_stale = any(read in stale for read in kernel.reads) and not names & set(_READS_STATE_FOR_ITSELF)
         only_updates = bool(kernel.updates) and not kernel.makes
-        repeatable = not dependent and not reads_stale and not only_updates and not names & set(_UNSEEDED)
+        repeatable = not dependent and not reads_stale and not only_updates and not names & {*_UNSEEDED, *_MADE_ONCE}
         kernels.append(replace(kernel, repeatable=repeatable))
     return step.with_kernels(kernels)

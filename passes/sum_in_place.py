@@ -1,4 +1,4 @@
-"""Adds gradients up in place, as autograd's engine does, where tracing made a new tensor of each sum."""
+"""Adds gradients up in place, as autograd's engine does, and multiplies them in place, which it does not."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from torch import fx
 
 from .step_graph import Kernel, StepGraph
 
+_WRITTEN_OVER = ("aten.add.Tensor", "aten.mul.Tensor")
+
 
 @dataclass(frozen=True)
 class SumInPlace:
-    """Writes a sum of gradients over the operand that is read here for the last time.
+    """Writes a sum or product of gradients over the operand that is read here for the last time.
 
     before: total = aten.add.Tensor(first, second)     # first is read nowhere after this
     after:  aten.add_.Tensor(first, second)            # total is first from here on
 
     Only where backward depends on the incoming gradients: such kernels run once and in order, so what they overwrite
-    is never needed again. A sum of two numbers does not depend on their order, so either operand may take it.
+    is never needed again. Neither a sum nor a product of two numbers depends on their order, so either operand may
+    take it.
     """
 
     name: str = "sum_in_place"
@@ -62,18 +65,18 @@ def _destination(
     made_once: set[int],
     moved: dict[int, int],
 ) -> fx.Node | None:
-    """The operand that a sum can be written over, if there is one."""
+    """The operand that a sum or product can be written over, if there is one."""
     if kernel.role != "compute" or kernel.phase != "backward" or kernel.repeatable or len(kernel.calls) != 1:
         return None
     (call,) = kernel.calls
-    if str(call.target) != "aten.add.Tensor" or call.kwargs or len(call.args) != 2:
+    if str(call.target) not in _WRITTEN_OVER or call.kwargs or len(call.args) != 2:
         return None
     left, right = call.args
-    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
-        return None
     for operand, other in ((left, right), (right, left)):
+        if not isinstance(operand, fx.Node):
+            continue
         before = moved.get(step.storage_of[operand], step.storage_of[operand])
-        beside = moved.get(step.storage_of[other], step.storage_of[other])
+        beside = moved.get(step.storage_of[other], step.storage_of[other]) if isinstance(other, fx.Node) else -1
         free = before in made_once and before not in fixed and last_read.get(before, -1) <= index and before != beside
         if free and _fills(step, operand, call, before):
             return operand

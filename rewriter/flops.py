@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
+from ..kernels.linear_cross_entropy import HIDDEN, WEIGHT, linear_cross_entropy
 from .operands import fake_operands, value_of
 
 aten = torch.ops.aten
@@ -54,6 +55,12 @@ def _linear(tensor: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
     return 2 * tensor.numel() * (weight.shape[0] if weight.dim() == 2 else 1)
 
 
+def _linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, *others: Any) -> int:
+    """A product for the logits, and one for each of the gradients of hidden states and weight."""
+    gradients = others[-1] & (HIDDEN | WEIGHT)
+    return 2 * hidden.numel() * weight.shape[0] * (1 + gradients.bit_count())
+
+
 _FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
@@ -65,4 +72,5 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     aten.addmv: lambda addend, matrix, vector, *_: _product(matrix, vector),
     aten.addbmm: lambda addend, left, right, *_: _product(left, right),
     aten.linear: _linear,
+    linear_cross_entropy.overloadpacket: _linear_cross_entropy,
 }

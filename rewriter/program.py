@@ -74,6 +74,7 @@ def load_functions(code: str, title: str, device: torch.device) -> dict[str, Cal
     linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {
         "aten": torch.ops.aten,
+        "lowtide": torch.ops.lowtide,
         "torch": torch,
         "device": torch.device,
         "generator_state": _Generator(device).state,

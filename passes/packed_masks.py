@@ -1,0 +1,74 @@
+"""Keeps the masks of dropout in a bit for each element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from ..kernels.bits import bytes_of_bits, dense, multiply_bits
+from ..kernels.draws import draw_bits
+
+aten = torch.ops.aten
+_MULTIPLIED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class PackMasks:
+    """Draws a mask straight into bits, and multiplies by the bits in forward and in backward.
+
+    before: noise = aten.bernoulli.p(empty, 0.9); mask = aten.div.Scalar(noise, 0.9); y = aten.mul.Tensor(x, mask)
+    after:  bits = lowtide.draw_bits([64, 256], 0.9, device); y = lowtide.multiply_bits(x, bits, 1.1111112)
+
+    The bits are those that eager draws, and products with them those with the mask. Only where all that is multiplied
+    lies in memory like the mask.
+    """
+
+    name: str = "packed_masks"
+    fidelity: str = "bitwise"
+
+    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
+        for node in list(graph.graph.nodes):
+            if node.target is aten.bernoulli.p:
+                _pack(graph.graph, node)
+        graph.graph.lint()
+        return graph
+
+
+def _pack(graph: fx.Graph, noise: fx.Node) -> None:
+    """Packs one mask, if all its readers are products."""
+    probability = noise.args[1]
+    masks = [user for user in noise.users if user.target is aten.div.Scalar and user.args[1] == probability]
+    if len(masks) != 1 or len(noise.users) != 1 or not isinstance(probability, float) or probability == 0.0:
+        return
+    mask = masks[0]
+    products = {user: _multiplied(user, mask) for user in mask.users}
+    if not products or any(other is None for other in products.values()):
+        return
+    value: torch.Tensor = mask.meta["val"]
+    with graph.inserting_before(noise):
+        bits = graph.call_function(draw_bits, (list(value.shape), probability, value.device))
+    bits.meta = {name: told for name, told in noise.meta.items() if name != "in_place"}
+    bits.meta["val"] = value.new_empty((bytes_of_bits(value.numel()),), dtype=torch.uint8)
+    scale = float(torch.ones((), dtype=value.dtype).div_(probability))
+    for product, other in products.items():
+        product.target, product.args, product.kwargs = multiply_bits, (other, bits, scale), {}
+    blank = noise.args[0]
+    for dead in (mask, noise, blank):
+        if isinstance(dead, fx.Node) and dead.op == "call_function" and not dead.users:
+            graph.erase_node(dead)
+
+
+def _multiplied(user: fx.Node, mask: fx.Node) -> fx.Node | None:
+    """What a product multiplies by the mask; None if it is another reader, or one laid out otherwise."""
+    if user.target is not aten.mul.Tensor:
+        return None
+    others = [argument for argument in user.args if argument is not mask]
+    if len(others) != 1 or not isinstance(others[0], fx.Node):
+        return None
+    left, right, result = others[0].meta["val"], mask.meta["val"], user.meta["val"]
+    alike = all(
+        (one.shape, one.stride(), one.dtype) == (right.shape, right.stride(), right.dtype) for one in (left, result)
+    )
+    return others[0] if alike and dense(right) and right.dtype in _MULTIPLIED else None

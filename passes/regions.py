@@ -1,0 +1,55 @@
+"""Finds what backward runs for a few operations of forward, so that both can be replaced together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import fx
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What backward runs for operations with one result, of which one operand needs a gradient.
+
+    incoming: the gradient of the result; outgoing: that of the operand, as the last of `nodes` makes it.
+    """
+
+    nodes: frozenset[fx.Node]
+    incoming: fx.Node
+    outgoing: fx.Node
+
+
+def backward_of(forward: Iterable[fx.Node], operand: fx.Node) -> Backward | None:
+    """The backward of some operations of forward, told by autograd's numbers; None if more goes in or out of it.
+
+    operand: what they all are computed from.
+    """
+    own = set(forward)
+    numbers = {node.meta["sequence"] for node in own}
+    graph = operand.graph
+    nodes = [
+        node
+        for node in graph.nodes
+        if node.op == "call_function" and node.meta["phase"] == "backward" and node.meta["sequence"] in numbers
+    ]
+    inside = set(nodes)
+    incoming, outgoing = set(), []
+    for node in nodes:
+        incoming |= {read for read in node.all_input_nodes if read not in inside | own and read is not operand}
+        if any(user not in inside for user in node.users):
+            outgoing.append(node)
+    if len(incoming) != 1 or len(outgoing) != 1:
+        return None
+    (gradient,) = incoming
+    if gradient.meta.get("phase") != "backward":
+        return None
+    return Backward(frozenset(inside), gradient, outgoing[0])
+
+
+def erase_unused(graph: fx.Graph, candidates: Iterable[fx.Node]) -> None:
+    """Erases those of some nodes that nothing reads, the last ones first."""
+    wanted = set(candidates)
+    for node in reversed(list(graph.nodes)):
+        if node in wanted and not node.users:
+            graph.erase_node(node)
