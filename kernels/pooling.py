@@ -1,8 +1,9 @@
 """Max pooling that keeps, of each window, which of its places held the maximum, and not the input.
 
 Kept: ceil(b n / 8) bytes for n windows of kh x kw places, b = ceil(log2(kh kw)): 2 bits for 2 x 2, 4 bits for 3 x 3.
-Eager keeps the input and 64 bits for each window. The numbers are torch's own, to the bit: both directions call its
-kernels, a few planes at a time, and only its indices are turned into codes and back.
+Eager keeps the input and 64 bits for each window. The numbers are torch's own, to the bit: forward calls its kernel, a
+few planes at a time, and turns its indices into codes. Backward turns them back for its kernel, again a few planes at a
+time; or, in C, adds each window's gradient where its code says, in the same order.
 
 Code c = i kw + j stands for the place (i, j) of a window. A window that starts at (top, left), which padding may put
 before the input's first row or column, has that place at the index (top + i dh) W + left + j dw of a plane W wide, dh
@@ -26,19 +27,21 @@ from .native import native, pointer
 
 SOURCE = r"""
 #include <stdint.h>
+#include <string.h>
 
-/* starts: of the windows of a plane, each of them for `inner` elements in a row, as channels-last has it. Groups of 8
-   codes fill whole bytes, so that threads never share one. */
+enum { STRETCH = 4096 };  /* codes of a thread's piece: a multiple of 8, so that no two threads share a byte */
+
+/* starts: of the windows of a plane, each of them for `inner` elements in a row, as channels-last has it */
 void encode(const int64_t *indices, const int64_t *starts, const int64_t *code_at, uint8_t *bytes, int bits,
             int64_t count, int64_t windows, int64_t inner) {
-    #pragma omp parallel for schedule(static) if (count > 16384)
-    for (int64_t group = 0; group < (count + 7) / 8; group++) {
-        uint8_t *out = bytes + group * bits;
+    #pragma omp parallel for schedule(static) if (count > 4 * STRETCH)
+    for (int64_t first = 0; first < count; first += STRETCH) {
+        uint8_t *out = bytes + first / 8 * bits;
         uint64_t waiting = 0;
         int filled = 0;
-        int64_t end = 8 * group + 8 < count ? 8 * group + 8 : count;
-        int64_t window = 8 * group / inner % windows, within = 8 * group % inner;
-        for (int64_t k = 8 * group; k < end; k++) {
+        int64_t end = first + STRETCH < count ? first + STRETCH : count;
+        int64_t window = first / inner % windows, within = first % inner;
+        for (int64_t k = first; k < end; k++) {
             waiting |= (uint64_t)code_at[indices[k] - starts[window]] << filled;
             for (filled += bits; filled >= 8; filled -= 8, waiting >>= 8) *out++ = (uint8_t)waiting;
             if (++within == inner) {
@@ -53,14 +56,14 @@ void encode(const int64_t *indices, const int64_t *starts, const int64_t *code_a
 /* area: elements of an input plane; a window with no place in it gets the index -1, which torch's backward skips */
 void decode(const uint8_t *bytes, const int64_t *starts, const int64_t *distances, int64_t *indices, int bits,
             int64_t count, int64_t windows, int64_t inner, int64_t area) {
-    #pragma omp parallel for schedule(static) if (count > 16384)
-    for (int64_t group = 0; group < (count + 7) / 8; group++) {
-        const uint8_t *in = bytes + group * bits;
+    #pragma omp parallel for schedule(static) if (count > 4 * STRETCH)
+    for (int64_t first = 0; first < count; first += STRETCH) {
+        const uint8_t *in = bytes + first / 8 * bits;
         uint64_t waiting = 0;
         int filled = 0;
-        int64_t end = 8 * group + 8 < count ? 8 * group + 8 : count;
-        int64_t window = 8 * group / inner % windows, within = 8 * group % inner;
-        for (int64_t k = 8 * group; k < end; k++) {
+        int64_t end = first + STRETCH < count ? first + STRETCH : count;
+        int64_t window = first / inner % windows, within = first % inner;
+        for (int64_t k = first; k < end; k++) {
             for (; filled < bits; filled += 8) waiting |= (uint64_t)*in++ << filled;
             int64_t index = starts[window] + distances[waiting & ((1ull << bits) - 1)];
             indices[k] = index < area ? index : -1;
@@ -73,10 +76,39 @@ void decode(const uint8_t *bytes, const int64_t *starts, const int64_t *distance
         }
     }
 }
+
+/* A unit is a plane or, where channels come last, a sample of `inner` channels. Windows are added in the order in which
+   torch adds them, row by row. */
+#define SCATTER(name, number)                                                                                     \
+    void name(const number *gradient, const uint8_t *bytes, const int64_t *starts, const int64_t *distances,      \
+              number *result, int bits, int64_t units, int64_t windows, int64_t inner, int64_t area) {            \
+        _Pragma("omp parallel for schedule(static)")                                                              \
+        for (int64_t unit = 0; unit < units; unit++) {                                                            \
+            const number *in = gradient + unit * windows * inner;                                                 \
+            number *out = result + unit * area * inner;                                                           \
+            int64_t bit = unit * windows * inner * bits;                                                          \
+            const uint8_t *byte = bytes + bit / 8;                                                                \
+            uint64_t waiting = bit % 8 ? *byte++ >> (bit % 8) : 0;                                                \
+            int filled = bit % 8 ? 8 - (int)(bit % 8) : 0;                                                        \
+            memset(out, 0, area * inner * sizeof(number));                                                        \
+            for (int64_t window = 0; window < windows; window++)                                                  \
+                for (int64_t c = 0; c < inner; c++) {                                                             \
+                    for (; filled < bits; filled += 8) waiting |= (uint64_t)*byte++ << filled;                    \
+                    int64_t index = starts[window] + distances[waiting & ((1ull << bits) - 1)];                   \
+                    waiting >>= bits;                                                                             \
+                    filled -= bits;                                                                               \
+                    if (index < area) out[index * inner + c] += in[window * inner + c];                           \
+                }                                                                                                 \
+        }                                                                                                         \
+    }
+SCATTER(scatter_float, float)
+SCATTER(scatter_double, double)
 """
 
 _ENCODE = (c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64)
 _DECODE = (c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_int64)
+_SCATTER = (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_int64)
+_SCATTERS = {torch.float32: "scatter_float", torch.float64: "scatter_double"}
 _CHUNK = 1 << 20  # windows whose 64-bit indices exist at once, as far as whole planes allow
 
 _forward = torch.ops.aten.max_pool2d_with_indices.default
@@ -216,6 +248,12 @@ def _pool_backward(
     distances = place_distances(kernel, dilation, input_size[-1])
     area = input_size[-2] * input_size[-1]
     sources, targets = _units(gradient, channels_last), _units(result, channels_last)
+    name = _SCATTERS.get(gradient.dtype)
+    run = native(SOURCE, name, _SCATTER) if name and gradient.device.type == "cpu" else None
+    if run is not None:
+        tensors = (sources, codes, starts, distances, targets)
+        run(*map(pointer, tensors), bits, len(sources), len(starts), inner, area)
+        return result
     for units, windows in _cuts(len(sources), prod(sources.shape[1:])):
         source, target = sources[units], targets[units]
         lying = codes[windows.start * bits // 8 : -(-windows.stop * bits // 8)]

@@ -74,7 +74,7 @@ def test_ties_infinities_and_nan_choose_the_place_that_torch_chooses(window, lie
     assert_as_torch(torch.zeros(2, 3, 9, 9).contiguous(memory_format=lies), window)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_window_on_any_plane_is_as_in_torch(data):
     kernel = [data.draw(st.integers(1, 5)) for _ in range(2)]
@@ -178,7 +178,7 @@ def test_the_gradient_is_that_of_the_function(window):
 @pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
 def test_shapes_are_known_without_data(lies):
     x = torch.randn(2, 5, 9, 7).contiguous(memory_format=lies)
-    for window in WINDOWS:
+    for window in WINDOWS[:4]:
         torch.library.opcheck(max_pool2d_codes, (x, *window))
         y, codes = max_pool2d_codes(x, *window)
         rest = ([2, 5, 9, 7], *window, not y.is_contiguous())
