@@ -73,6 +73,8 @@ def bytes_of_bits(count: int) -> int:
 
 def dense(tensor: Tensor) -> bool:
     """Whether a tensor's elements fill its stretch of memory, in whatever order."""
+    if not tensor.numel():
+        return True
     size = 1
     for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if length > 1 and stride != size:
@@ -134,6 +136,8 @@ def _unpack(bits: Tensor, size: list[int], stride: list[int]) -> Tensor:
 
 
 def _multiply(x: Tensor, bits: Tensor, scale: float) -> Tensor:
+    if not dense(x):
+        raise ValueError(f"x has strides {x.stride()} for shape {tuple(x.shape)}: its elements must fill their memory")
     name = _PRODUCTS.get(x.dtype)
     run = native(SOURCE, name, _PRODUCT) if name and x.device.type == "cpu" else None
     if run is None:
@@ -144,13 +148,15 @@ def _multiply(x: Tensor, bits: Tensor, scale: float) -> Tensor:
 
 
 def _setup_multiply(ctx, inputs, output) -> None:
-    _, bits, ctx.scale = inputs
+    x, bits, ctx.scale = inputs
+    ctx.layout = x.shape, x.stride()
     ctx.save_for_backward(bits)
 
 
 def _multiply_backward(ctx, gradient):
     (bits,) = ctx.saved_tensors
-    return multiply_bits(gradient, bits, ctx.scale), None, None
+    laid_out = gradient.new_empty_strided(*ctx.layout).copy_(gradient)  # the bits lie in the order of x's memory
+    return multiply_bits(laid_out, bits, ctx.scale), None, None
 
 
 pack_bits = define(
