@@ -1,0 +1,191 @@
+"""What backward keeps from forward: eager, lowtide without running any matrix product again, and what must be kept.
+
+    python -m benchmarks.kept_bytes [NAME ...] [--rounds 9] [--json FILE]
+
+gpt2, roberta (eager attention, default dropout) and llama (fused attention, intermediate 688): 4 layers, d 256, 8
+heads, vocabulary 2500, batch 8 × 256. Counted are storages alive between forward and backward, parameters, buffers and
+inputs excluded: for eager what `saved_tensors_hooks` sees, for lowtide what lies on its tape. lowtide is planned with
+`costs="flops"` and `outputs=["loss"]` for the smallest budget at which no matrix product, convolution or attention runs
+twice. Times are medians over rounds, all in turn, of a step's time divided by eager's in the same round.
+
+The ceiling is arithmetic: of what matrix products and attention make, and of the streams between layers, each value
+that backward needs once (masks in bits; a normalization's input or output; nothing of the logits if they need not be
+returned but the gradients of the last layer's operands).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import lowtide
+import torch
+from lowtide.rewriter.batches import sample_batch
+from lowtide.rewriter.models import build_model
+from lowtide.solvers.plan import Plan
+from lowtide.solvers.schedule import Run
+
+_TOKENS, _WIDTH, _HEADS, _LAYERS, _VOCABULARY = 8 * 256, 256, 8, 4, 2500
+_ENCODER = {"num_hidden_layers": _LAYERS, "hidden_size": _WIDTH, "num_attention_heads": _HEADS}
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": _LAYERS, "n_embd": _WIDTH, "n_head": _HEADS, "_attn_implementation": "eager"},
+    "roberta": {**_ENCODER, "intermediate_size": 4 * _WIDTH, "_attn_implementation": "eager"},
+    "llama": {**_ENCODER, "num_key_value_heads": _HEADS, "intermediate_size": 688, "_attn_implementation": "sdpa"},
+}
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(MODELS)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds in which each runs once, in turn")
+    parser.add_argument("--json", type=Path, help="where to write the table as JSON")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in MODELS]
+    if unknown:
+        parser.error(f"there is no model {unknown[0]!r}: choose among {', '.join(MODELS)}")
+    print(f"{'':<22} {'kept, MB':>9} {'eager /':>8} {'products again':>15} {'step time / eager':>24}  gradients")
+    told = {name: _rows(name, options.rounds) for name in options.names or MODELS}
+    print(
+        f"medians (quartiles) over {options.rounds} rounds; torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+    if options.json:
+        options.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _rows(name: str, rounds: int) -> list[dict[str, Any]]:
+    model = build_model(name, overrides={**MODELS[name], "vocab_size": _VOCABULARY}).train()
+    model.config.use_cache = False
+    batch = sample_batch(model, 8, 256)
+    runners: dict[str, Any] = {"eager": model}
+    kept = {"eager": eager_kept_bytes(model, batch)}
+    again = {"eager": 0}
+    for fidelity in ("bitwise", "rounding"):
+        small = _smallest(model, batch, fidelity)
+        runners[fidelity], again[fidelity] = small, products_again(small.plan)
+        kept[fidelity] = kept_bytes(small.plan)
+    ratios = _times(runners, batch, rounds)
+    rows = []
+    for runner in runners:
+        median = statistics.median(ratios[runner])
+        low, high = statistics.quantiles(ratios[runner], n=4)[::2]
+        error = gradient_error(model, runners[runner], batch)
+        rows.append(
+            {
+                "model": name,
+                "name": runner,
+                "kept_bytes": kept[runner],
+                "ratio": kept["eager"] / kept[runner],
+                "products_again": again[runner],
+                "time_ratio": median,
+                "time_ratio_quartiles": (low, high),
+                "gradient_error": error,
+            }
+        )
+        print(
+            f"{name + ', ' + runner:<22} {kept[runner] / 1e6:>9.1f} {kept['eager'] / kept[runner]:>8.2f} "
+            f"{again[runner]:>15} {median:>10.3f} ({low:.3f}–{high:.3f})  {'equal' if error == 0 else f'{error:.1e}'}",
+            flush=True,
+        )
+    least = ceiling_bytes(name)
+    rows.append({"model": name, "name": "ceiling", "kept_bytes": least, "ratio": kept["eager"] / least})
+    print(f"{name + ', ceiling':<22} {least / 1e6:>9.1f} {kept['eager'] / least:>8.2f}")
+    return rows
+
+
+def eager_kept_bytes(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
+    """Bytes of the distinct storages that autograd saves in a forward, parameters, buffers and inputs left out."""
+    given = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *batch.values())}
+    seen: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in given:
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = model(**batch).loss
+    del loss
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+def kept_bytes(plan: Plan) -> int:
+    """What a plan keeps alive between forward and backward, beyond what is there before the step."""
+    return plan.live_bytes[plan.schedule.forward_length - 1] - plan.problem.resident_bytes
+
+
+def products_again(plan: Plan) -> int:
+    """How many runs of matrix products, convolutions and attention are second ones."""
+    runs = Counter(instruction.op for instruction in plan.schedule.instructions if isinstance(instruction, Run))
+    return sum(count - 1 for op, count in runs.items() if plan.problem.ops[op].intensive)
+
+
+def _smallest(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str) -> Any:
+    """The model rewritten for the plan that keeps least without a product run twice."""
+    options = {"fidelity": fidelity, "outputs": ["loss"], "costs": "flops"}
+    plans = lowtide.sweep(model, (), batch, count=200, **options)
+    best = min((one for one in plans if not products_again(one)), key=kept_bytes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lowtide.rewrite(copy.deepcopy(model), best.peak_bytes, (), batch, **options)
+
+
+def ceiling_bytes(name: str) -> int:
+    """The least that backward needs with every product run once, by arithmetic."""
+    stream = 4 * _TOKENS * _WIDTH
+    scores = 4 * _TOKENS * 256 * _HEADS
+    wide = 688 if name == "llama" else 4 * _WIDTH
+    if name == "llama":  # two normalized streams; queries, keys, values; attention's result; gate and up
+        layer = 6 * stream + 2 * 4 * _TOKENS * wide
+    else:  # the same but for probabilities and three masks in bits, and one wide value
+        layer = 6 * stream + scores + scores // 32 + 2 * stream // 32 + 4 * _TOKENS * wide
+    head = 2 * stream + 4 * _VOCABULARY * _WIDTH  # the last normalization; gradients of the last product's operands
+    return _LAYERS * layer + head
+
+
+def gradient_error(model: Any, other: Any, batch: dict[str, torch.Tensor]) -> float:
+    """‖ĝ − g‖ / ‖g‖ over all gradients, with the same random numbers; 0 if they are equal bit for bit."""
+    told = []
+    for one in (model, other):
+        _clear(one)
+        torch.manual_seed(0)
+        one(**batch).loss.backward()
+        told.append([parameter.grad.double() for parameter in one.parameters()])
+        _clear(one)
+    squares = [((a - b).square().sum(), a.square().sum()) for a, b in zip(*told, strict=True)]
+    return float((sum(one for one, _ in squares) / sum(one for _, one in squares)) ** 0.5)
+
+
+def _times(runners: dict[str, Any], batch: dict[str, torch.Tensor], rounds: int) -> dict[str, list[float]]:
+    """For each runner the ratios to eager, one per round."""
+    ratios: dict[str, list[float]] = {name: [] for name in runners}
+    for number in range(rounds + 1):
+        seconds = {}
+        for name, model in runners.items():
+            _clear(model)
+            started = time.perf_counter()
+            model(**batch).loss.backward()
+            seconds[name] = time.perf_counter() - started
+        if number:  # the first round warms up
+            for name in runners:
+                ratios[name].append(seconds[name] / seconds["eager"])
+    return ratios
+
+
+def _clear(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+if __name__ == "__main__":
+    main()
