@@ -43,6 +43,7 @@ class Arrays:
     seconds: np.ndarray
     momentary_bytes: np.ndarray  # allocated at most while the operation runs
     random: np.ndarray
+    makes_again: np.ndarray  # whether an earlier one makes the same: only of what decodes (`encoded.Recoding`)
     size_bytes: np.ndarray  # per value
     held: np.ndarray  # per value
 
@@ -60,9 +61,19 @@ def arrays_of(problem: Problem) -> Arrays:
         seconds=np.array([op.seconds for op in ops], dtype=float),
         momentary_bytes=np.array([max(op.working_bytes, made) for op, made in zip(ops, made_bytes, strict=True)]),
         random=np.array([op.random for op in ops], dtype=bool),
+        makes_again=np.array(_making_again(problem), dtype=bool),
         size_bytes=np.array(size_bytes, dtype=np.int64),
         held=np.array([value.held for value in values], dtype=bool),
     )
+
+
+def _making_again(problem: Problem) -> list[bool]:
+    made: set[int] = set()
+    making_again = []
+    for op in problem.ops:
+        making_again.append(not made.isdisjoint(op.makes))
+        made.update(op.makes)
+    return making_again
 
 
 def highest_between(numbers: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -78,7 +89,7 @@ def highest_between(numbers: np.ndarray, starts: np.ndarray, ends: np.ndarray) -
 
 
 def unbeaten_rows(rows: np.ndarray) -> list[int]:
-    """Numbers of the rows that no row before them is at most as large as in every column."""
+    """Numbers of the rows for which no earlier row is as small in every column."""
     best: list[int] = []
     for number, row in enumerate(rows):
         if not np.any(np.all(rows[best] <= row, axis=1)):

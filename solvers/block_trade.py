@@ -15,13 +15,22 @@ SOURCE, SINK = 0, 1  # nodes; repeatable operation i of a block is node i + 2
 class Stake:
     """A value in the trade. Kept across the turn it takes `kept_bytes`; if it is neither kept nor made again,
     `missing_bytes` are paid for (by blocks that count on it). `position` is its place among the block's
-    values, -1 for one that another block makes."""
+    values, -1 for one that another block makes. `codes` are (bytes, seconds of codec) that keep it as well."""
 
     maker: int
     consumers: tuple[int, ...]
     kept_bytes: float
     missing_bytes: float = 0.0
     position: int = -1
+    codes: tuple[tuple[int, float], ...] = ()
+
+    def kept_at(self, price: float) -> tuple[float, float, int]:
+        """(bytes, seconds, number of its code or -1) of the cheapest way to keep it, at a price in seconds per byte.
+
+        The cost is the least of lines in the price, so concave.
+        """
+        ways = [(self.kept_bytes, 0.0, -1), *((*code, number) for number, code in enumerate(self.codes))]
+        return min(ways, key=lambda way: way[1] + price * way[0])
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,15 @@ class Trade:
 
 @dataclass(frozen=True)
 class Point:
-    """One way to trade: `kept` positions, their bytes (payments included), seconds of what runs again."""
+    """One way to trade: `kept` positions, their bytes (payments included), seconds of what runs again.
+
+    encoded: positions and codes of what is kept encoded; `kept_bytes` and `seconds` count their codes and codecs.
+    """
 
     kept: frozenset[int]
     kept_bytes: float
     seconds: float
+    encoded: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,8 @@ def trade_of(problem: Problem, block: int, shares: bool) -> Trade:
 
     shares: whether values that several blocks use take part. If not, they are kept, and count nothing. If so,
         the block that makes one pays for keeping it, and gets its bytes back if it is there after the turn;
-        of the later blocks that read it each pays an equal share of them if it needs it.
+        of the later blocks that read it each pays an equal share of them if it needs it. With shares values may
+        also be kept encoded.
     """
     segments = problem.segment_operations
     operations = segments[block] + segments[2 * len(problem.block_classes) - 1 - block]
@@ -110,10 +124,11 @@ def _own_stakes(
             continue
         consumers = tuple(dict.fromkeys(nodes[r] for r in readers if r in nodes))
         rewarded = not in_backward and any(other > block for other in elsewhere)
-        missing_bytes = told.size_bytes if rewarded else 0
+        missing_bytes = _shared_bytes(problem, value) if rewarded else 0
         if consumers or missing_bytes:
             kept_bytes = INFINITE if in_backward and not shares else told.size_bytes
-            stakes.append(Stake(nodes.get(index, SOURCE), consumers, kept_bytes, missing_bytes, position))
+            codes = tuple((one.size_bytes, one.seconds) for one in told.encodings) if shares else ()
+            stakes.append(Stake(nodes.get(index, SOURCE), consumers, kept_bytes, missing_bytes, position, codes))
     return stakes
 
 
@@ -130,8 +145,23 @@ def _shares_of_others(problem: Problem, block: int, operations: tuple[int, ...],
             sharers = sum(other > owner for other in later)
             consumers = tuple(dict.fromkeys(nodes[r] for r in problem.readers[value] if r in nodes))
             if consumers:
-                stakes.append(Stake(SOURCE, consumers, problem.values[value].size_bytes / sharers))
+                stakes.append(Stake(SOURCE, consumers, _shared_bytes(problem, value) / sharers))
     return stakes
+
+
+def _shared_bytes(problem: Problem, value: int) -> float:
+    """What the block that makes a value is paid for it by those that read it: its bytes, fewer if it can be encoded.
+
+    Any amount gives a true bound, as long as it is in proportion to the price of bytes; the best would be what keeping
+    the value costs, which with encodings is not. So it is that at one price, in bytes: what the whole step takes per
+    byte of its values.
+    """
+    told = problem.values[value]
+    if not told.encodings:
+        return told.size_bytes
+    usual = problem.seconds / max(sum(one.size_bytes for one in problem.values), 1)
+    least_bytes = min(one.size_bytes + (one.seconds / usual if usual else 0.0) for one in told.encodings)
+    return min(float(told.size_bytes), least_bytes)
 
 
 @lru_cache(maxsize=256)
@@ -145,11 +175,11 @@ def curve_of(trade: Trade, highest_price: float, most_prices: int = 80) -> Curve
     tie, and see whether another point lies below the line between them.
     """
     prices = {0.0: 0.0}
-    points: dict[frozenset[int], Point] = {}
+    points: dict[tuple[frozenset[int], frozenset[tuple[int, int]]], Point] = {}
 
     def solve(price: float) -> Point:
         point, prices[price] = _cheapest(trade, price)
-        points.setdefault(point.kept, point)
+        points.setdefault((point.kept, point.encoded), point)
         return point
 
     total_bytes = sum(s.kept_bytes for s in trade.stakes if s.kept_bytes != INFINITE) or 1.0
@@ -164,7 +194,7 @@ def curve_of(trade: Trade, highest_price: float, most_prices: int = 80) -> Curve
         between = solve(price)
         below_line = many.seconds - between.seconds + price * (many.kept_bytes - between.kept_bytes)
         # with rounded numbers a known point may seem to lie below a line through itself
-        new = between.kept not in (many.kept, few.kept)
+        new = all((between.kept, between.encoded) != (known.kept, known.encoded) for known in (many, few))
         if new and below_line > 1e-9 * total_seconds:
             pending += [(many, between), (between, few)]
     price = tuple(sorted(prices))
@@ -180,7 +210,8 @@ def _cheapest(trade: Trade, price: float) -> tuple[Point, float]:
         graph.connect(SOURCE, node, seconds + price * state_bytes)
     given_back = 0.0
     for node, stake in enumerate(trade.stakes, first):
-        graph.connect(stake.maker, node, price * stake.kept_bytes)
+        kept_bytes, seconds, _ = stake.kept_at(price)
+        graph.connect(stake.maker, node, seconds + price * kept_bytes)
         for consumer in stake.consumers:
             graph.connect(node, consumer, INFINITE)
         if stake.missing_bytes:
@@ -190,12 +221,16 @@ def _cheapest(trade: Trade, price: float) -> tuple[Point, float]:
     again = [node - 2 for node in range(2, first) if node not in before]
     kept: set[int] = set()
     kept_bytes = float(sum(trade.state_bytes[i] for i in again))
+    codecs: dict[tuple[int, int], float] = {}
     for node, stake in enumerate(trade.stakes, first):
         if node in before:
             continue
         kept_bytes -= stake.missing_bytes
         if stake.maker in before:
-            kept_bytes += stake.kept_bytes
+            stake_bytes, codec_seconds, code = stake.kept_at(price)
+            kept_bytes += stake_bytes
             kept.add(stake.position)
-    seconds = sum(trade.seconds[i] for i in again)
-    return Point(frozenset(kept - {-1}), kept_bytes, seconds), value - given_back
+            if code >= 0:
+                codecs[stake.position, code] = codec_seconds
+    seconds = sum(trade.seconds[i] for i in again) + sum(codecs.values())
+    return Point(frozenset(kept - {-1}), kept_bytes, seconds, frozenset(codecs)), value - given_back

@@ -46,6 +46,10 @@ def lower_bound_seconds(problem: Problem, budget_bytes: int) -> float:
     block is solved once, for a few prices; between these the minimum is concave in the price, so that its
     chords lie below it. A fractional knapsack over single values is the special case of R without inputs.
 
+    A value with encodings may also be there as a code, which takes its bytes and will have taken the time of encoding
+    and of decoding by the end: codecs run beyond what every schedule runs. In the cut it is kept at the lesser cost,
+    which is concave in the price as well.
+
     The bound is the largest over moments and prices, at least 0. Bytes and seconds; cost: some tens of cuts
     per distinct block the first time, then microseconds.
     """
@@ -71,7 +75,7 @@ def proven_seconds(problem: Problem, proofs: Iterable[Proof], budget_bytes: int)
 
 @lru_cache(maxsize=8)
 def _proof_of(problem: Problem) -> Proof:
-    sizes = [value.size_bytes for value in problem.values if value.size_bytes]
+    sizes = [part.size_bytes for value in problem.values for part in (value, *value.encodings) if part.size_bytes]
     highest_price = (problem.seconds or 1.0) / min(sizes, default=1)
     curves = [
         curve_of(trade_of(problem, block, shares=True), highest_price) for block in range(len(problem.block_classes))
@@ -97,19 +101,27 @@ def _moments(problem: Problem) -> tuple[tuple[int, int], ...]:
     fullest: dict[int, int] = {}
     begun: set[int] = set()
     dying: dict[int, int] = {}  # bytes that operations made for each later one to read last
+    waiting: set[int] = set()  # values made for a later one to read
+
+    def least_bytes(value: int) -> int:
+        return min(part.size_bytes for part in (values[value], *values[value].encodings))
+
     for index in once:
         op = ops[index]
         made = sum(values[value].size_bytes for value in op.makes)
         ahead = op.block if op.block in begun else op.block + 1
         begun.add(op.block)
-        fullest[ahead] = max(fullest.get(ahead, 0), alive + max(op.working_bytes, made))
+        # what it reads it reads as it is; until then a code would do
+        decoded = sum(values[v].size_bytes - least_bytes(v) for v in set(op.reads) if v in waiting)
+        fullest[ahead] = max(fullest.get(ahead, 0), alive + decoded + max(op.working_bytes, made))
         for value in op.makes:
             reader = last_reader.get(value, -1)
             if values[value].held:
                 alive += values[value].size_bytes
             elif reader > index:
-                alive += values[value].size_bytes
-                dying[reader] = dying.get(reader, 0) + values[value].size_bytes
+                waiting.add(value)
+                alive += least_bytes(value)
+                dying[reader] = dying.get(reader, 0) + least_bytes(value)
         alive -= dying.pop(index, 0)
     return tuple(fullest.items())
 

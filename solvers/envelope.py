@@ -6,26 +6,31 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import InfeasibleBudget
-from .liveness import Candidate, RunOrder, forecast
+from .liveness import Candidate, Choice, RunOrder, forecast
 from .problem import Problem
+from .recoding import merged_problem
 
 
 @dataclass(frozen=True, eq=False)
 class Rated:
-    """A candidate with its peak (bytes) and time (seconds), and the solver that offers it."""
+    """A candidate with its peak (bytes) and time (seconds), and the solver that offers it.
+
+    choice: as in `Candidate`.
+    """
 
     solver: str
     told: str
     order: RunOrder
     peak_bytes: int
     seconds: float
+    choice: Choice = ()
 
 
 def rate(problem: Problem, solver: str, candidate: Candidate) -> Rated:
     """The candidate with what it needs and takes."""
-    seen = candidate.seen or forecast(problem, candidate.order)
+    seen = candidate.seen or forecast(merged_problem(problem, candidate.choice), candidate.order)
     peak_bytes = max(seen.peak_bytes, problem.floor_bytes)
-    return Rated(solver, candidate.told, candidate.order, peak_bytes, seen.seconds)
+    return Rated(solver, candidate.told, candidate.order, peak_bytes, seen.seconds, candidate.choice)
 
 
 def envelope(rated: Iterable[Rated]) -> list[Rated]:

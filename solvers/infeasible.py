@@ -6,6 +6,7 @@ from .envelope import Rated
 from .errors import InfeasibleBudget
 from .liveness import forecast, lives_of
 from .problem import Op, Problem
+from .recoding import merged_problem
 
 
 def infeasible(problem: Problem, budget_bytes: int, smallest: Rated, proven: str | None = None) -> InfeasibleBudget:
@@ -26,9 +27,7 @@ def infeasible(problem: Problem, budget_bytes: int, smallest: Rated, proven: str
     elif proven is not None:
         cause = proven
     else:
-        op = _operation_at_peak(problem, smallest)
-        where = f", at {_told(problem, op)}" if op is not None else ""
-        cause = f"the smallest peak found is {found}{where}"
+        cause = f"the smallest peak found is {found}{_told_peak(problem, smallest)}"
     hints = _hints(problem, smallest.peak_bytes)
     message = f"no schedule of {problem.name} fits {asked}: {cause}; {_joined(hints)}"
     return InfeasibleBudget(message, smallest.peak_bytes, budget_bytes, hints)
@@ -66,9 +65,10 @@ def told_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-def _operation_at_peak(problem: Problem, smallest: Rated) -> int | None:
-    run = forecast(problem, smallest.order).peak_run
-    return int(lives_of(problem, smallest.order).runs[run]) if run >= 0 else None
+def _told_peak(problem: Problem, smallest: Rated) -> str:
+    merged = merged_problem(problem, smallest.choice)
+    run = forecast(merged, smallest.order).peak_run
+    return f", at {_told(merged, int(lives_of(merged, smallest.order).runs[run]))}" if run >= 0 else ""
 
 
 def _told(problem: Problem, index: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import astuple, fields
 from functools import cached_property, lru_cache, partial
 from hashlib import sha256
 from itertools import chain
@@ -14,11 +14,11 @@ import numpy as np
 from .bound import Proof, proofs_of
 from .disk_cache import DiskCache, Entry, entry_name
 from .envelope import Rated
-from .liveness import RunOrder
+from .liveness import Choice, RunOrder
 from .problem import Op, Problem, Value
-from .schedule import Forget, Free, Record, Run, Schedule, Segment
+from .schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
 
-_INSTRUCTIONS = (Run, Record, Forget, Free)
+_INSTRUCTIONS = (Run, Record, Forget, Free, Encode, Decode, FreeCode)
 _TELLS_NOTHING = ("name", "module", "notes")  # fields that say how things are called, on which no solver depends
 
 
@@ -36,7 +36,7 @@ def cached_ladder(
     if entry is not None:
         return tuple(_stored_ladder(entry))
     found = tuple(find())
-    told = [(one.solver, one.told, one.peak_bytes, one.seconds) for one in found]
+    told = [(one.solver, one.told, one.peak_bytes, one.seconds, one.choice) for one in found]
     cache.write(name, told, [_packed(one.order) for one in found])
     return found
 
@@ -50,14 +50,16 @@ def cached_schedule(
     name = entry_name("schedule", problem_digest(problem), repr(solver), str(budget_bytes))
     entry = cache.read(name)
     if entry is not None:
-        coded = zip(entry.array(0).tolist(), entry.array(1).tolist(), strict=True)
-        instructions = tuple(_INSTRUCTIONS[kind](index) for kind, index in coded)
+        operands = zip(*(iter(entry.array(column).tolist()) for column in (1, 2)), strict=True)
+        told = zip(entry.array(0).tolist(), operands, strict=True)
+        instructions = tuple(_INSTRUCTIONS[kind](*both[: len(fields(_INSTRUCTIONS[kind]))]) for kind, both in told)
         return Schedule(instructions, tuple(Segment(*segment) for segment in entry.told))
     found = find()
     kinds = [_INSTRUCTIONS.index(type(instruction)) for instruction in found.instructions]
-    indices = [one.value if isinstance(one, Free) else one.op for one in found.instructions]
+    operands = [(*astuple(instruction), 0)[:2] for instruction in found.instructions]
+    columns = [np.array(column, dtype=np.int32) for column in zip(*operands, strict=True)]
     segments = [(segment.block, segment.start, segment.stop) for segment in found.segments]
-    cache.write(name, segments, [np.array(kinds, dtype=np.int8), np.array(indices, dtype=np.int32)])
+    cache.write(name, segments, [np.array(kinds, dtype=np.int8), *columns])
     return found
 
 
@@ -90,8 +92,17 @@ class _Stored(Rated):
 
     _unpack: Callable[[], RunOrder]
 
-    def __init__(self, solver: str, told: str, peak_bytes: int, seconds: float, unpack: Callable[[], RunOrder]) -> None:
-        vars(self).update(solver=solver, told=told, peak_bytes=peak_bytes, seconds=seconds, _unpack=unpack)
+    def __init__(
+        self,
+        solver: str,
+        told: str,
+        peak_bytes: int,
+        seconds: float,
+        choice: Choice,
+        unpack: Callable[[], RunOrder],
+    ) -> None:
+        vars(self).update(solver=solver, told=told, peak_bytes=peak_bytes, seconds=seconds, choice=choice)
+        vars(self).update(_unpack=unpack)
 
     @cached_property
     def order(self) -> RunOrder:
@@ -100,8 +111,9 @@ class _Stored(Rated):
 
 
 def _stored_ladder(entry: Entry) -> Iterator[Rated]:
-    for number, (solver, told, peak_bytes, seconds) in enumerate(entry.told):
-        yield _Stored(solver, told, peak_bytes, seconds, partial(_order, entry, number))
+    for number, (solver, told, peak_bytes, seconds, choice) in enumerate(entry.told):
+        pairs = tuple((value, encoding) for value, encoding in choice)
+        yield _Stored(solver, told, peak_bytes, seconds, pairs, partial(_order, entry, number))
 
 
 def _packed(order: RunOrder) -> np.ndarray:

@@ -15,6 +15,8 @@ from .schedule import Forget, Free, Instruction, Record, Run, Schedule, Segment
 
 # Which operations each segment runs, in order; a second run rematerializes. Segments as in `Schedule`.
 RunOrder = tuple[tuple[int, ...], ...]
+# What is kept encoded between forward and backward: values and the numbers of their encodings.
+Choice = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +35,15 @@ class Forecast:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A run order that a solver offers, with a few words on what it keeps, and its forecast if that is known."""
+    """A run order that a solver offers, with a few words on what it keeps, and its forecast if that is known.
+
+    choice: if not empty, the order is one of the problem with these values encoded (`encoded.recoding_of`).
+    """
 
     told: str
     order: RunOrder
     seen: Forecast | None = None
+    choice: Choice = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +55,7 @@ class Lives:
     """
 
     runs: np.ndarray  # operation run at each position
-    again: np.ndarray  # per position: whether the operation has run before
+    again: np.ndarray  # per position: whether the operation has run before, or makes again what another has made
     dies_at: np.ndarray  # positions, and
     dies: np.ndarray  # the values that die there
     born_at: np.ndarray  # positions, and
@@ -67,7 +73,7 @@ def lives_of(problem: Problem, order: RunOrder) -> Lives:
     first[runs[::-1]] = position[::-1]
     last = np.zeros(len(problem.ops), dtype=np.int64)
     last[runs] = position
-    again = first[runs] != position
+    again = (first[runs] != position) | arrays.makes_again[runs]
 
     read_at, read = arrays.reads.gather(runs)
     made_at, made = arrays.makes.gather(runs)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import fsum
 
 from .problem import Problem
-from .schedule import Schedule
+from .schedule import Encode, Schedule
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,24 @@ class Plan:
     def extra_share(self) -> float:
         """`extra_seconds` as a share of the step with everything kept."""
         return self.extra_seconds / self.baseline_seconds if self.baseline_seconds else 0.0
+
+    @property
+    def encoded(self) -> tuple[tuple[int, int], ...]:
+        """(value, number of its encoding) of all that is encoded, each once, in the order of the schedule."""
+        told = (one for one in self.schedule.instructions if isinstance(one, Encode))
+        return tuple(dict.fromkeys((one.value, one.encoding) for one in told))
+
+    @property
+    def encoded_bytes(self) -> int:
+        """What the values that are encoded take as they are."""
+        return sum(self.problem.values[value].size_bytes for value, _ in self.encoded)
+
+    @property
+    def code_bytes(self) -> int:
+        """What their codes take."""
+        return sum(self.problem.values[value].encodings[number].size_bytes for value, number in self.encoded)
+
+    @property
+    def encoding_error(self) -> float:
+        """The predicted errors of all that is encoded, summed up; 0 if every code is exact."""
+        return fsum(self.problem.values[value].encodings[number].error for value, number in self.encoded)

@@ -42,7 +42,7 @@ def polished(problem: Problem, order: RunOrder, peak_bytes: int) -> RunOrder:
         left_out = _left_out(problem, order, peak_bytes)
         if not left_out.any():
             return order
-        order = without_idle_runs(problem, _without(order, left_out))
+        order = without_idle_runs(problem, without_runs(order, left_out))
     return order
 
 
@@ -78,7 +78,7 @@ def without_idle_runs(problem: Problem, order: RunOrder) -> RunOrder:
             continue
         wanted.difference_update(op.makes)
         wanted.update(op.reads)
-    return _without(order, idle) if idle.any() else order
+    return without_runs(order, idle) if idle.any() else order
 
 
 def _omissions(problem: Problem, lives: Lives) -> _Omissions:
@@ -113,7 +113,7 @@ def _fitting(omissions: _Omissions, entries: np.ndarray, moments: np.ndarray, pe
     return entries[highest + omissions.sizes[entries] <= peak_bytes]
 
 
-def _without(order: RunOrder, left_out: np.ndarray) -> RunOrder:
+def without_runs(order: RunOrder, left_out: np.ndarray) -> RunOrder:
     """The order without the runs at these positions."""
     stays = iter((~left_out).tolist())
     return tuple(tuple(compress(segment, stays)) for segment in order)

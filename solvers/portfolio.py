@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from time import perf_counter
-from typing import Protocol
 
 from .bound import Proof, proven_seconds
 from .disk_cache import DiskCache
 from .dp import Dp
+from .encoded import encoded_schedule
+from .encoded_ladder import Encoded
+from .encoding_choices import choices_of
 from .envelope import Rated, envelope, rate
 from .errors import ScheduleError
 from .greedy import Greedy
@@ -20,25 +22,15 @@ from .ilp import Ilp
 from .infeasible import infeasible, told_bytes
 from .keep_all import KeepAll
 from .ladder_cache import cached_ladder, cached_proofs, cached_schedule
-from .liveness import Candidate, schedule_of
 from .plan import Plan
 from .problem import Problem
 from .recipes import Recipes
 from .schedule import Schedule
 from .simulate import make_plan
+from .solver import Solver
 
 Progress = Callable[[float, str], None]
-
-
-class Solver(Protocol):
-    """What the portfolio asks of a solver: candidates that do not depend on the budget."""
-
-    @property
-    def name(self) -> str: ...
-
-    def candidates(self, problem: Problem) -> Iterator[Candidate]: ...
-
-    def schedule(self, problem: Problem, budget_bytes: int) -> Schedule: ...
+Told = Callable[[int, str], None]
 
 
 SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Hierarchical(), Greedy())
@@ -141,34 +133,60 @@ class Portfolio:
         if not asked:
             names = ", ".join(one.name for one in (*self.solvers, *self.named, self.exact))
             raise ValueError(f"there is no solver {solver!r}: choose among auto, {names}")
-        started = perf_counter()
+        deadline = perf_counter() + time_limit_seconds
+        encoded = _encoded(problem, [self._with_cache(one) for one in asked])
+        count = len(asked) + (encoded is not None)
         offered: list[Rated] = []
         for done, one in enumerate(asked):
             if (problem, one.name) not in self._ladders:
-                told = progress and partial(_tell, progress, done, len(asked))
-                self._ladders[problem, one.name] = self._found(problem, one, started, time_limit_seconds, told)
+                told = progress and partial(_tell, progress, done, count)
+                self._ladders[problem, one.name] = self._found(problem, one, deadline, time_limit_seconds, told)
             offered += self._ladders[problem, one.name]
+        if encoded is not None:
+            if (problem, repr(encoded)) not in self._ladders:
+                told = progress and partial(_tell, progress, len(asked), count)
+                found = self._found_encoded(problem, encoded, envelope(offered), deadline, time_limit_seconds, told)
+                self._ladders[problem, repr(encoded)] = found
+            offered += self._ladders[problem, repr(encoded)]
         if progress is not None:
             progress(1.0, "solved")
         return offered
 
     def _found(
-        self,
-        problem: Problem,
-        solver: Solver,
-        started: float,
-        time_limit_seconds: float,
-        told: Callable[[int, str], None] | None,
+        self, problem: Problem, solver: Solver, deadline: float, time_limit_seconds: float, told: Told | None
     ) -> tuple[Rated, ...]:
         """The candidates of a solver, rated; those found within the time limit if it is slower."""
-        if isinstance(solver, Hierarchical):
-            solver = replace(solver, cache=self.cache)
-        deadline = inf if solver.name in _ALWAYS_FINISH else started + time_limit_seconds
+        solver = self._with_cache(solver)
+        if solver.name in _ALWAYS_FINISH:
+            deadline = inf
         try:
-            return cached_ladder(self.cache, problem, solver, partial(_ladder, problem, solver, deadline, told))
+            find = partial(_ladder, problem, solver, deadline, told)
+            return cached_ladder(self.cache, problem, solver, find)
         except _OutOfTime as stopped:
             self._stopped[problem, solver.name] = time_limit_seconds
             return stopped.found
+
+    def _found_encoded(
+        self,
+        problem: Problem,
+        encoded: Encoded,
+        plain: Sequence[Rated],
+        deadline: float,
+        time_limit_seconds: float,
+        told: Told | None,
+    ) -> tuple[Rated, ...]:
+        """What the solvers asked find with values encoded, within the time limit."""
+        # what is made of candidates that are not all there is not what it would be another time
+        complete = not any((problem, one.name) in self._stopped for one in encoded.asked)
+        find = partial(_lowest, encoded.rated(problem, plain), encoded.name, deadline, told)
+        try:
+            return cached_ladder(self.cache if complete else None, problem, encoded, find)
+        except _OutOfTime as stopped:
+            self._stopped[problem, encoded.name] = time_limit_seconds
+            return stopped.found
+
+    def _with_cache(self, solver: Solver) -> Solver:
+        return replace(solver, cache=self.cache) if isinstance(solver, Hierarchical) else solver
 
     def _stops(self, problem: Problem) -> Iterator[str]:
         """Who was stopped."""
@@ -177,7 +195,7 @@ class Portfolio:
                 yield f"{name} was stopped at the time limit of {seconds:g} s"
 
     def _plan(self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]) -> Plan:
-        schedule = schedule_of(problem, best.order)
+        schedule = encoded_schedule(problem, best.choice, best.order)
         plan = self._simulated(problem, schedule, best.solver, budget_bytes, started, (best.told, *notes))
         if plan.peak_bytes != best.peak_bytes:
             raise ScheduleError(f"forecast {best.peak_bytes} bytes for a schedule that peaks at {plan.peak_bytes}")
@@ -207,14 +225,29 @@ class Portfolio:
         )
 
 
-def _ladder(problem: Problem, solver: Solver, deadline: float, told: Callable[[int, str], None] | None) -> list[Rated]:
-    """The candidates of a solver that no other of its own beats; told: the number of each and what it is."""
+def _encoded(problem: Problem, asked: Sequence[Solver]) -> Encoded | None:
+    """What plans with values encoded, with the solvers asked; None if nothing is to be encoded."""
+    able = [one for one in asked if not isinstance(one, KeepAll)]
+    if not able or not choices_of(problem):
+        return None
+    main = next((one for one in able if isinstance(one, Hierarchical)), able[-1])
+    return Encoded(tuple(asked), main)
+
+
+def _ladder(problem: Problem, solver: Solver, deadline: float, told: Told | None) -> list[Rated]:
+    """The candidates of a solver that no other of its own beats."""
+    offered = (rate(problem, solver.name, candidate) for candidate in solver.candidates(problem))
+    return _lowest(offered, solver.name, deadline, told)
+
+
+def _lowest(offered: Iterable[Rated], solver: str, deadline: float, told: Told | None) -> list[Rated]:
+    """The envelope of what a solver offers until the deadline; told: the number of each and what it is."""
     best: list[Rated] = []
-    for number, candidate in enumerate(solver.candidates(problem), 1):
+    for number, one in enumerate(offered, 1):
         if told is not None:
-            told(number, f"{solver.name}: {candidate.told}")
+            told(number, f"{solver}: {one.told}")
         # at once, as the orders of all candidates would fill hundreds of megabytes for deep models
-        best = envelope([*best, rate(problem, solver.name, candidate)])
+        best = envelope([*best, one])
         if perf_counter() > deadline:
             raise _OutOfTime(best)
     return best

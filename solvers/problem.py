@@ -7,6 +7,31 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from math import fsum
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A way to keep a value in fewer bytes: what its code takes, and what encoding and decoding take.
+
+    `encode_working_bytes` and `decode_working_bytes` are the most that is allocated at any moment meanwhile, what is
+    made (the code, the value) included. `fidelity` says what decoding gives back: the same bits ("bitwise"), a value
+    that differs by rounding, or an approximate one; `error` is what the makers of codecs predict of it, 0 if exact.
+    """
+
+    name: str
+    size_bytes: int
+    encode_seconds: float
+    decode_seconds: float
+    encode_working_bytes: int
+    decode_working_bytes: int
+    fidelity: Literal["bitwise", "rounding", "approximate"] = "bitwise"
+    error: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of encoding once and decoding once."""
+        return self.encode_seconds + self.decode_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +41,15 @@ class Value:
     `held` values are never freed once made: what the step returns to its caller, gradients that become
     `.grad`, tangents that the caller of backward holds. `resident` values are there before the step
     (parameters, buffers, inputs); their bytes are part of `Problem.resident_bytes`, they cannot be freed.
+    `encodings` are the ways to keep it in fewer bytes, if it has any: while it is alive it may be encoded any number
+    of times, and a code makes it alive again.
     """
 
     name: str
     size_bytes: int
     held: bool = False
     resident: bool = False
+    encodings: tuple[Encoding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +145,11 @@ class Problem:
     def fingerprint(self) -> str:
         """Identifies the problem up to what its operations cost: a schedule is valid for one fingerprint."""
         told = [(op.reads, op.makes, op.block, op.repeatable, op.random, op.kind) for op in self.ops]
-        values = [(value.size_bytes, value.held, value.resident) for value in self.values]
+        values = [
+            # what has no encodings is told as it was before there were any, so that older plans stay valid
+            (value.size_bytes, value.held, value.resident) + ((_told(value),) if value.encodings else ())
+            for value in self.values
+        ]
         return sha256(repr((told, values, self.forward_length, self.block_classes)).encode()).hexdigest()[:16]
 
     def first_difference(self, other: Problem) -> str | None:
@@ -132,6 +164,8 @@ class Problem:
                 here, there = getattr(mine, name), getattr(its, name)
                 if here != there:
                     return f"value {index} ({mine.name}): {name} is {here}, there {there}"
+            if _told(mine) != _told(its):
+                return f"value {index} ({mine.name}): encodings are {_told(mine)}, there {_told(its)}"
         for name in ("ops", "values"):
             if len(getattr(self, name)) != len(getattr(other, name)):
                 return f"{len(getattr(self, name))} {name}, there {len(getattr(other, name))}"
@@ -141,7 +175,11 @@ class Problem:
 
     def to_json(self) -> str:
         """The problem as JSON, for files and for solving elsewhere."""
-        return json.dumps(asdict(self))
+        told = asdict(self)
+        for value in told["values"]:
+            if not value["encodings"]:
+                del value["encodings"]
+        return json.dumps(told)
 
     @staticmethod
     def from_json(text: str) -> Problem:
@@ -150,7 +188,15 @@ class Problem:
         told["ops"] = tuple(
             Op(**{**op, "reads": tuple(op["reads"]), "makes": tuple(op["makes"])}) for op in told["ops"]
         )
-        told["values"] = tuple(Value(**value) for value in told["values"])
+        told["values"] = tuple(
+            Value(**{**value, "encodings": tuple(Encoding(**one) for one in value.get("encodings", ()))})
+            for value in told["values"]
+        )
         for name in ("block_classes", "notes"):
             told[name] = tuple(told[name])
         return Problem(**told)
+
+
+def _told(value: Value) -> tuple[tuple[str, int, str], ...]:
+    """What of its encodings a schedule depends on: all but what they cost."""
+    return tuple((one.name, one.size_bytes, one.fidelity) for one in value.encodings)

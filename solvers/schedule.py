@@ -34,7 +34,31 @@ class Free:
     value: int
 
 
-Instruction = Run | Record | Forget | Free
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Make a code of `value`, which is alive, by its encoding number `encoding`; the value stays alive."""
+
+    value: int
+    encoding: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Make `value` alive again from its code by encoding number `encoding`; the code stays alive."""
+
+    value: int
+    encoding: int
+
+
+@dataclass(frozen=True, slots=True)
+class FreeCode:
+    """Free the code of `value` by its encoding number `encoding`."""
+
+    value: int
+    encoding: int
+
+
+Instruction = Run | Record | Forget | Free | Encode | Decode | FreeCode
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from .errors import ScheduleError
 from .keep_all import trace_order
 from .liveness import schedule_of
 from .plan import Plan
-from .problem import Problem
-from .schedule import Forget, Free, Record, Run, Schedule
+from .problem import Encoding, Problem
+from .schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
 
     `Run` needs what it reads alive, and momentarily takes the larger of `working_bytes` and all that it
     makes; of a second run, copies of values still alive are dropped at its end. A second run of a random
-    operation needs the state recorded just before its first run, and saves the present state meanwhile.
+    operation needs the state recorded just before its first run, and saves the present state meanwhile. `Encode` and
+    `Decode` need what they read alive and what they make not alive, and momentarily take the larger of their working
+    bytes and what they make.
 
     Raises ScheduleError where an instruction cannot be carried out or the step would not be the original one:
     an operation that is not repeatable or whose random draw comes first runs once, in trace order, in its own
@@ -59,6 +61,12 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
                 bench.record(op, schedule)
             case Forget(op):
                 bench.forget(op)
+            case Encode(value, encoding):
+                bench.encode(value, encoding)
+            case Decode(value, encoding):
+                bench.decode(value, encoding)
+            case FreeCode(value, encoding):
+                bench.free_code(value, encoding)
         live_bytes.append(bench.live_bytes)
     if turn == len(schedule.instructions):
         bench.end_forward()
@@ -122,6 +130,7 @@ class _Bench:
         self.alive = bytearray(value.resident for value in problem.values)
         self.has_run = bytearray(len(problem.ops))
         self.states: set[int] = set()  # random operations whose generator state is recorded
+        self.codes: set[tuple[int, int]] = set()  # values and the encodings by which their codes are alive
         self.last_once = self.last_draw = -1  # the latest operation that runs once; that drew for the first time
 
     def run(self, op_index: int) -> None:
@@ -174,6 +183,38 @@ class _Bench:
         self.states.remove(op_index)
         self.live_bytes -= self.problem.state_bytes
 
+    def encode(self, value_index: int, number: int) -> None:
+        """Make a code of a value."""
+        value, encoding = self.problem.values[value_index], self._encoding(value_index, number)
+        if not self.alive[value_index]:
+            raise self.error(f"encodes {value.name}, which is not alive")
+        if (value_index, number) in self.codes:
+            raise self.error(f"encodes {value.name}, whose code by {encoding.name} is alive already")
+        self._rise(self.live_bytes + max(encoding.encode_working_bytes, encoding.size_bytes))
+        self.codes.add((value_index, number))
+        self.live_bytes += encoding.size_bytes
+        self.seconds.append(encoding.encode_seconds)
+
+    def decode(self, value_index: int, number: int) -> None:
+        """Make a value alive again from its code."""
+        value, encoding = self.problem.values[value_index], self._encoding(value_index, number)
+        if (value_index, number) not in self.codes:
+            raise self.error(f"decodes {value.name}, whose code by {encoding.name} is not alive")
+        if self.alive[value_index]:
+            raise self.error(f"decodes {value.name}, which is alive already")
+        self._rise(self.live_bytes + max(encoding.decode_working_bytes, value.size_bytes))
+        self.alive[value_index] = 1
+        self.live_bytes += value.size_bytes
+        self.seconds.append(encoding.decode_seconds)
+
+    def free_code(self, value_index: int, number: int) -> None:
+        """Free a code."""
+        value, encoding = self.problem.values[value_index], self._encoding(value_index, number)
+        if (value_index, number) not in self.codes:
+            raise self.error(f"frees the code of {value.name} by {encoding.name}, which is not alive")
+        self.codes.remove((value_index, number))
+        self.live_bytes -= encoding.size_bytes
+
     def end_forward(self) -> None:
         """Check that forward has made what it returns and has done what is done once."""
         self.in_forward = False
@@ -187,6 +228,12 @@ class _Bench:
     def error(self, what: str) -> ScheduleError:
         """An error that says where."""
         return ScheduleError(f"instruction {self.at} {what}" if self.at >= 0 else what)
+
+    def _encoding(self, value_index: int, number: int) -> Encoding:
+        value = self.problem.values[value_index]
+        if not 0 <= number < len(value.encodings):
+            raise self.error(f"names encoding {number} of {value.name}, which has {len(value.encodings)}")
+        return value.encodings[number]
 
     def _rise(self, bytes_now: int) -> None:
         if bytes_now > self.peak_bytes:

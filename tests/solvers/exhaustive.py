@@ -11,9 +11,9 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
     """The least time of any order of runs and frees under the budget, None if there is none; no random
     operations.
 
-    Dijkstra over (values alive, operations run once so far). Values may be freed at any moment, and any
-    repeatable operation run at any moment; those that run once do so in trace order. Written independently of
-    the solvers.
+    Dijkstra over (values and codes alive, operations run once so far). Values and codes may be freed at any moment,
+    any repeatable operation run at any moment, and what is alive encoded and decoded; operations that run once do so
+    in trace order. Written independently of the solvers.
     """
     ops, values = problem.ops, problem.values
     once = [i for i, op in enumerate(ops) if not op.repeatable]
@@ -24,6 +24,8 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
     forward_once = sum(i < problem.forward_length for i in once)
     reads, makes = [mask(op.reads) for op in ops], [mask(op.makes) for op in ops]
     sizes = [0 if value.resident else value.size_bytes for value in values]
+    codes = [(i, code) for i, value in enumerate(values) for code in value.encodings if not value.resident]
+    sizes += [code.size_bytes for _, code in codes]
 
     def size(alive: int) -> int:
         return problem.resident_bytes + sum(s for i, s in enumerate(sizes) if alive >> i & 1)
@@ -37,10 +39,17 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
         if done == len(once) and not held & ~alive:
             return seconds
         steps = []
-        for value in range(len(values)):
+        for value in range(len(sizes)):
             if alive >> value & 1 and not (resident | held) >> value & 1:
                 steps.append((0.0, alive & ~(1 << value), done))
         live = size(alive)
+        for i, (value, code) in enumerate(codes, len(values)):
+            has_value, has_code = alive >> value & 1, alive >> i & 1
+            if has_value and not has_code and live + max(code.encode_working_bytes, code.size_bytes) <= budget_bytes:
+                steps.append((code.encode_seconds, alive | 1 << i, done))
+            decoding = max(code.decode_working_bytes, values[value].size_bytes)
+            if has_code and not has_value and live + decoding <= budget_bytes:
+                steps.append((code.decode_seconds, alive | 1 << value, done))
         for i, op in enumerate(ops):
             if reads[i] & ~alive:
                 continue

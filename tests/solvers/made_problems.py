@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from lowtide.solvers.problem import Op, Problem, Value
+from lowtide.solvers.problem import Encoding, Op, Problem, Value
 
 MEBIBYTE = 2**20
 
@@ -236,3 +236,46 @@ def tiny(seed: int) -> Problem:
             seconds = draw.randint(1, 9)
             gradient = draft.op(f"back{block}.{index}", reads, [size], seconds, block, held=held, repeatable=False)[0]
     return draft.problem(range(blocks), name=f"tiny{seed}")
+
+
+def with_encodings(problem: Problem, seed: int, share: float = 0.6) -> Problem:
+    """The problem with one or two random encodings for a share of its values."""
+    draw = random.Random(seed)
+    values = []
+    for value in problem.values:
+        encodings = []
+        if value.size_bytes and draw.random() < share:
+            for number in range(draw.choice((1, 1, 2))):
+                size_bytes = draw.randint(0, value.size_bytes)
+                encodings.append(
+                    Encoding(
+                        f"code{number}",
+                        size_bytes,
+                        encode_seconds=draw.choice((0.0, 0.5, 1.0, 2.0)),
+                        decode_seconds=draw.choice((0.0, 0.25, 1.0, 3.0)),
+                        encode_working_bytes=size_bytes + draw.choice((0, 0, 4)),
+                        decode_working_bytes=value.size_bytes + draw.choice((0, 0, 4)),
+                        fidelity=draw.choice(("bitwise", "rounding", "approximate")),
+                        error=draw.choice((0.0, 0.01)),
+                    )
+                )
+        values.append(replace(value, encodings=tuple(encodings)))
+    return replace(problem, values=tuple(values))
+
+
+def with_halves(problem: Problem, least_bytes: int, seconds_per_byte: float, bits: tuple[int, ...] = (16,)) -> Problem:
+    """The problem with encodings of fewer than 32 bits for all values of at least so many bytes.
+
+    seconds_per_byte: of the value, for encoding and for decoding.
+    """
+    values = []
+    for value in problem.values:
+        if value.size_bytes >= least_bytes and not value.resident:
+            size, seconds = value.size_bytes, value.size_bytes * seconds_per_byte
+            encodings = tuple(
+                Encoding(f"{b} bits", size * b // 32, seconds, seconds, size * b // 32, size, "rounding", 2.0**-b)
+                for b in bits
+            )
+            value = replace(value, encodings=encodings)
+        values.append(value)
+    return replace(problem, values=tuple(values))

@@ -5,8 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.portfolio import Portfolio
-from made_problems import llama, tiny
+from lowtide.solvers.simulate import baseline_of
+from made_problems import llama, tiny, with_encodings, with_halves
 from pytest import approx
+
+PORTFOLIO = Portfolio(cache=None)
 
 
 @settings(max_examples=120, deadline=None)
@@ -24,6 +27,33 @@ def test_the_bound_is_never_above_the_optimum_and_no_plan_is_below_it(seed, shar
     assert lower_bound_seconds(problem, budget) <= max(optimum - problem.seconds, 0) + 1e-9
     if budget >= low:
         assert Portfolio().solve(problem, budget).seconds >= optimum - 1e-9
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 100_000), share=st.floats(0, 1), encoded=st.sampled_from((0.3, 0.6)))
+def test_with_encodings_too_the_bound_is_never_above_the_optimum_and_no_plan_below_it(seed, share, encoded):
+    problem = with_encodings(tiny(seed), seed, encoded)
+    if len(problem.values) + sum(len(value.encodings) for value in problem.values) > 16:
+        return
+    frontier = PORTFOLIO.frontier(problem, 50)
+    low, high = frontier[-1].peak_bytes, frontier[0].peak_bytes
+    budget = int(low - 1 + (high - low) * share)
+    optimum = least_seconds(problem, budget)
+    if optimum is None:
+        return
+    assert lower_bound_seconds(problem, budget) <= max(optimum - problem.seconds, 0) + 1e-9
+    if budget >= low:
+        assert PORTFOLIO.solve(problem, budget).seconds >= optimum - 1e-9
+
+
+def test_a_code_lowers_what_is_proven_and_a_costly_one_does_not():
+    problem = llama(layers=4)
+    budget = baseline_of(problem).peak_bytes * 30 // 100
+    plain = lower_bound_seconds(problem, budget)
+    free = lower_bound_seconds(with_halves(problem, 1, 0.0), budget)
+    costly = lower_bound_seconds(with_halves(problem, 1, 1.0), budget)
+    assert free < plain
+    assert costly == approx(plain)
 
 
 def test_most_plans_of_tiny_problems_are_optimal():

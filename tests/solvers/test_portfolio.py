@@ -281,7 +281,7 @@ def test_ilp_answers_for_small_steps_and_says_which_are_too_large():
         assert exact.solver == "ilp"
         assert exact.peak_bytes <= budget
         assert exact.seconds <= found.seconds + 1e-9
-    with pytest.raises(ValueError, match="more than ilp's 6000"):
+    with pytest.raises(ValueError, match="more than ilp's 6,000"):
         PORTFOLIO.solve(llama(layers=12), 10**9, solver="ilp")
 
 

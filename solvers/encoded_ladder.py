@@ -1,0 +1,130 @@
+"""Plans with values kept encoded: solved as such, or made from what was solved without, as far as bytes require."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from math import ceil, inf
+
+from .encoded import undone, with_codes, without_idle_codes
+from .encoding_choices import choices_of, told_choice
+from .envelope import Rated, envelope
+from .liveness import Choice, RunOrder, forecast
+from .polish import polished
+from .problem import Problem
+from .recoding import recoding_of
+from .schedule import Run
+from .solver import Solver
+
+_SOURCES_PER_BUDGET = 3
+_GRAIN = 1e-3  # of the seconds of the step, by which sources differ
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Plans with values kept encoded between forward and backward, for each of a few choices of values (`choices_of`).
+
+    There are three sources of run orders for a choice:
+
+        those that `asked` found without encodings, with chosen values encoded wherever they wait (`with_codes`);
+        those of `solver` for the problem in which chosen values have the size of their codes, with the same done to
+            them: they count right what is kept, and too little of what is decoded at one time;
+        for the largest choice, those of `solver` for the recoded problem (`Recoding.reduced`): they count everything
+            right, and run nothing again from what is decoded.
+
+    The best of these go on: for budgets between the lowest and the highest peak what the budget has the bytes for is
+    kept as it is, the most seconds per byte first (`polished`).
+
+    Guarantee: none; compare `lower_bound_seconds`. Cost: for each choice that of `solver` (twice for the largest), and
+    of polishing at most `polished_operations` operations, or `fewest_polished` candidates.
+    """
+
+    asked: tuple[Solver, ...]
+    solver: Solver
+    polished_operations: int = 200_000
+    fewest_polished: int = 64
+    name: str = "encoded"
+
+    def rated(self, problem: Problem, plain: Sequence[Rated]) -> Iterator[Rated]:
+        """All that is found; nothing if no value has encodings. plain: the envelope of what `asked` found without."""
+        choices = choices_of(problem)
+        most = max(self.fewest_polished, self.polished_operations // len(problem.ops))
+        for choice in choices:
+            ladder = _Ladder(problem, choice, plain)
+            for one in plain:
+                yield ladder.rated(one.solver, one.told, with_codes(problem, choice, one.order))
+            for candidate in self.solver.candidates(_in_code_sizes(problem, choice)):
+                order = with_codes(problem, choice, candidate.order)
+                yield ladder.rated(self.solver.name, candidate.told, order)
+            if choice == choices[-1]:
+                recoding = recoding_of(problem, choice)
+                for candidate in self.solver.candidates(recoding.reduced):
+                    yield ladder.rated(self.solver.name, candidate.told, undone(recoding, candidate.order))
+            yield from ladder.spent(most)
+
+
+def _in_code_sizes(problem: Problem, choice: Choice) -> Problem:
+    """The problem in which chosen values are never larger than their codes."""
+    values = [replace(value, encodings=()) for value in problem.values]
+    for value, number in choice:
+        values[value] = replace(values[value], size_bytes=problem.values[value].encodings[number].size_bytes)
+    return replace(problem, values=tuple(values))
+
+
+class _Ladder:
+    """What is found for one choice, and what else can be made of the best of it."""
+
+    def __init__(self, problem: Problem, choice: Choice, plain: Sequence[Rated]) -> None:
+        self.choice, self.floor_bytes = choice, problem.floor_bytes
+        self.grain_seconds = _GRAIN * problem.seconds or 1.0
+        self.recoding = recoding_of(problem, choice)
+        self.merged = self.recoding.merged
+        told = zip(self.recoding.operations, self.merged.ops, strict=True)
+        self.codec_seconds = [0.0 if isinstance(one, Run) else op.seconds for one, op in told]
+        self.words = told_choice(problem, choice)
+        self.known = list(plain)  # the envelope
+        self.sources: list[Rated] = []  # the envelope with the seconds that they would take without any codec
+
+    def rated(self, solver: str, told: str, order: RunOrder) -> Rated:
+        """What has been found, remembered as something to spend bytes on."""
+        found = self._rated(solver, f"{told}; {self.words}", order)
+        codec_seconds = sum(self.codec_seconds[op] for op in chain.from_iterable(order))
+        # what is faster by next to nothing, and keeps more for it, would hide what there is more to encode in
+        seconds = self.grain_seconds * ceil((found.seconds - codec_seconds) / self.grain_seconds)
+        self.sources = envelope([*self.sources, replace(found, seconds=seconds)])
+        return found
+
+    def spent(self, most: int) -> Iterator[Rated]:
+        """Sources with as little encoded as their own peaks and higher budgets allow, about so many of these.
+
+        A source is tried for a budget only if it could be faster than what is known for it; those that run least again
+        come first.
+        """
+        step = max(1, 2 * len(self.sources) // most)
+        tried = [(source.peak_bytes, source) for source in self.sources[::step]]
+        limits = self._limits(most // (2 * _SOURCES_PER_BUDGET))
+        for limit in limits:
+            below = bisect_right(self.sources, limit, key=lambda one: one.peak_bytes)
+            tried += [(limit, source) for source in reversed(self.sources[max(below - _SOURCES_PER_BUDGET, 0) : below])]
+        for limit, source in tried:
+            if source.seconds < self._fastest_known(limit) + self.grain_seconds:
+                order = without_idle_codes(self.recoding, polished(self.merged, source.order, limit))
+                yield self._rated(source.solver, f"{source.told}; of {self.words} those for which it needs to", order)
+
+    def _limits(self, count: int) -> list[int]:
+        """Budgets from the lowest peak to the highest, the closer the lower."""
+        low, high = self.sources[0].peak_bytes, max(one.peak_bytes for one in (*self.known, *self.sources))
+        ratio = high / max(low, 1)
+        return sorted({int(max(low, 1) * ratio ** (step / count)) for step in range(1, count + 1)})
+
+    def _fastest_known(self, budget_bytes: int) -> float:
+        fitting = bisect_right(self.known, budget_bytes, key=lambda one: one.peak_bytes)
+        return self.known[fitting - 1].seconds if fitting else inf
+
+    def _rated(self, solver: str, told: str, order: RunOrder) -> Rated:
+        seen = forecast(self.merged, order)
+        found = Rated(solver, told, order, max(seen.peak_bytes, self.floor_bytes), seen.seconds, self.choice)
+        self.known = envelope([*self.known, found])
+        return found

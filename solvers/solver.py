@@ -1,0 +1,21 @@
+"""What the portfolio asks of a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from .liveness import Candidate
+from .problem import Problem
+from .schedule import Schedule
+
+
+class Solver(Protocol):
+    """A frozen dataclass that offers candidates, the same ones for every budget."""
+
+    @property
+    def name(self) -> str: ...
+
+    def candidates(self, problem: Problem) -> Iterator[Candidate]: ...
+
+    def schedule(self, problem: Problem, budget_bytes: int) -> Schedule: ...
