@@ -66,7 +66,7 @@ void decode(const uint8_t *bytes, const int64_t *starts, const int64_t *distance
         for (int64_t k = first; k < end; k++) {
             for (; filled < bits; filled += 8) waiting |= (uint64_t)*in++ << filled;
             int64_t index = starts[window] + distances[waiting & ((1ull << bits) - 1)];
-            indices[k] = index < area ? index : -1;
+            indices[k] = index >= 0 && index < area ? index : -1;
             waiting >>= bits;
             filled -= bits;
             if (++within == inner) {
@@ -97,7 +97,7 @@ void decode(const uint8_t *bytes, const int64_t *starts, const int64_t *distance
                     int64_t index = starts[window] + distances[waiting & ((1ull << bits) - 1)];                   \
                     waiting >>= bits;                                                                             \
                     filled -= bits;                                                                               \
-                    if (index < area) out[index * inner + c] += in[window * inner + c];                           \
+                    if (index >= 0 && index < area) out[index * inner + c] += in[window * inner + c];             \
                 }                                                                                                 \
         }                                                                                                         \
     }
@@ -246,6 +246,9 @@ def _pool_backward(
     bits, inner = bits_of_code(kernel), gradient.shape[1] if channels_last else 1
     starts = window_starts(gradient.shape[-2:], input_size[-1], stride or kernel, padding)
     distances = place_distances(kernel, dilation, input_size[-1])
+    # codes that no window has lead nowhere, so that nothing is written outside of the result whatever is given
+    nowhere = distances.new_full((2**bits - len(distances),), 2**62)
+    distances = torch.cat((distances, nowhere))
     area = input_size[-2] * input_size[-1]
     sources, targets = _units(gradient, channels_last), _units(result, channels_last)
     name = _SCATTERS.get(gradient.dtype)

@@ -11,7 +11,9 @@ from .blocks import assign_blocks
 from .chunked_cross_entropy import ChunkCrossEntropy
 from .free_factories import FreeFactories
 from .in_place import RunInPlace
+from .packed_indices import PackIndices
 from .packed_masks import PackMasks
+from .saved_outputs import InvertOutputs, SaveOutputs
 from .step_graph import StepGraph, build
 from .sum_in_place import SumInPlace
 from .written_gelu import WrittenGelu
@@ -19,7 +21,15 @@ from .written_gelu import WrittenGelu
 # From the strictest to the loosest: a pass runs when its fidelity is asked for or a looser one is.
 FIDELITIES = ("bitwise", "rounding", "approximate")
 
-GRAPH_PASSES = (FreeFactories(), PackMasks(), WrittenGelu(), ChunkCrossEntropy())
+GRAPH_PASSES = (
+    FreeFactories(),
+    PackMasks(),
+    PackIndices(),
+    SaveOutputs(),
+    WrittenGelu(),
+    InvertOutputs(),
+    ChunkCrossEntropy(),
+)
 STEP_PASSES = (RunInPlace(), SumInPlace())
 
 

@@ -183,3 +183,15 @@ def test_shapes_are_known_without_data(lies):
         y, codes = max_pool2d_codes(x, *window)
         rest = ([2, 5, 9, 7], *window, not y.is_contiguous())
         torch.library.opcheck(max_pool2d_backward_from_codes, (torch.randn_like(y), codes, *rest))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_that_no_window_has_write_nothing_outside_of_the_result(layout, dtype):
+    size, window = [2, 4, 9, 9], ([3, 3], [2, 2], [1, 1], [1, 1], False)
+    gradient = torch.ones(2, 4, 5, 5, dtype=dtype).contiguous(memory_format=layout)
+    codes = torch.full((100,), 255, dtype=torch.uint8)
+    found = torch.ops.lowtide.max_pool2d_backward_from_codes(
+        gradient, codes, size, *window, layout is torch.channels_last
+    )
+    assert found.shape == (2, 4, 9, 9) and not found.any()

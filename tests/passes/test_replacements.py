@@ -9,7 +9,9 @@ import pytest
 import torch
 from lowtide.passes.chunked_cross_entropy import ChunkCrossEntropy
 from lowtide.passes.free_factories import FreeFactories
+from lowtide.passes.packed_indices import PackIndices
 from lowtide.passes.packed_masks import PackMasks
+from lowtide.passes.saved_outputs import InvertOutputs, SaveOutputs
 from lowtide.passes.written_gelu import WrittenGelu
 from lowtide.rewriter.capture import capture
 from small_models import small_model
@@ -47,7 +49,7 @@ def assert_near(model, *args, most=1e-6, **options):
 
 
 def test_each_docstring_shows_what_the_pass_does():
-    for told in (PackMasks, WrittenGelu, ChunkCrossEntropy):
+    for told in (PackMasks, PackIndices, SaveOutputs, WrittenGelu, InvertOutputs, ChunkCrossEntropy):
         text = inspect.getdoc(told) or ""
         assert re.search(r"^before: .*aten\.", text, re.MULTILINE), told
         assert re.search(r"^ *after: .*(lowtide|aten)\.", text, re.MULTILINE), told
@@ -84,6 +86,73 @@ def test_dropout_on_a_permuted_tensor_is_exact():
     small = lowtide.rewrite(copy.deepcopy(model), "100%", (x,), costs="flops")
     (loss, expected), (found_loss, found) = gradients_of(model, x), gradients_of(small, x)
     assert torch.equal(loss, found_loss) and all(map(torch.equal, expected, found))
+
+
+@pytest.mark.parametrize("window", [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_max_pooling_keeps_bits_of_its_windows_and_gives_the_same_gradients(window, layout):
+    model = Called(
+        lambda m, x: m.after(functional.max_pool2d(m.layer(x), **window)),
+        layer=nn.Conv2d(3, 5, 3),
+        after=nn.Conv2d(5, 2, 3),
+    ).to(memory_format=layout)
+    x = torch.randn(2, 3, 13, 15).contiguous(memory_format=layout)
+    small = lowtide.rewrite(copy.deepcopy(model), "100%", (x,), costs="flops")
+    (loss, expected), (found_loss, found) = gradients_of(model, x), gradients_of(small, x)
+    assert torch.equal(loss, found_loss) and all(map(torch.equal, expected, found))
+    assert "max_pool2d_codes" in small.code and "with_indices" not in small.code
+
+
+def test_indices_that_forward_reads_are_not_packed():
+    def told(m, x):
+        pooled, indices = functional.max_pool2d(m.layer(x), 2, return_indices=True)
+        return functional.max_unpool2d(pooled, indices, 2)
+
+    targets, _ = graph_after(PackIndices(), told, torch.randn(2, 3, 8, 8), layer=nn.Conv2d(3, 5, 3, padding=1))
+    assert not any("codes" in target for target in targets)
+
+
+@pytest.mark.parametrize(
+    ("activation", "fidelity"),
+    [
+        (nn.ReLU6(), "bitwise"),
+        (nn.Hardtanh(-0.3, 0.5), "bitwise"),
+        (nn.LeakyReLU(0.1), "bitwise"),
+        (nn.ELU(), "rounding"),
+        (nn.SELU(), "rounding"),
+        (nn.CELU(0.7), "rounding"),
+    ],
+)
+def test_backward_reads_the_output_that_the_next_layer_keeps(activation, fidelity):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), activation, nn.Linear(16, 4))
+    x = 3 * torch.randn(40, 8)
+    small = lowtide.rewrite(copy.deepcopy(model), "100%", (x,), fidelity=fidelity, costs="flops")
+    (loss, expected), (found_loss, found) = gradients_of(model, x), gradients_of(small, x)
+    assert torch.equal(loss, found_loss)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other) if fidelity == "bitwise" else (one - other).norm() <= 1e-6 * one.norm()
+    _, graph = graph_after(
+        lambda g: InvertOutputs()(SaveOutputs()(g)),
+        lambda m, x: m.after(activation(m.layer(x))),
+        x,
+        layer=nn.Linear(8, 16),
+        after=nn.Linear(16, 4),
+    )
+    (backward,) = (n for n in graph.graph.nodes if n.op == "call_function" and re.search("u_backward|h_backw", n.name))
+    forward = backward.args[-1 if "elu_backward" in backward.name and "leaky" not in backward.name else 1]
+    assert str(forward.target).partition(".")[2].split(".")[0] + "_backward" in str(backward.target)
+
+
+def test_an_input_that_is_kept_for_something_else_is_read_still():
+    _, graph = graph_after(
+        SaveOutputs(),
+        lambda m, x: functional.relu6(m.layer(x)) * m.layer(x).square(),
+        torch.randn(4, 8),
+        layer=nn.Linear(8, 8),
+    )
+    (backward,) = (n for n in graph.graph.nodes if "hardtanh_backward" in n.name)
+    assert "hardtanh" not in str(backward.args[1].target)
 
 
 def written_gelu(x):
