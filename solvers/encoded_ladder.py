@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil, inf
 
-from .encoded import undone, with_codes, without_idle_codes
+from .encoded import encoded_schedule, undone, with_codes, without_idle_codes
 from .encoding_choices import choices_of, told_choice
 from .envelope import Rated, envelope
+from .errors import InfeasibleBudget
 from .liveness import Choice, RunOrder, forecast
 from .polish import polished
 from .problem import Problem
 from .recoding import recoding_of
-from .schedule import Run
+from .schedule import Run, Schedule
+from .simulate import simulate
 from .solver import Solver
 
 _SOURCES_PER_BUDGET = 3
@@ -43,7 +46,7 @@ class Encoded:
 
     asked: tuple[Solver, ...]
     solver: Solver
-    polished_operations: int = 200_000
+    polished_operations: int = 160_000
     fewest_polished: int = 64
     name: str = "encoded"
 
@@ -63,6 +66,33 @@ class Encoded:
                 for candidate in self.solver.candidates(recoding.reduced):
                     yield ladder.rated(self.solver.name, candidate.told, undone(recoding, candidate.order))
             yield from ladder.spent(most)
+
+
+def schedule_with_codes(problem: Problem, solver: Solver, budget_bytes: int) -> Schedule:
+    """The fastest of a solver's schedules for one budget: that without encodings, and one for each choice.
+
+    Raises InfeasibleBudget if none of them fits, and what else the solver raises without encodings.
+    """
+    found, error = [], None
+    try:
+        found.append(solver.schedule(problem, budget_bytes))
+    except InfeasibleBudget as short:
+        error = short
+    for choice in choices_of(problem):
+        recoding = recoding_of(problem, choice)
+        with suppress(InfeasibleBudget, ValueError):  # with codecs the graph may be too large
+            order = undone(recoding, _order(solver.schedule(recoding.reduced, budget_bytes)))
+            found.append(encoded_schedule(problem, choice, order))
+    if not found:
+        assert error is not None
+        raise error
+    return min(found, key=lambda schedule: simulate(problem, schedule).seconds)
+
+
+def _order(schedule: Schedule) -> RunOrder:
+    """What each segment of a schedule runs."""
+    runs = (schedule.instructions[segment.start : segment.stop] for segment in schedule.segments)
+    return tuple(tuple(one.op for one in segment if isinstance(one, Run)) for segment in runs)
 
 
 def _in_code_sizes(problem: Problem, choice: Choice) -> Problem:

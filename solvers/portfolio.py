@@ -12,7 +12,7 @@ from .bound import Proof, proven_seconds
 from .disk_cache import DiskCache
 from .dp import Dp
 from .encoded import encoded_schedule
-from .encoded_ladder import Encoded
+from .encoded_ladder import Encoded, schedule_with_codes
 from .encoding_choices import choices_of
 from .envelope import Rated, envelope, rate
 from .errors import ScheduleError
@@ -39,6 +39,7 @@ NAMED: tuple[Solver, ...] = (Dp(),)
 # Asked by name only, for one budget at a time, as it takes long.
 EXACT = Ilp()
 SOLVER_NAMES = ("auto", *(solver.name for solver in (*SOLVERS, *NAMED, EXACT)))
+_FEWER_RUNGS = 2  # of what is solved once more for each choice of values to encode
 _ALWAYS_FINISH = ("keep_all", "recipes")  # however short the time, so that no recipe that fits is better
 
 
@@ -93,7 +94,7 @@ class Portfolio:
         if solver == self.exact.name:
             if progress is not None:
                 progress(0.0, f"{solver}: the fastest within {told_bytes(budget_bytes)}")
-            find = partial(self.exact.schedule, problem, budget_bytes)
+            find = partial(schedule_with_codes, problem, self.exact, budget_bytes)
             schedule = cached_schedule(self.cache, problem, self.exact, budget_bytes, find)
             return self._simulated(problem, schedule, solver, budget_bytes, started, ())
         ladder = self._offered(problem, solver, progress, time_limit_seconds)
@@ -231,6 +232,8 @@ def _encoded(problem: Problem, asked: Sequence[Solver]) -> Encoded | None:
     if not able or not choices_of(problem):
         return None
     main = next((one for one in able if isinstance(one, Hierarchical)), able[-1])
+    if isinstance(main, Hierarchical):
+        main = replace(main, dp=replace(main.dp, rungs=max(main.dp.rungs // _FEWER_RUNGS, 1)))
     return Encoded(tuple(asked), main)
 
 

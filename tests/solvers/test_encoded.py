@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.encoded import encoded_schedule, undone, with_codes
 from lowtide.solvers.encoding_choices import choices_of
+from lowtide.solvers.errors import InfeasibleBudget
 from lowtide.solvers.greedy import Greedy
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import forecast, schedule_of
@@ -137,7 +138,7 @@ def test_with_encodings_plans_are_nowhere_worse_and_much_better_where_bytes_are_
     plain = llama(layers=6)
     problem = with_halves(plain, 1, 1e-10)
     portfolio = Portfolio(cache=None)
-    without, frontier = portfolio.frontier(plain, 60), portfolio.frontier(problem, 60)
+    without, frontier = portfolio.frontier(plain, 12), portfolio.frontier(problem, 12)
     assert frontier[-1].peak_bytes <= without[-1].peak_bytes
     for budget in {plan.peak_bytes for plan in (*without, *frontier)}:
         if budget >= without[-1].peak_bytes:
@@ -188,6 +189,18 @@ def test_out_of_time_a_plan_without_codes_answers_and_nothing_half_done_is_kept(
     assert "encoded was stopped at the time limit of 1e-09 s" in hurried.notes
     patient = Portfolio(cache=DiskCache(tmp_path)).solve(problem, budget)
     assert patient.seconds < hurried.seconds
+
+
+def test_ilp_encodes_where_that_is_faster_or_all_that_fits():
+    problem = skip()
+    plain = replace(problem, values=tuple(replace(value, encodings=()) for value in problem.values))
+    portfolio, budget = Portfolio(cache=None), 160
+    assert portfolio.solve(plain, budget, "ilp").extra_seconds == 5.0
+    plan = portfolio.solve(problem, budget, "ilp")
+    assert (plan.extra_seconds, plan.encoded) == (0.75, ((1, 0),))
+    assert portfolio.solve(problem, 10**6, "ilp").extra_seconds == 0
+    with pytest.raises(InfeasibleBudget):
+        portfolio.solve(problem, 100, "ilp")
 
 
 def test_keeping_everything_by_name_keeps_it_as_it_is():
