@@ -32,8 +32,8 @@ class Encoded:
     There are three sources of run orders for a choice:
 
         those that `asked` found without encodings, with chosen values encoded wherever they wait (`with_codes`);
-        those of `solver` for the problem in which chosen values have the size of their codes, with the same done to
-            them: they count right what is kept, and too little of what is decoded at one time;
+        those of `solver` for the problem in which chosen values have the size of their codes wherever nothing reads
+            them, with the same done to them: they leave out the codecs, and what is decoded between two readers;
         for the largest choice, those of `solver` for the recoded problem (`Recoding.reduced`): they count everything
             right, and run nothing again from what is decoded.
 
@@ -96,11 +96,19 @@ def _order(schedule: Schedule) -> RunOrder:
 
 
 def _in_code_sizes(problem: Problem, choice: Choice) -> Problem:
-    """The problem in which chosen values are never larger than their codes."""
+    """The problem in which chosen values are never larger than their codes, but for what reads them while it runs."""
     values = [replace(value, encodings=()) for value in problem.values]
+    saved = [0] * len(values)
     for value, number in choice:
-        values[value] = replace(values[value], size_bytes=problem.values[value].encodings[number].size_bytes)
-    return replace(problem, values=tuple(values))
+        code_bytes = problem.values[value].encodings[number].size_bytes
+        saved[value] = values[value].size_bytes - code_bytes
+        values[value] = replace(values[value], size_bytes=code_bytes)
+    ops = []
+    for op in problem.ops:
+        made_bytes = sum(problem.values[value].size_bytes for value in op.makes)
+        decoded_bytes = sum(saved[value] for value in dict.fromkeys(op.reads))
+        ops.append(replace(op, working_bytes=max(op.working_bytes, made_bytes) + decoded_bytes))
+    return replace(problem, ops=tuple(ops), values=tuple(values))
 
 
 class _Ladder:

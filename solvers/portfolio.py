@@ -57,7 +57,9 @@ class Portfolio:
 
     The candidates are the same for every budget, so under one cost table a smaller budget never gives a
     higher peak or a shorter time, and no plan costs more than the best recipe that fits. Of candidates
-    equally fast the one with the lower peak is taken, then the one whose solver comes first.
+    equally fast the one with the lower peak is taken, then the one whose solver comes first. Where values have
+    encodings, the solvers' candidates are joined by those with values kept encoded (`Encoded`), so that no budget is
+    answered worse than without.
 
     cache: where candidates and proofs are kept for other processes; None to find them anew. Each portfolio keeps in
     memory what it has found.

@@ -203,6 +203,16 @@ def test_ilp_encodes_where_that_is_faster_or_all_that_fits():
         portfolio.solve(problem, 100, "ilp")
 
 
+def test_progress_counts_planning_with_codes_too():
+    told = []
+    Portfolio(cache=None).solve(
+        with_halves(llama(layers=2), 1, 1e-10), 10**9, progress=lambda share, text: told.append((share, text))
+    )
+    assert told == sorted(told, key=lambda one: one[0])
+    assert told[-1] == (1.0, "solved")
+    assert any(text.startswith("encoded: ") for _, text in told)
+
+
 def test_keeping_everything_by_name_keeps_it_as_it_is():
     problem = with_halves(llama(layers=2), 1, 1e-10)
     assert not Portfolio(cache=None).solve(problem, 10**9, "keep_all").encoded
