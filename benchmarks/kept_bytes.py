@@ -38,9 +38,9 @@ from lowtide.solvers.schedule import Run
 _TOKENS, _WIDTH, _HEADS, _LAYERS, _VOCABULARY = 8 * 256, 256, 8, 4, 2500
 _ENCODER = {"num_hidden_layers": _LAYERS, "hidden_size": _WIDTH, "num_attention_heads": _HEADS}
 MODELS: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_layer": _LAYERS, "n_embd": _WIDTH, "n_head": _HEADS, "_attn_implementation": "eager"},
-    "roberta": {**_ENCODER, "intermediate_size": 4 * _WIDTH, "_attn_implementation": "eager"},
-    "llama": {**_ENCODER, "num_key_value_heads": _HEADS, "intermediate_size": 688, "_attn_implementation": "sdpa"},
+    "gpt2": {"n_layer": _LAYERS, "n_embd": _WIDTH, "n_head": _HEADS, "attn_implementation": "eager"},
+    "roberta": {**_ENCODER, "intermediate_size": 4 * _WIDTH, "attn_implementation": "eager"},
+    "llama": {**_ENCODER, "num_key_value_heads": _HEADS, "intermediate_size": 688, "attn_implementation": "sdpa"},
 }
 
 
@@ -57,7 +57,8 @@ def main() -> None:
     print(f"{'':<22} {'kept, MB':>9} {'eager /':>8} {'products again':>15} {'step time / eager':>24}  gradients")
     told = {name: _rows(name, options.rounds) for name in options.names or MODELS}
     print(
-        f"medians (quartiles) over {options.rounds} rounds; torch {torch.__version__}, {torch.get_num_threads()} threads"
+        f"medians (quartiles) over {options.rounds} rounds, all in turn; torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads"
     )
     if options.json:
         options.json.write_text(json.dumps(told, indent=1) + "\n")

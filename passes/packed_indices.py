@@ -49,7 +49,7 @@ def _pack(pool: fx.Node) -> None:
     channels_last = not y.meta["val"].is_contiguous()
     made = {
         user: max_pool2d_backward_from_codes(
-            user.args[0].meta["val"], value[1], list(before.shape), *window, channels_last
+            user.all_input_nodes[0].meta["val"], value[1], list(before.shape), *window, channels_last
         )
         for user in backwards
     }

@@ -33,6 +33,11 @@ GRAPH_PASSES = (
 STEP_PASSES = (RunInPlace(), SumInPlace())
 
 
+def allowed_at(fidelity: str) -> tuple[str, ...]:
+    """The fidelities of what may be done where one is asked for."""
+    return FIDELITIES[: FIDELITIES.index(fidelity) + 1]
+
+
 def run_passes(
     graph: fx.GraphModule,
     mutations: tuple[Any, ...],
@@ -40,7 +45,7 @@ def run_passes(
     fidelity: str = "bitwise",
 ) -> StepGraph:
     """The step graph of a joint graph after all passes of the fidelity asked for, cut into blocks."""
-    allowed = FIDELITIES[: FIDELITIES.index(fidelity) + 1]
+    allowed = allowed_at(fidelity)
     for graph_pass in GRAPH_PASSES:
         if graph_pass.fidelity in allowed:
             graph = graph_pass(graph)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
-from ..solvers.problem import Op, Problem, Value
+from ..solvers.problem import Encoding, Op, Problem, Value
 from .blocks import kernel_kind
+from .encodings import Coding
 from .step_graph import Kernel, StepGraph
 
 _INTENSIVE = (
@@ -27,12 +28,14 @@ _INTENSIVE = (
 
 @dataclass(frozen=True)
 class Posed:
-    """A problem and the way back: the kernel of each operation and the storage of each value."""
+    """A problem and the way back: the kernel of each operation, the storage of each value, and by storage what its
+    encodings stand for."""
 
     problem: Problem
     kernels: tuple[Kernel, ...]
     storages: tuple[int, ...]
     value_of: Mapping[int, int]
+    codings: Mapping[int, tuple[Coding, ...]] = field(default_factory=dict)
 
 
 def pose(
@@ -40,6 +43,7 @@ def pose(
     cost_of: Callable[[fx.Node], tuple[float, int]],
     *,
     resident_bytes: int,
+    codings: Mapping[int, tuple[Coding, ...]] | None = None,
     grad_present: frozenset[object] = frozenset(),
     state_bytes: int = 0,
     floor_bytes: int = 0,
@@ -51,8 +55,8 @@ def pose(
     """The problem of a step graph.
 
     cost_of: seconds and working bytes of a call; resident_bytes: parameters, buffers, inputs and existing `.grad`;
-    grad_present: sources that have a `.grad`; state_bytes: of a generator's state, on the device; floor_bytes: a peak
-    outside the schedule; rounding_bytes: the allocator's granularity.
+    codings: by storage the ways to encode it; grad_present: sources that have a `.grad`; state_bytes: of a generator's
+    state, on the device; floor_bytes: a peak outside the schedule; rounding_bytes: the allocator's granularity.
     """
 
     def rounded(size_bytes: int) -> int:
@@ -68,6 +72,7 @@ def pose(
             size_bytes=rounded(step.storages[s].size_bytes),
             held=s in held,
             resident=s not in made,
+            encodings=tuple(_encoding(one, cost_of, rounded) for one in (codings or {}).get(s, ()) if s not in held),
         )
         for s in used
     )
@@ -84,7 +89,23 @@ def pose(
         costs=costs,
         notes=notes,
     )
-    return Posed(problem, step.kernels, tuple(used), value_of)
+    return Posed(problem, step.kernels, tuple(used), value_of, codings or {})
+
+
+def _encoding(
+    coding: Coding, cost_of: Callable[[fx.Node], tuple[float, int]], rounded: Callable[[int], int]
+) -> Encoding:
+    (encode_seconds, encode_bytes), (decode_seconds, decode_bytes) = cost_of(coding.encode), cost_of(coding.decode)
+    return Encoding(
+        name=coding.codec.name,
+        size_bytes=rounded(coding.code_bytes),
+        encode_seconds=encode_seconds,
+        decode_seconds=decode_seconds,
+        encode_working_bytes=rounded(encode_bytes),
+        decode_working_bytes=rounded(decode_bytes),
+        fidelity=coding.codec.fidelity,
+        error=coding.codec.error,
+    )
 
 
 def _held(step: StepGraph, grad_present: frozenset[object]) -> set[int]:

@@ -14,7 +14,7 @@ from torch import fx
 from ..passes.in_place import in_place_variant
 from ..passes.pose import Posed
 from ..passes.step_graph import Kernel, StepGraph
-from ..solvers.schedule import Forget, Free, Record, Run, Schedule, Segment
+from ..solvers.schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
 from .captured import Captured
 from .emit_text import Rendered, assemble
 from .program import Binding, Key, Program, load_functions
@@ -35,8 +35,8 @@ def emit(
     half = len(schedule.segments) // 2
     rendered = [writer.segment(segment) for segment in schedule.segments[:half]]
     for one in rendered:
-        kept = [(key, name) for key, name in zip(one.gives, one.given, strict=True) if key in writer.alive]
-        one.kept = [(name, step.storages[key].size_bytes) for key, name in kept]  # pyright: ignore
+        kept = {**{key: step.storages[key].size_bytes for key in writer.alive}, **writer.codes}
+        one.kept = [(name, kept[key]) for key, name in zip(one.gives, one.given, strict=True) if key in kept]
     rendered += [writer.segment(segment) for segment in schedule.segments[half:]]
     code, names, constants = assemble(rendered, step.block_names, header)
     bindings = [
@@ -94,7 +94,7 @@ class _Scope:
 
     rendered: Rendered
     names: dict[fx.Node, str] = field(default_factory=dict)
-    states: dict[int, str] = field(default_factory=dict)
+    others: dict[Key, str] = field(default_factory=dict)  # recorded states and codes
     used: Counter[str] = field(default_factory=Counter)
     returned: set[int] = field(default_factory=set)
 
@@ -118,6 +118,7 @@ class _Writer:
         self.schedule = schedule
         self.captured = captured
         self.alive: set[int] = set()
+        self.codes: dict[Key, int] = {}  # with their bytes
         self.started: set[int] = set()
         self.last_forward = len(schedule.segments) // 2 - 1
 
@@ -132,17 +133,21 @@ class _Writer:
                 case Run(op):
                     self._run(scope, op)
                 case Record(op):
-                    scope.states[op] = scope.fresh("state")
-                    scope.rendered.line(f"{scope.states[op]} = generator_state()")
-                    scope.rendered.gives.append(("state", op))
+                    scope.rendered.line(f"{self._give(scope, ('state', op), 'state')} = generator_state()")
                 case Forget(op):
-                    self._forget(scope, op)
+                    self._forget(scope, ("state", op))
+                case Encode(value, number):
+                    self._encode(scope, value, number)
+                case Decode(value, number):
+                    self._decode(scope, value, number)
+                case FreeCode(value, number):
+                    self._forget(scope, ("code", value, number))
                 case Free(value):
                     self._free(scope, self.posed.storages[value])
         if number == self.last_forward:
             scope.rendered.returned = [self._expression(scope, node) for node in self.step.outputs]
         for key in scope.rendered.gives:
-            name = self._state(scope, key[1]) if isinstance(key, tuple) else scope.names[self.step.storages[key].base]
+            name = self._other(scope, key) if isinstance(key, tuple) else scope.names[self.step.storages[key].base]
             scope.rendered.given.append(name)
         return scope.rendered
 
@@ -193,7 +198,7 @@ class _Writer:
         wanted = [s for s in kernel.makes if s not in self.alive]
         first, *rest = kernel.calls
         arguments = self._arguments(scope, first, without=kernel.updates if again else ())
-        state = self._state(scope, op) if again and kernel.random else None
+        state = self._other(scope, ("state", op)) if again and kernel.random else None
         for storage in wanted:
             # A value that is made anew replaces what the name stood for before it was freed.
             scope.names.pop(self.step.storages[storage].base, None)
@@ -278,18 +283,45 @@ class _Writer:
         scope.rendered.taken.append(scope.names[base])
         return scope.names[base]
 
-    def _state(self, scope: _Scope, op: int) -> str:
-        if op not in scope.states:
-            scope.states[op] = scope.fresh("state")
-            scope.rendered.takes.append(("state", op))
-            scope.rendered.taken.append(scope.states[op])
-        return scope.states[op]
+    def _encode(self, scope: _Scope, value: int, number: int) -> None:
+        storage = self.posed.storages[value]
+        base, coding = self.step.storages[storage].base, self.posed.codings[storage][number]
+        source = self._expression(scope, base)
+        others = [self._argument(scope, argument) for argument in coding.encode.args[1:]]
+        code = self._give(scope, ("code", value, number), f"{_hint(base)}_{coding.codec.name}")
+        scope.rendered.line(f"{code} = {coding.encode.target}({', '.join((source, *others))})")
+        self.codes[("code", value, number)] = coding.code_bytes
 
-    def _forget(self, scope: _Scope, op: int) -> None:
-        name = self._state(scope, op)
-        self._leave(scope, ("state", op))
+    def _decode(self, scope: _Scope, value: int, number: int) -> None:
+        storage = self.posed.storages[value]
+        base, coding = self.step.storages[storage].base, self.posed.codings[storage][number]
+        code = self._other(scope, ("code", value, number))
+        others = [self._argument(scope, argument) for argument in coding.decode.args[1:]]
+        scope.names[base] = scope.fresh(_hint(base))
+        scope.rendered.line(f"{scope.names[base]} = {coding.decode.target}({', '.join((code, *others))})")
+        self.alive.add(storage)
+        scope.rendered.gives.append(storage)
+
+    def _give(self, scope: _Scope, key: Key, hint: str) -> str:
+        """The name of a state or code that is made here and goes onto the tape."""
+        scope.others[key] = scope.fresh(hint)
+        scope.rendered.gives.append(key)
+        return scope.others[key]
+
+    def _other(self, scope: _Scope, key: Key) -> str:
+        """The name of a state or code, taken from the tape where it was not made here."""
+        if key not in scope.others:
+            scope.others[key] = scope.fresh(str(key[0]))  # pyright: ignore[reportIndexIssue]
+            scope.rendered.takes.append(key)
+            scope.rendered.taken.append(scope.others[key])
+        return scope.others[key]
+
+    def _forget(self, scope: _Scope, key: Key) -> None:
+        name = self._other(scope, key)
+        self._leave(scope, key)
         scope.rendered.line(f"del {name}")
-        del scope.states[op]
+        del scope.others[key]
+        self.codes.pop(key, None)
 
     def _free(self, scope: _Scope, storage: int) -> None:
         base = self.step.storages[storage].base

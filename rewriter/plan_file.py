@@ -12,14 +12,22 @@ from typing import Any
 from ..solvers.errors import ScheduleError
 from ..solvers.plan import Plan
 from ..solvers.problem import Problem
-from ..solvers.schedule import Forget, Free, Instruction, Record, Run, Schedule, Segment
+from ..solvers.schedule import Decode, Encode, Forget, Free, FreeCode, Instruction, Record, Run, Schedule, Segment
 from ..solvers.simulate import make_plan
 from .errors import PlanError
 
 _FORMAT = "lowtide plan"
 _VERSION = 1
 
-_INSTRUCTIONS: dict[str, type[Instruction]] = {"run": Run, "free": Free, "record": Record, "forget": Forget}
+_INSTRUCTIONS: dict[str, type[Instruction]] = {
+    "run": Run,
+    "free": Free,
+    "record": Record,
+    "forget": Forget,
+    "encode": Encode,
+    "decode": Decode,
+    "free_code": FreeCode,
+}
 
 
 def save_plan(plan: Plan, path: str | Path, made_by: Mapping[str, Any] | None = None) -> None:
@@ -111,12 +119,13 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 def _plan_of(told: dict[str, Any]) -> Plan:
     problem = Problem.from_json(json.dumps(told["problem"]))
-    instructions = tuple(_INSTRUCTIONS[name](int(number)) for name, number in told["instructions"])
+    instructions = tuple(_INSTRUCTIONS[name](*map(int, numbers)) for name, *numbers in told["instructions"])
     segments = tuple(Segment(*map(int, segment)) for segment in told["segments"])
     counts = {"op": len(problem.ops), "value": len(problem.values)}
     for instruction in instructions:
         for name, number in asdict(instruction).items():
-            if not 0 <= number < counts[name]:
+            count = len(problem.values[instruction.value].encodings) if name == "encoding" else counts[name]  # pyright: ignore
+            if not 0 <= number < count:
                 raise ValueError(f"instruction {instruction} names no {name} of the step")
     return make_plan(
         problem,

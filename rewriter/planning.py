@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..passes.accumulate import hand_over_gradients
-from ..passes.pipeline import FIDELITIES, run_passes
+from ..passes.encodings import Coding, codings_of
+from ..passes.pipeline import FIDELITIES, allowed_at, run_passes
 from ..passes.pose import Posed, pose
 from ..passes.step_graph import StepGraph
 from ..solvers.plan import Plan
@@ -67,11 +68,12 @@ class Options:
 
 @dataclass(frozen=True)
 class StepCosts:
-    """A captured step, its step graph and the costs of its kernels: what stays the same while `.grad` comes and
-    goes."""
+    """A captured step, its step graph, how its storages may be encoded, and what all that costs: what stays the same
+    while `.grad` comes and goes."""
 
     captured: Captured
     step: StepGraph
+    codings: Mapping[int, tuple[Coding, ...]]
     costs: Mapping[str, Cost]
     options: Options
     device: torch.device
@@ -120,14 +122,16 @@ def capture_step(
     )
     step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
+    codings = codings_of(step, allowed_at(options.fidelity))
     calls = [call for kernel in step.kernels if kernel.role == "compute" for call in kernel.calls]
+    calls += [call for several in codings.values() for one in several for call in (one.encode, one.decode)]
     told = (
         (lambda done, total, name: progress(0.1 + 0.5 * done / max(total, 1), f"measuring {name}"))
         if progress
         else None
     )
     costs = measure_costs(calls, device, options.costs, preset, told)
-    return StepCosts(captured, step, costs, options, device, type(model).__name__)
+    return StepCosts(captured, step, codings, costs, options, device, type(model).__name__)
 
 
 def device_of(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.device:
@@ -187,6 +191,7 @@ def pose_step(costs: StepCosts, situation: Situation) -> tuple[StepGraph, Posed]
         step,
         cost_of,
         resident_bytes=situation.resident_bytes,
+        codings=costs.codings,
         grad_present=situation.grad_present,
         state_bytes=_CPU_STATE_BYTES if costs.device.type == "cpu" else 0,
         floor_bytes=situation.floor_bytes,

@@ -13,8 +13,9 @@ import torch
 
 from .sources import Source
 
-# A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state.
-Key = int | tuple[str, int]
+# A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state, or
+# ("code", number of the value, number of its encoding).
+Key = int | tuple[str, int] | tuple[str, int, int]
 
 
 @dataclass(frozen=True)

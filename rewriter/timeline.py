@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..solvers.plan import Plan
-from ..solvers.schedule import Free, Run
+from ..solvers.schedule import Decode, Free, Run
 from .name_groups import plain_operation
 
 
@@ -115,6 +115,8 @@ def kept_values(plan: Plan) -> set[int]:
     for instruction in plan.schedule.instructions[: plan.schedule.forward_length]:
         if isinstance(instruction, Run):
             alive.update(plan.problem.ops[instruction.op].makes)
+        elif isinstance(instruction, Decode):
+            alive.add(instruction.value)
         elif isinstance(instruction, Free):
             alive.discard(instruction.value)
     return alive

@@ -9,8 +9,9 @@ import pytest
 import torch
 from lowtide.rewriter.batches import sample_batch
 from lowtide.rewriter.models import build_model
-from side_by_side import rewritten
+from side_by_side import assert_trains_alike, rewritten
 from small_models import small_model
+from small_networks import Called
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +44,7 @@ def test_equal_blocks_share_one_function_and_numbers_that_differ_are_arguments()
         block[2].p = 0.1 + number / 20
     code = rewritten(model, torch.randn(64, 8)).code
     assert code.count("def forward_") < 8 and code.count("def backward_") < 8
-    assert re.search(r"aten\.bernoulli_\.float\(\w+, constant_\d+\)", code)
+    assert re.search(r"lowtide\.draw_bits\.default\(\[64, 32\], constant_\d+, device\('cpu'\)\)", code)
 
 
 def test_the_code_is_what_runs(monkeypatch):
@@ -59,14 +60,26 @@ def test_the_code_is_what_runs(monkeypatch):
     assert seen == [small.code]
 
 
-def test_the_code_is_plain_python_of_aten_calls():
+def test_the_code_is_plain_python_of_aten_calls_and_those_of_lowtides_kernels():
     small = rewritten(blocks(), torch.randn(64, 8))
     tree = ast.parse(small.code)
     assert all(isinstance(node, ast.FunctionDef) for node in tree.body)
     called = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
-    allowed = ("aten.", "values.clear", "generator_state", "drawing_from", "torch.", "device")
+    allowed = ("aten.", "lowtide.", "values.clear", "generator_state", "drawing_from", "torch.", "device")
     assert all(name.startswith(allowed) for name in called), called
-    assert "with drawing_from(state" in small.code and "Runs again" in small.code
+    assert "Runs again" in small.code
+
+
+def test_numbers_that_are_drawn_again_come_from_the_recorded_state_and_training_is_exact():
+    layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+
+    def noisy(m, x):
+        for layer in m.layers:
+            x = x + layer(torch.tanh(x * torch.rand_like(x)))
+        return x
+
+    small = assert_trains_alike(Called(noisy, layers=layers), torch.randn(256, 32))
+    assert "with drawing_from(state" in small.code
 
 
 def test_every_function_is_named_in_the_table_of_blocks():

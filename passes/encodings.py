@@ -1,0 +1,58 @@
+"""Which values of a step could be kept encoded, and the calls that encode and decode them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from ..kernels.codecs import CODECS, Codec
+from .step_graph import StepGraph
+
+_LEAST_BYTES = 4096  # smaller values are not worth a call
+
+
+@dataclass(frozen=True)
+class Coding:
+    """A codec for one value. encode, decode: calls on stand-ins, whose first argument is the value and the code."""
+
+    codec: Codec
+    encode: fx.Node
+    decode: fx.Node
+
+    @property
+    def code_bytes(self) -> int:
+        """What the code takes."""
+        return self.encode.meta["val"].untyped_storage().nbytes()
+
+
+def codings_of(step: StepGraph, allowed: tuple[str, ...]) -> Mapping[int, tuple[Coding, ...]]:
+    """By storage, for each that forward makes and backward reads, the codecs of the fidelities allowed that take it."""
+    forward = [kernel for kernel in step.kernels if kernel.phase == "forward" and kernel.role == "compute"]
+    read = {storage for kernel in step.kernels if kernel.phase == "backward" for storage in kernel.reads}
+    held = {step.storage_of[node] for node in step.outputs}
+    found = {}
+    for storage in (made for kernel in forward for made in kernel.makes if made in read - held):
+        base, size_bytes = step.storages[storage].base, step.storages[storage].size_bytes
+        value = base.meta["val"]
+        whole = isinstance(value, torch.Tensor) and value.numel() * value.element_size() == size_bytes
+        if not whole or size_bytes < _LEAST_BYTES:
+            continue
+        codings = tuple(_coding(codec, value) for codec in CODECS if codec.fidelity in allowed and codec.takes(value))
+        if codings:
+            found[storage] = codings
+    return found
+
+
+def _coding(codec: Codec, value: torch.Tensor) -> Coding:
+    graph = fx.Graph()
+    stand_in = graph.placeholder("value")
+    stand_in.meta["val"] = value
+    encode = graph.call_function(codec.encode, (stand_in,))
+    encode.meta["val"] = codec.encode(value)
+    told = codec.decode_arguments(value)
+    decode = graph.call_function(codec.decode, (encode, *told))
+    decode.meta["val"] = codec.decode(encode.meta["val"], *told)
+    return Coding(codec, encode, decode)
