@@ -172,8 +172,8 @@ def test_plans_with_codes_come_from_the_cache_as_they_were_found(solver, tmp_pat
     cold = Portfolio(cache=DiskCache(tmp_path))
     found = [replace(cold.solve(problem, budget, solver), solve_seconds=0.0) for budget in budgets]
     assert any(plan.encoded for plan in found)
-    for name in ("_ladder", "_lowest"):
-        monkeypatch.setattr(f"lowtide.solvers.portfolio.{name}", refuse)
+    for solving in ("portfolio.rate", "encoded_ladder.choices_of", "ladder_cache.proofs_of"):
+        monkeypatch.setattr(f"lowtide.solvers.{solving}", refuse)
     warm = Portfolio(cache=DiskCache(tmp_path))
     assert [replace(warm.solve(problem, budget, solver), solve_seconds=0.0) for budget in budgets] == found
 
