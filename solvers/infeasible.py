@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .envelope import Rated
 from .errors import InfeasibleBudget
 from .liveness import forecast, lives_of
@@ -9,10 +11,12 @@ from .problem import Op, Problem
 from .recoding import merged_problem
 
 
-def infeasible(problem: Problem, budget_bytes: int, smallest: Rated, proven: str | None = None) -> InfeasibleBudget:
+def infeasible(
+    problem: Problem, budget_bytes: int, smallest: Rated, proven: str | None = None, beside: Sequence[str] = ()
+) -> InfeasibleBudget:
     """The error for a budget under the smallest peak found, naming the operation that stands in the way.
 
-    proven: what a solver says instead, if it knows more.
+    proven: what a solver says instead, if it knows more. beside: what else there is to say (who was stopped).
     """
     alone_bytes, alone = neediest_operation(problem)
     asked, found = told_bytes(budget_bytes), told_bytes(smallest.peak_bytes)
@@ -27,9 +31,11 @@ def infeasible(problem: Problem, budget_bytes: int, smallest: Rated, proven: str
     elif proven is not None:
         cause = proven
     else:
-        cause = f"the smallest peak found is {found}{_told_peak(problem, smallest)}"
+        cause = ""
+    if proven is None or cause != proven:
+        cause += (", " if cause else "") + f"the smallest peak found is {found}{_told_peak(problem, smallest)}"
     hints = _hints(problem, smallest.peak_bytes)
-    message = f"no schedule of {problem.name} fits {asked}: {cause}; {_joined(hints)}"
+    message = f"no schedule of {problem.name} fits {asked}: {'; '.join((cause, *beside, _joined(hints)))}"
     return InfeasibleBudget(message, smallest.peak_bytes, budget_bytes, hints)
 
 

@@ -52,6 +52,32 @@ class _OutOfTime(Exception):
 
 
 @dataclass(frozen=True)
+class _Limit:
+    """When to begin nothing more: so many seconds after it was set."""
+
+    seconds: float = inf
+    started: float = field(default_factory=perf_counter)
+
+    @property
+    def is_over(self) -> bool:
+        return perf_counter() > self.started + self.seconds
+
+
+@dataclass(frozen=True, eq=False)
+class _Ladder:
+    """The candidates of a solver. stopped_seconds: the time limit at which it was stopped, infinite if it was not."""
+
+    name: str
+    rungs: tuple[Rated, ...]
+    stopped_seconds: float = inf
+
+    def told(self) -> Iterator[str]:
+        """That it was stopped, if so."""
+        if self.stopped_seconds < inf:
+            yield f"{self.name} was stopped at the time limit of {self.stopped_seconds:g} s"
+
+
+@dataclass(frozen=True)
 class Portfolio:
     """Answers every budget from the lower envelope of all candidates of all solvers.
 
@@ -69,11 +95,8 @@ class Portfolio:
     named: tuple[Solver, ...] = NAMED
     exact: Ilp = EXACT
     cache: DiskCache | None = field(default=DiskCache(), repr=False, compare=False)
-    _ladders: dict[tuple[Problem, str], tuple[Rated, ...]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _ladders: dict[tuple[Problem, str], _Ladder] = field(default_factory=dict, init=False, repr=False, compare=False)
     _proofs: dict[Problem, tuple[Proof, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _stopped: dict[tuple[Problem, str], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def solve(
         self,
@@ -99,15 +122,17 @@ class Portfolio:
             find = partial(schedule_with_codes, problem, self.exact, budget_bytes)
             schedule = cached_schedule(self.cache, problem, self.exact, budget_bytes, find)
             return self._simulated(problem, schedule, solver, budget_bytes, started, ())
-        ladder = self._offered(problem, solver, progress, time_limit_seconds)
+        ladders = self._offered(problem, solver, progress, _Limit(time_limit_seconds))
+        ladder = [one for told in ladders for one in told.rungs]
+        stops = [text for told in ladders for text in told.told()]
         lowest = envelope(ladder)
         if not lowest:
             raise ValueError(f"{solver} has no schedule of {problem.name}: choose solver='auto'")
         fitting = [one for one in lowest if one.peak_bytes <= budget_bytes]
         if not fitting:
-            raise infeasible(problem, budget_bytes, lowest[0])
+            raise infeasible(problem, budget_bytes, lowest[0], beside=stops)
         best = fitting[-1]
-        notes = (*_why(ladder, best, budget_bytes), *self._stops(problem))
+        notes = (*_why(ladder, best, budget_bytes), *stops)
         return self._plan(problem, best, budget_bytes, started, notes)
 
     def frontier(self, problem: Problem, count: int, progress: Progress | None = None) -> list[Plan]:
@@ -117,7 +142,8 @@ class Portfolio:
         fastest plan, each once; the budget of each is its own peak, its time that until it was there.
         """
         started = perf_counter()
-        lowest = envelope(self._offered(problem, "auto", progress))
+        ladders = self._offered(problem, "auto", progress, _Limit())
+        lowest = envelope(one for told in ladders for one in told.rungs)
         low, high = lowest[0].peak_bytes, lowest[-1].peak_bytes
         chosen: dict[int, Rated] = {}
         for step in range(count):
@@ -126,76 +152,61 @@ class Portfolio:
             chosen[best.peak_bytes] = best
         return [self._plan(problem, best, best.peak_bytes, started, ()) for best in chosen.values()]
 
-    def _offered(
-        self, problem: Problem, solver: str, progress: Progress | None, time_limit_seconds: float = inf
-    ) -> list[Rated]:
+    def _offered(self, problem: Problem, solver: str, progress: Progress | None, limit: _Limit) -> list[_Ladder]:
         """The candidates of one solver or of all, rated."""
         asked = [one for one in (*self.solvers, *self.named) if one.name == solver]
         if solver == "auto":
-            asked = list(self.solvers)
+            # what finds something good soon comes first when time is short
+            hurried = limit.seconds < inf
+            asked = sorted(self.solvers, key=lambda one: hurried and isinstance(one, Hierarchical))
         if not asked:
             names = ", ".join(one.name for one in (*self.solvers, *self.named, self.exact))
             raise ValueError(f"there is no solver {solver!r}: choose among auto, {names}")
-        deadline = perf_counter() + time_limit_seconds
-        encoded = _encoded(problem, [self._with_cache(one) for one in asked])
+        asked = [self._with_cache(one) for one in asked]
+        encoded = _encoded(problem, asked)
         count = len(asked) + (encoded is not None)
-        offered: list[Rated] = []
+        offered: list[_Ladder] = []
         for done, one in enumerate(asked):
-            if (problem, one.name) not in self._ladders:
-                told = progress and partial(_tell, progress, done, count)
-                self._ladders[problem, one.name] = self._found(problem, one, deadline, time_limit_seconds, told)
-            offered += self._ladders[problem, one.name]
+            told = progress and partial(_tell, progress, done, count)
+            own = _Limit() if one.name in _ALWAYS_FINISH else limit
+            find = partial(_ladder, problem, one, own, told)
+            offered.append(self._found(problem, one, own, find, must_begin=solver != "auto"))
         if encoded is not None:
-            if (problem, repr(encoded)) not in self._ladders:
-                told = progress and partial(_tell, progress, len(asked), count)
-                found = self._found_encoded(problem, encoded, envelope(offered), deadline, time_limit_seconds, told)
-                self._ladders[problem, repr(encoded)] = found
-            offered += self._ladders[problem, repr(encoded)]
+            # what is made of candidates that are not all there is not what it would be another time
+            complete = all(one.stopped_seconds == inf for one in offered)
+            told = progress and partial(_tell, progress, len(asked), count)
+            plain = envelope(one for ladder in offered for one in ladder.rungs)
+            find = partial(_lowest, encoded.rated(problem, plain), encoded.name, limit, told)
+            offered.append(self._found(problem, encoded, limit, find, keep=complete))
         if progress is not None:
             progress(1.0, "solved")
         return offered
 
     def _found(
-        self, problem: Problem, solver: Solver, deadline: float, time_limit_seconds: float, told: Told | None
-    ) -> tuple[Rated, ...]:
-        """The candidates of a solver, rated; those found within the time limit if it is slower."""
-        solver = self._with_cache(solver)
-        if solver.name in _ALWAYS_FINISH:
-            deadline = inf
-        try:
-            find = partial(_ladder, problem, solver, deadline, told)
-            return cached_ladder(self.cache, problem, solver, find)
-        except _OutOfTime as stopped:
-            self._stopped[problem, solver.name] = time_limit_seconds
-            return stopped.found
-
-    def _found_encoded(
         self,
         problem: Problem,
-        encoded: Encoded,
-        plain: Sequence[Rated],
-        deadline: float,
-        time_limit_seconds: float,
-        told: Told | None,
-    ) -> tuple[Rated, ...]:
-        """What the solvers asked find with values encoded, within the time limit."""
-        # what is made of candidates that are not all there is not what it would be another time
-        complete = not any((problem, one.name) in self._stopped for one in encoded.asked)
-        find = partial(_lowest, encoded.rated(problem, plain), encoded.name, deadline, told)
-        try:
-            return cached_ladder(self.cache if complete else None, problem, encoded, find)
-        except _OutOfTime as stopped:
-            self._stopped[problem, encoded.name] = time_limit_seconds
-            return stopped.found
+        solver: Solver | Encoded,
+        limit: _Limit,
+        find: Callable[[], list[Rated]],
+        must_begin: bool = False,
+        keep: bool = True,
+    ) -> _Ladder:
+        """The candidates that `find` finds, from before if they are known; those found within the limit if it takes
+        longer, none if the limit is over already and the solver need not begin."""
+        key = problem, repr(solver)
+        known = self._ladders.get(key)
+        if known is None or known.stopped_seconds < limit.seconds:
+            try:
+                if limit.is_over and not must_begin:
+                    raise _OutOfTime([])
+                known = _Ladder(solver.name, tuple(cached_ladder(self.cache if keep else None, problem, solver, find)))
+            except _OutOfTime as stopped:
+                known = _Ladder(solver.name, stopped.found, limit.seconds)
+            self._ladders[key] = known
+        return known
 
     def _with_cache(self, solver: Solver) -> Solver:
         return replace(solver, cache=self.cache) if isinstance(solver, Hierarchical) else solver
-
-    def _stops(self, problem: Problem) -> Iterator[str]:
-        """Who was stopped."""
-        for (stopped, name), seconds in self._stopped.items():
-            if stopped == problem:
-                yield f"{name} was stopped at the time limit of {seconds:g} s"
 
     def _plan(self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]) -> Plan:
         schedule = encoded_schedule(problem, best.choice, best.order)
@@ -239,22 +250,24 @@ def _encoded(problem: Problem, asked: Sequence[Solver]) -> Encoded | None:
     return Encoded(tuple(asked), main)
 
 
-def _ladder(problem: Problem, solver: Solver, deadline: float, told: Told | None) -> list[Rated]:
+def _ladder(problem: Problem, solver: Solver, limit: _Limit, told: Told | None) -> list[Rated]:
     """The candidates of a solver that no other of its own beats."""
     offered = (rate(problem, solver.name, candidate) for candidate in solver.candidates(problem))
-    return _lowest(offered, solver.name, deadline, told)
+    return _lowest(offered, solver.name, limit, told)
 
 
-def _lowest(offered: Iterable[Rated], solver: str, deadline: float, told: Told | None) -> list[Rated]:
-    """The envelope of what a solver offers until the deadline; told: the number of each and what it is."""
+def _lowest(offered: Iterable[Rated], solver: str, limit: _Limit, told: Told | None) -> list[Rated]:
+    """The envelope of what a solver offers within a limit; told: the number of each and what it is."""
     best: list[Rated] = []
+    late = False
     for number, one in enumerate(offered, 1):
         if told is not None:
             told(number, f"{solver}: {one.told}")
         # at once, as the orders of all candidates would fill hundreds of megabytes for deep models
         best = envelope([*best, one])
-        if perf_counter() > deadline:
+        if late:
             raise _OutOfTime(best)
+        late = limit.is_over
     return best
 
 

@@ -298,6 +298,17 @@ def test_out_of_time_the_best_so_far_answers_recipes_are_tried_and_nothing_is_le
     assert not any("stopped" in note for note in patient.notes)
 
 
+def test_what_was_stopped_is_found_when_there_is_more_time_and_told_of_only_where_it_was_asked():
+    problem, portfolio = llama(4), Portfolio(cache=None)
+    budget_bytes = baseline_of(problem).peak_bytes // 2
+    hurried = portfolio.solve(problem, budget_bytes, time_limit_seconds=1e-9)
+    assert not any("stopped" in note for note in portfolio.solve(problem, budget_bytes, "recipes").notes)
+    patient = portfolio.solve(problem, budget_bytes)
+    assert patient.seconds == Portfolio(cache=None).solve(problem, budget_bytes).seconds < hurried.seconds
+    with pytest.raises(InfeasibleBudget, match=r"the smallest peak found is .*; hierarchical was stopped .*; raise the"):
+        Portfolio(cache=None).solve(problem, 6 * MEBIBYTE, time_limit_seconds=1e-9)
+
+
 def test_what_is_solved_by_name_is_refused_with_what_would_help_too():
     problem = llama(2)
     for solver in ("dp", "recipes", "hierarchical"):
