@@ -42,7 +42,8 @@ def rewrite(
         `optimizer` its state and the temporaries of its `step()`.
     args, kwargs: sample inputs; with them the plan is made now, otherwise at the first training-mode call. Each kind
         of call (shapes, dtypes, modes, autocast, `.grad` there or not) gets its own plan.
-    fidelity: "bitwise" (same bits as the original), "rounding" (same mathematics), "approximate".
+    fidelity: "bitwise" (same bits as the original), "rounding" (same mathematics in another order), "approximate" (so
+        far the same as "rounding").
     outputs: names of the outputs to return, e.g. ["loss"]: others need not be kept alive until backward ends.
     differentiable: names of the outputs that receive gradients; by default `loss` if there is one, else all.
     costs: "measured" (each kernel is timed once), "roofline" (estimated from a device preset) or "flops".
