@@ -5,12 +5,13 @@
 gpt2, roberta (eager attention, default dropout) and llama (fused attention, intermediate 688): 4 layers, d 256, 8
 heads, vocabulary 2500, batch 8 × 256. Counted are storages alive between forward and backward, parameters, buffers and
 inputs excluded: for eager what `saved_tensors_hooks` sees, for lowtide what lies on its tape. lowtide is planned with
-`costs="flops"` and `outputs=["loss"]` for the smallest budget at which no matrix product, convolution or attention runs
-twice. Times are medians over rounds, all in turn, of a step's time divided by eager's in the same round.
+`outputs=["loss"]` to keep as little as it can with no matrix product, convolution or attention run twice: with those
+marked as not repeatable, and with a moment between forward and backward that takes so many bytes besides that it is the
+peak. Times are medians over rounds, all in turn, of a step's time divided by eager's in the same round.
 
 The ceiling is arithmetic: of what matrix products and attention make, and of the streams between layers, each value
-that backward needs once (masks in bits; a normalization's input or output; nothing of the logits if they need not be
-returned but the gradients of the last layer's operands).
+that backward needs once (masks are drawn again; of a normalization its input or its output; of the logits, which need not
+be returned, only the gradients of the last product's operands).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,9 @@ import torch
 from lowtide.rewriter.batches import sample_batch
 from lowtide.rewriter.models import build_model
 from lowtide.solvers.plan import Plan
+from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.schedule import Run
+from lowtide.solvers.simulate import baseline_of, make_plan
 
 _TOKENS, _WIDTH, _HEADS, _LAYERS, _VOCABULARY = 8 * 256, 256, 8, 4, 2500
 _ENCODER = {"num_hidden_layers": _LAYERS, "hidden_size": _WIDTH, "num_attention_heads": _HEADS}
@@ -133,12 +137,23 @@ def products_again(plan: Plan) -> int:
 
 def _smallest(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str) -> Any:
     """The model rewritten for the plan that keeps least without a product run twice."""
-    options = {"fidelity": fidelity, "outputs": ["loss"], "costs": "flops"}
-    plans = lowtide.sweep(model, (), batch, count=200, **options)
-    best = min((one for one in plans if not products_again(one)), key=kept_bytes)
+    options = {"fidelity": fidelity, "outputs": ["loss"]}
+    problem = lowtide.plan(model, "100%", (), batch, **options).problem
+    turn, room = problem.forward_length, baseline_of(problem).peak_bytes
+    posed = replace(
+        problem,
+        ops=tuple(
+            replace(
+                op, repeatable=op.repeatable and not op.intensive, working_bytes=op.working_bytes + room * (i == turn)
+            )
+            for i, op in enumerate(problem.ops)
+        ),
+    )
+    schedule = Portfolio(cache=None).frontier(posed, 2)[-1].schedule
+    plan = make_plan(problem, schedule, solver="least kept")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return lowtide.rewrite(copy.deepcopy(model), best.peak_bytes, (), batch, **options)
+        return lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (), batch, plan=plan, **options)
 
 
 def ceiling_bytes(name: str) -> int:
@@ -146,11 +161,12 @@ def ceiling_bytes(name: str) -> int:
     stream = 4 * _TOKENS * _WIDTH
     scores = 4 * _TOKENS * 256 * _HEADS
     wide = 688 if name == "llama" else 4 * _WIDTH
-    if name == "llama":  # two normalized streams; queries, keys, values; attention's result; gate and up
+    if name == "llama":  # two streams that are normalized; queries, keys, values; attention's result; gate and up
         layer = 6 * stream + 2 * 4 * _TOKENS * wide
-    else:  # the same but for probabilities and three masks in bits, and one wide value
-        layer = 6 * stream + scores + scores // 32 + 2 * stream // 32 + 4 * _TOKENS * wide
-    head = 2 * stream + 4 * _VOCABULARY * _WIDTH  # the last normalization; gradients of the last product's operands
+    else:  # the same but for probabilities, and one wide value
+        layer = 6 * stream + scores + 4 * _TOKENS * wide
+    # the last normalization, less the first stream, which is embeddings; gradients of the last product's operands
+    head = stream + 4 * _VOCABULARY * _WIDTH
     return _LAYERS * layer + head
 
 
