@@ -10,7 +10,7 @@ marked as not repeatable, and with a moment between forward and backward that ta
 peak. Times are medians over rounds, all in turn, of a step's time divided by eager's in the same round.
 
 The ceiling is arithmetic: of what matrix products and attention make, and of the streams between layers, each value
-that backward needs once (masks are drawn again; of a normalization its input or its output; of the logits, which need not
+that backward needs once (masks are drawn again; of a normalization its input or output; of the logits, which need not
 be returned, only the gradients of the last product's operands).
 """
 
