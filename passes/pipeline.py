@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -14,6 +15,7 @@ from .in_place import RunInPlace
 from .packed_indices import PackIndices
 from .packed_masks import PackMasks
 from .saved_outputs import InvertOutputs, SaveOutputs
+from .savings import Saving, applied, copied
 from .step_graph import StepGraph, build
 from .sum_in_place import SumInPlace
 from .written_gelu import WrittenGelu
@@ -38,6 +40,12 @@ def allowed_at(fidelity: str) -> tuple[str, ...]:
     return FIDELITIES[: FIDELITIES.index(fidelity) + 1]
 
 
+def savings_beyond(graph: fx.GraphModule, fidelity: str) -> tuple[Saving, ...]:
+    """What the passes that are not run at a fidelity would take back of a graph after those that are."""
+    allowed = allowed_at(fidelity)
+    return applied(copied(graph), [one for one in GRAPH_PASSES if one.fidelity not in allowed])[1]
+
+
 def run_passes(
     graph: fx.GraphModule,
     mutations: tuple[Any, ...],
@@ -46,10 +54,8 @@ def run_passes(
 ) -> StepGraph:
     """The step graph of a joint graph after all passes of the fidelity asked for, cut into blocks."""
     allowed = allowed_at(fidelity)
-    for graph_pass in GRAPH_PASSES:
-        if graph_pass.fidelity in allowed:
-            graph = graph_pass(graph)
-    step = build(graph, mutations, is_random)
+    graph, savings = applied(graph, [one for one in GRAPH_PASSES if one.fidelity in allowed])
+    step = replace(build(graph, mutations, is_random), savings=savings)
     for step_pass in STEP_PASSES:
         if step_pass.fidelity in allowed:
             step = step_pass(step)

@@ -68,6 +68,7 @@ class StepGraph:
     outputs: tuple[fx.Node, ...]
     gradients: tuple[fx.Node, ...] = ()
     overwrites: dict[fx.Node, fx.Node] = field(default_factory=dict, repr=False)
+    savings: tuple[Any, ...] = ()  # what passes over the joint graph took back (`savings.Saving`)
     block_names: tuple[str, ...] = ("step",)
     block_classes: tuple[int, ...] = (0,)
 

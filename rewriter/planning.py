@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -13,6 +13,7 @@ from ..passes.accumulate import hand_over_gradients
 from ..passes.encodings import Coding, codings_of
 from ..passes.pipeline import FIDELITIES, allowed_at, run_passes
 from ..passes.pose import Posed, pose
+from ..passes.savings import Saving
 from ..passes.step_graph import StepGraph
 from ..solvers.plan import Plan
 from ..solvers.portfolio import SOLVER_NAMES, Portfolio
@@ -198,9 +199,19 @@ def pose_step(costs: StepCosts, situation: Situation) -> tuple[StepGraph, Posed]
         rounding_bytes=rounding_bytes(costs.device, preset),
         name=costs.name,
         costs=costs.options.costs,
-        notes=captured.notes,
+        notes=(*captured.notes, *_told_savings(costs.step.savings)),
     )
     return step, posed
+
+
+def _told_savings(savings: Iterable[Saving]) -> Iterator[str]:
+    """What each pass took back."""
+    saved: dict[str, int] = {}
+    for one in savings:
+        saved[one.name] = saved.get(one.name, 0) + one.saved_bytes
+    for name, saved_bytes in saved.items():
+        if saved_bytes > 0:
+            yield f"{name}: backward reads {format_bytes(saved_bytes)} less of forward"
 
 
 def rounding_bytes(device: torch.device, preset: DevicePreset | None) -> int:

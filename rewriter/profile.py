@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from ..passes.pipeline import savings_beyond
 from ..passes.pose import Posed
+from ..passes.savings import Saving
 from ..passes.step_graph import Kernel
 from ..solvers.keep_all import KeepAll
 from ..solvers.plan import Plan
@@ -44,8 +46,20 @@ class KeptKind:
 
 
 @dataclass(frozen=True)
+class PassSaving:
+    """What a pass takes back in alike modules, at which fidelity; `taken` where it has been, as it is bitwise."""
+
+    name: str
+    fidelity: str
+    module: str
+    saved_bytes: int
+    taken: bool
+
+
+@dataclass(frozen=True)
 class Profile:
-    """A step with everything kept. plan: its simulation; peak: where it is fullest; largest: most of what it keeps."""
+    """A step with everything kept. plan: its simulation; peak: where it is fullest; largest: most of what it keeps;
+    savings: what passes take back."""
 
     name: str
     plan: Plan
@@ -57,6 +71,7 @@ class Profile:
     returned_bytes: int
     peak: Peak
     largest: tuple[KeptKind, ...]
+    savings: tuple[PassSaving, ...]
     costs: str
     notes: tuple[str, ...]
 
@@ -64,6 +79,7 @@ class Profile:
         """Plain numbers and texts, for JSON."""
         told = {name: value for name, value in vars(self).items() if name not in ("plan", "rows")}
         told |= {"peak": self.peak.to_dict(), "largest": [asdict(kind) for kind in self.largest]}
+        told |= {"savings": [asdict(saving) for saving in self.savings]}
         told |= {"peak_bytes": self.plan.peak_bytes, "seconds": self.plan.seconds, "notes": list(self.notes)}
         return told | {"modules": [asdict(row) for row in self.rows]}
 
@@ -106,8 +122,9 @@ def profile(
         returned_bytes=sum(problem.values[v].size_bytes for v in returned if not problem.values[v].resident),
         peak=peak_of(plan),
         largest=_largest(problem, kept),
+        savings=_savings(step_costs),
         costs=costs,
-        notes=problem.notes,
+        notes=step_costs.captured.notes,
     )
 
 
@@ -139,6 +156,21 @@ def _largest(problem: Problem, kept: set[int], count: int = 12) -> tuple[KeptKin
         for (operation, _), found in told.items()
     ]
     return tuple(sorted(kinds, key=lambda kind: (-kind.total_bytes, kind.module, kind.operation))[:count])
+
+
+def _savings(costs: StepCosts) -> tuple[PassSaving, ...]:
+    """What passes have taken back, and what those would that round, by modules whose names differ in a number only."""
+    further = savings_beyond(costs.captured.graph, costs.options.fidelity)
+    told: dict[tuple[str, str, str, bool], list[Saving]] = {}
+    for savings, taken in ((costs.step.savings, True), (further, False)):
+        for one in savings:
+            told.setdefault((one.name, one.fidelity, pattern_of(one.module), taken), []).append(one)
+    return tuple(
+        PassSaving(
+            name, fidelity, one_name([one.module for one in found]), sum(one.saved_bytes for one in found), taken
+        )
+        for (name, fidelity, _, taken), found in told.items()
+    )
 
 
 def _flops(costs: StepCosts, kernel: Kernel) -> int:

@@ -48,6 +48,7 @@ def plan_text(title: str, plan: Plan) -> RenderableType:
         ("found by", f"{plan.solver} in {plan.solve_seconds:.2f} s"),
     ]
     rows += [("", note) for note in plan.notes[1:]]
+    rows += [("note", note) for note in plan.problem.notes]
     return Group(_lines(title, rows), "", _summaries(plan))
 
 
@@ -103,7 +104,8 @@ def profile_text(title: str, profile: Profile) -> RenderableType:
         ("time", f"{_times(plan)} ({profile.costs})"),
     ]
     rows += [("note", note) for note in profile.notes]
-    return Group(_lines(title, rows), "", _modules(profile), "", _largest(profile))
+    parts: list[RenderableType] = [_lines(title, rows), "", _modules(profile), "", _largest(profile)]
+    return Group(*parts, *(("", _savings(profile)) if profile.savings else ()))
 
 
 def _fine_bytes(count: int) -> str:
@@ -155,6 +157,18 @@ def _largest(profile: Profile) -> Table:
         share = kind.total_bytes / max(profile.kept_bytes, 1)
         module = Text(kind.module or "(root)")
         table.add_row(kind.operation, module, str(kind.values), format_bytes(kind.total_bytes), f"{share:.1%}")
+    return table
+
+
+def _savings(profile: Profile) -> Table:
+    table = _table("what passes take back: bytes of forward that backward need not read")
+    table.add_column("pass", no_wrap=True)
+    table.add_column("fidelity", no_wrap=True)
+    table.add_column("in", overflow="fold")
+    table.add_column("bytes", justify="right", no_wrap=True)
+    for saving in sorted(profile.savings, key=lambda one: (not one.taken, -one.saved_bytes)):
+        fidelity = saving.fidelity + ("" if saving.taken else ", not taken")
+        table.add_row(saving.name, fidelity, Text(saving.module or "(root)"), format_bytes(saving.saved_bytes))
     return table
 
 

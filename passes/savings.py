@@ -1,0 +1,82 @@
+"""What passes take back: bytes that backward no longer reads from forward, by module."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import fx
+
+from .step_graph import storage_key, tensors_of
+
+
+class GraphPass(Protocol):
+    """A pass over joint graphs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fidelity(self) -> str: ...
+
+    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule: ...
+
+
+@dataclass(frozen=True)
+class Saving:
+    """By how many bytes a pass lowers what backward reads of a module's forward; negative where it is more."""
+
+    name: str
+    fidelity: str
+    module: str
+    saved_bytes: int
+
+
+def applied(graph: fx.GraphModule, passes: Iterable[GraphPass]) -> tuple[fx.GraphModule, tuple[Saving, ...]]:
+    """The graph after some passes, and what each took back."""
+    savings: list[Saving] = []
+    before = _kept_bytes(graph)
+    for one in passes:
+        graph = one(graph)
+        after = _kept_bytes(graph)
+        for module in dict.fromkeys((*before, *after)):
+            if before[module] != after[module]:
+                savings.append(Saving(one.name, one.fidelity, module, before[module] - after[module]))
+        before = after
+    return graph, tuple(savings)
+
+
+def copied(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with nodes of its own over the same tensors without data."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph.graph, {}))
+    return fx.GraphModule(torch.nn.Module(), copy)
+
+
+def _kept_bytes(graph: fx.GraphModule) -> Counter[str]:
+    """By module the bytes of the storages that its forward makes and backward reads."""
+    made: dict[int, tuple[str, int]] = {}
+    read: set[int] = set()
+    for node in graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.meta["phase"] == "forward":
+            for _, value in tensors_of(node):
+                key = storage_key(value)
+                made.setdefault(key, (node.meta["module"], value.untyped_storage().nbytes()))
+        else:
+            values = (one.meta["val"] for one in node.all_input_nodes)
+            read |= {storage_key(value) for value in values if isinstance(value, torch.Tensor)}
+    given = {
+        storage_key(node.meta["val"])
+        for node in graph.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta["val"], torch.Tensor)
+    }
+    kept: Counter[str] = Counter()
+    for key, (module, size_bytes) in made.items():
+        if key in read and key not in given:
+            kept[module] += size_bytes
+    return kept
