@@ -71,6 +71,11 @@ def told_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def told_keeping(count: int, size_bytes: float) -> str:
+    """That so many layers keep so much: `1 keeps 2.25 MiB`."""
+    return f"{count} {'keeps' if count == 1 else 'keep'} {told_bytes(size_bytes)}"
+
+
 def _told_peak(problem: Problem, smallest: Rated) -> str:
     merged = merged_problem(problem, smallest.choice)
     run = forecast(merged, smallest.order).peak_run

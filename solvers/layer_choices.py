@@ -9,7 +9,7 @@ import numpy as np
 
 from .block_options import Option, options_of
 from .blocks import alike, block_inputs, forward_values, middle_member, repeated_blocks, shared_values
-from .infeasible import told_bytes
+from .infeasible import told_keeping
 from .liveness import RunOrder
 from .problem import Problem
 from .rematerialize import Lifetime, droppable, run_order
@@ -93,8 +93,8 @@ class LayerChoices:
         for one in self.classes.values():
             counts = np.bincount(np.array(choice.options)[one.layers], minlength=len(one.options))
             if counts[0] < len(one.layers):
-                ways = (f"{counts[i]} keep {told_bytes(one.kept_bytes[i])}" for i in np.flatnonzero(counts))
-                parts.append(f"of {len(one.layers)} layers like layer {one.layers[0]} {', '.join(ways)}")
+                ways = (told_keeping(counts[i], one.kept_bytes[i]) for i in np.flatnonzero(counts))
+                parts.append(f"of {len(one.layers)} layers like layer {one.layers[0]}: {', '.join(ways)}")
         if choice.inputs_kept < len(self.chain):
             parts.append(f"of {len(self.chain)} layer inputs {choice.inputs_kept} are kept")
         if choice.dropped:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from .chain import Chain
 from .chain_tables import Keep, Nesting, Pass, Tables
-from .infeasible import told_bytes
+from .infeasible import told_keeping
 from .liveness import RunOrder
 from .problem import Problem
 from .ways import operations_of
@@ -38,9 +38,9 @@ def told(tables: Tables, nesting: Nesting) -> str:
             kept[tables.chain.links[link].ways[chosen].kept_bytes] += 1
         else:
             passes.append(part.decision)
-    ways = ", ".join(f"{count} keep {told_bytes(size)}" for size, count in sorted(kept.items(), reverse=True))
+    ways = ", ".join(told_keeping(count, size) for size, count in sorted(kept.items(), reverse=True))
     again = f"; {len(passes)} stretches run again from their first input" if passes else ""
-    return f"of {len(tables.links)} links {ways}{again}"
+    return f"of {len(tables.links)} links: {ways}{again}"
 
 
 def _parts(nesting: Nesting) -> Iterator[Nesting]:

@@ -1,0 +1,159 @@
+"""lowtide's kernels beside torch's own for the same work, and what each keeps for backward.
+
+    python -m benchmarks.kernels [--rounds 15] [--json FILE]
+
+All run in one process, in turn: a round runs torch's way, then lowtide's, and gives one ratio; printed are medians and
+quartiles. Dropout and cross-entropy are forward and backward together. CPU, float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from lowtide.kernels.bits import multiply_bits, pack_bits, pack_plainly
+from lowtide.kernels.draws import draw_bits
+from lowtide.kernels.linear_cross_entropy import HIDDEN, MEAN, WEIGHT, linear_cross_entropy
+from lowtide.kernels.pooling import max_pool2d_backward_from_codes, max_pool2d_codes
+from torch import Tensor
+from torch.nn import functional
+
+_CPU = torch.device("cpu")
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The same work in two ways, and the bytes that each keeps for backward."""
+
+    name: str
+    theirs: Work
+    ours: Work
+    their_bytes: int
+    our_bytes: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured: the median of lowtide's time divided by torch's in the same round, and its quartiles."""
+
+    name: str
+    their_milliseconds: float
+    ratio: float
+    ratio_quartiles: tuple[float, float]
+    their_bytes: int
+    our_bytes: int
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds in which both ways run once, in turn")
+    parser.add_argument("--json", type=Path, help="where to write the table as JSON")
+    options = parser.parse_args()
+    print(f"{'':<44} {'torch, ms':>9} {'lowtide / torch':>22} {'torch keeps':>12} {'lowtide keeps':>14}")
+    rows = []
+    for case in cases():
+        row = measured(case, options.rounds)
+        rows.append(asdict(row))
+        low, high = row.ratio_quartiles
+        print(
+            f"{row.name:<44} {row.their_milliseconds:>9.2f} {row.ratio:>8.3f} ({low:.3f}–{high:.3f}) "
+            f"{row.their_bytes:>12,} {row.our_bytes:>14,}",
+            flush=True,
+        )
+    print(
+        f"medians (quartiles) over {options.rounds} rounds, in turn; torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def cases() -> list[Case]:
+    """What is compared."""
+    torch.manual_seed(0)
+    return [_packing(1 << 22), _dropout(8, 6, 256, 256), _cross_entropy(2048, 384, 8000), _pooling(16, 32, 64)]
+
+
+def measured(case: Case, rounds: int) -> Row:
+    """The case after a round that warms up."""
+    seconds: list[tuple[float, float]] = []
+    for number in range(rounds + 1):
+        pair = _seconds(case.theirs), _seconds(case.ours)
+        if number:
+            seconds.append(pair)
+    ratios = [ours / theirs for theirs, ours in seconds]
+    low, high = statistics.quantiles(ratios, n=4)[::2]
+    milliseconds = 1e3 * statistics.median(theirs for theirs, _ in seconds)
+    return Row(case.name, milliseconds, statistics.median(ratios), (low, high), case.their_bytes, case.our_bytes)
+
+
+def _seconds(work: Work) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _packing(count: int) -> Case:
+    truths = torch.rand(count) < 0.5
+    name = f"pack {count:,} truth values (shift and sum)"
+    return Case(name, lambda: pack_plainly(truths), lambda: pack_bits(truths), count, -(-count // 8))
+
+
+def _dropout(*size: int) -> Case:
+    x, gradient = torch.randn(size, requires_grad=True), torch.randn(size)
+    scale = float(torch.ones(()).div_(0.9))
+
+    def theirs() -> None:
+        x.grad = None
+        functional.dropout(x, 0.1).backward(gradient)
+
+    def ours() -> tuple[Tensor, Tensor]:
+        bits = draw_bits(list(size), 0.9, _CPU)
+        return multiply_bits(x.detach(), bits, scale), multiply_bits(gradient, bits, scale)
+
+    return Case(f"dropout of {x.numel():,} numbers", theirs, ours, 4 * x.numel(), -(-x.numel() // 8))
+
+
+def _cross_entropy(rows: int, width: int, classes: int) -> Case:
+    hidden, weight = torch.randn(rows, width, requires_grad=True), torch.randn(classes, width, requires_grad=True)
+    target = torch.randint(classes, (rows,))
+
+    def theirs() -> None:
+        hidden.grad = weight.grad = None
+        functional.cross_entropy(functional.linear(hidden, weight), target).backward()
+
+    def ours() -> object:
+        told = (None, MEAN, -100, 0.0, None, HIDDEN | WEIGHT)
+        return linear_cross_entropy(hidden.detach(), weight.detach(), None, target, *told)
+
+    name = f"linear + cross-entropy, {rows:,} × {width} → {classes:,}"
+    return Case(name, theirs, ours, 4 * rows * classes, 4 * width * (rows + classes))
+
+
+def _pooling(batch: int, channels: int, side: int) -> Case:
+    x = torch.randn(batch, channels, side, side, requires_grad=True)
+    window = ([3, 3], [2, 2], [1, 1], [1, 1], False)
+    gradient = torch.randn_like(functional.max_pool2d(x.detach(), 3, 2, 1))
+
+    def theirs() -> None:
+        x.grad = None
+        functional.max_pool2d(x, 3, 2, 1).backward(gradient)
+
+    def ours() -> Tensor:
+        _, codes = max_pool2d_codes(x.detach(), *window)
+        return max_pool2d_backward_from_codes(gradient, codes, list(x.shape), *window, False)
+
+    name = f"max pooling 3 × 3 of {x.numel():,} numbers"
+    return Case(name, theirs, ours, 4 * x.numel() + 8 * gradient.numel(), gradient.numel() // 2)
+
+
+if __name__ == "__main__":
+    main()
