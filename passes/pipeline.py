@@ -16,6 +16,7 @@ from .packed_indices import PackIndices
 from .packed_masks import PackMasks
 from .saved_outputs import InvertOutputs, SaveOutputs
 from .savings import Saving, applied, copied
+from .shape_only import ForgetShapes
 from .step_graph import StepGraph, build
 from .sum_in_place import SumInPlace
 from .written_gelu import WrittenGelu
@@ -27,6 +28,7 @@ GRAPH_PASSES = (
     FreeFactories(),
     PackMasks(),
     PackIndices(),
+    ForgetShapes(),
     SaveOutputs(),
     WrittenGelu(),
     InvertOutputs(),

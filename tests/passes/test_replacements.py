@@ -12,6 +12,7 @@ from lowtide.passes.free_factories import FreeFactories
 from lowtide.passes.packed_indices import PackIndices
 from lowtide.passes.packed_masks import PackMasks
 from lowtide.passes.saved_outputs import InvertOutputs, SaveOutputs
+from lowtide.passes.shape_only import ForgetShapes
 from lowtide.passes.written_gelu import WrittenGelu
 from lowtide.rewriter.capture import capture
 from small_models import small_model
@@ -49,7 +50,7 @@ def assert_near(model, *args, most=1e-6, **options):
 
 
 def test_each_docstring_shows_what_the_pass_does():
-    for told in (PackMasks, PackIndices, SaveOutputs, WrittenGelu, InvertOutputs, ChunkCrossEntropy):
+    for told in (PackMasks, PackIndices, ForgetShapes, SaveOutputs, WrittenGelu, InvertOutputs, ChunkCrossEntropy):
         text = inspect.getdoc(told) or ""
         assert re.search(r"^before: .*aten\.", text, re.MULTILINE), told
         assert re.search(r"^ *after: .*(lowtide|aten)\.", text, re.MULTILINE), told
@@ -101,6 +102,20 @@ def test_max_pooling_keeps_bits_of_its_windows_and_gives_the_same_gradients(wind
     (loss, expected), (found_loss, found) = gradients_of(model, x), gradients_of(small, x)
     assert torch.equal(loss, found_loss) and all(map(torch.equal, expected, found))
     assert "max_pool2d_codes" in small.code and "with_indices" not in small.code
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d((5, 3))])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_average_pooling_keeps_nothing_and_gives_the_same_gradients(pool, layout):
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), pool, nn.Conv2d(5, 2, 2)).to(memory_format=layout)
+    x = torch.randn(2, 3, 13, 15).contiguous(memory_format=layout)
+    small = lowtide.rewrite(copy.deepcopy(model), "100%", (x,), costs="flops")
+    (loss, expected), (found_loss, found) = gradients_of(model, x), gradients_of(small, x)
+    assert torch.equal(loss, found_loss) and all(map(torch.equal, expected, found))
+    if layout is torch.contiguous_format:
+        _, graph = graph_after(ForgetShapes(), lambda m, x: m.rest(x), x, rest=model)
+        (backward,) = (n for n in graph.graph.nodes if "pool2d_backward" in n.name)
+        assert "expand" in backward.args[1].name
 
 
 def test_indices_that_forward_reads_are_not_packed():

@@ -1,0 +1,48 @@
+"""Hands kernels of backward that look only at an operand's shape something of that shape without its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+# Kernels that read no element of their second operand.
+_SHAPE_ONLY = (aten.avg_pool2d_backward.default, aten._adaptive_avg_pool2d_backward.default)
+
+
+@dataclass(frozen=True)
+class ForgetShapes:
+    """Replaces what an average pooling pooled, in backward, by one element spread over its shape.
+
+    before: gradient = aten.avg_pool2d_backward.default(g, x, [2, 2], [2, 2], [0, 0], False, True, None)
+    after:  one = aten.empty_strided.default([1], [1]); spread = aten.expand.default(one, [8, 16, 32, 32]);
+            gradient = aten.avg_pool2d_backward.default(g, spread, [2, 2], [2, 2], [0, 0], False, True, None)
+
+    Only for contiguous operands, as the gradient is laid out like what is handed over.
+    """
+
+    name: str = "shape_only"
+    fidelity: str = "bitwise"
+
+    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
+        for node in list(graph.graph.nodes):
+            if node.target in _SHAPE_ONLY:
+                x = node.args[1]
+                value = x.meta["val"]
+                if value.is_contiguous() and value.numel() > 1 and node.meta["val"].is_contiguous():
+                    node.replace_input_with(x, _spread(node, value))
+        graph.graph.lint()
+        return graph
+
+
+def _spread(before: fx.Node, value: torch.Tensor) -> fx.Node:
+    graph, told = before.graph, {"dtype": value.dtype, "device": value.device}
+    with graph.inserting_before(before):
+        one = graph.call_function(aten.empty_strided.default, ([1], [1]), told)
+        spread = graph.call_function(aten.expand.default, (one, list(value.shape)))
+    one.meta = {**before.meta, "val": value.new_empty((1,))}
+    spread.meta = {**before.meta, "val": one.meta["val"].expand(value.shape)}
+    return spread
