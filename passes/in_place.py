@@ -20,6 +20,13 @@ IN_PLACE = {
 }
 
 
+# Kernels that may write over their first operand, row by row: the variant, and the name of what it writes to.
+WRITTEN_OUT = {
+    "aten._log_softmax_backward_data.default": ("aten._log_softmax_backward_data.out", "out"),
+    "aten._softmax_backward_data.default": ("aten._softmax_backward_data.out", "grad_input"),
+}
+
+
 # What dropout runs in place. Joining more would make the planner's choices coarser.
 _JOINED = ("aten.bernoulli.p", "aten.div.Scalar", "aten.div.Tensor")
 

@@ -1,4 +1,4 @@
-"""Adds gradients up in place, as autograd's engine does, and multiplies them in place, which it does not."""
+"""Adds gradients up in place, as autograd's engine does; products and softmaxes' gradients too, as it does not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+from .in_place import WRITTEN_OUT
 from .step_graph import Kernel, StepGraph
 
 _WRITTEN_OVER = ("aten.add.Tensor", "aten.mul.Tensor")
@@ -13,7 +14,7 @@ _WRITTEN_OVER = ("aten.add.Tensor", "aten.mul.Tensor")
 
 @dataclass(frozen=True)
 class SumInPlace:
-    """Writes a sum or product of gradients over the operand that is read here for the last time.
+    """Writes a sum or product of gradients, or a softmax's gradient, over the operand that is read for the last time.
 
     before: total = aten.add.Tensor(first, second)     # first is read nowhere after this
     after:  aten.add_.Tensor(first, second)            # total is first from here on
@@ -69,10 +70,15 @@ def _destination(
     if kernel.role != "compute" or kernel.phase != "backward" or kernel.repeatable or len(kernel.calls) != 1:
         return None
     (call,) = kernel.calls
-    if str(call.target) not in _WRITTEN_OVER or call.kwargs or len(call.args) != 2:
+    if call.kwargs:
         return None
-    left, right = call.args
-    for operand, other in ((left, right), (right, left)):
+    if str(call.target) in WRITTEN_OUT:
+        pairs = [(call.args[0], call.args[1])]
+    elif str(call.target) in _WRITTEN_OVER and len(call.args) == 2:
+        pairs = [(call.args[0], call.args[1]), (call.args[1], call.args[0])]
+    else:
+        return None
+    for operand, other in pairs:
         if not isinstance(operand, fx.Node):
             continue
         before = moved.get(step.storage_of[operand], step.storage_of[operand])

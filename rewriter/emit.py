@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..passes.in_place import in_place_variant
+from ..passes.in_place import WRITTEN_OUT, in_place_variant
 from ..passes.pose import Posed
 from ..passes.step_graph import Kernel, StepGraph
 from ..solvers.schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
@@ -172,6 +172,11 @@ class _Writer:
 
     def _overwrite(self, scope: _Scope, kernel: Kernel) -> None:
         (call,) = kernel.calls
+        if str(call.target) in WRITTEN_OUT:
+            variant, written = WRITTEN_OUT[str(call.target)]
+            told, place = self._arguments(scope, call), self._argument(scope, kernel.destination)
+            scope.rendered.line(f"{variant}({told}, {written}={place})")
+            return
         others = [argument for argument in call.args if argument is not kernel.destination]
         told = ", ".join(self._argument(scope, argument) for argument in (kernel.destination, *others))
         scope.rendered.line(f"{in_place_variant(call)}({told})")

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from lowtide.passes.free_factories import FreeFactories
-from lowtide.passes.in_place import IN_PLACE, RunInPlace, in_place_variant
+from lowtide.passes.in_place import IN_PLACE, WRITTEN_OUT, RunInPlace, in_place_variant
 from lowtide.passes.step_graph import StepGraph, build
 from lowtide.passes.sum_in_place import SumInPlace
 from lowtide.rewriter.calls import is_random
@@ -107,3 +107,25 @@ def test_a_gradient_that_is_read_later_is_not_written_over():
 def test_sums_of_one_tensor_with_itself_stay_right(told):
     step = SumInPlace()(step_of(told, grad=True))
     assert step.kernels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("size", "dim"), [((64, 1000), 1), ((3, 4, 33, 70), 3), ((5, 17, 9), 1), ((2, 3), 0), ((7,), 0)]
+)
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_a_softmaxs_gradient_has_the_same_bits_where_it_is_written_over_what_came_in(name, size, dim, dtype):
+    gradient, x = torch.randn(size).to(dtype), torch.randn(size).to(dtype)
+    output = torch.log_softmax(x, dim) if "log" in name else torch.softmax(x, dim)
+    _, packet, overload = name.split(".")
+    expected = getattr(getattr(torch.ops.aten, packet), overload)(gradient, output, dim, dtype)
+    variant, written = WRITTEN_OUT[name]
+    _, packet, overload = variant.split(".")
+    getattr(getattr(torch.ops.aten, packet), overload)(gradient, output, dim, dtype, **{written: gradient})
+    assert torch.equal(gradient, expected)
+
+
+def test_a_softmaxs_gradient_takes_no_memory_of_its_own():
+    step = step_of(lambda y: torch.log_softmax(torch.softmax(y * 2, -1) * 3, -1).square().sum(), grad=True)
+    written = [k for k in SumInPlace()(step).kernels if k.writes and "softmax" in str(k.calls[0].target)]
+    assert len(written) == 2 and not any(k.makes for k in written)
