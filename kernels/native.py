@@ -30,13 +30,22 @@ _FLAGS = (
 )
 _SECONDS = 120
 
-_kept_in = Path(tempfile.gettempdir()) / f"lowtide-kernels-{os.getuid()}"
+_kept_in: Path | None = None
+_own: list[tempfile.TemporaryDirectory] = []  # where this process alone keeps what it compiles
 
 
 def keep_in(folder: Path) -> None:
-    """Has what is compiled from now on kept in a folder, for other processes."""
+    """Has what is compiled from now on kept in a folder, for other processes; it must be the user's own."""
     global _kept_in
     _kept_in = folder
+
+
+def _folder() -> Path:
+    if _kept_in is not None:
+        return _kept_in
+    if not _own:
+        _own.append(tempfile.TemporaryDirectory(prefix="lowtide-kernels-"))
+    return Path(_own[0].name)
 
 
 def native(source: str, name: str, argument_types: Sequence[Any]) -> Any:
@@ -63,13 +72,19 @@ def _library(source: str) -> ctypes.CDLL | None:
     if compiler is None or torch.get_num_threads() < 1:
         return None
     told = (source, compiler, *_FLAGS, platform.machine(), _processor())
-    file = _kept_in / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:24]}.so"
-    try:
-        if not file.exists():
-            _compile(compiler, source, file)
-        return ctypes.CDLL(str(file))
-    except (OSError, subprocess.SubprocessError):
-        return None
+    file = _folder() / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:24]}.so"
+    for kept in (file, None):
+        try:
+            # a folder that cannot be written to is no error: what is compiled is then this process's own
+            made = kept or Path(tempfile.mkdtemp(prefix="lowtide-kernels-")) / file.name
+            if not made.exists():
+                _compile(compiler, source, made)
+            return ctypes.CDLL(str(made))
+        except OSError:
+            continue
+        except subprocess.SubprocessError:
+            return None
+    return None
 
 
 def _compile(compiler: str, source: str, file: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from ..kernels.bits import bytes_of_bits, dense, multiply_bits
-from ..kernels.draws import draw_bits
+from ..kernels.draws import draw_bits, draws_alike
 
 aten = torch.ops.aten
 _MULTIPLIED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -47,6 +47,8 @@ def _pack(graph: fx.Graph, noise: fx.Node) -> None:
     if not products or any(other is None for other in products.values()):
         return
     value: torch.Tensor = mask.meta["val"]
+    if value.device.type == "cuda" or (value.dtype == torch.float64 and not draws_alike()):
+        return  # there torch draws other numbers into another type of elements
     with graph.inserting_before(noise):
         bits = graph.call_function(draw_bits, (list(value.shape), probability, value.device))
     bits.meta = {name: told for name, told in noise.meta.items() if name != "in_place"}

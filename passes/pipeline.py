@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx
 
+from ..kernels.native import keep_in
+from ..solvers.disk_cache import cache_folder
 from .blocks import assign_blocks
 from .chunked_cross_entropy import ChunkCrossEntropy
 from .free_factories import FreeFactories
@@ -23,6 +25,8 @@ from .written_gelu import WrittenGelu
 
 # From the strictest to the loosest: a pass runs when its fidelity is asked for or a looser one is.
 FIDELITIES = ("bitwise", "rounding", "approximate")
+
+keep_in(cache_folder() / "kernels")  # `kernels` does not know where the user's cache is
 
 GRAPH_PASSES = (
     FreeFactories(),

@@ -90,3 +90,30 @@ def test_dense_tells_tensors_that_fill_their_memory():
 def test_elements_with_gaps_between_them_are_refused():
     with pytest.raises(ValueError, match="must fill their memory"):
         multiply_bits(torch.ones(4, 6)[:, :3], pack_bits(truths_of(12)), 1.0)
+
+
+def test_without_a_compiler_the_plain_versions_serve(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "_compiler", lambda: None)
+    native._library.cache_clear()
+    try:
+        truths = truths_of(100)
+        assert native.native(bits.SOURCE, "pack", bits._POINTERS) is None
+        assert torch.equal(pack_bits(truths), pack_plainly(truths))
+    finally:
+        native._library.cache_clear()
+
+
+def test_what_is_compiled_is_kept_and_a_folder_that_cannot_be_written_to_is_no_error(monkeypatch, tmp_path):
+    if native._compiler() is None:
+        pytest.skip("there is no C compiler")
+    source = "#include <stdint.h>\nvoid nothing(int64_t count) { (void)count; }\n"
+    (tmp_path / "file").write_text("not a folder")
+    for folder, kept in ((tmp_path / "kept", 1), (tmp_path / "file" / "below", 0)):
+        monkeypatch.setattr(native, "_kept_in", folder)
+        native._library.cache_clear()
+        assert native.native(source, "nothing", (bits.c_int64,)) is not None
+        assert len(list(folder.glob("*.so"))) == kept
+    native._library.cache_clear()
+    monkeypatch.setattr(native, "_kept_in", tmp_path / "kept")
+    assert native.native("this is no C", "nothing", ()) is None
+    native._library.cache_clear()
