@@ -12,7 +12,7 @@ from ..kernels.codecs import CODECS, Codec
 from .step_graph import StepGraph
 
 _LEAST_BYTES = 4096  # smaller values are not worth a call,
-_LEAST_SHARE = 2e-4  # nor such a share of all that is made
+_LEAST_SHARE = 2e-3  # nor all of them planning for, if they are a smaller share of all that is made
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,19 @@ def codings_of(step: StepGraph, allowed: tuple[str, ...]) -> Mapping[int, tuple[
     forward = [kernel for kernel in step.kernels if kernel.phase == "forward" and kernel.role == "compute"]
     read = {storage for kernel in step.kernels if kernel.phase == "backward" for storage in kernel.reads}
     held = {step.storage_of[node] for node in step.outputs}
-    made_bytes = sum(step.storages[storage].size_bytes for kernel in step.kernels for storage in kernel.makes)
-    least_bytes = max(_LEAST_BYTES, _LEAST_SHARE * made_bytes)
     found = {}
     for storage in (made for kernel in forward for made in kernel.makes if made in read - held):
         base, size_bytes = step.storages[storage].base, step.storages[storage].size_bytes
         value = base.meta["val"]
         whole = isinstance(value, torch.Tensor) and value.numel() * value.element_size() == size_bytes
-        if not whole or size_bytes < least_bytes:
+        if not whole or size_bytes < _LEAST_BYTES:
             continue
         codings = tuple(_coding(codec, value) for codec in CODECS if codec.fidelity in allowed and codec.takes(value))
         if codings:
             found[storage] = codings
-    return found
+    made_bytes = sum(step.storages[storage].size_bytes for kernel in step.kernels for storage in kernel.makes)
+    worth = sum(step.storages[storage].size_bytes for storage in found) >= _LEAST_SHARE * made_bytes
+    return found if worth else {}
 
 
 def _coding(codec: Codec, value: torch.Tensor) -> Coding:
