@@ -32,7 +32,7 @@ def infeasible(
         cause = proven
     else:
         cause = ""
-    if proven is None or cause != proven:
+    if cause != proven and not (alone_bytes == smallest.peak_bytes > budget_bytes and cause):
         cause += (", " if cause else "") + f"the smallest peak found is {found}{_told_peak(problem, smallest)}"
     hints = _hints(problem, smallest.peak_bytes)
     message = f"no schedule of {problem.name} fits {asked}: {'; '.join((cause, *beside, _joined(hints)))}"

@@ -43,7 +43,7 @@ def error_of(*words: str) -> str:
 def plan_path(tmp_path_factory):
     """A plan of the tiny model, saved by the command line."""
     path = tmp_path_factory.mktemp("plans") / "plan.json"
-    run("plan", *TINY, "--budget", "95%", "--costs", "flops", "--out", str(path))
+    run("plan", *TINY, "--budget", "97%", "--costs", "flops", "--out", str(path))
     return path
 
 
@@ -84,14 +84,14 @@ def test_depth_tells_more_modules_apart():
 
 
 def test_plan_keeps_the_budget(plan_path):
-    plan = told("plan", *TINY, "--budget", "95%", "--costs", "flops")
-    assert plan["peak_bytes"] <= plan["budget_bytes"] == int(0.95 * plan["baseline_peak_bytes"])
+    plan = told("plan", *TINY, "--budget", "97%", "--costs", "flops")
+    assert plan["peak_bytes"] <= plan["budget_bytes"] == int(0.97 * plan["baseline_peak_bytes"])
     assert sum(module["kernels_again"] for module in plan["modules"]) > 0
     assert plan["peak_bytes"] == load_plan(plan_path).peak_bytes
 
 
 def test_plan_as_text_fits_a_hundred_columns():
-    text = run("plan", *TINY, "--budget", "95%", "--costs", "flops", "--outputs", "loss").stdout
+    text = run("plan", *TINY, "--budget", "97%", "--costs", "flops", "--outputs", "loss").stdout
     assert "runs again" in text and "no schedule takes less than" in text
     assert max(map(len, text.splitlines())) <= 100
 
@@ -111,12 +111,12 @@ def test_sweep_goes_from_everything_kept_to_the_smallest_peak():
 
 
 def test_verify_says_that_bits_and_peak_are_right():
-    text = run("verify", *TINY, "--budget", "95%", "--steps", "1").stdout
+    text = run("verify", *TINY, "--budget", "97%", "--steps", "1").stdout
     assert "GPT2LMHeadModel: verified" in text and max(map(len, text.splitlines())) <= 100
 
 
 def test_verify_as_json_with_a_padded_batch():
-    report = told("verify", *TINY, "--budget", "95%", "--steps", "2", "--pairs", "1", "--padded")
+    report = told("verify", *TINY, "--budget", "97%", "--steps", "2", "--pairs", "1", "--padded")
     assert report["ok"] and report["measured_peak_bytes"] == report["plan"]["peak_bytes"]
     assert report["time_ratio"] > 0 and report["request"]["padded"]
 
