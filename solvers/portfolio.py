@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from time import perf_counter
+from typing import Any
 
 from .bound import Proof, proven_seconds
 from .disk_cache import DiskCache
@@ -40,6 +41,7 @@ NAMED: tuple[Solver, ...] = (Dp(),)
 EXACT = Ilp()
 SOLVER_NAMES = ("auto", *(solver.name for solver in (*SOLVERS, *NAMED, EXACT)))
 _FEWER_RUNGS = 2  # of what is solved once more for each choice of values to encode
+_MOST_LADDERS = 64  # held in memory, some megabytes each for deep models: of about a dozen kinds of calls
 _ALWAYS_FINISH = ("keep_all", "recipes")  # however short the time, so that no recipe that fits is better
 
 
@@ -203,6 +205,7 @@ class Portfolio:
             except _OutOfTime as stopped:
                 known = _Ladder(solver.name, stopped.found, limit.seconds)
             self._ladders[key] = known
+            _forget_oldest(self._ladders, _MOST_LADDERS)
         return known
 
     def _with_cache(self, solver: Solver) -> Solver:
@@ -227,6 +230,7 @@ class Portfolio:
         """The plan of a schedule, with what is proven."""
         if problem not in self._proofs:
             self._proofs[problem] = cached_proofs(self.cache, problem)
+            _forget_oldest(self._proofs, _MOST_LADDERS)
         bound = proven_seconds(problem, self._proofs[problem], budget_bytes)
         return make_plan(
             problem,
@@ -248,6 +252,12 @@ def _encoded(problem: Problem, asked: Sequence[Solver]) -> Encoded | None:
     if isinstance(main, Hierarchical):
         main = replace(main, dp=replace(main.dp, rungs=max(main.dp.rungs // _FEWER_RUNGS, 1)))
     return Encoded(tuple(asked), main)
+
+
+def _forget_oldest(found: dict[Any, Any], most: int) -> None:
+    """Leave so many entries, those put there last."""
+    while len(found) > most:
+        del found[next(iter(found))]
 
 
 def _ladder(problem: Problem, solver: Solver, limit: _Limit, told: Told | None) -> list[Rated]:
