@@ -69,7 +69,7 @@ def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
 @cache
 def _library(source: str) -> ctypes.CDLL | None:
     compiler = _compiler()
-    if compiler is None or torch.get_num_threads() < 1:
+    if compiler is None:
         return None
     told = (source, compiler, *_FLAGS, platform.machine(), _processor())
     file = _folder() / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:24]}.so"

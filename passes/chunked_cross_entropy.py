@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..kernels.linear_cross_entropy import linear_cross_entropy
-from .regions import erase_unused
+from .regions import erase_unused, nodes_of_backward
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.alias.default, aten.reshape.default)
@@ -89,12 +89,9 @@ def _backward(
     forward: list[fx.Node], hidden: Any, weight: Any
 ) -> tuple[set[fx.Node], fx.Node, dict[int, fx.Node]] | None:
     """(all nodes of backward, the incoming gradient, those that make gradients); None if there is anything else."""
-    numbers, own = {node.meta["sequence"] for node in forward if node.target is not operator.getitem}, set(forward)
-    nodes = {
-        node
-        for node in hidden.graph.nodes
-        if node.op == "call_function" and node.meta["phase"] == "backward" and node.meta["sequence"] in numbers
-    }
+    own = set(forward)
+    in_order = nodes_of_backward(hidden.graph, [node for node in forward if node.target is not operator.getitem])
+    nodes = set(in_order)
     read = {read for node in nodes for read in node.all_input_nodes}
     losses = [node for node in nodes if node.target is aten.nll_loss_backward.default]
     if len(losses) != 1:
@@ -105,8 +102,8 @@ def _backward(
         return None
     gradients: dict[int, fx.Node] = {}
     carried = {losses[0]}
-    for node in hidden.graph.nodes:
-        if node not in nodes or not carried & set(node.all_input_nodes):
+    for node in in_order:
+        if not carried & set(node.all_input_nodes):
             continue
         if node.target is aten.mm.default:
             gradients[_HIDDEN if node.args[0] in carried and not _is_turned(node.args[0]) else _WEIGHT] = node

@@ -20,19 +20,23 @@ class Backward:
     outgoing: fx.Node
 
 
+def nodes_of_backward(graph: fx.Graph, forward: Iterable[fx.Node]) -> list[fx.Node]:
+    """All that backward runs for some operations of forward, in order."""
+    numbers = {node.meta["sequence"] for node in forward}
+    return [
+        node
+        for node in graph.nodes
+        if node.op == "call_function" and node.meta["phase"] == "backward" and node.meta["sequence"] in numbers
+    ]
+
+
 def backward_of(forward: Iterable[fx.Node], operand: fx.Node) -> Backward | None:
     """The backward of some operations of forward, told by autograd's numbers; None if more goes in or out of it.
 
     operand: what they all are computed from.
     """
     own = set(forward)
-    numbers = {node.meta["sequence"] for node in own}
-    graph = operand.graph
-    nodes = [
-        node
-        for node in graph.nodes
-        if node.op == "call_function" and node.meta["phase"] == "backward" and node.meta["sequence"] in numbers
-    ]
+    nodes = nodes_of_backward(operand.graph, own)
     inside = set(nodes)
     incoming, outgoing = set(), []
     for node in nodes:
