@@ -14,9 +14,7 @@ import copy
 import json
 import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,16 @@ import torch
 from lowtide.rewriter.batches import sample_batch
 from lowtide.rewriter.bytes_text import format_bytes
 from lowtide.rewriter.models import build_model
+
+from benchmarks.beside_eager import (
+    clear_gradients,
+    gradient_error,
+    step_of,
+    time_ratios,
+    told_error,
+    told_ratio,
+    told_rounds,
+)
 
 MIB = 2**20
 
@@ -57,8 +65,8 @@ def main() -> None:
         runners[name] = small
         peaks[name] = _peak(small, batch)
         predicted[name] = small.plan.extra_share
-    ratios = _time(runners, batch, options.pairs)
-    errors = {name: _gradient_error(model, runner, batch) for name, runner in runners.items()}
+    ratios = time_ratios(runners, batch, options.pairs)
+    errors = {name: gradient_error(model, runner, batch) for name, runner in runners.items()}
     rows = [
         {
             "name": name,
@@ -70,7 +78,7 @@ def main() -> None:
         }
         for name in runners
     ]
-    _print(rows, options.pairs)
+    _print(rows, ratios, options.pairs)
     if options.json:
         options.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
 
@@ -82,19 +90,10 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _step(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
-    return lambda: model(**batch).loss.backward()
-
-
-def _clear(model: Any) -> None:
-    for parameter in model.parameters():
-        parameter.grad = None
-
-
 def _peak(model: Any, batch: dict[str, torch.Tensor]) -> int:
-    _clear(model)
-    peak_bytes = lowtide.measure_peak(_step(model, batch))
-    _clear(model)
+    clear_gradients(model)
+    peak_bytes = lowtide.measure_peak(step_of(model, batch))
+    clear_gradients(model)
     return peak_bytes
 
 
@@ -103,50 +102,15 @@ def _resident_bytes(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> i
     return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
-def _time(runners: dict[str, Any], batch: dict[str, torch.Tensor], rounds: int) -> dict[str, list[float]]:
-    """For each runner the ratios to eager, one per round."""
-    ratios: dict[str, list[float]] = {name: [] for name in runners}
-    for number in range(rounds + 1):
-        seconds = {}
-        for name, model in runners.items():
-            _clear(model)
-            step = _step(model, batch)
-            started = time.perf_counter()
-            step()
-            seconds[name] = time.perf_counter() - started
-            _clear(model)
-        if number:  # the first round warms up
-            for name in runners:
-                ratios[name].append(seconds[name] / seconds["eager"])
-    return ratios
-
-
-def _gradient_error(model: Any, other: Any, batch: dict[str, torch.Tensor]) -> float:
-    """‖ĝ − g‖ / ‖g‖ over all gradients, with the same random numbers; 0 if they are eager's bit for bit."""
-    told = []
-    for one in (model, other):
-        _clear(one)
-        torch.manual_seed(0)
-        _step(one, batch)()
-        told.append([p.grad.double() for p in one.parameters()])
-    squares = [((a - b).square().sum(), a.square().sum()) for a, b in zip(*told, strict=True)]
-    _clear(model)
-    _clear(other)
-    return float((sum(one for one, _ in squares) / sum(one for _, one in squares)) ** 0.5)
-
-
-def _print(rows: list[dict[str, Any]], rounds: int) -> None:
+def _print(rows: list[dict[str, Any]], ratios: dict[str, list[float]], rounds: int) -> None:
     print(f"{'':<24} {'peak above start':>17} {'step time / eager':>26} {'predicted':>10}  gradients")
     for row in rows:
-        low, high = row["time_ratio_quartiles"]
         predicted = f"{row['predicted_time_ratio']:.2f}" if row["predicted_time_ratio"] else ""
         print(
             f"{row['name']:<24} {format_bytes(row['peak_bytes']):>17} "
-            f"{row['time_ratio']:>11.3f} ({low:.3f}–{high:.3f}) {predicted:>10}  "
-            f"{'equal' if row['gradient_error'] == 0 else format(row['gradient_error'], '.1e')}"
+            f"{told_ratio(ratios[row['name']]):>26} {predicted:>10}  {told_error(row['gradient_error'])}"
         )
-    threads = torch.get_num_threads()
-    print(f"medians (quartiles) over {rounds} rounds, all in turn; torch {torch.__version__}, {threads} threads")
+    print(told_rounds(rounds))
 
 
 if __name__ == "__main__":

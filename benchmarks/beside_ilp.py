@@ -21,7 +21,7 @@ from typing import Any
 
 from lowtide.rewriter.batches import sample_batch
 from lowtide.rewriter.models import build_model
-from lowtide.rewriter.planning import Options, capture_step, pose_step, situation_of
+from lowtide.rewriter.planning import Options, capture_and_pose
 from lowtide.solvers.ilp import Ilp
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem import Problem
@@ -93,10 +93,7 @@ def main() -> None:
 
 def problem_of(model: nn.Module, batch: Any) -> Problem:
     """The scheduling problem of a step, its costs FLOPs."""
-    options = Options(costs="flops")
-    costs = capture_step(model, (), batch, options)
-    situation = situation_of(model, (), batch, options, costs.device, costs.captured.constants)
-    return pose_step(costs, situation)[1].problem
+    return capture_and_pose(model, (), batch, Options(costs="flops")).posed.problem
 
 
 def rows_of(problem: Problem, shares: tuple[float, ...] = _SHARES) -> list[Row]:

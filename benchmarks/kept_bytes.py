@@ -21,7 +21,6 @@ import copy
 import json
 import os
 import statistics
-import time
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -38,6 +37,8 @@ from lowtide.solvers.plan import Plan
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.schedule import Run
 from lowtide.solvers.simulate import baseline_of, make_plan
+
+from benchmarks.beside_eager import gradient_error, time_ratios, told_error, told_ratio, told_rounds
 
 _TOKENS, _WIDTH, _HEADS, _LAYERS, _VOCABULARY = 8 * 256, 256, 8, 4, 2500
 _ENCODER = {"num_hidden_layers": _LAYERS, "hidden_size": _WIDTH, "num_attention_heads": _HEADS}
@@ -60,10 +61,7 @@ def main() -> None:
         parser.error(f"there is no model {unknown[0]!r}: choose among {', '.join(MODELS)}")
     print(f"{'':<22} {'kept, MB':>9} {'eager /':>8} {'products again':>15} {'step time / eager':>24}  gradients")
     told = {name: _rows(name, options.rounds) for name in options.names or MODELS}
-    print(
-        f"medians (quartiles) over {options.rounds} rounds, all in turn; torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads"
-    )
+    print(told_rounds(options.rounds))
     if options.json:
         options.json.write_text(json.dumps(told, indent=1) + "\n")
 
@@ -79,11 +77,9 @@ def _rows(name: str, rounds: int) -> list[dict[str, Any]]:
         small = _smallest(model, batch, fidelity)
         runners[fidelity], again[fidelity] = small, products_again(small.plan)
         kept[fidelity] = kept_bytes(small.plan)
-    ratios = _times(runners, batch, rounds)
+    ratios = time_ratios(runners, batch, rounds)
     rows = []
     for runner in runners:
-        median = statistics.median(ratios[runner])
-        low, high = statistics.quantiles(ratios[runner], n=4)[::2]
         error = gradient_error(model, runners[runner], batch)
         rows.append(
             {
@@ -92,14 +88,14 @@ def _rows(name: str, rounds: int) -> list[dict[str, Any]]:
                 "kept_bytes": kept[runner],
                 "ratio": kept["eager"] / kept[runner],
                 "products_again": again[runner],
-                "time_ratio": median,
-                "time_ratio_quartiles": (low, high),
+                "time_ratio": statistics.median(ratios[runner]),
+                "time_ratio_quartiles": statistics.quantiles(ratios[runner], n=4)[::2],
                 "gradient_error": error,
             }
         )
         print(
             f"{name + ', ' + runner:<22} {kept[runner] / 1e6:>9.1f} {kept['eager'] / kept[runner]:>8.2f} "
-            f"{again[runner]:>15} {median:>10.3f} ({low:.3f}–{high:.3f})  {'equal' if error == 0 else f'{error:.1e}'}",
+            f"{again[runner]:>15} {told_ratio(ratios[runner]):>24}  {told_error(error)}",
             flush=True,
         )
     least = ceiling_bytes(name)
@@ -168,40 +164,6 @@ def ceiling_bytes(name: str) -> int:
     # the last normalization, less the first stream, which is embeddings; gradients of the last product's operands
     head = stream + 4 * _VOCABULARY * _WIDTH
     return _LAYERS * layer + head
-
-
-def gradient_error(model: Any, other: Any, batch: dict[str, torch.Tensor]) -> float:
-    """‖ĝ − g‖ / ‖g‖ over all gradients, with the same random numbers; 0 if they are equal bit for bit."""
-    told = []
-    for one in (model, other):
-        _clear(one)
-        torch.manual_seed(0)
-        one(**batch).loss.backward()
-        told.append([parameter.grad.double() for parameter in one.parameters()])
-        _clear(one)
-    squares = [((a - b).square().sum(), a.square().sum()) for a, b in zip(*told, strict=True)]
-    return float((sum(one for one, _ in squares) / sum(one for _, one in squares)) ** 0.5)
-
-
-def _times(runners: dict[str, Any], batch: dict[str, torch.Tensor], rounds: int) -> dict[str, list[float]]:
-    """For each runner the ratios to eager, one per round."""
-    ratios: dict[str, list[float]] = {name: [] for name in runners}
-    for number in range(rounds + 1):
-        seconds = {}
-        for name, model in runners.items():
-            _clear(model)
-            started = time.perf_counter()
-            model(**batch).loss.backward()
-            seconds[name] = time.perf_counter() - started
-        if number:  # the first round warms up
-            for name in runners:
-                ratios[name].append(seconds[name] / seconds["eager"])
-    return ratios
-
-
-def _clear(model: torch.nn.Module) -> None:
-    for parameter in model.parameters():
-        parameter.grad = None
 
 
 if __name__ == "__main__":

@@ -92,6 +92,16 @@ class Situation:
 
 
 @dataclass(frozen=True)
+class PosedStep:
+    """A step in a situation, ready to be solved. step: with its gradients handed over as the situation has them."""
+
+    costs: StepCosts = field(repr=False)
+    situation: Situation
+    step: StepGraph
+    posed: Posed
+
+
+@dataclass(frozen=True)
 class PlannedStep:
     """A plan with the step it is for."""
 
@@ -133,6 +143,20 @@ def capture_step(
     )
     costs = measure_costs(calls, device, options.costs, preset, told)
     return StepCosts(captured, step, codings, costs, options, device, type(model).__name__)
+
+
+def capture_and_pose(
+    model: torch.nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    options: Options,
+    optimizer: torch.optim.Optimizer | None = None,
+    progress: Progress | None = None,
+) -> PosedStep:
+    """The scheduling problem of a step in the situation that there is now. Raises CaptureError, MeasureError."""
+    costs = capture_step(model, args, kwargs, options, progress)
+    situation = situation_of(model, args, kwargs, options, costs.device, costs.captured.constants, optimizer)
+    return PosedStep(costs, situation, *pose_step(costs, situation))
 
 
 def device_of(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.device:

@@ -18,7 +18,7 @@ from ..solvers.problem import Problem
 from ..solvers.simulate import make_plan
 from .measure import signature
 from .name_groups import one_name, pattern_of, plain_operation, shortened
-from .planning import Options, StepCosts, capture_step, pose_step, situation_of
+from .planning import Options, StepCosts, capture_and_pose
 from .progress import shown_progress
 from .timeline import Peak, kept_values, peak_of
 
@@ -101,14 +101,13 @@ def profile(
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     options = Options(costs=costs, device=device, outputs=tuple(outputs) if outputs is not None else None)
     with shown_progress(f"profiling {type(model).__name__}") as progress:
-        step_costs = capture_step(model, args, kwargs, options, progress)
-    situation = situation_of(model, args, kwargs, options, step_costs.device, step_costs.captured.constants)
-    _, posed = pose_step(step_costs, situation)
+        found = capture_and_pose(model, args, kwargs, options, progress=progress)
+    step_costs, posed = found.costs, found.posed
     problem = posed.problem
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
     kept = kept_values(plan)
     bytes_of: dict[str, int] = dict.fromkeys(("parameter", "buffer", "input", "constant"), 0)
-    for source, tensor in situation.tensors.items():
+    for source, tensor in found.situation.tensors.items():
         bytes_of[source.kind] += tensor.numel() * tensor.element_size()
     returned = {posed.value_of[step_costs.step.storage_of[n]] for n in step_costs.step.outputs}
     return Profile(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from lowtide.rewriter.planning import Options, capture_step, pose_step, situation_of
+from lowtide.rewriter.planning import Options, capture_and_pose
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem import Problem
 from lowtide.solvers.simulate import baseline_of
@@ -15,10 +15,7 @@ from small_models import small_model
 def problem_of(name: str) -> Problem:
     """The scheduling problem of a small model's step."""
     model, batch = small_model(name)
-    options = Options(costs="flops", outputs=("loss",))
-    costs = capture_step(model, (), batch, options)
-    situation = situation_of(model, (), batch, options, costs.device, costs.captured.constants)
-    return pose_step(costs, situation)[1].problem
+    return capture_and_pose(model, (), batch, Options(costs="flops", outputs=("loss",))).posed.problem
 
 
 @pytest.mark.parametrize("name", ["gpt2", "resnet", "t5"])
