@@ -16,7 +16,7 @@ import gc
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ def measure_allocations(
     `functions` may be a generator: what it allocates between two functions is not counted, so it can build
     each function's operands just in time and let them go afterwards. A function's result is released when
     its measurement has ended. `watch_existing=False` spares the look through all live tensors, for functions
-    known to free nothing from before the session.
+    known to free nothing from before them; garbage is not collected while they run, so that nobody else does.
 
     Raises `ProfilerBusyError` when a profiler is running; what a function raises passes through.
     """
@@ -91,16 +91,29 @@ def measure_allocations(
     try:
         with _quiet_first_session(), _memory_session() as profiler:
             for function in functions:
-                with autograd_profiler.record_function(_BEGIN):
-                    pass
-                result = function()
-                with autograd_profiler.record_function(_END):
-                    pass
+                with nullcontext() if watch_existing else _garbage_left():
+                    with autograd_profiler.record_function(_BEGIN):
+                        pass
+                    result = function()
+                    with autograd_profiler.record_function(_END):
+                        pass
                 del result, function
     finally:
         for finalizer in watched:
             finalizer.detach()
     return list(_peaks(_allocation_events(profiler)))
+
+
+@contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Keeps Python from collecting garbage, which may hold memory of what ran before."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def is_profiler_running() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -161,6 +162,23 @@ def test_an_error_of_the_function_passes_through_and_ends_the_session():
     with pytest.raises(ZeroDivisionError):
         measure_peak(lambda: 1 // 0)
     assert measure_peak(lambda: byte_tensor(3)) == 3
+
+
+def test_garbage_of_one_function_is_not_freed_in_the_middle_of_the_next():
+    def functions():
+        for _ in range(3):
+            cycle: list[object] = [byte_tensor(1000)]
+            cycle.append(cycle)
+            del cycle
+            # makes enough objects for a collection to begin
+            yield lambda: ([[] for _ in range(100)], byte_tensor(40))
+
+    thresholds = gc.get_threshold()
+    try:
+        gc.set_threshold(10, 1, 1)
+        assert measure_allocations(functions(), watch_existing=False) == [40] * 3
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def test_a_device_whose_memory_cannot_be_read_is_named():
