@@ -79,11 +79,39 @@ def _original(recoding: Recoding, instruction: Instruction) -> Instruction:
     return instruction
 
 
+def is_exact_where_due(problem: Problem, choice: Choice, order: RunOrder) -> bool:
+    """Whether in an order of the merged problem of a choice forward reads nothing that an approximate code gave back."""
+    inexact = approximate_values(problem, choice)
+    if not inexact.any():
+        return True
+    recoding = recoding_of(problem, choice)
+    lives = lives_of(recoding.merged, order)
+    of_forward = np.array(
+        [isinstance(one, Run) and one.op < problem.forward_length for one in recoding.operations], dtype=bool
+    )
+    read_at, read = arrays_of(recoding.merged).reads.gather(lives.runs)
+    matters = of_forward[lives.runs[read_at]] & (read < len(inexact))
+    matters[matters] = inexact[read[matters]]
+    span = len(lives.runs) + 1
+    born = np.sort(lives.born * span + lives.born_at)
+    latest = born[np.searchsorted(born, read[matters] * span + read_at[matters]) - 1] % span
+    decodes = np.array([isinstance(one, Decode) for one in recoding.operations], dtype=bool)
+    return not decodes[lives.runs[latest]].any()
+
+
+def approximate_values(problem: Problem, choice: Choice) -> np.ndarray:
+    """For each value whether it has an approximate encoding in a choice."""
+    found = np.zeros(len(problem.values), dtype=bool)
+    found[[v for v, number in choice if problem.values[v].encodings[number].fidelity == "approximate"]] = True
+    return found
+
+
 def with_codes(problem: Problem, choice: Choice, order: RunOrder) -> RunOrder:
     """The run order of a choice's merged problem in which chosen values are encoded wherever they wait.
 
     A value waits where it stays alive from one segment to a later one of backward. It is encoded after its last read
-    before the first such wait, and decoded before its first read after each.
+    before the first such wait, and decoded before its first read after each. One with an approximate encoding does not
+    count as waiting before forward, run again, has read it for the last time.
     """
     recoding = recoding_of(problem, choice)
     place_of = {run.op: place for place, run in enumerate(recoding.operations) if isinstance(run, Run)}
@@ -125,6 +153,10 @@ def _waits(problem: Problem, choice: Choice, order: RunOrder) -> Iterator[tuple[
     value, position, is_make = event // span, event % span >> 1, event & 1 == 1
     segment = segment_of[position]
     waits = (value[1:] == value[:-1]) & ~is_make[1:] & (segment[1:] != segment[:-1]) & (segment[1:] >= len(order) // 2)
+    of_forward = ~is_make & (runs[position] < problem.forward_length) & approximate_values(problem, choice)[value]
+    last_of_forward = np.full(len(problem.values), -1)
+    np.maximum.at(last_of_forward, value[of_forward], position[of_forward])
+    waits &= position[1:] > last_of_forward[value[1:]]
     encoded = -1  # the latest life whose value has been encoded, by its first event
     life = np.maximum.accumulate(np.where(is_make, np.arange(len(event)), -1))
     for at in np.flatnonzero(waits).tolist():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil, inf
 
-from .encoded import encoded_schedule, undone, with_codes, without_idle_codes
+from .encoded import encoded_schedule, is_exact_where_due, undone, with_codes, without_idle_codes
 from .encoding_choices import choices_of, told_choice
 from .envelope import Rated, envelope
 from .errors import InfeasibleBudget
@@ -57,14 +57,14 @@ class Encoded:
         for choice in choices:
             ladder = _Ladder(problem, choice, plain)
             for one in plain:
-                yield ladder.rated(one.solver, one.told, with_codes(problem, choice, one.order))
+                yield from ladder.rated(one.solver, one.told, with_codes(problem, choice, one.order))
             for candidate in self.solver.candidates(_in_code_sizes(problem, choice)):
                 order = with_codes(problem, choice, candidate.order)
-                yield ladder.rated(self.solver.name, candidate.told, order)
+                yield from ladder.rated(self.solver.name, candidate.told, order)
             if choice == choices[-1]:
                 recoding = recoding_of(problem, choice)
                 for candidate in self.solver.candidates(recoding.reduced):
-                    yield ladder.rated(self.solver.name, candidate.told, undone(recoding, candidate.order))
+                    yield from ladder.rated(self.solver.name, candidate.told, undone(recoding, candidate.order))
             yield from ladder.spent(most)
 
 
@@ -82,7 +82,8 @@ def schedule_with_codes(problem: Problem, solver: Solver, budget_bytes: int) -> 
         recoding = recoding_of(problem, choice)
         with suppress(InfeasibleBudget, ValueError):  # with codecs the graph may be too large
             order = undone(recoding, _order(solver.schedule(recoding.reduced, budget_bytes)))
-            found.append(encoded_schedule(problem, choice, order))
+            if is_exact_where_due(problem, choice, order):
+                found.append(encoded_schedule(problem, choice, order))
     if not found:
         assert error is not None
         raise error
@@ -115,7 +116,7 @@ class _Ladder:
     """What is found for one choice, and what else can be made of the best of it."""
 
     def __init__(self, problem: Problem, choice: Choice, plain: Sequence[Rated]) -> None:
-        self.choice, self.floor_bytes = choice, problem.floor_bytes
+        self.problem, self.choice = problem, choice
         self.grain_seconds = _GRAIN * problem.seconds or 1.0
         self.recoding = recoding_of(problem, choice)
         self.merged = self.recoding.merged
@@ -125,14 +126,16 @@ class _Ladder:
         self.known = list(plain)  # the envelope
         self.sources: list[Rated] = []  # the envelope with the seconds that they would take without any codec
 
-    def rated(self, solver: str, told: str, order: RunOrder) -> Rated:
-        """What has been found, remembered as something to spend bytes on."""
+    def rated(self, solver: str, told: str, order: RunOrder) -> Iterator[Rated]:
+        """What has been found, remembered as something to spend bytes on; nothing if it carries errors too far."""
+        if not is_exact_where_due(self.problem, self.choice, order):
+            return
         found = self._rated(solver, f"{told}; {self.words}", order)
         codec_seconds = sum(self.codec_seconds[op] for op in chain.from_iterable(order))
         # what is faster by next to nothing, and keeps more for it, would hide what there is more to encode in
         seconds = self.grain_seconds * ceil((found.seconds - codec_seconds) / self.grain_seconds)
         self.sources = envelope([*self.sources, replace(found, seconds=seconds)])
-        return found
+        yield found
 
     def spent(self, most: int) -> Iterator[Rated]:
         """Sources with as little encoded as their own peaks and higher budgets allow, about so many of these.
@@ -140,6 +143,8 @@ class _Ladder:
         A source is tried for a budget only if it could be faster than what is known for it; those that run least again
         come first.
         """
+        if not self.sources:
+            return
         step = max(1, 2 * len(self.sources) // most)
         tried = [(source.peak_bytes, source) for source in self.sources[::step]]
         limits = self._limits(most // (2 * _SOURCES_PER_BUDGET))
@@ -149,7 +154,9 @@ class _Ladder:
         for limit, source in tried:
             if source.seconds < self._fastest_known(limit) + self.grain_seconds:
                 order = without_idle_codes(self.recoding, polished(self.merged, source.order, limit))
-                yield self._rated(source.solver, f"{source.told}; of {self.words} those for which it needs to", order)
+                if is_exact_where_due(self.problem, self.choice, order):
+                    words = f"{source.told}; of {self.words} those for which it needs to"
+                    yield self._rated(source.solver, words, order)
 
     def _limits(self, count: int) -> list[int]:
         """Budgets from the lowest peak to the highest, the closer the lower."""
@@ -163,6 +170,6 @@ class _Ladder:
 
     def _rated(self, solver: str, told: str, order: RunOrder) -> Rated:
         seen = forecast(self.merged, order)
-        found = Rated(solver, told, order, max(seen.peak_bytes, self.floor_bytes), seen.seconds, self.choice)
+        found = Rated(solver, told, order, max(seen.peak_bytes, self.problem.floor_bytes), seen.seconds, self.choice)
         self.known = envelope([*self.known, found])
         return found

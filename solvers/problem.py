@@ -16,7 +16,8 @@ class Encoding:
 
     `encode_working_bytes` and `decode_working_bytes` are the most that is allocated at any moment meanwhile, what is
     made (the code, the value) included. `fidelity` says what decoding gives back: the same bits ("bitwise"), a value
-    that differs by rounding, or an approximate one; `error` is what the makers of codecs predict of it, 0 if exact.
+    that differs by rounding, or an approximate one, which only backward may read. `error` is what it adds to the
+    variance of the gradient, as a share of the variance that the gradient has anyway (`Problem.error_budget`).
     """
 
     name: str
@@ -90,6 +91,7 @@ class Problem:
     `.grad`.
     state_bytes: what a recorded generator state takes (5,056 on CPU).
     floor_bytes: a peak outside the schedule that no schedule lowers (the optimizer's own `step`); 0 if none.
+    error_budget: what the approximate encodings of a schedule may add up to (`Encoding.error`).
     """
 
     ops: tuple[Op, ...]
@@ -99,6 +101,7 @@ class Problem:
     resident_bytes: int = 0
     state_bytes: int = 0
     floor_bytes: int = 0
+    error_budget: float = 0.0
     name: str = "step"
     costs: str = "measured"
     notes: tuple[str, ...] = field(default=())

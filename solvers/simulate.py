@@ -13,6 +13,8 @@ from .plan import Plan
 from .problem import Encoding, Problem
 from .schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule
 
+_ERROR_ROUNDING = 1e-9  # of sums
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -37,6 +39,9 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
     operation needs the state recorded just before its first run, and saves the present state meanwhile. `Encode` and
     `Decode` need what they read alive and what they make not alive, and momentarily take the larger of their working
     bytes and what they make.
+
+    What has been decoded from an approximate code may be read by backward alone: forward run again would carry its
+    error to where nobody has predicted it. Errors of approximate codes may add up to `Problem.error_budget`.
 
     Raises ScheduleError where an instruction cannot be carried out or the step would not be the original one:
     an operation that is not repeatable or whose random draw comes first runs once, in trace order, in its own
@@ -131,6 +136,8 @@ class _Bench:
         self.has_run = bytearray(len(problem.ops))
         self.states: set[int] = set()  # random operations whose generator state is recorded
         self.codes: set[tuple[int, int]] = set()  # values and the encodings by which their codes are alive
+        self.approximate: set[int] = set()  # values that are alive as an approximate code gave them back
+        self.errors: dict[tuple[int, int], float] = {}
         self.last_once = self.last_draw = -1  # the latest operation that runs once; that drew for the first time
 
     def run(self, op_index: int) -> None:
@@ -140,6 +147,8 @@ class _Bench:
         for value in op.reads:
             if not self.alive[value]:
                 raise self.error(f"{op.name} reads {problem.values[value].name}, which is not alive")
+            if value in self.approximate and op_index < problem.forward_length:
+                raise self.error(f"{op.name} of forward reads {problem.values[value].name}, which is approximate")
         if not op.repeatable:
             self._check_runs_once(op_index, again)
         if op.random:
@@ -164,6 +173,7 @@ class _Bench:
         if value.resident or value.held:
             raise self.error(f"frees {value.name}, which is {'resident' if value.resident else 'held'}")
         self.alive[value_index] = 0
+        self.approximate.discard(value_index)
         self.live_bytes -= value.size_bytes
 
     def record(self, op_index: int, schedule: Schedule) -> None:
@@ -190,6 +200,10 @@ class _Bench:
             raise self.error(f"encodes {value.name}, which is not alive")
         if (value_index, number) in self.codes:
             raise self.error(f"encodes {value.name}, whose code by {encoding.name} is alive already")
+        if value_index in self.approximate:
+            raise self.error(f"encodes {value.name}, which is approximate already")
+        if encoding.fidelity == "approximate":
+            self.errors[value_index, number] = encoding.error
         self._rise(self.live_bytes + max(encoding.encode_working_bytes, encoding.size_bytes))
         self.codes.add((value_index, number))
         self.live_bytes += encoding.size_bytes
@@ -204,6 +218,8 @@ class _Bench:
             raise self.error(f"decodes {value.name}, which is alive already")
         self._rise(self.live_bytes + max(encoding.decode_working_bytes, value.size_bytes))
         self.alive[value_index] = 1
+        if encoding.fidelity == "approximate":
+            self.approximate.add(value_index)
         self.live_bytes += value.size_bytes
         self.seconds.append(encoding.decode_seconds)
 
@@ -224,6 +240,9 @@ class _Bench:
         """Check that the step is complete."""
         self.at = -1
         self._check_made(range(len(self.problem.ops)), "the end of the step")
+        error, budget = fsum(self.errors.values()), self.problem.error_budget
+        if error > budget * (1 + _ERROR_ROUNDING):
+            raise self.error(f"the codes of the schedule have an error of {error:g} in all, above {budget:g}")
 
     def error(self, what: str) -> ScheduleError:
         """An error that says where."""

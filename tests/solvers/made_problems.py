@@ -238,7 +238,7 @@ def tiny(seed: int) -> Problem:
     return draft.problem(range(blocks), name=f"tiny{seed}")
 
 
-def with_encodings(problem: Problem, seed: int, share: float = 0.6) -> Problem:
+def with_encodings(problem: Problem, seed: int, share: float = 0.6, error_budget: float = 1.0) -> Problem:
     """The problem with one or two random encodings for a share of its values."""
     draw = random.Random(seed)
     values = []
@@ -256,11 +256,11 @@ def with_encodings(problem: Problem, seed: int, share: float = 0.6) -> Problem:
                         encode_working_bytes=size_bytes + draw.choice((0, 0, 4)),
                         decode_working_bytes=value.size_bytes + draw.choice((0, 0, 4)),
                         fidelity=draw.choice(("bitwise", "rounding", "approximate")),
-                        error=draw.choice((0.0, 0.01)),
+                        error=draw.choice((0.001, 0.003, 0.01)),
                     )
                 )
         values.append(replace(value, encodings=tuple(encodings)))
-    return replace(problem, values=tuple(values))
+    return replace(problem, values=tuple(values), error_budget=error_budget)
 
 
 def with_halves(problem: Problem, least_bytes: int, seconds_per_byte: float, bits: tuple[int, ...] = (16,)) -> Problem:

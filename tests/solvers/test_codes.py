@@ -27,7 +27,7 @@ def two_steps() -> Problem:
         Op("make_loss", (1,), (2,), 1.0, 1, 0),
         Op("make_gradient", (1, 2), (3,), 4.0, 7, 0, repeatable=False),
     )
-    return Problem(ops, values, 2, (0,), resident_bytes=100)
+    return Problem(ops, values, 2, (0,), resident_bytes=100, error_budget=1.0)
 
 
 def written(forward, backward) -> Schedule:

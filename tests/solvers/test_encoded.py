@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowtide.solvers.disk_cache import DiskCache
-from lowtide.solvers.encoded import encoded_schedule, undone, with_codes
+from lowtide.solvers.encoded import encoded_schedule, is_exact_where_due, undone, with_codes
 from lowtide.solvers.encoding_choices import choices_of
-from lowtide.solvers.errors import InfeasibleBudget
+from lowtide.solvers.errors import InfeasibleBudget, ScheduleError
 from lowtide.solvers.greedy import Greedy
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import forecast, schedule_of
@@ -92,6 +92,10 @@ def test_undoing_a_recoded_order_costs_no_bytes_and_no_time_and_what_is_forecast
         for candidate in solver.candidates(recoding.reduced):
             solved = simulate(recoding.reduced, schedule_of(recoding.reduced, candidate.order))
             order = undone(recoding, candidate.order)
+            if not is_exact_where_due(problem, choice, order):
+                with pytest.raises(ScheduleError, match="of forward reads .* which is approximate"):
+                    simulate(problem, encoded_schedule(problem, choice, order))
+                continue
             found = simulate(problem, encoded_schedule(problem, choice, order))
             assert found.peak_bytes <= solved.peak_bytes
             assert found.seconds <= solved.seconds + 1e-9
@@ -109,7 +113,12 @@ def test_any_run_order_with_codes_is_simulated_as_forecast(seed, blocks, randomn
     merged = recoding_of(problem, choice).merged
     for candidate in Recipes(mixture_count=4).candidates(problem):
         order = with_codes(problem, choice, candidate.order)
+        assert is_exact_where_due(problem, choice, order)
         for told in (order, polished(merged, order, forecast(merged, order).peak_bytes)):
+            if not is_exact_where_due(problem, choice, told):
+                with pytest.raises(ScheduleError, match="of forward reads .* which is approximate"):
+                    simulate(problem, encoded_schedule(problem, choice, told))
+                continue
             schedule = encoded_schedule(problem, choice, told)
             found, seen = simulate(problem, schedule), forecast(merged, told)
             assert (seen.peak_bytes, seen.seconds) == (found.peak_bytes, found.seconds)
