@@ -80,7 +80,7 @@ def _original(recoding: Recoding, instruction: Instruction) -> Instruction:
 
 
 def is_exact_where_due(problem: Problem, choice: Choice, order: RunOrder) -> bool:
-    """Whether in an order of the merged problem of a choice forward reads nothing that an approximate code gave back."""
+    """Whether in an order of a choice's merged problem forward reads nothing that an approximate code gave back."""
     inexact = approximate_values(problem, choice)
     if not inexact.any():
         return True

@@ -68,6 +68,5 @@ class Plan:
 
     @property
     def encoding_error(self) -> float:
-        """The predicted errors of all that is encoded, summed up: what it adds to the gradient's variance, as a share of
-        the variance that it has anyway; 0 if every code is exact."""
+        """What all that is encoded adds to the gradient's variance, as a share of the variance that it has anyway."""
         return fsum(self.problem.values[value].encodings[number].error for value, number in self.encoded)

@@ -93,7 +93,7 @@ def test_undoing_a_recoded_order_costs_no_bytes_and_no_time_and_what_is_forecast
             solved = simulate(recoding.reduced, schedule_of(recoding.reduced, candidate.order))
             order = undone(recoding, candidate.order)
             if not is_exact_where_due(problem, choice, order):
-                with pytest.raises(ScheduleError, match="of forward reads .* which is approximate"):
+                with pytest.raises(ScheduleError, match=r"of forward reads .* which is approximate"):
                     simulate(problem, encoded_schedule(problem, choice, order))
                 continue
             found = simulate(problem, encoded_schedule(problem, choice, order))
@@ -116,7 +116,7 @@ def test_any_run_order_with_codes_is_simulated_as_forecast(seed, blocks, randomn
         assert is_exact_where_due(problem, choice, order)
         for told in (order, polished(merged, order, forecast(merged, order).peak_bytes)):
             if not is_exact_where_due(problem, choice, told):
-                with pytest.raises(ScheduleError, match="of forward reads .* which is approximate"):
+                with pytest.raises(ScheduleError, match=r"of forward reads .* which is approximate"):
                     simulate(problem, encoded_schedule(problem, choice, told))
                 continue
             schedule = encoded_schedule(problem, choice, told)

@@ -1,4 +1,4 @@
-"""Approximate encodings under an error budget: what is chosen, what a schedule may do with it, and what plans add up to."""
+"""Approximate encodings under an error budget: which are chosen, what schedules may do, what plans add up to."""
 
 from dataclasses import replace
 from itertools import product
@@ -63,7 +63,7 @@ def test_what_is_made_again_is_exact_again():
 
 
 def test_errors_beyond_the_budget_are_refused():
-    with pytest.raises(ScheduleError, match="an error of 0.01 in all, above 0.005"):
+    with pytest.raises(ScheduleError, match=r"an error of 0\.01 in all, above 0\.005"):
         simulate(read_twice(error_budget=0.005), schedule(*WHOLE))
 
 
