@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .captured import NothingToDifferentiate
@@ -17,19 +19,19 @@ def select_outputs(
         return tensors, structure
     _check_names(outputs, structure, "outputs")
     kept = [
-        None if not _named(name, outputs) else tensor for name, tensor in zip(structure.names, tensors, strict=True)
+        None if not is_named(name, outputs) else tensor for name, tensor in zip(structure.names, tensors, strict=True)
     ]
     return flatten(structure.unflatten(kept), "output")
 
 
-def _named(name: str, wanted: list[str]) -> bool:
+def is_named(name: str, wanted: Sequence[str]) -> bool:
     """Whether an output is one of those wanted, or lies inside one."""
     return any(name == w or name.startswith(w + ".") for w in wanted)
 
 
 def _check_names(wanted: list[str], structure: Structure, what: str) -> None:
     for name in wanted:
-        if not any(_named(have, [name]) for have in structure.names):
+        if not any(is_named(have, [name]) for have in structure.names):
             raise CaptureError(
                 f"{what} names {name!r}, which the module does not return; it returns {list(structure.names)}"
             )
@@ -42,7 +44,7 @@ def differentiable_outputs(
     able = [i for i, t in enumerate(tensors) if t.requires_grad and (t.is_floating_point() or t.is_complex())]
     if names is not None:
         _check_names(names, structure, "differentiable")
-        able = [i for i in able if _named(structure.names[i], names)]
+        able = [i for i in able if is_named(structure.names[i], names)]
     elif any(structure.names[i] == "loss" for i in able):
         able = [i for i in able if structure.names[i] == "loss"]
     if not able:

@@ -133,6 +133,7 @@ def sweep(
     costs: options.CostSource = None,
     outputs: options.Outputs = None,
     fidelity: options.FidelityChoice = options.Fidelity.bitwise,
+    time_limit: options.TimeLimit = inf,
     as_json: options.AsJson = False,
 ) -> None:
     """The frontier of peak against extra time, from everything kept to the smallest feasible peak."""
@@ -145,7 +146,7 @@ def sweep(
 
         # a picture's line needs more plans than a table has rows
         fine = max(count, _PLANS_DRAWN) if plot is not None else count
-        all_plans = sweep_step(subject.model, (), subject.batch, count=fine, **subject.options)
+        all_plans = sweep_step(subject.model, (), subject.batch, count=fine, time_limit=time_limit, **subject.options)
         plans = spread_out(all_plans, count)
         told: dict[str, Any] = {"request": subject.request.to_dict(), "plans": [summary_of(one) for one in plans]}
         if plot is not None:
@@ -181,9 +182,10 @@ def verify(
     outputs: options.Outputs = None,
     fidelity: options.FidelityChoice = options.Fidelity.bitwise,
     solver: options.Solver = "auto",
+    time_limit: options.TimeLimit = inf,
     as_json: options.AsJson = False,
 ) -> None:
-    """Trains in eager and rewritten side by side: same bits, and within the budget? Exits with 1 if not."""
+    """Trains in eager and rewritten side by side: same results, and within the budget? Exits with 1 if not."""
     with speaking():
         check_budget(budget)
         check_solver(solver)
@@ -195,7 +197,15 @@ def verify(
         from .verify import verify as verify_step
 
         report = verify_step(
-            subject.model, budget, (), subject.batch, steps=steps, timed_pairs=pairs, solver=solver, **subject.options
+            subject.model,
+            budget,
+            (),
+            subject.batch,
+            steps=steps,
+            timed_pairs=pairs,
+            solver=solver,
+            time_limit=time_limit,
+            **subject.options,
         )
         if as_json:
             print_json({"request": subject.request.to_dict(), **report.to_dict()})

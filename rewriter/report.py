@@ -7,16 +7,9 @@ from typing import Any
 
 from ..solvers.plan import Plan
 from .bytes_text import format_bytes
+from .comparison import Difference
 from .plan_file import summary_of
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Something that was not the same to the bit: after which step, and by how much at most."""
-
-    step: int
-    what: str
-    largest: float
+from .relative_errors import Error
 
 
 @dataclass(frozen=True)
@@ -26,6 +19,7 @@ class Report:
     compared: how many tensors were compared after each step; unstable: what differs between two runs of eager, which
     no rewriting can equal. Peaks are in bytes, everything counted; `dropped_peak_bytes` is the peak when the caller
     drops what forward returned, but for the loss, before backward. time_ratio: median over pairs of rewritten / eager.
+    errors: where results may be rounded, the largest relative error of each kind, with its limit; else none.
     """
 
     name: str
@@ -41,11 +35,17 @@ class Report:
     timed_pairs: int
     device_type: str
     notes: tuple[str, ...] = ()
+    errors: tuple[Error, ...] = ()
+
+    @property
+    def same_results(self) -> bool:
+        """Whether all that eager itself repeats was the same: to the bit, or within limits where it may be rounded."""
+        return not self.differences
 
     @property
     def same_bits(self) -> bool:
-        """Whether all that eager itself repeats was the same to the bit."""
-        return not self.differences
+        """Whether it was the same to the bit."""
+        return not self.differences and not any(one.relative for one in self.errors)
 
     @property
     def within_budget(self) -> bool:
@@ -61,14 +61,15 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Same bits, within budget, as predicted."""
-        return self.same_bits and self.within_budget and self.predicted
+        """Same results, within budget, as predicted."""
+        return self.same_results and self.within_budget and self.predicted
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and texts, for JSON."""
         return {
             "model": self.name,
             "ok": self.ok,
+            "same_results": self.same_results,
             "same_bits": self.same_bits,
             "within_budget": self.within_budget,
             "predicted": self.predicted,
@@ -76,6 +77,7 @@ class Report:
             "compared": self.compared,
             "differences": [asdict(d) for d in self.differences],
             "unstable": list(self.unstable),
+            "errors": [asdict(one) for one in self.errors],
             "eager_peak_bytes": self.eager_peak_bytes,
             "measured_peak_bytes": self.measured_peak_bytes,
             "dropped_peak_bytes": self.dropped_peak_bytes,
@@ -101,18 +103,19 @@ class Report:
             rows.append(("extra time, proven at least", f"{plan.lower_bound_seconds / plan.baseline_seconds:.1%}"))
         if self.time_ratio is not None:
             rows.append(("step time / eager's", f"{self.time_ratio:.3f} (median of {self.timed_pairs} pairs)"))
-        rows.append(("bits", self._bits()))
+        rows += [("relative error", f"{one.relative:.1e}, limit {one.limit:.0e}: {one.what}") for one in self.errors]
+        rows.append(("results" if self.errors else "bits", self._compared()))
         width = max(len(name) for name, _ in rows)
         lines = [f"{self.name}: {'verified' if self.ok else 'NOT VERIFIED'}"]
         lines += [f"  {name:<{width}}  {value}" for name, value in rows]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
-    def _bits(self) -> str:
-        told = f"{self.compared} tensors after each of {self.steps} steps"
+    def _compared(self) -> str:
         if self.differences:
             worst = self.differences[0]
             told = f"{len(self.differences)} DIFFER, first {worst.what} after step {worst.step} by {worst.largest:.2e}"
         else:
-            told = f"equal: {told}"
+            alike = "within the limits" if self.errors else "equal"
+            told = f"{alike}: {self.compared} tensors after each of {self.steps} steps"
         return told + (f"; {len(self.unstable)} differ between two runs of eager" if self.unstable else "")

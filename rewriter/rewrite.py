@@ -15,7 +15,7 @@ from .bytes_text import parse_bytes
 from .errors import PlanError
 from .module import Rewriting, make_rewritten
 from .plan_file import load_plan
-from .planning import Options, capture_step, pose_step, situation_of, solve_step
+from .planning import Options, capture_and_pose, solve_step
 from .progress import shown_progress
 
 
@@ -91,12 +91,8 @@ def plan(
     options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device, time_limit)
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
-        step_costs = capture_step(model, told_args, told_kwargs, options, progress)
-        situation = situation_of(
-            model, told_args, told_kwargs, options, step_costs.device, step_costs.captured.constants, optimizer
-        )
-        step, posed = pose_step(step_costs, situation)
-        return solve_step(step_costs, step, posed, budget, Portfolio(), progress).plan
+        found = capture_and_pose(model, told_args, told_kwargs, options, optimizer, progress)
+        return solve_step(found.costs, found.step, found.posed, budget, Portfolio(), progress).plan
 
 
 def sweep(
@@ -111,21 +107,22 @@ def sweep(
     optimizer: torch.optim.Optimizer | None = None,
     costs: str = "measured",
     device: str | None = None,
+    time_limit: float = inf,
 ) -> list[Plan]:
-    """The frontier of peak against time: at most `count` plans, from everything kept to the smallest feasible."""
+    """The frontier of peak against time: at most `count` plans, from everything kept to the smallest feasible.
+
+    time_limit: seconds of solving, then what was found so far, which the plans' notes say. Options and errors otherwise
+    as at `rewrite`.
+    """
     if count < 1:
         raise ValueError(f"count={count} asks for no plan; pass at least 1")
     _check_optimizer(optimizer, model)
     _check_inputs(args, kwargs)
-    options = Options(fidelity, _names(outputs), _names(differentiable), costs, "auto", device)
+    options = Options(fidelity, _names(outputs), _names(differentiable), costs, "auto", device, time_limit)
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
-        step_costs = capture_step(model, told_args, told_kwargs, options, progress)
-        situation = situation_of(
-            model, told_args, told_kwargs, options, step_costs.device, step_costs.captured.constants, optimizer
-        )
-        _, posed = pose_step(step_costs, situation)
-        return Portfolio().frontier(posed.problem, count, progress)
+        found = capture_and_pose(model, told_args, told_kwargs, options, optimizer, progress)
+        return Portfolio().frontier(found.posed.problem, count, progress, time_limit)
 
 
 def _check_optimizer(optimizer: Any, model: torch.nn.Module) -> None:

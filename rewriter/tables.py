@@ -70,7 +70,8 @@ def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:
             _fine_bytes(kept),
             shorten(plan.solver + recipe, _SOLVER_WIDTH, placeholder=" …"),
         )
-    return Group(Text(f"{title}, {plans[0].costs} costs", style="bold"), table)
+    notes = [Text(f"  note: {note}") for note in dict.fromkeys(note for plan in plans for note in plan.notes[1:])]
+    return Group(Text(f"{title}, {plans[0].costs} costs", style="bold"), table, *notes)
 
 
 def verify_text(title: str, report: Report) -> RenderableType:

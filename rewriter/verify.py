@@ -1,4 +1,4 @@
-"""Runs the original and the rewritten module side by side, and compares bits and peaks."""
+"""Runs the original and the rewritten module side by side, and compares results and peaks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import Any
 import torch
 
 from .capture import bind
+from .chosen_outputs import is_named
+from .comparison import STEPPED, Comparison
 from .measure_peak import measure_peak
-from .planning import Options, Situation, device_of, situation_of
-from .report import Difference, Report
+from .planning import Options, PlannedStep, Situation, device_of, situation_of
+from .relative_errors import GRADIENT, limit_of
+from .report import Report
 from .rewrite import rewrite
 from .structure import flatten
 
@@ -32,14 +35,18 @@ def verify(
     make_optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
     **options: Any,
 ) -> Report:
-    """Trains copies of a module for a few steps, in eager and rewritten, and compares everything bit for bit.
+    """Trains copies of a module for a few steps, in eager and rewritten, and compares what each step gives.
 
     steps: optimizer steps (AdamW unless `make_optimizer` makes another from parameters); timed_pairs: how many steps of
-    each are timed in turn; options: those of `rewrite`. Outputs, gradients, parameters, buffers and the generator's
-    state are compared after each step. What differs between two runs of eager is listed apart: no rewriting can be
-    equal to it. The module itself is not changed, nor is the random state.
+    each are timed in turn; options: those of `rewrite`, `time_limit` among them. What differs between two runs of eager
+    is listed apart: no rewriting can be equal to it. The module itself is not changed, nor is the random state.
 
-    Raises what `rewrite` raises.
+    With fidelity="bitwise" the outputs asked for, gradients, parameters, buffers and the generator's state are compared
+    after each step, bit for bit. With a looser one each step begins from eager's parameters and buffers, as training
+    magnifies what is rounded (AdamW divides a gradient by its own size): outputs, gradients and buffers are held to
+    limits of their relative errors, which follow the dtype (`relative_errors.limit_of`), the generator bit for bit.
+
+    Raises what `rewrite` raises; ValueError for a dtype whose rounding has not been measured.
     """
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     make_optimizer = make_optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=_LEARNING_RATE))
@@ -50,21 +57,22 @@ def verify(
         constants = first.costs.captured.constants
         modules = (copy.deepcopy(model).train(), copy.deepcopy(model).train(), small)
         runners = [_Runner(module, args, kwargs, options, make_optimizer, constants) for module in modules]
-        unstable: dict[str, Difference] = {}
-        differences: list[Difference] = []
+        limit = None if first.costs.options.fidelity == "bitwise" else limit_of(_dtypes_made(first))
+        comparison = Comparison(limit)
         for step in range(steps):
-            eager, again, rewritten = [runner.step(step) for runner in runners]
-            unstable.update({d.what: d for d in _compare(step, eager, again)})
-            differences += [d for d in _compare(step, eager, rewritten) if d.what not in unstable]
+            if limit is not None:
+                for runner in runners[1:]:
+                    runner.take_over(runners[0])
+            comparison.add(step, *(runner.step(step) for runner in runners))
         peaks = _peaks(runners[0], runners[2])
         ratio = _time_ratio(runners[0], runners[2], timed_pairs) if timed_pairs else None
     return Report(
         name=type(model).__name__,
         plan=first.plan,
         steps=steps,
-        compared=len(eager),
-        differences=tuple(differences),
-        unstable=tuple(unstable),
+        compared=comparison.compared,
+        differences=comparison.differences,
+        unstable=tuple(comparison.unstable),
         eager_peak_bytes=peaks[0],
         measured_peak_bytes=peaks[1],
         dropped_peak_bytes=peaks[2],
@@ -72,7 +80,15 @@ def verify(
         timed_pairs=timed_pairs,
         device_type=first.costs.device.type,
         notes=first.posed.problem.notes,
+        errors=comparison.errors,
     )
+
+
+def _dtypes_made(planned: PlannedStep) -> set[torch.dtype]:
+    """The floating-point dtypes that a step computes in, autocast's too."""
+    values = (node.meta["val"] for node in planned.costs.captured.graph.graph.nodes if "val" in node.meta)
+    tensors = (value for value in values if isinstance(value, torch.Tensor))
+    return {tensor.dtype.to_real() for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()}
 
 
 @contextmanager
@@ -97,7 +113,7 @@ class _Runner:
         self.model = model
         self.constants = constants
         self.args, self.kwargs = args, kwargs
-        self.wanted = options.get("differentiable")
+        self.wanted, self.returned = options.get("differentiable"), options.get("outputs")
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(trained) if trained else None
         self.device = device_of(model, args, kwargs)
@@ -111,20 +127,32 @@ class _Runner:
         outputs, structure = flatten(self.model(*self.args, **self.kwargs), "output")
         self._backward(outputs, structure.names)
         told: dict[str, torch.Tensor | None] = {
-            f"output {name}": output.detach().clone() for name, output in zip(structure.names, outputs, strict=True)
+            f"output {name}": output.detach().clone()
+            for name, output in zip(structure.names, outputs, strict=True)
+            if self.returned is None or is_named(name, self.returned)
         }
         for name, parameter in self.model.named_parameters():
-            told[f"gradient of {name}"] = None if parameter.grad is None else parameter.grad.clone()
+            told[f"{GRADIENT}{name}"] = None if parameter.grad is None else parameter.grad.clone()
         for index, tensor in enumerate(self._inputs()):
-            told[f"gradient of input {index}"] = None if tensor.grad is None else tensor.grad.clone()
+            told[f"{GRADIENT}input {index}"] = None if tensor.grad is None else tensor.grad.clone()
         if self.optimizer is not None:
             self.optimizer.step()
-        told |= {f"parameter {name}": p.detach().clone() for name, p in self.model.named_parameters()}
+        told |= {f"{STEPPED}{name}": p.detach().clone() for name, p in self.model.named_parameters()}
         told |= {f"buffer {name}": b.clone() for name, b in self.model.named_buffers()}
         told["generator state"] = torch.get_rng_state()
         if self.device.type == "cuda":
             told["generator state on the device"] = torch.cuda.get_rng_state(self.device)
         return told
+
+    def take_over(self, other: _Runner) -> None:
+        """Takes the values of another copy's parameters and buffers."""
+        own, its = (runner.model for runner in (self, other))
+        with torch.no_grad():
+            for kind in ("named_parameters", "named_buffers"):
+                values = dict(getattr(its, kind)())
+                for name, tensor in getattr(own, kind)():
+                    if not torch.equal(tensor, values[name]):
+                        tensor.copy_(values[name])
 
     def once(self, *, hold: bool) -> None:
         """Forward and backward; `hold` keeps what forward returned until backward has ended."""
@@ -151,7 +179,7 @@ class _Runner:
         """The outputs that backward starts from: the loss, or all that carry a gradient."""
         able = [i for i, output in enumerate(outputs) if output is not None and output.requires_grad]
         if self.wanted is not None:
-            return [i for i in able if any(names[i] == w or names[i].startswith(w + ".") for w in self.wanted)]
+            return [i for i in able if is_named(names[i], self.wanted)]
         return [i for i in able if names[i] == "loss"] or able
 
     def _backward(self, outputs: Sequence[torch.Tensor | None], names: Sequence[str]) -> None:
@@ -159,26 +187,6 @@ class _Runner:
         # As torch recommends, and as steps are planned: autocast is for forward.
         with torch.autocast(self.device.type, enabled=False):
             torch.autograd.backward(chosen, [torch.ones_like(output) for output in chosen])  # pyright: ignore
-
-
-def _compare(
-    step: int, first: Mapping[str, torch.Tensor | None], second: Mapping[str, torch.Tensor | None]
-) -> Iterator[Difference]:
-    """What is not the same to the bit."""
-    for what in first.keys() | second.keys():
-        one, other = first.get(what), second.get(what)
-        if one is None and other is None:
-            continue
-        if one is None or other is None:
-            yield Difference(step, what, float("inf"))
-        elif one.shape != other.shape or one.dtype != other.dtype or not _same_bits(one, other):
-            alike = one.shape == other.shape
-            yield Difference(step, what, float((one.double() - other.double()).abs().max()) if alike else float("inf"))
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal values, with NaN equal to NaN."""
-    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _peaks(eager: _Runner, rewritten: _Runner) -> tuple[int, int, int]:

@@ -137,22 +137,26 @@ class Portfolio:
         notes = (*_why(ladder, best, budget_bytes), *stops)
         return self._plan(problem, best, budget_bytes, started, notes)
 
-    def frontier(self, problem: Problem, count: int, progress: Progress | None = None) -> list[Plan]:
+    def frontier(
+        self, problem: Problem, count: int, progress: Progress | None = None, time_limit_seconds: float = inf
+    ) -> list[Plan]:
         """At most `count` plans of the lower envelope, from the highest peak to the lowest.
 
         They are the answers to `count` budgets spread evenly between the smallest peak and that of the
         fastest plan, each once; the budget of each is its own peak, its time that until it was there.
+        time_limit_seconds: as in `solve`; the notes of each plan tell what was stopped.
         """
         started = perf_counter()
-        ladders = self._offered(problem, "auto", progress, _Limit())
+        ladders = self._offered(problem, "auto", progress, _Limit(time_limit_seconds))
         lowest = envelope(one for told in ladders for one in told.rungs)
+        stops = tuple(text for told in ladders for text in told.told())
         low, high = lowest[0].peak_bytes, lowest[-1].peak_bytes
         chosen: dict[int, Rated] = {}
         for step in range(count):
             budget_bytes = high - (high - low) * step // max(count - 1, 1)
             best = next(one for one in reversed(lowest) if one.peak_bytes <= budget_bytes)
             chosen[best.peak_bytes] = best
-        return [self._plan(problem, best, best.peak_bytes, started, ()) for best in chosen.values()]
+        return [self._plan(problem, best, best.peak_bytes, started, stops) for best in chosen.values()]
 
     def _offered(self, problem: Problem, solver: str, progress: Progress | None, limit: _Limit) -> list[_Ladder]:
         """The candidates of one solver or of all, rated."""
