@@ -1,0 +1,106 @@
+"""In which of the intervals between ascending borders each element of a tensor lies: the C and its tables.
+
+Interval i goes from border i - 1, which belongs to it, to border i; NaN lies in the last one.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .tiles import SOURCE as TILES_SOURCE
+
+SOURCE = (
+    TILES_SOURCE
+    + r"""
+typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Integers __attribute__((vector_size(32)));
+
+enum { FEW = 32, LANES = 8, BUCKETS = 65536 };
+
+/* borders: `count` of them and a NaN. Where they are many: first[k] of them lie in buckets before bucket k, and at most
+   `most` in one bucket; a bucket is all floats of the same upper 16 bits. */
+typedef struct {
+    const float *borders;
+    const uint16_t *first;
+    int count, most;
+} Intervals;
+
+/* a comparison of vectors is -1 where it holds */
+static inline void count_borders(const float *tile, Intervals a, int32_t *places) {
+    for (int i = 0; i < TILE; i += 4 * LANES) {
+        Floats x[4];
+        Integers found[4];
+        memcpy(x, tile + i, sizeof x);
+        for (int j = 0; j < 4; j++) found[j] = (Integers){0} + a.count;
+        for (int k = 0; k < a.count; k++) {
+            Floats border = (Floats){0} + a.borders[k];
+            for (int j = 0; j < 4; j++) found[j] += x[j] < border;
+        }
+        memcpy(places + i, found, sizeof found);
+    }
+}
+
+static inline uint32_t bucket(float x) {
+    uint32_t word;
+    memcpy(&word, &x, 4);
+    return (word ^ ((uint32_t)((int32_t)word >> 31) | 0x80000000u)) >> 16;
+}
+
+static inline void look_up_borders(const float *tile, Intervals a, int32_t *places) {
+    for (int i = 0; i < TILE; i++) {
+        float x = tile[i] + 0.0f;  /* makes 0 of -0 */
+        int32_t place = a.first[bucket(x)];
+        for (int k = 0; k < a.most; k++) place += x >= a.borders[place];
+        places[i] = x != x ? a.count : place;
+    }
+}
+
+static inline void find(const float *tile, Intervals a, int32_t *places) {
+    if (a.count <= FEW) count_borders(tile, a, places);
+    else look_up_borders(tile, a, places);
+}
+
+/* fills first, of BUCKETS, and returns how many borders there are at most in one bucket */
+static int fill_buckets(const float *borders, int count, uint16_t *first) {
+    int most = 0, k = 0;
+    for (uint32_t here = 0; here < BUCKETS; here++) {
+        int before = k;
+        first[here] = (uint16_t)k;
+        while (k < count && bucket(borders[k]) == here) k++;
+        if (k - before > most) most = k - before;
+    }
+    return most;
+}
+
+static Intervals intervals_of(const float *borders, int count, uint16_t *first) {
+    Intervals a = {borders, first, count, 0};
+    if (count > FEW) a.most = fill_buckets(borders, count, first);
+    return a;
+}
+
+/* a function of its own, since many processors gather slower than they load one by one */
+static __attribute__((noinline, optimize("no-tree-vectorize")))
+void look_up_floats(const float *table, const uint8_t *places, float *found) {
+    for (int i = 0; i < TILE; i++) found[i] = table[places[i]];
+}
+"""
+)
+
+BUCKETS = 1 << 16
+
+
+def ascending(numbers: list[float], what: str, wide: torch.dtype) -> Tensor:
+    """Borders or levels as a tensor of a type; raises ValueError unless each is greater than the one before."""
+    tensor = torch.tensor(numbers, dtype=wide) + 0.0  # no negative zeros
+    for before, after in pairwise([-torch.inf, *tensor.tolist()]):
+        if not before < after < torch.inf:
+            raise ValueError(f"{what} {after} follows {before}: they must be finite and ascend, in {wide} too")
+    return tensor
+
+
+def tables(borders: Tensor) -> tuple[Tensor, Tensor]:
+    """What C looks borders up in: they and a NaN, and room for the buckets."""
+    return torch.cat([borders, torch.tensor([torch.nan])]), torch.empty(BUCKETS, dtype=torch.uint16)
