@@ -156,8 +156,9 @@ _LEAST_ROWS = 64
 class _Rows(NamedTuple):
     """What the loss of each row depends on beside its logits.
 
-    targets: int64 [N]. of_targets: w_t [N], 0 where ignored. class_weight: w [V] or None. weight_sum: sum of w, or V.
-    divisor: what the reduction divides by. All but the targets in the dtype of the computation.
+    targets: int64 [N]. of_targets: w_t [N] times the row's own weight, 0 where ignored. class_weight: w [V] or None.
+    weight_sum: sum of w, or V. divisor: what the reduction divides by. All but the targets in the dtype of the
+    computation.
     """
 
     targets: Tensor
@@ -186,17 +187,19 @@ def linear_cross_entropy_plainly(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     logits_dtype: torch.dtype | None = None,
+    row_weight: Tensor | None = None,
 ) -> Tensor:
     """The loss of `linear_cross_entropy` as torch computes it, all logits at once; its gradients are autograd's."""
     logits = functional.linear(hidden, weight, bias).to(logits_dtype or hidden.dtype)
-    return functional.cross_entropy(
+    loss = functional.cross_entropy(
         logits,
         target,
         weight=class_weight,
-        reduction={MEAN: "mean", SUM: "sum"}[reduction],
+        reduction={MEAN: "mean", SUM: "sum"}[reduction] if row_weight is None else "none",
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
     )
+    return loss if row_weight is None else (loss * row_weight).sum()
 
 
 def softmax_rows_plainly(logits: Tensor, rows: _Rows, losses: Tensor) -> None:
@@ -247,6 +250,7 @@ def _rows(
     reduction: int,
     ignored: int,
     smoothing: float,
+    row_weight: Tensor | None,
     dtype: torch.dtype,
 ) -> _Rows:
     ignores = target == ignored
@@ -257,6 +261,8 @@ def _rows(
         of_targets = class_weight[target.masked_fill(ignores, 0)].masked_fill_(ignores, 0)
         weight_sum = class_weight.sum()
     divisor = of_targets.sum() if reduction == MEAN else of_targets.new_ones(())
+    if row_weight is not None:
+        of_targets = of_targets * row_weight.to(dtype)
     return _Rows(target.contiguous(), of_targets, class_weight, weight_sum, divisor, smoothing, ignored)
 
 
@@ -283,6 +289,7 @@ def _check(
     smoothing: float,
     dtype: torch.dtype,
     gradients: int,
+    row_weight: Tensor | None,
 ) -> None:
     """Refuses what the operation does not do; reads no data."""
     operands = f"hidden is {list(hidden.shape)}, weight {list(weight.shape)}, target {list(target.shape)}"
@@ -303,6 +310,12 @@ def _check(
         raise ValueError(f"class_weight must have the logits' dtype, {dtype}; it has {class_weight.dtype}")
     if reduction not in (MEAN, SUM):
         raise ValueError(f"reduction must be 1 (mean) or 2 (sum), for a gradient of one number; it is {reduction}")
+    if row_weight is not None and row_weight.shape != target.shape:
+        raise ValueError(f"row_weight must have an element for each row; it is {list(row_weight.shape)}, {operands}")
+    if row_weight is not None and (reduction != SUM or smoothing):
+        raise ValueError(
+            f"row_weight goes with reduction 2 (sum) and no smoothing; they are {reduction} and {smoothing}"
+        )
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0 and 1; it is {smoothing}")
     if not 0 <= gradients <= HIDDEN | WEIGHT | BIAS or (bias is None and gradients & BIAS):
@@ -337,14 +350,15 @@ def _run(
     label_smoothing: float,
     logits_dtype: torch.dtype | None,
     gradients: int,
+    row_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = logits_dtype or hidden.dtype
-    _check(hidden, weight, bias, target, class_weight, reduction, label_smoothing, dtype, gradients)
+    _check(hidden, weight, bias, target, class_weight, reduction, label_smoothing, dtype, gradients, row_weight)
     count, classes = len(hidden), len(weight)
     _check_targets(target, classes, ignore_index)
     # a softmax of 16-bit logits is computed in float32, as torch does inside its own
     computed = torch.float64 if dtype == torch.float64 else torch.float32
-    rows = _rows(target, class_weight, classes, reduction, ignore_index, label_smoothing, computed)
+    rows = _rows(target, class_weight, classes, reduction, ignore_index, label_smoothing, row_weight, computed)
     results = _results(hidden, weight, bias, dtype, gradients)
     loss, hidden_gradient, weight_gradient, bias_gradient = results
     if count == 0:
@@ -388,18 +402,30 @@ def _chunks(hidden: Tensor, classes: int, computed: torch.dtype):
 
 
 def _shapes(
-    hidden, weight, bias, target, class_weight, reduction, ignore_index, label_smoothing, logits_dtype, gradients
+    hidden,
+    weight,
+    bias,
+    target,
+    class_weight,
+    reduction,
+    ignore_index,
+    label_smoothing,
+    logits_dtype,
+    gradients,
+    row_weight=None,
 ):
     dtype = logits_dtype or hidden.dtype
-    _check(hidden, weight, bias, target, class_weight, reduction, label_smoothing, dtype, gradients)
+    _check(hidden, weight, bias, target, class_weight, reduction, label_smoothing, dtype, gradients, row_weight)
     return _results(hidden, weight, bias, dtype, gradients)
 
 
 def _setup(ctx, inputs, output) -> None:
-    gradients = inputs[-1]
+    gradients = inputs[9]
     for bit, place, name in ((HIDDEN, 0, "hidden"), (WEIGHT, 1, "weight"), (BIAS, 2, "bias")):
         if ctx.needs_input_grad[place] and not gradients & bit:
             raise ValueError(f"{name} requires a gradient, but gradients = {gradients} does not ask for it ({bit})")
+    if ctx.needs_input_grad[10]:
+        raise ValueError("row_weight requires a gradient, which is not computed; detach it")
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
@@ -409,12 +435,13 @@ def _backward(ctx, incoming, *_):
         raise RuntimeError("linear_cross_entropy has no second derivative: do not call it with create_graph=True")
     needed = ctx.needs_input_grad
     found = [saved * incoming if needed[i] else None for i, saved in enumerate(ctx.saved_tensors)]
-    return *found, *(None,) * 7
+    return *found, *(None,) * 8
 
 
 linear_cross_entropy = define(
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight, "
-    "int reduction, int ignore_index, float label_smoothing, ScalarType? logits_dtype, int gradients) "
+    "int reduction, int ignore_index, float label_smoothing, ScalarType? logits_dtype, int gradients, "
+    "Tensor? row_weight=None) "
     "-> (Tensor loss, Tensor hidden_gradient, Tensor weight_gradient, Tensor bias_gradient)",
     _run,
     _shapes,
@@ -425,7 +452,8 @@ linear_cross_entropy = define(
 
 hidden [N, d] and weight [V, d] with any strides, bias [V], target int64 [N], class_weight [V] in the logits' dtype;
 reduction 1 (mean) or 2 (sum). Logits are computed in hidden's dtype and then cast to logits_dtype. gradients: a sum of
-1 (hidden's [N, d]), 2 (weight's, laid out like weight), 4 (bias's [V]); others have size [0]. In 16 bits the incoming
+1 (hidden's [N, d]), 2 (weight's, laid out like weight), 4 (bias's [V]); others have size [0]. row_weight [N]: by what
+each row's loss is multiplied in the sum, where nothing is smoothed; it gets no gradient. In 16 bits the incoming
 gradient comes after their rounding, so a loss that is scaled against underflow gains nothing here; and weight's
 gradient is rounded once for each chunk that is added to it.
 """

@@ -254,6 +254,20 @@ def test_the_peak_of_memory_is_one_chunk_above_the_results(dtype, rows, either_w
     assert measure_peak(function) <= results + chunk + vectors + product
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bool])
+def test_rows_may_count_more_or_less_in_the_sum(kind, weighted, either_way, small_chunks):
+    hidden, weight, bias, target = problem()
+    classes, rows = torch.rand(300) + 0.1 if weighted else None, torch.randn(150).round().to(kind)
+    leaves = [leaf.clone().requires_grad_() for leaf in (hidden, weight, bias)]
+    told = (target, classes, SUM, IGNORED, 0.0, None)
+    expected = linear_cross_entropy_plainly(*leaves, *told, row_weight=rows)
+    expected = expected.detach(), *torch.autograd.grad(expected, leaves)
+    assert_close(linear_cross_entropy(hidden, weight, bias, *told, 7, rows), expected)
+    if weighted and kind is torch.bool and either_way == "native":
+        torch.library.opcheck(linear_cross_entropy, (*leaves, *told, 7, rows))
+
+
 def test_chunks_are_alike_and_about_4_mib_and_never_too_few_rows():
     assert chunk_rows(0, 4) == chunk_rows(1, 1 << 30) == 1
     assert chunk_rows(2048, 4 * 8000) == 128
@@ -292,6 +306,9 @@ def test_the_exponential_of_the_c_is_within_a_unit_in_the_last_place():
         ({"hidden": torch.zeros(2, 10, 6)}, "hidden must be"),
         ({"weight": torch.zeros(10, 6, dtype=torch.float64)}, "must have hidden's dtype"),
         ({"logits_dtype": torch.int32}, "must be floating-point"),
+        ({"row_weight": torch.ones(19), "reduction": SUM}, "row_weight must have an element for each row"),
+        ({"row_weight": torch.ones(20)}, "row_weight goes with reduction 2"),
+        ({"row_weight": torch.ones(20), "reduction": SUM, "label_smoothing": 0.1}, "no smoothing; they are 2 and 0.1"),
     ],
 )
 def test_what_the_operation_does_not_do_is_refused_with_the_reason(change, message):
@@ -314,3 +331,6 @@ def test_a_leaf_that_needs_a_gradient_which_is_not_asked_for_is_refused():
     hidden, weight, bias, target = problem()
     with pytest.raises(ValueError, match="weight requires a gradient"):
         compute(hidden, weight.requires_grad_(), bias, target, gradients=1)
+    with pytest.raises(ValueError, match="row_weight requires a gradient"):
+        told = (target, None, SUM, IGNORED, 0.0, None, 7, torch.ones(len(target)).requires_grad_())
+        linear_cross_entropy(hidden, weight, bias, *told)
