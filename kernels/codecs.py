@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,9 @@ from .bits import dense, pack_bits, unpack_bits
 class Codec:
     """A pair of operations: one makes a code of a tensor, the other the tensor of its code.
 
-    fidelity: what decoding gives back. error: predicted; 0 if exact. dtypes: which tensors it takes, dense ones only.
+    fidelity: what decoding gives back. dtypes: which tensors it takes, dense ones only. options: what encoding and
+    decoding are told besides, before size and stride. seeded: both take a `seed`. fit: what both are told of the values
+    that a tensor really has, by name. family: of codecs that differ in one number, and whose errors are alike.
     """
 
     name: str
@@ -23,7 +26,10 @@ class Codec:
     decode: Any
     dtypes: tuple[torch.dtype, ...]
     fidelity: Literal["bitwise", "rounding", "approximate"] = "bitwise"
-    error: float = 0.0
+    options: tuple[Any, ...] = ()
+    seeded: bool = False
+    fit: Callable[[Tensor], dict[str, float]] | None = None
+    family: str = ""
 
     def takes(self, value: Tensor) -> bool:
         """Whether it can encode such a tensor."""
@@ -31,7 +37,7 @@ class Codec:
 
     def decode_arguments(self, value: Tensor) -> tuple[Any, ...]:
         """What decoding has to be told besides the code: size and stride."""
-        return list(value.shape), list(value.stride())
+        return *self.options, list(value.shape), list(value.stride())
 
 
 BITS = Codec("bits", pack_bits, unpack_bits, (torch.bool,))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Any
 
 import torch
 from torch import fx
@@ -17,16 +19,35 @@ _LEAST_SHARE = 2e-3  # nor all of them planning for, if they are a smaller share
 
 @dataclass(frozen=True)
 class Coding:
-    """A codec for one value. encode, decode: calls on stand-ins, whose first argument is the value and the code."""
+    """A codec for one value. encode, decode: calls on stand-ins, whose first argument is the value and the code.
+
+    fitted: what both are told of the values that there are, by name. error: what it adds to the gradient's variance, as
+    a share of the variance that the gradient has anyway; 0 if it is exact, infinite as long as nobody has measured it.
+    """
 
     codec: Codec
     encode: fx.Node
     decode: fx.Node
+    fitted: Mapping[str, float] = field(default_factory=dict)
+    error: float = 0.0
 
     @property
     def code_bytes(self) -> int:
         """What the code takes."""
         return self.encode.meta["val"].untyped_storage().nbytes()
+
+    def named(self, call: fx.Node, seed: Any) -> dict[str, Any]:
+        """What `encode` or `decode` is told by name."""
+        return {**call.kwargs, **self.fitted, **({"seed": seed} if self.codec.seeded else {})}
+
+    def coded(self, value: torch.Tensor, seed: int) -> torch.Tensor:
+        """A value as it is after encoding and decoding."""
+        code = self.codec.encode(value, *self.encode.args[1:], **self.named(self.encode, seed))
+        return self.codec.decode(code, *self.decode.args[1:], **self.named(self.decode, seed))
+
+    def fitted_to(self, value: torch.Tensor) -> Coding:
+        """The coding for a value like this one."""
+        return replace(self, fitted=self.codec.fit(value)) if self.codec.fit else self
 
 
 def codings_of(step: StepGraph, allowed: tuple[str, ...]) -> Mapping[int, tuple[Coding, ...]]:
@@ -53,9 +74,10 @@ def _coding(codec: Codec, value: torch.Tensor) -> Coding:
     graph = fx.Graph()
     stand_in = graph.placeholder("value")
     stand_in.meta["val"] = value
-    encode = graph.call_function(codec.encode, (stand_in,))
-    encode.meta["val"] = codec.encode(value)
+    named: dict[str, Any] = {"seed": 0} if codec.seeded else {}
+    encode = graph.call_function(codec.encode, (stand_in, *codec.options), named)
+    encode.meta["val"] = codec.encode(value, *codec.options, **named)
     told = codec.decode_arguments(value)
-    decode = graph.call_function(codec.decode, (encode, *told))
-    decode.meta["val"] = codec.decode(encode.meta["val"], *told)
-    return Coding(codec, encode, decode)
+    decode = graph.call_function(codec.decode, (encode, *told), named)
+    decode.meta["val"] = codec.decode(encode.meta["val"], *told, **named)
+    return Coding(codec, encode, decode, error=inf if codec.fidelity == "approximate" else 0.0)

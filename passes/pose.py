@@ -47,6 +47,7 @@ def pose(
     grad_present: frozenset[object] = frozenset(),
     state_bytes: int = 0,
     floor_bytes: int = 0,
+    error_budget: float = 0.0,
     rounding_bytes: int = 1,
     name: str = "step",
     costs: str = "measured",
@@ -56,7 +57,8 @@ def pose(
 
     cost_of: seconds and working bytes of a call; resident_bytes: parameters, buffers, inputs and existing `.grad`;
     codings: by storage the ways to encode it; grad_present: sources that have a `.grad`; state_bytes: of a generator's
-    state, on the device; floor_bytes: a peak outside the schedule; rounding_bytes: the allocator's granularity.
+    state, on the device; floor_bytes: a peak outside the schedule; error_budget: for the errors of approximate codings;
+    rounding_bytes: the allocator's granularity.
     """
 
     def rounded(size_bytes: int) -> int:
@@ -85,6 +87,7 @@ def pose(
         resident_bytes=resident_bytes,
         state_bytes=state_bytes,
         floor_bytes=floor_bytes,
+        error_budget=error_budget,
         name=name,
         costs=costs,
         notes=notes,
@@ -104,7 +107,7 @@ def _encoding(
         encode_working_bytes=rounded(encode_bytes),
         decode_working_bytes=rounded(decode_bytes),
         fidelity=coding.codec.fidelity,
-        error=coding.codec.error,
+        error=coding.error,
     )
 
 
@@ -122,6 +125,12 @@ def _held(step: StepGraph, grad_present: frozenset[object]) -> set[int]:
     return held
 
 
+def is_product(kernel: Kernel) -> bool:
+    """Whether a kernel multiplies matrices, convolves or attends: what selective checkpointing keeps."""
+    names = {call.target._schema.name for call in kernel.calls if kernel.role == "compute"}  # pyright: ignore
+    return any(word in name for name in names for word in _INTENSIVE) and not any("softmax" in n for n in names)
+
+
 def _op(
     kernel: Kernel,
     value_of: dict[int, int],
@@ -135,7 +144,6 @@ def _op(
         costs = [cost_of(call) for call in kernel.calls]
         seconds = sum(cost[0] for cost in costs)
         working_bytes = _working_bytes(kernel, [cost[1] for cost in costs])
-    names = {call.target._schema.name for call in kernel.calls if kernel.role == "compute"}  # pyright: ignore
     return Op(
         name=kernel.name,
         reads=tuple(value_of[s] for s in kernel.reads),
@@ -145,7 +153,7 @@ def _op(
         block=kernel.block,
         repeatable=kernel.repeatable,
         random=kernel.random,
-        intensive=any(word in name for name in names for word in _INTENSIVE) and not any("softmax" in n for n in names),
+        intensive=is_product(kernel),
         kind=kernel_kind(kernel),
         module=kernel.module,
     )

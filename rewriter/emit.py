@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.encodings import Coding
 from ..passes.in_place import WRITTEN_OUT, in_place_variant
 from ..passes.pose import Posed
 from ..passes.step_graph import Kernel, StepGraph
 from ..solvers.schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
 from .captured import Captured
 from .emit_text import Rendered, assemble
-from .program import Binding, Key, Program, load_functions
+from .program import SEED, Binding, Key, Program, load_functions
 from .sources import Source
 
 
@@ -292,8 +293,9 @@ class _Writer:
         storage = self.posed.storages[value]
         base, coding = self.step.storages[storage].base, self.posed.codings[storage][number]
         source = self._expression(scope, base)
-        others = [self._argument(scope, argument) for argument in coding.encode.args[1:]]
-        code = self._give(scope, ("code", value, number), f"{_hint(base)}_{coding.codec.name}")
+        others = self._told_codec(scope, coding, coding.encode, value)
+        codec = re.sub(r"\W", "_", coding.codec.name)
+        code = self._give(scope, ("code", value, number), f"{_hint(base)}_{codec}")
         scope.rendered.line(f"{code} = {coding.encode.target}({', '.join((source, *others))})")
         self.codes[("code", value, number)] = coding.code_bytes
 
@@ -301,11 +303,19 @@ class _Writer:
         storage = self.posed.storages[value]
         base, coding = self.step.storages[storage].base, self.posed.codings[storage][number]
         code = self._other(scope, ("code", value, number))
-        others = [self._argument(scope, argument) for argument in coding.decode.args[1:]]
+        others = self._told_codec(scope, coding, coding.decode, value)
         scope.names[base] = scope.fresh(_hint(base))
         scope.rendered.line(f"{scope.names[base]} = {coding.decode.target}({', '.join((code, *others))})")
         self.alive.add(storage)
         scope.rendered.gives.append(storage)
+
+    def _told_codec(self, scope: _Scope, coding: Coding, call: fx.Node, value: int) -> list[str]:
+        """What a codec is told besides the value or code. Each value has its own seed, another one in each step."""
+        told = [self._argument(scope, argument) for argument in call.args[1:]]
+        for name, argument in coding.named(call, value).items():
+            seed = f"{self._other(scope, SEED)} + " if name == "seed" else ""
+            told.append(f"{name}={seed}{self._argument(scope, argument)}")
+        return told
 
     def _give(self, scope: _Scope, key: Key, hint: str) -> str:
         """The name of a state or code that is made here and goes onto the tape."""

@@ -16,6 +16,7 @@ from .sources import Source
 # A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state, or
 # ("code", number of the value, number of its encoding).
 Key = int | tuple[str, int] | tuple[str, int, int]
+SEED: Key = ("seed", 0)  # the number from which codecs that draw have theirs in this step
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Program:
     differentiable: tuple[int, ...]
 
     @cached_property
+    def draws(self) -> bool:
+        """Whether its codecs draw random numbers."""
+        return any(SEED in binding.takes for binding in (*self.forward, *self.backward))
+
+    @cached_property
     def watched(self) -> tuple[Key, ...]:
         """What backward reads that others can change in place meanwhile: parameters, buffers, inputs and outputs."""
         read = {key for binding in self.backward for key in binding.takes if isinstance(key, int)}
@@ -78,15 +84,15 @@ def load_functions(code: str, title: str, device: torch.device) -> dict[str, Cal
         "lowtide": torch.ops.lowtide,
         "torch": torch,
         "device": torch.device,
-        "generator_state": _Generator(device).state,
-        "drawing_from": _Generator(device).drawing_from,
+        "generator_state": Generator(device).state,
+        "drawing_from": Generator(device).drawing_from,
     }
     exec(compile(code, filename, "exec"), namespace)
     return {name: told for name, told in namespace.items() if name.startswith(("forward_", "backward_"))}
 
 
 @dataclass(frozen=True)
-class _Generator:
+class Generator:
     """The default generator of a device."""
 
     device: torch.device
@@ -110,7 +116,7 @@ class _Generator:
 class _Draw:
     """The context of `drawing_from`."""
 
-    def __init__(self, generator: _Generator, state: torch.Tensor) -> None:
+    def __init__(self, generator: Generator, state: torch.Tensor) -> None:
         self.generator = generator
         self.replayed = state
 

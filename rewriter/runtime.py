@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .errors import LowtideWarning, TapeError
-from .program import Binding, Key, Program
+from .program import SEED, Binding, Key, Program
 from .sources import Source
 
 
@@ -20,7 +20,7 @@ class Tape:
     def __init__(self, program: Program, tensors: Mapping[Source, torch.Tensor], device_type: str) -> None:
         self.program = program
         self.residents = {storage: tensors[source] for storage, source in program.residents.items()}
-        self.values: dict[Key, torch.Tensor] = {}
+        self.values: dict[Key, Any] = {}
         self.versions: dict[Key, int] = {}
         self.device_type = device_type
         self.due = len(program.forward) - 1  # the block whose backward comes next
@@ -190,10 +190,22 @@ def run_forward(program: Program, tensors: Mapping[Source, torch.Tensor], device
     released, block by block.
     """
     tape = Tape(program, tensors, device_type)
+    if program.draws:
+        tape.values[SEED] = _next_number()
     # The first token requires a gradient so that every link is part of the graph, whatever is frozen.
     token: Any = torch.empty(0, requires_grad=True)
     last = len(program.forward) - 1
     for index in range(last + 1):
         entering = [tensors[source] for source in program.backward[last - index].gradients]
         token = _Link.apply(tape, index, token, *entering)
+    if program.draws:
+        torch.randint(2, (1,))  # so that the next step's codecs draw other numbers
     return token
+
+
+def _next_number() -> int:
+    """The number that the default generator would give next: forward itself draws what eager would draw."""
+    state = torch.get_rng_state()
+    number = int(torch.randint(2**62, (1,)))
+    torch.set_rng_state(state)
+    return number
