@@ -15,10 +15,7 @@ from .tiles import SOURCE as TILES_SOURCE
 SOURCE = (
     TILES_SOURCE
     + r"""
-typedef float Floats __attribute__((vector_size(32)));
-typedef int32_t Integers __attribute__((vector_size(32)));
-
-enum { FEW = 32, LANES = 8, BUCKETS = 65536 };
+enum { FEW = 32, BUCKETS = 65536 };
 
 /* borders: `count` of them and a NaN. Where they are many: first[k] of them lie in buckets before bucket k, and at most
    `most` in one bucket; a bucket is all floats of the same upper 16 bits. */

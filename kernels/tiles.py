@@ -11,7 +11,10 @@ SOURCE = (
     RANDOM_SOURCE
     + PACKING_SOURCE
     + r"""
-enum { FLOAT = 0, BFLOAT16 = 1 };
+enum { FLOAT = 0, BFLOAT16 = 1, LANES = 8 };
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 
 /* elements start to start + count of x, and zeros up to the tile's end: where they lie, or copied to room */
 static inline const float *load_tile(const void *x, int kind, int64_t start, int64_t count, float *room) {

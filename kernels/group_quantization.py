@@ -1,0 +1,329 @@
+"""Tensors in 8, 4, 3, 2 or 1 bits to an element: groups of elements, each with an offset and a scale of its own.
+
+Kept: ceil(n b / 8) + 4 ceil(n / group) bytes: offset and scale of each group in bfloat16, then the codes. An element
+is decoded to offset + code * scale. The offset is rounded down and the scale up, so that a group lies within its levels
+and rounding at random is unbiased for each of its elements, with the variance scale² f (1 - f), f the part of a level
+that the element lies above one ("ActNN", arXiv 2104.14129, section 3; "GACT", arXiv 2206.11357); over an even spread of
+f that is scale² / 6, and rounding to the nearest errs by scale² / 12. A randomized Hadamard transform before it makes
+scales of tensors with outliers smaller ("QuaRot", arXiv 2404.00456).
+
+A group with an infinity or NaN, or one so wide that its levels overflow, is decoded to NaN throughout. float64 and
+float16 are encoded as float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ctypes import Structure, byref, c_int, c_int64, c_uint64, c_void_p
+
+import torch
+from torch import Tensor
+
+from .bits import flat
+from .counter_random import halves, state_of
+from .few_bit import check_dense
+from .hadamard import SOURCE as HADAMARD_SOURCE
+from .hadamard import blocks, spread_plainly, state_of_signs
+from .library import define
+from .native import native, pointer
+from .packed_codes import bytes_of_codes, check_packed, pack_codes_plainly, unpack_codes_plainly
+from .tiles import KINDS
+from .tiles import SOURCE as TILES_SOURCE
+
+SOURCE = (
+    "#include <math.h>\n"
+    + TILES_SOURCE
+    + HADAMARD_SOURCE
+    + r"""
+enum { LARGEST = 4096 };  /* elements of a group */
+
+typedef struct {
+    uint64_t state, signs;
+    int64_t group;
+    int32_t bits, stochastic, transformed, kind;
+} Way;
+
+static inline uint32_t word_of(float x) { uint32_t word; memcpy(&word, &x, 4); return word; }
+static inline float float_of(uint32_t word) { float x; memcpy(&x, &word, 4); return x; }
+
+/* writes offset and scale, and returns whether the group can be encoded */
+static int measure(const float *x, int64_t count, int levels, float *offset, float *scale) {
+    float low = x[0], high = x[0];
+    #pragma omp simd reduction(min : low) reduction(max : high)
+    for (int64_t i = 0; i < count; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    int bad = 0;
+    #pragma omp simd reduction(| : bad)
+    for (int64_t i = 0; i < count; i++) bad |= (word_of(x[i]) & 0x7f800000u) == 0x7f800000u;
+    uint32_t word = word_of(low);
+    *offset = float_of((word & 0xffff0000u) + (word >> 31 && word & 0xffffu ? 0x10000u : 0)) + 0.0f;
+    float width = high - *offset;
+    word = word_of(width / (float)levels);
+    if (width > 0 && word == 0) word = 1;
+    *scale = float_of((word + 0xffffu) & 0xffff0000u);
+    if (!bad && isfinite(*offset + *scale * (float)levels)) return 1;
+    *offset = *scale = float_of(0x7fc00000u);
+    return 0;
+}
+
+static void quantize(const float *x, int64_t count, int levels, float offset, float scale, const float *numbers,
+                     uint8_t *codes) {
+    float divisor = scale > 0 ? scale : 1;
+    #pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        float above = (x[i] - offset) / divisor;
+        int32_t code = (int32_t)above;
+        code += numbers[i] < (above - (float)code) * 16777216.0f;
+        codes[i] = (uint8_t)(code < levels ? code : levels);
+    }
+}
+
+/* a unit: whole tiles and whole groups, as few as can be */
+static inline int64_t unit_of(const Way *way) { return way->group > TILE ? way->group : TILE; }
+
+static void encode_unit(const void *x, const Way *way, int64_t start, int64_t count, uint16_t *parameters,
+                        uint8_t *packed) {
+    float room[LARGEST], numbers[LARGEST];
+    uint8_t codes[LARGEST];
+    int levels = (1 << way->bits) - 1;
+    const float *values = room;
+    if (way->kind == FLOAT && !way->transformed) values = (const float *)x + start;
+    else for (int64_t i = 0; i < count; i += TILE) {
+        int64_t here = in_tile(i, count);
+        const float *tile = load_tile(x, way->kind, start + i, here, room + i);
+        if (tile != room + i) memcpy(room + i, tile, sizeof(float) * TILE);
+        if (way->transformed) spread_tile(room + i, here, 0, way->signs, start + i);
+    }
+    for (int64_t i = 0; i < count; i += TILE) {
+        if (way->stochastic) random_tile(way->state, start + i, numbers + i);
+        else for (int k = 0; k < TILE; k++) numbers[i + k] = 8388607.5f;  /* up from a half on */
+    }
+    for (int64_t i = 0; i < count; i += way->group) {
+        int64_t here = count - i < way->group ? count - i : way->group, place = 2 * ((start + i) / way->group);
+        float offset, scale;
+        if (measure(values + i, here, levels, &offset, &scale))
+            quantize(values + i, here, levels, offset, scale, numbers + i, codes + i);
+        else memset(codes + i, 0, here);
+        parameters[place] = word_of(offset) >> 16;
+        parameters[place + 1] = word_of(scale) >> 16;
+    }
+    for (int64_t i = 0; i < count; i += TILE)
+        pack_tile(codes + i, packed + (start + i) / 8 * way->bits, in_tile(i, count), way->bits);
+}
+
+void encode_groups(const void *x, const Way *way, uint8_t *code, int64_t count) {
+    int64_t unit = unit_of(way), groups = (count + way->group - 1) / way->group;
+    #pragma omp parallel for schedule(static) if (count > 16384)
+    for (int64_t start = 0; start < count; start += unit)
+        encode_unit(x, way, start, count - start < unit ? count - start : unit, (uint16_t *)code, code + 4 * groups);
+}
+
+static void decode_tile(const uint8_t *code, const Way *way, int64_t start, int64_t count, int64_t all, float *to) {
+    const uint16_t *parameters = (const uint16_t *)code;
+    uint8_t codes[TILE] = {0};
+    int64_t groups = (all + way->group - 1) / way->group;
+    unpack_tile(code + 4 * groups + start / 8 * way->bits, codes, count, way->bits);
+    for (int64_t i = 0; i < count;) {
+        int64_t group = (start + i) / way->group, end = (group + 1) * way->group - start;
+        float offset = float_of((uint32_t)parameters[2 * group] << 16);
+        float scale = float_of((uint32_t)parameters[2 * group + 1] << 16);
+        if (end > TILE) end = TILE;
+        #pragma omp simd
+        for (int64_t k = i; k < end; k++) to[k] = offset + (float)(int32_t)codes[k] * scale;
+        i = end;
+    }
+    if (way->transformed) spread_tile(to, count, 1, way->signs, start);
+}
+
+void decode_groups(const uint8_t *code, const Way *way, void *x, int64_t count) {
+    #pragma omp parallel for schedule(static) if (count > 16384)
+    for (int64_t start = 0; start < count; start += TILE) {
+        float room[TILE];
+        int64_t here = in_tile(start, count);
+        float *to = new_tile(x, way->kind, start, here, room);
+        decode_tile(code, way, start, here, count, to);
+        store_tile(to, way->kind, start, here, x);
+    }
+}
+"""
+)
+
+_POINTERS = (c_void_p, c_void_p, c_void_p, c_int64)
+_CHUNK = 1 << 20  # elements that the plain versions work on at once, a multiple of every group
+_LARGEST = 4096
+_NEAREST = 2.0**23 - 0.5
+
+
+class _Way(Structure):
+    """`Way` of the C."""
+
+    _fields_ = (
+        ("state", c_uint64),
+        ("signs", c_uint64),
+        ("group", c_int64),
+        ("bits", c_int),
+        ("stochastic", c_int),
+        ("transformed", c_int),
+        ("kind", c_int),
+    )
+
+
+def bytes_of_groups(count: int, bits: int, group: int) -> int:
+    """Bytes of the code of so many elements. Raises ValueError unless a group is a power of two from 8 to 4096."""
+    if not 8 <= group <= _LARGEST or group & (group - 1):
+        raise ValueError(f"groups of {group} elements: they have a power of two from 8 to {_LARGEST}; 256 is usual")
+    return bytes_of_codes(count, bits) + 4 * -(-count // group)
+
+
+def _words(x: Tensor) -> Tensor:
+    return x.view(torch.int32)
+
+
+def parameters_plainly(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Offsets and scales, float32 [groups, 1] with 16 bits that count, of float32 [groups, elements]; NaN if unfit."""
+    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+    levels = torch.tensor(2.0**bits - 1, device=groups.device)
+    word = _words(low)
+    away = ((word < 0) & (word.bitwise_and(0xFFFF) != 0)).int() << 16
+    offset = (word.bitwise_and(-0x10000) + away).view(torch.float32) + 0.0
+    width = high - offset
+    word = _words(width / levels)
+    word = torch.where((width > 0) & (word == 0), 1, word)
+    scale = (word + 0xFFFF).bitwise_and(-0x10000).view(torch.float32)
+    fit = (low.isfinite() & high.isfinite()) & (offset + scale * levels).isfinite()
+    return torch.where(fit, offset, torch.nan), torch.where(fit, scale, torch.nan)
+
+
+def _grouped(x: Tensor, group: int) -> Tensor:
+    """float32 [n] as [groups, group]; the last element fills the last group up."""
+    missing = -len(x) % group
+    return (torch.cat([x, x[-1:].expand(missing)]) if missing else x).view(-1, group)
+
+
+def _chunks(x: Tensor, hadamard: bool, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """What is quantized, float32, in stretches of whole groups, each after its first element's place."""
+    lying = flat(x)
+    for start in range(0, len(lying), _CHUNK):
+        part = lying[start : start + _CHUNK].float()
+        yield start, spread_plainly(part, False, state_of_signs(seed), start) if hadamard else part
+
+
+def _above(groups: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+    """How many levels each element lies above the offset."""
+    return (groups - offset).div_(torch.where(scale > 0, scale, 1))
+
+
+def encode_plainly(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:
+    """`encode_groups` in plain torch."""
+    parameters, codes = [], []
+    for start, part in _chunks(x, hadamard, seed):
+        groups = _grouped(part, group)
+        offset, scale = parameters_plainly(groups, bits)
+        above = _above(groups, offset, scale).nan_to_num_(0)
+        code = above.floor()
+        number = halves(state_of(seed), start, groups.numel(), x.device).view_as(groups) if stochastic else _NEAREST
+        code += number < (above - code).mul_(2.0**24)
+        codes.append(pack_codes_plainly(code.clamp_(max=2**bits - 1).to(torch.uint8).view(-1)[: len(part)], bits))
+        parameters.append(_words(torch.cat([offset, scale], 1)).bitwise_right_shift(16).to(torch.int16).view(-1))
+    empty = torch.empty(0, dtype=torch.uint8, device=x.device)
+    return torch.cat([empty, *(part.view(torch.uint8) for part in parameters), *codes])
+
+
+def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, hadamard: bool, seed: int) -> None:
+    """`decode_groups` in plain torch, into x, a tensor of one dimension."""
+    groups = -(-len(x) // group)
+    parameters = (code[: 4 * groups].clone().view(torch.int16).int() << 16).view(torch.float32).view(-1, 2, 1)
+    packed = code[4 * groups :]
+    for start in range(0, len(x), _CHUNK):
+        count = min(_CHUNK, len(x) - start)
+        part = packed[start // 8 * bits : bytes_of_codes(start + count, bits)]
+        codes = _grouped(unpack_codes_plainly(part, bits, count).float(), group)
+        offset, scale = parameters[start // group : start // group + len(codes)].unbind(1)
+        found = (offset + codes * scale).view(-1)[:count]
+        x[start : start + count] = spread_plainly(found, True, state_of_signs(seed), start) if hadamard else found
+
+
+def _encode(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:
+    check_dense(x)
+    code = torch.empty(bytes_of_groups(x.numel(), bits, group), dtype=torch.uint8, device=x.device)
+    kind = KINDS.get(x.dtype)
+    run = native(SOURCE, "encode_groups", _POINTERS) if kind is not None and x.device.type == "cpu" else None
+    if run is None:
+        return encode_plainly(x, bits, group, stochastic, hadamard, seed)
+    way = _Way(state_of(seed), state_of_signs(seed), group, bits, stochastic, hadamard, kind)
+    run(pointer(x), byref(way), pointer(code), x.numel())
+    return code
+
+
+def _decode(
+    code: Tensor,
+    bits: int,
+    group: int,
+    hadamard: bool,
+    seed: int,
+    size: list[int],
+    stride: list[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    x = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
+    check_packed(code, bytes_of_groups(x.numel(), bits, group))
+    kind = KINDS.get(dtype)
+    run = native(SOURCE, "decode_groups", _POINTERS) if kind is not None and code.device.type == "cpu" else None
+    if run is None:
+        decode_plainly(code, flat(x), bits, group, hadamard, seed)
+    else:
+        way = _Way(0, state_of_signs(seed), group, bits, False, hadamard, kind)
+        run(pointer(code), byref(way), pointer(x), x.numel())
+    return x
+
+
+def expected_squared_error(
+    x: Tensor, bits: int, group: int = 256, stochastic: bool = True, hadamard: bool = False, seed: int = 0
+) -> Tensor:
+    """The squared error that encoding x (dense) would make, of each element: float32, laid out like x.
+
+    Rounding at random: its expectation, scale² f (1 - f). To the nearest: the error itself, which is not random. With
+    the transform, the mean over a block, which is each element's expectation. NaN where decoding gives NaN. The error
+    of Xᵀ Y for X of (rows, columns) is then the sum over rows of the row's errors times |y|².
+    """
+    check_dense(x)
+    bytes_of_groups(x.numel(), bits, group)  # raises for groups and bits that are not
+    errors = torch.empty_like(x, dtype=torch.float32)
+    for start, part in _chunks(x, hadamard, seed):
+        groups = _grouped(part, group)
+        offset, scale = parameters_plainly(groups, bits)
+        above = _above(groups, offset, scale)
+        left = above - above.floor()
+        left = left * (1 - left) if stochastic else torch.minimum(left, 1 - left).square_()
+        error = (left * scale.square()).view(-1)[: len(part)]
+        for begin, end, size in blocks(len(error)) if hadamard else ():
+            mean = error[begin:end].view(-1, size).mean(1, keepdim=True)
+            error[begin:end] = mean.expand(-1, size).reshape(-1)
+        flat(errors)[start : start + len(error)] = error
+    return errors
+
+
+encode_groups = define(
+    "encode_groups(Tensor x, int bits, int group, bool stochastic, bool hadamard, int seed) -> Tensor",
+    _encode,
+    lambda x, bits, group, stochastic, hadamard, seed: x.new_empty(
+        (bytes_of_groups(x.numel(), bits, group),), dtype=torch.uint8
+    ),
+)
+"""x (dense) → uint8 [4 ceil(n / group) + ceil(n b / 8)]: offsets and scales, then codes in the order of memory.
+
+bits: 1 to 8. group: elements, a power of two from 8 to 4096. stochastic: rounded at random by the seed, without bias,
+or else to the nearest. hadamard: transformed before, with signs by the seed.
+"""
+
+decode_groups = define(
+    "decode_groups(Tensor code, int bits, int group, bool hadamard, int seed, int[] size, int[] stride,"
+    " ScalarType dtype) -> Tensor",
+    _decode,
+    lambda code, bits, group, hadamard, seed, size, stride, dtype: torch.empty_strided(
+        size, stride, dtype=dtype, device=code.device
+    ),
+)
+"""What `encode_groups` made a code of, told the same, of a size, (dense) stride and type."""
