@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .library import define
 from .native import native, pointer
+from .triton_versions import triton_version
 
 SOURCE = r"""
 #include <stdint.h>
@@ -116,10 +117,11 @@ def multiply_plainly(x: Tensor, bits: Tensor, scale: float) -> Tensor:
 def _pack(truths: Tensor) -> Tensor:
     if not dense(truths):
         truths = truths.contiguous()
-    lying = flat(truths)
+    if fast := triton_version("bits", truths.device):
+        return fast.pack(truths)
     run = native(SOURCE, "pack", _POINTERS) if truths.device.type == "cpu" else None
     if run is None:
-        return pack_plainly(lying)
+        return pack_plainly(flat(truths))
     bits = torch.empty(bytes_of_bits(truths.numel()), dtype=torch.uint8)
     run(pointer(truths), pointer(bits), truths.numel())
     return bits
@@ -127,6 +129,9 @@ def _pack(truths: Tensor) -> Tensor:
 
 def _unpack(bits: Tensor, size: list[int], stride: list[int]) -> Tensor:
     truths = torch.empty_strided(size, stride, dtype=torch.bool, device=bits.device)
+    if fast := triton_version("bits", bits.device):
+        fast.unpack(bits, truths)
+        return truths
     run = native(SOURCE, "unpack", _POINTERS) if bits.device.type == "cpu" else None
     if run is None:
         flat(truths).copy_(unpack_plainly(bits, truths.numel()))
@@ -138,6 +143,8 @@ def _unpack(bits: Tensor, size: list[int], stride: list[int]) -> Tensor:
 def _multiply(x: Tensor, bits: Tensor, scale: float) -> Tensor:
     if not dense(x):
         raise ValueError(f"x has strides {x.stride()} for shape {tuple(x.shape)}: its elements must fill their memory")
+    if fast := triton_version("bits", x.device):
+        return fast.multiply(x, bits, scale)
     name = _PRODUCTS.get(x.dtype)
     run = native(SOURCE, name, _PRODUCT) if name and x.device.type == "cpu" else None
     if run is None:

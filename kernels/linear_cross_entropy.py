@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from .library import define
 from .native import native, pointer
+from .triton_versions import triton_version
 
 HIDDEN, WEIGHT, BIAS = 1, 2, 4  # bits of `gradients`
 MEAN, SUM = 1, 2  # values of `reduction`, as ATen numbers them
@@ -231,8 +232,11 @@ def softmax_rows_plainly(logits: Tensor, rows: _Rows, losses: Tensor) -> None:
 
 
 def _softmax_rows(logits: Tensor, rows: _Rows, losses: Tensor) -> None:
-    fast = logits.device.type == "cpu" and logits.dtype == torch.float32
-    run = native(SOURCE, "softmax_rows", _ARGUMENTS) if fast else None
+    if fast := triton_version("linear_cross_entropy", logits.device):
+        fast.softmax_rows(logits, *rows, losses)
+        return
+    single = logits.device.type == "cpu" and logits.dtype == torch.float32
+    run = native(SOURCE, "softmax_rows", _ARGUMENTS) if single else None
     if run is None:
         softmax_rows_plainly(logits, rows, losses)
         return
@@ -323,8 +327,9 @@ def _check(
 
 
 def _check_targets(target: Tensor, classes: int, ignored: int) -> None:
-    """Refuses a target that is no class, as torch does; on an accelerator indexing by it fails there."""
+    """Refuses a target that is no class, as torch does; on an accelerator an assertion fails there, as torch's does."""
     if target.device.type != "cpu":
+        target.new_zeros(()).expand(classes).gather(0, target.masked_fill(target == ignored, 0))
         return
     wrong = target[((target < 0) | (target >= classes)) & (target != ignored)]
     if len(wrong):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .library import define
 from .native import native, pointer
+from .triton_versions import triton_version
 
 SOURCE = r"""
 #include <stdint.h>
@@ -200,10 +201,14 @@ def _backward(
         one if scale is None else scale.contiguous().view(-1).reciprocal(),
     )
     dx = results[0].view(g.shape) if mask & INPUT else None
-    fast = y.device.type == "cpu" and {tensor.dtype for tensor in (g, rows, r, *affine)} == {torch.float32}
-    run = native(SOURCE, "backward", _BACKWARD) if fast else None
-    if run is not None:
-        sums = _natively(run, g, rows, r, affine, dx, centred, bool(mask & (WEIGHT | BIAS)))
+    summed = bool(mask & (WEIGHT | BIAS))
+    fast = triton_version("norms", y.device)
+    single = y.device.type == "cpu" and {tensor.dtype for tensor in (g, rows, r, *affine)} == {torch.float32}
+    run = native(SOURCE, "backward", _BACKWARD) if single else None
+    if fast and columns <= fast.MOST_COLUMNS:
+        sums = fast.backward(g, rows, r, affine, dx, centred, summed)
+    elif run is not None:
+        sums = _natively(run, g, rows, r, affine, dx, centred, summed)
     else:
         sums = torch.zeros(2, columns, dtype=torch.float64, device=y.device)
         backward_plainly(g, rows, r, affine, dx, sums, centred)

@@ -24,6 +24,7 @@ from torch import Tensor
 from .bits import flat, pack_plainly, unpack_plainly
 from .library import define
 from .native import native, pointer
+from .triton_versions import triton_version
 
 SOURCE = r"""
 #include <stdint.h>
@@ -214,10 +215,14 @@ def _pool(
     y = torch.empty_strided(like.shape, like.stride(), dtype=x.dtype, device=x.device)
     channels_last = not like.is_contiguous()
     bits, inner = bits_of_code(kernel), like.shape[1] if channels_last else 1
-    starts = window_starts(like.shape[-2:], x.shape[-1], stride or kernel, padding)
-    table = code_table(place_distances(kernel, dilation, x.shape[-1]))
     codes = torch.empty(bytes_of_codes(y.numel(), kernel), dtype=torch.uint8, device=x.device)
     sources, targets = _units(x, channels_last), _units(y, channels_last)
+    fast = triton_version("pooling", x.device)
+    if fast and bits <= fast.MOST_BITS:
+        fast.pool(sources, targets, codes, inner, kernel, stride or kernel, padding, dilation)
+        return y, codes
+    starts = window_starts(like.shape[-2:], x.shape[-1], stride or kernel, padding)
+    table = code_table(place_distances(kernel, dilation, x.shape[-1]))
     for units, windows in _cuts(len(sources), prod(targets.shape[1:])):
         part, indices = _forward(sources[units], *window)
         targets[units] = part
@@ -244,13 +249,17 @@ def _pool_backward(
 ) -> Tensor:
     result = _pool_backward_shapes(gradient, codes, input_size, None, None, None, None, None, channels_last)
     bits, inner = bits_of_code(kernel), gradient.shape[1] if channels_last else 1
+    sources, targets = _units(gradient, channels_last), _units(result, channels_last)
+    fast = triton_version("pooling", gradient.device)
+    if fast and bits <= fast.MOST_BITS:
+        fast.pool_backward(sources, codes, targets, inner, kernel, stride or kernel, padding, dilation)
+        return result
     starts = window_starts(gradient.shape[-2:], input_size[-1], stride or kernel, padding)
     distances = place_distances(kernel, dilation, input_size[-1])
     # codes that no window has lead nowhere, so that nothing is written outside of the result whatever is given
     nowhere = distances.new_full((2**bits - len(distances),), 2**62)
     distances = torch.cat((distances, nowhere))
     area = input_size[-2] * input_size[-1]
-    sources, targets = _units(gradient, channels_last), _units(result, channels_last)
     name = _SCATTERS.get(gradient.dtype)
     run = native(SOURCE, name, _SCATTER) if name and gradient.device.type == "cpu" else None
     if run is not None:
