@@ -10,10 +10,10 @@ import torch
 from torch import fx
 
 from ..kernels.linear_cross_entropy import linear_cross_entropy
+from .cross_entropy_forms import VIEWS, CrossEntropy, cross_entropy_at
 from .regions import erase_unused, nodes_of_backward
 
 aten = torch.ops.aten
-_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.alias.default, aten.reshape.default)
 _HIDDEN, _WEIGHT, _BIAS = 1, 2, 4  # gradients to compute
 
 
@@ -25,8 +25,9 @@ class ChunkCrossEntropy:
             loss = aten.nll_loss_forward.default(logs, target, None, 1, -100)
     after:  loss, hidden_gradient, weight_gradient, bias_gradient = lowtide.linear_cross_entropy.default(...)
 
-    Backward multiplies the gradients by the incoming one. Only where nothing else reads the logits: pass
-    outputs=["loss"] where the model returns them.
+    Backward multiplies the gradients by the incoming one. So do smoothed losses, and those that are summed up after
+    weighing their rows (`cross_entropy_forms`). Only where nothing else reads the logits: pass outputs=["loss"] where
+    the model returns them.
     """
 
     name: str = "chunked_cross_entropy"
@@ -35,17 +36,20 @@ class ChunkCrossEntropy:
     def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
         for node in list(graph.graph.nodes):
             if node.target is aten.nll_loss_forward.default:
-                found = _found(node)
+                loss = cross_entropy_at(node)
+                found = _found(node, loss) if loss is not None else None
                 if found is not None:
-                    _replace(graph.graph, node, found)
+                    _replace(graph.graph, found)
         graph.graph.lint()
         return graph
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A linear layer under a cross-entropy. gradients: by what they belong to, the nodes of backward that make them."""
+    """A linear layer under a cross-entropy. gradients: by what they belong to, the nodes of backward that make them;
+    incoming: the gradient of the loss; nodes: all that goes, if nothing else reads it."""
 
+    loss: CrossEntropy
     product: fx.Node
     hidden: fx.Node
     weight: fx.Node
@@ -56,49 +60,48 @@ class _Found:
     gradients: dict[int, fx.Node]
 
 
-def _found(loss: fx.Node) -> _Found | None:
-    logs = loss.args[0]
-    assert isinstance(logs, fx.Node)
-    if logs.target is not aten._log_softmax.default or logs.args[1] not in (1, -1):
-        return None
-    forward, product, dtype = [loss, *loss.users, logs], logs.args[0], None
-    while isinstance(product, fx.Node) and product.target in (*_VIEWS, aten._to_copy.default):
+def _found(node: fx.Node, loss: CrossEntropy) -> _Found | None:
+    """The linear layer whose results go into a cross-entropy and nowhere else.
+
+    node: the negative log-likelihood.
+    """
+    layer, product, dtype = [loss.logs], loss.logs.args[0], None
+    while isinstance(product, fx.Node) and product.target in (*VIEWS, aten._to_copy.default):
         if product.target is aten._to_copy.default:
             dtype = product.meta["val"].dtype
-        forward.append(product)
+        layer.append(product)
         product = product.args[0]
     if not isinstance(product, fx.Node) or product.target not in (aten.mm.default, aten.addmm.default):
         return None
-    forward.append(product)
-    bias, hidden, weight = product.args if len(product.args) == 3 else (None, *product.args)
-    backward = _backward(forward, hidden, weight)
-    if backward is None or product.kwargs:
+    if product.kwargs or loss.logs.meta["val"].shape != product.meta["val"].shape:
+        return None
+    chain = [*loss.chain, *layer, product]
+    operands: tuple[Any, ...] = product.args
+    bias, hidden, weight = operands if len(operands) == 3 else (None, *operands)
+    known = {hidden, weight, loss.target, loss.class_weight, loss.row_weight, *loss.beside, *chain}
+    backward = _backward(node, chain, known)
+    if backward is None:
         return None
     nodes, incoming, gradients = backward
-    within = nodes | set(forward)
-    returned = next((user for user in loss.users if user.args[1] == 0), None)
-    if any(user not in within for node in forward if node is not returned for user in node.users):
+    within = nodes | set(chain)
+    if any(user not in within for node in chain if node is not loss.result for user in node.users):
         return None
-    rows = product.meta["val"].shape
-    if logs.meta["val"].shape != rows or loss.args[3] not in (1, 2):
-        return None
-    return _Found(product, hidden, weight, bias, dtype, frozenset(within), incoming, gradients)  # pyright: ignore
+    nodes = frozenset((*within, *loss.beside))
+    return _Found(loss, product, hidden, weight, bias, dtype, nodes, incoming, gradients)
 
 
 def _backward(
-    forward: list[fx.Node], hidden: Any, weight: Any
+    loss: fx.Node, chain: list[fx.Node], known: set[Any]
 ) -> tuple[set[fx.Node], fx.Node, dict[int, fx.Node]] | None:
-    """(all nodes of backward, the incoming gradient, those that make gradients); None if there is anything else."""
-    own = set(forward)
-    in_order = nodes_of_backward(hidden.graph, [node for node in forward if node.target is not operator.getitem])
+    """(all nodes of backward, the incoming gradient, those that make gradients); None if there is anything else.
+
+    known: what backward may read of forward.
+    """
+    in_order = nodes_of_backward(loss.graph, [node for node in chain if node.target is not operator.getitem])
     nodes = set(in_order)
-    read = {read for node in nodes for read in node.all_input_nodes}
     losses = [node for node in nodes if node.target is aten.nll_loss_backward.default]
-    if len(losses) != 1:
-        return None
-    incoming = losses[0].args[0]
-    known = {hidden, weight, incoming, losses[0].args[2], losses[0].args[3]}
-    if not isinstance(incoming, fx.Node) or read - nodes - own - known:
+    incoming = {read for node in nodes for read in node.all_input_nodes} - nodes - known
+    if len(losses) != 1 or len(incoming) != 1:
         return None
     gradients: dict[int, fx.Node] = {}
     carried = {losses[0]}
@@ -115,61 +118,62 @@ def _backward(
     made = set(gradients.values())
     if any(node not in made and not _follows(node, made) for node in outgoing):
         return None
-    return nodes, incoming, gradients
+    return nodes, incoming.pop(), gradients
 
 
 def _is_turned(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.target in (aten.t.default, aten.transpose.int)
 
 
-def _follows(node: fx.Node, made: set[fx.Node]) -> bool:
+def _follows(node: Any, made: set[fx.Node]) -> bool:
     """Whether a node is a view of a gradient."""
     while node not in made:
-        if not _is_turned(node) and node.target not in _VIEWS:
+        if not isinstance(node, fx.Node) or (not _is_turned(node) and node.target not in VIEWS):
             return False
-        node = node.args[0]  # pyright: ignore[reportAssignmentType]
+        node = node.args[0]
     return True
 
 
-def _replace(graph: fx.Graph, loss: fx.Node, found: _Found) -> None:
-    _, target, class_weight, reduction, ignored = loss.args
-    results = _operation(graph, loss, found, (target, class_weight, reduction, ignored))
-    for user in list(loss.users):
-        if user.args[1] == 0:
-            user.replace_all_uses_with(results[0])
+def _replace(graph: fx.Graph, found: _Found) -> None:
+    results = _operation(graph, found)
+    loss, incoming = results[0], found.incoming
+    if found.loss.rows > 1:  # a mean over rows
+        with graph.inserting_before(found.loss.result):
+            loss = _called(graph, aten.div.Scalar, (loss, found.loss.rows), loss.meta)
+        with graph.inserting_before(next(iter(found.gradients.values()))):
+            meta = next(iter(found.gradients.values())).meta
+            incoming = _called(graph, aten.div.Scalar, (incoming, found.loss.rows), meta)
+    found.loss.result.replace_all_uses_with(loss)
     for kind, old in found.gradients.items():
         unit = results[kind.bit_length()]
         with graph.inserting_before(old):
-            new = graph.call_function(aten.mul.Tensor, (unit, found.incoming))
-            new.meta = dict(old.meta)
+            new = _called(graph, aten.mul.Tensor, (unit, incoming), old.meta)
             if kind == _BIAS:  # a sum over rows that kept the dimension
-                new.meta["val"] = unit.meta["val"].new_empty(unit.meta["val"].shape)
-                kept = graph.call_function(aten.view.default, (new, list(old.meta["val"].shape)))
-                kept.meta = {**old.meta, "val": new.meta["val"].view(old.meta["val"].shape)}
-                new = kept
+                new = _called(graph, aten.view.default, (new, list(old.meta["val"].shape)), old.meta)
             elif kind == _WEIGHT and old.meta["val"].shape != unit.meta["val"].shape:
-                new.meta["val"] = unit.meta["val"].new_empty(unit.meta["val"].shape)
-                turned = graph.call_function(aten.t.default, (new,))
-                turned.meta = {**old.meta, "val": new.meta["val"].t()}
-                new = turned
+                new = _called(graph, aten.t.default, (new,), old.meta)
         old.replace_all_uses_with(new)
     erase_unused(graph, found.nodes)
 
 
-def _operation(graph: fx.Graph, loss: fx.Node, found: _Found, told: tuple[Any, ...]) -> list[fx.Node]:
+def _operation(graph: fx.Graph, found: _Found) -> list[fx.Node]:
     """The new operation's four results."""
-    target, class_weight, reduction, ignored = told
-    wanted = sum(found.gradients)
-    with graph.inserting_before(loss):
-        turned = graph.call_function(aten.t.default, (found.weight,))
-        turned.meta = {**found.product.meta, "val": found.weight.meta["val"].t()}
-        args = (found.hidden, turned, found.bias, target, class_weight, reduction, ignored, 0.0, found.dtype, wanted)
-        call = graph.call_function(linear_cross_entropy, args)
-        value = linear_cross_entropy(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))
-        call.meta = {**found.product.meta, "val": value}
-        results = []
-        for index, part in enumerate(value):
-            item = graph.call_function(operator.getitem, (call, index))
-            item.meta = {**call.meta, "val": part}
-            results.append(item)
-    return results
+    loss, meta = found.loss, found.product.meta
+    with graph.inserting_before(loss.result):
+        more = () if loss.row_weight is None else (loss.row_weight,)
+        if loss.row_weight is not None and loss.row_weight.meta["val"].dim() != 1:
+            more = (_called(graph, aten.reshape.default, (loss.row_weight, [-1]), meta),)
+        turned = _called(graph, aten.t.default, (found.weight,), meta)
+        operands = found.hidden, turned, found.bias, loss.target, loss.class_weight
+        told = loss.reduction, loss.ignored, loss.smoothing, found.dtype, sum(found.gradients)
+        call = _called(graph, linear_cross_entropy, (*operands, *told, *more), meta)
+        parts = range(len(call.meta["val"]))
+        return [_called(graph, operator.getitem, (call, part), meta) for part in parts]
+
+
+def _called(graph: fx.Graph, target: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> fx.Node:
+    """A call, run on the values without data of its operands; meta: of what it stands for."""
+    node = graph.call_function(target, args)
+    value = target(*(arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args))
+    node.meta = {**meta, "val": value}
+    return node

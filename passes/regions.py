@@ -30,6 +30,11 @@ def nodes_of_backward(graph: fx.Graph, forward: Iterable[fx.Node]) -> list[fx.No
     ]
 
 
+def forward_users(node: fx.Node) -> list[fx.Node]:
+    """The calls of forward that read a node."""
+    return [user for user in node.users if user.meta.get("phase") == "forward"]
+
+
 def backward_of(forward: Iterable[fx.Node], operand: fx.Node) -> Backward | None:
     """The backward of some operations of forward, told by autograd's numbers; None if more goes in or out of it.
 
