@@ -155,7 +155,8 @@ def encode_plainly(indices: Tensor, starts: Tensor, table: Tensor, bits: int, in
     """Indices (int64, flat, in the order of the output in memory) → codes, packed, in plain torch."""
     device = indices.device
     distances = indices.view(-1, len(starts), inner) - starts.to(device)[:, None]
-    codes = table.to(device)[distances].view(-1, 1)
+    # of a channels-last window with nothing but -inf torch on CUDA gives the first place of the plane: any code will do
+    codes = table.to(device)[distances.clamp_(0, len(table) - 1)].view(-1, 1)
     return pack_plainly((codes >> torch.arange(bits, device=device)).bitwise_and_(1).flatten())
 
 

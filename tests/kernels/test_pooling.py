@@ -147,6 +147,16 @@ def test_plain_torch_and_c_give_the_same_bits(window, lies, monkeypatch):
     assert_as_torch(x, window)
 
 
+def test_an_index_outside_of_its_window_is_encoded_as_some_place_of_it():
+    starts = pooling.window_starts([2, 2], 8, [4, 4], [0, 0])
+    distances = pooling.place_distances([2, 2], [1, 1], 8)
+    indices = torch.tensor([0, 0, 63, 36])
+    codes = pooling.encode_plainly(indices, starts, pooling.code_table(distances), 2, 1)
+    decoded = pooling.decode_plainly(codes, starts, distances, 2, 1, 64, 4)
+    assert decoded[[0, 3]].tolist() == [0, 36]
+    assert all(place - start in distances for place, start in zip(decoded, starts, strict=True))
+
+
 def test_what_torch_refuses_is_refused():
     with pytest.raises(RuntimeError, match="pad should be"):
         max_pool2d_codes(torch.randn(1, 1, 5, 5), [2, 2], [1, 1], [2, 2], [1, 1], False)

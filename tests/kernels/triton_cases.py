@@ -140,16 +140,22 @@ def spoiled(x: Tensor) -> Tensor:
 
 
 def assert_pooled_as_by_torch(x: Tensor, window) -> None:
-    """That y and the gradient of x are those of torch, which on a GPU adds 16-bit gradients in single precision."""
+    """That y and the gradient of x are those of torch, which on a GPU adds 16-bit gradients in single precision.
+
+    What is expected is that for a contiguous input: on a GPU it is another where channels come last and a window holds
+    nothing but -inf.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
-    y, indices = aten.max_pool2d_with_indices(x.to(wide), *window)
-    gradient = torch.empty_like(y, dtype=x.dtype).copy_(randn(*y.shape, dtype=x.dtype))
-    expected = aten.max_pool2d_with_indices_backward(gradient.to(wide), x.to(wide), *window, indices).to(x.dtype)
+    before = x.to(wide).contiguous()
+    y, indices = aten.max_pool2d_with_indices(before, *window)
+    gradient = randn(*y.shape, dtype=x.dtype)
+    expected = aten.max_pool2d_with_indices_backward(gradient.to(wide), before, *window, indices).to(x.dtype)
     ours, codes = max_pool2d_codes(x, *window)
-    assert ours.stride() == y.stride()
+    assert ours.stride() == aten.max_pool2d_with_indices(x, *window)[0].stride()
     assert_same_bits(ours, y.to(x.dtype))
     assert codes.shape == (-(-bits_of_code(window[0]) * y.numel() // 8),)
-    result = max_pool2d_backward_from_codes(gradient, codes, list(x.shape), *window, not y.is_contiguous())
+    told = (list(x.shape), *window, not ours.is_contiguous())
+    result = max_pool2d_backward_from_codes(torch.empty_like(ours).copy_(gradient), codes, *told)
     assert_same_bits(result, expected)
 
 
