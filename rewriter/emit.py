@@ -137,12 +137,12 @@ class _Writer:
                     scope.rendered.line(f"{self._give(scope, ('state', op), 'state')} = generator_state()")
                 case Forget(op):
                     self._forget(scope, ("state", op))
-                case Encode(value, number):
-                    self._encode(scope, value, number)
-                case Decode(value, number):
-                    self._decode(scope, value, number)
-                case FreeCode(value, number):
-                    self._forget(scope, ("code", value, number))
+                case Encode(value, encoding):
+                    self._encode(scope, value, encoding)
+                case Decode(value, encoding):
+                    self._decode(scope, value, encoding)
+                case FreeCode(value, encoding):
+                    self._forget(scope, ("code", value, encoding))
                 case Free(value):
                     self._free(scope, self.posed.storages[value])
         if number == self.last_forward:
@@ -289,20 +289,20 @@ class _Writer:
         scope.rendered.taken.append(scope.names[base])
         return scope.names[base]
 
-    def _encode(self, scope: _Scope, value: int, number: int) -> None:
+    def _encode(self, scope: _Scope, value: int, encoding: int) -> None:
         storage = self.posed.storages[value]
-        base, coding = self.step.storages[storage].base, self.posed.codings[storage][number]
+        base, coding = self.step.storages[storage].base, self.posed.codings[storage][encoding]
         source = self._expression(scope, base)
         others = self._told_codec(scope, coding, coding.encode, value)
         codec = re.sub(r"\W", "_", coding.codec.name)
-        code = self._give(scope, ("code", value, number), f"{_hint(base)}_{codec}")
+        code = self._give(scope, ("code", value, encoding), f"{_hint(base)}_{codec}")
         scope.rendered.line(f"{code} = {coding.encode.target}({', '.join((source, *others))})")
-        self.codes[("code", value, number)] = coding.code_bytes
+        self.codes[("code", value, encoding)] = coding.code_bytes
 
-    def _decode(self, scope: _Scope, value: int, number: int) -> None:
+    def _decode(self, scope: _Scope, value: int, encoding: int) -> None:
         storage = self.posed.storages[value]
-        base, coding = self.step.storages[storage].base, self.posed.codings[storage][number]
-        code = self._other(scope, ("code", value, number))
+        base, coding = self.step.storages[storage].base, self.posed.codings[storage][encoding]
+        code = self._other(scope, ("code", value, encoding))
         others = self._told_codec(scope, coding, coding.decode, value)
         scope.names[base] = scope.fresh(_hint(base))
         scope.rendered.line(f"{scope.names[base]} = {coding.decode.target}({', '.join((code, *others))})")
