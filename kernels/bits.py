@@ -105,11 +105,11 @@ def unpack_plainly(bits: Tensor, count: int) -> Tensor:
 
 def multiply_plainly(x: Tensor, bits: Tensor, scale: float) -> Tensor:
     """`multiply_bits` in plain torch, a chunk of mask at a time."""
-    y = torch.empty_like(x)
+    y, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
     source, target = flat(x), flat(y)
     for start in range(0, len(source), _CHUNK):
         part = source[start : start + _CHUNK]
-        mask = unpack_plainly(bits[start // 8 : bytes_of_bits(start + len(part))], len(part)).to(x.dtype)
+        mask = unpack_plainly(bits[start // 8 : bytes_of_bits(start + len(part))], len(part)).to(wide)
         torch.mul(part, mask.mul_(scale), out=target[start : start + _CHUNK])
     return y
 
@@ -187,4 +187,6 @@ multiply_bits = define(
     backward=_multiply_backward,
     setup=_setup_multiply,
 )
-"""x (dense) times a mask of 0 and `scale` in bits: x.shape, laid out like x. The bits' order is x's in memory."""
+"""x (dense) times a mask of 0 and `scale` in bits: x.shape, laid out like x. The bits' order is x's in memory.
+
+16-bit x is multiplied in float32 and rounded once, as aten.native_dropout_backward does it."""

@@ -69,9 +69,8 @@ def unpack(bits: Tensor, truths: Tensor) -> None:
 def multiply(x: Tensor, bits: Tensor, scale: float) -> Tensor:
     """`multiply_bits`; the scale is compiled in, one for each probability of dropout."""
     y = torch.empty_like(x)
-    rounded = torch.tensor(scale, dtype=x.dtype, device="cpu").item()
     computed = tl.float64 if x.dtype == torch.float64 else tl.float32
-    _over_bytes(_multiply, x.numel(), x.device, flat(x), bits, flat(y), SCALE=rounded, COMPUTED=computed)
+    _over_bytes(_multiply, x.numel(), x.device, flat(x), bits, flat(y), SCALE=scale, COMPUTED=computed)
     return y
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from ..kernels.bits import bytes_of_bits, dense, multiply_bits
+from ..kernels.bits import bytes_of_bits, dense, multiply_bits, pack_bits
 from ..kernels.draws import draw_bits, draws_alike
 
 aten = torch.ops.aten
@@ -22,7 +23,11 @@ class PackMasks:
     after:  bits = lowtide.draw_bits([64, 256], 0.9, device); y = lowtide.multiply_bits(x, bits, 1.1111112)
 
     The bits are those that eager draws, and products with them those with the mask. Only where all that is multiplied
-    lies in memory like the mask.
+    lies in memory like the mask. Fused dropout, which is what a GPU runs, draws as ever, and its mask is packed then:
+
+    before: y, mask = aten.native_dropout.default(x, 0.1, True);
+            gradient = aten.native_dropout_backward.default(g, mask, 1.1111112)
+    after:  bits = lowtide.pack_bits.default(mask); gradient = lowtide.multiply_bits.default(g, bits, 1.1111112)
     """
 
     name: str = "packed_masks"
@@ -32,6 +37,8 @@ class PackMasks:
         for node in list(graph.graph.nodes):
             if node.target is aten.bernoulli.p:
                 _pack(graph.graph, node)
+            elif node.target is aten.native_dropout.default:
+                _pack_drawn(graph.graph, node)
         graph.graph.lint()
         return graph
 
@@ -60,6 +67,37 @@ def _pack(graph: fx.Graph, noise: fx.Node) -> None:
     for dead in (mask, noise, blank):
         if isinstance(dead, fx.Node) and dead.op == "call_function" and not dead.users:
             graph.erase_node(dead)
+
+
+def _pack_drawn(graph: fx.Graph, dropout: fx.Node) -> None:
+    """Packs the mask of a fused dropout, if all its readers are the backward of it."""
+    masks = [user for user in dropout.users if user.target is operator.getitem and user.args[1] == 1]
+    if len(masks) != 1 or not all(_is_backward(user, masks[0]) for user in masks[0].users):
+        return
+    mask, backwards = masks[0], list(masks[0].users)
+    if not backwards:
+        return
+    with graph.inserting_after(mask):
+        bits = graph.call_function(pack_bits, (mask,))
+    bits.meta = {name: told for name, told in mask.meta.items() if name != "in_place"}
+    bits.meta["val"] = pack_bits(mask.meta["val"])
+    for backward in backwards:
+        gradient, _, scale = backward.args
+        backward.target, backward.args, backward.kwargs = multiply_bits, (gradient, bits, scale), {}
+
+
+def _is_backward(user: fx.Node, mask: fx.Node) -> bool:
+    if user.target is not aten.native_dropout_backward.default or user.args[1] is not mask:
+        return False
+    gradient = user.args[0]
+    assert isinstance(gradient, fx.Node)
+    return _lies_alike(gradient, mask) and _lies_alike(user, mask) and isinstance(user.args[2], float)
+
+
+def _lies_alike(node: fx.Node, mask: fx.Node) -> bool:
+    value, like = node.meta["val"], mask.meta["val"]
+    alike = (value.shape, value.stride()) == (like.shape, like.stride())
+    return alike and dense(like) and value.dtype in _MULTIPLIED
 
 
 def _multiplied(user: fx.Node, mask: fx.Node) -> fx.Node | None:

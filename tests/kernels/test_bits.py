@@ -55,6 +55,16 @@ def test_a_product_with_bits_is_the_product_with_their_mask_to_the_bit(dtype):
 
 
 @pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_product_with_bits_is_what_fused_dropouts_backward_gives_to_the_bit(dtype):
+    x, scale = torch.randn(7, 333).to(dtype), 1 / 0.9  # which 16 bits cannot hold
+    truths = truths_of(x.numel()).view_as(x)
+    expected = torch.ops.aten.native_dropout_backward(x, truths, scale)
+    found = multiply_bits(x, pack_bits(truths), scale)
+    assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.usefixtures("either")
 def test_bits_lie_in_the_order_of_memory():
     x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     truths = torch.empty_like(x, dtype=torch.bool).copy_(x > 0)

@@ -78,6 +78,37 @@ def test_masks_of_another_shape_or_make_stay_as_they_are(told):
     assert not any("draw_bits" in target for target in targets)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mask_of_fused_dropout_is_packed_as_soon_as_it_is_drawn_and_gradients_stay_exact(dtype):
+    def told(m, x):
+        return m.after(torch.native_dropout(m.layer(x), 0.1, True)[0])
+
+    parts = {"layer": nn.Linear(16, 24).to(dtype), "after": nn.Linear(24, 3).to(dtype)}
+    x = torch.randn(7, 16, dtype=dtype)
+    targets, graph = graph_after(PackMasks(), told, x, **parts)
+    assert targets.count("lowtide.pack_bits.default") == targets.count("lowtide.multiply_bits.default") == 1
+    (bits,) = (node for node in graph.graph.nodes if "pack_bits" in str(node.target))
+    assert bits.meta["val"].shape == (21,) and "native_dropout_backward" not in str(targets)
+    model = Called(told, **parts)
+    small = lowtide.rewrite(copy.deepcopy(model), "100%", (x,), costs="flops")
+    (loss, expected), (found_loss, found) = gradients_of(model, x), gradients_of(small, x)
+    assert torch.equal(loss, found_loss) and all(map(torch.equal, expected, found))
+    assert "pack_bits" in small.code
+
+
+def test_the_mask_of_fused_dropout_that_is_read_otherwise_stays_as_it_is():
+    def read(m, x):
+        y, mask = torch.native_dropout(m.layer(x), 0.1, True)
+        return y * mask
+
+    def turned(m, x):  # the gradient lies otherwise than the mask
+        return torch.native_dropout(m.layer(x).t(), 0.1, True)[0] * torch.ones(16, 4)
+
+    for told in (read, turned):
+        targets, _ = graph_after(PackMasks(), told, torch.randn(4, 16), layer=nn.Linear(16, 16))
+        assert "aten.native_dropout_backward.default" in targets and "lowtide.pack_bits.default" not in targets
+
+
 def test_dropout_on_a_permuted_tensor_is_exact():
     model = Called(
         lambda m, x: functional.dropout(m.layer(x).permute(0, 2, 1), 0.3).transpose(0, 1).square(),
