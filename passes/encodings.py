@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from ..kernels.codecs import CODECS, Codec
+from .index_bounds import codecs_that_narrow
 from .step_graph import StepGraph
 
 _LEAST_BYTES = 4096  # smaller values are not worth a call,
@@ -62,7 +63,8 @@ def codings_of(step: StepGraph, allowed: tuple[str, ...]) -> Mapping[int, tuple[
         whole = isinstance(value, torch.Tensor) and value.numel() * value.element_size() == size_bytes
         if not whole or size_bytes < _LEAST_BYTES:
             continue
-        codings = tuple(_coding(codec, value) for codec in CODECS if codec.fidelity in allowed and codec.takes(value))
+        codecs = (*CODECS, *codecs_that_narrow(step, storage))
+        codings = tuple(_coding(codec, value) for codec in codecs if codec.fidelity in allowed and codec.takes(value))
         if codings:
             found[storage] = codings
     made_bytes = sum(step.storages[storage].size_bytes for kernel in step.kernels for storage in kernel.makes)
