@@ -30,17 +30,27 @@ SOURCE = (
     INTERVALS_SOURCE
     + r"""
 void encode_intervals(const void *x, int kind, const float *borders, int border_count, uint16_t *first,
-                      const uint8_t *levels, uint8_t *packed, int64_t count, int bits) {
+                      const int32_t *levels, uint8_t *packed, int64_t count, int bits) {
     Intervals intervals = intervals_of(borders, border_count, first);
+    float numbers[256];
+    for (int i = 0; i <= border_count && i < 256; i++) numbers[i] = (float)levels[i];
     #pragma omp parallel for schedule(static) if (count > 16384)
     for (int64_t start = 0; start < count; start += TILE) {
-        float room[TILE];
+        float room[TILE], found[TILE];
         int32_t places[TILE];
         uint8_t codes[TILE];
         int64_t here = in_tile(start, count);
         const float *tile = load_tile(x, kind, start, here, room);
         find(tile, intervals, places);
-        for (int i = 0; i < TILE; i++) codes[i] = levels[places[i]];
+        if (border_count < 256) {
+            #pragma omp simd
+            for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)places[i];
+            look_up_floats(numbers, border_count + 1, codes, found);
+            #pragma omp simd
+            for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)(int32_t)found[i];
+        } else {
+            for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)levels[places[i]];
+        }
         pack_tile(codes, packed + start / 8 * bits, here, bits);
     }
 }
@@ -61,8 +71,8 @@ void round_to_levels(const void *x, int kind, const float *borders, int border_c
         random_tile(state, start, numbers);
         #pragma omp simd
         for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)places[i];
-        look_up_floats(levels, codes, lower);
-        look_up_floats(factors, codes, factor);
+        look_up_floats(levels, border_count + 2, codes, lower);
+        look_up_floats(factors, border_count + 1, codes, factor);
         #pragma omp simd
         for (int i = 0; i < TILE; i++) codes[i] += !(numbers[i] >= (tile[i] - lower[i]) * factor[i]);
         pack_tile(codes, packed + start / 8 * bits, here, bits);
@@ -92,7 +102,7 @@ void multiply_levels(const void *x, int kind, const uint8_t *packed, const float
         int64_t here = in_tile(start, count);
         const float *tile = load_tile(x, kind, start, here, room);
         unpack_tile(packed + start / 8 * bits, codes, here, bits);
-        look_up_floats(table, codes, factors);
+        look_up_floats(table, 1 << bits, codes, factors);
         float *products = new_tile(y, kind, start, here, room);
         #pragma omp simd
         for (int i = 0; i < TILE; i++) products[i] = tile[i] * factors[i];
@@ -142,7 +152,7 @@ def _chunks(x: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def encode_plainly(x: Tensor, borders: Tensor, levels: Tensor, bits: int) -> Tensor:
     """`encode_by_borders` in plain torch."""
-    borders, levels = borders.to(x.device), levels.to(x.device)
+    borders, levels = borders.to(x.device), levels.to(x.device, torch.uint8)
     places = (torch.bucketize(part, borders, right=True) for _, part in _chunks(x))
     empty = torch.empty(0, dtype=torch.uint8, device=x.device)
     return torch.cat([empty, *(pack_codes_plainly(levels[part], bits) for part in places)])
@@ -179,7 +189,7 @@ def _encode(x: Tensor, borders: list[float], level_of_interval: list[int], bits:
     if not 0 <= min(level_of_interval) <= max(level_of_interval) < 2**bits:
         told = f"levels {min(level_of_interval)} to {max(level_of_interval)} in {bits} bits"
         raise ValueError(f"{told}: they must be 0 to {2**bits - 1}; give more bits or other levels")
-    limits, levels = ascending(borders, "border", _wide(x.dtype)), torch.tensor(level_of_interval, dtype=torch.uint8)
+    limits, levels = ascending(borders, "border", _wide(x.dtype)), torch.tensor(level_of_interval, dtype=torch.int32)
     run = _in_c("encode_intervals", _ENCODE, x)
     if run is None:
         return encode_plainly(x, limits, levels, bits)

@@ -247,11 +247,12 @@ def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, hadamard: boo
 
 def _encode(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:
     check_dense(x)
-    code = torch.empty(bytes_of_groups(x.numel(), bits, group), dtype=torch.uint8, device=x.device)
+    size_bytes = bytes_of_groups(x.numel(), bits, group)
     kind = KINDS.get(x.dtype)
     run = native(SOURCE, "encode_groups", _POINTERS) if kind is not None and x.device.type == "cpu" else None
     if run is None:
         return encode_plainly(x, bits, group, stochastic, hadamard, seed)
+    code = torch.empty(size_bytes, dtype=torch.uint8)
     way = _Way(state_of(seed), state_of_signs(seed), group, bits, stochastic, hadamard, kind)
     run(pointer(x), byref(way), pointer(code), x.numel())
     return code

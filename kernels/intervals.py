@@ -13,9 +13,20 @@ from torch import Tensor
 from .tiles import SOURCE as TILES_SOURCE
 
 SOURCE = (
-    TILES_SOURCE
+    "#include <math.h>\n"
+    + TILES_SOURCE
     + r"""
-enum { FEW = 32, BUCKETS = 65536 };
+/* up to FEW borders each element is compared with all of them, beyond it is looked up: as fast there, by measurement */
+#if defined(__AVX512F__)
+#include <immintrin.h>
+enum { FEW = 31 };
+#elif defined(__AVX2__)
+enum { FEW = 12 };
+#else
+enum { FEW = 4 };
+#endif
+
+enum { BUCKETS = 65536 };
 
 /* borders: `count` of them and a NaN. Where they are many: first[k] of them lie in buckets before bucket k, and at most
    `most` in one bucket; a bucket is all floats of the same upper 16 bits. */
@@ -25,6 +36,31 @@ typedef struct {
     int count, most;
 } Intervals;
 
+#ifdef __AVX512F__
+/* at most 31 borders in two registers, halved at each step; `wide`: whether there are more than 15 */
+ALWAYS void halve_borders(const float *tile, Intervals a, int wide, int32_t *places) {
+    float padded[32];
+    for (int k = 0; k < 32; k++) padded[k] = k < a.count ? a.borders[k] : INFINITY;
+    __m512 low = _mm512_loadu_ps(padded), high = _mm512_loadu_ps(padded + 16);
+    __m512i last = _mm512_set1_epi32(a.count);
+    for (int i = 0; i < TILE; i += 16) {
+        __m512 x = _mm512_loadu_ps(tile + i);
+        __m512i place = _mm512_setzero_si512();
+        for (int half = wide ? 16 : 8; half; half /= 2) {
+            __m512i middle = _mm512_add_epi32(place, _mm512_set1_epi32(half - 1));
+            __m512 border = wide ? _mm512_permutex2var_ps(low, middle, high) : _mm512_permutexvar_ps(middle, low);
+            __mmask16 beyond = _mm512_cmp_ps_mask(x, border, _CMP_NLT_UQ);
+            place = _mm512_mask_add_epi32(place, beyond, place, _mm512_set1_epi32(half));
+        }
+        _mm512_storeu_si512(places + i, _mm512_min_epi32(place, last));  /* infinity and NaN pass the padding */
+    }
+}
+
+static inline void count_borders(const float *tile, Intervals a, int32_t *places) {
+    if (a.count > 15) halve_borders(tile, a, 1, places);
+    else halve_borders(tile, a, 0, places);
+}
+#else
 /* a comparison of vectors is -1 where it holds */
 static inline void count_borders(const float *tile, Intervals a, int32_t *places) {
     for (int i = 0; i < TILE; i += 4 * LANES) {
@@ -39,6 +75,7 @@ static inline void count_borders(const float *tile, Intervals a, int32_t *places
         memcpy(places + i, found, sizeof found);
     }
 }
+#endif
 
 static inline uint32_t bucket(float x) {
     uint32_t word;
@@ -80,8 +117,25 @@ static Intervals intervals_of(const float *borders, int count, uint16_t *first) 
 
 /* a function of its own, since many processors gather slower than they load one by one */
 static __attribute__((noinline, optimize("no-tree-vectorize")))
-void look_up_floats(const float *table, const uint8_t *places, float *found) {
+void look_up_one_by_one(const float *table, const uint8_t *places, float *found) {
     for (int i = 0; i < TILE; i++) found[i] = table[places[i]];
+}
+
+/* table: of `count` entries, 256 at most */
+static inline void look_up_floats(const float *table, int count, const uint8_t *places, float *found) {
+#ifdef __AVX512F__
+    if (count <= 32) {
+        float padded[32] = {0};
+        memcpy(padded, table, count * sizeof(float));
+        __m512 low = _mm512_loadu_ps(padded), high = _mm512_loadu_ps(padded + 16);
+        for (int i = 0; i < TILE; i += 16) {
+            __m512i place = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(places + i)));
+            _mm512_storeu_ps(found + i, _mm512_permutex2var_ps(low, place, high));
+        }
+        return;
+    }
+#endif
+    look_up_one_by_one(table, places, found);
 }
 """
 )
