@@ -3,7 +3,8 @@
     python -m benchmarks.kernels [--rounds 15] [--json FILE]
 
 All run in one process, in turn: a round runs torch's way, then lowtide's, and gives one ratio; printed are medians and
-quartiles. Dropout and cross-entropy are forward and backward together. CPU, float32.
+quartiles. Dropout and cross-entropy are forward and backward together. Float32 on the CPU, and where there is a GPU
+larger sizes there too.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from lowtide.kernels.pooling import max_pool2d_backward_from_codes, max_pool2d_c
 from torch import Tensor
 from torch.nn import functional
 
-_CPU = torch.device("cpu")
+_CPU, _GPU = torch.device("cpu"), torch.device("cuda")
 Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Case:
-    """The same work in two ways, and the bytes that each keeps for backward."""
+    """The same work in two ways on a device, and the bytes that each keeps for backward."""
 
+    device: torch.device
     name: str
     theirs: Work
     ours: Work
@@ -43,6 +45,7 @@ class Case:
 class Row:
     """What was measured: the median of lowtide's time divided by torch's in the same round, and its quartiles."""
 
+    device: str
     name: str
     their_milliseconds: float
     ratio: float
@@ -57,14 +60,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="rounds in which both ways run once, in turn")
     parser.add_argument("--json", type=Path, help="where to write the table as JSON")
     options = parser.parse_args()
-    print(f"{'':<44} {'torch, ms':>9} {'lowtide / torch':>22} {'torch keeps':>12} {'lowtide keeps':>14}")
+    print(f"{'':<55} {'torch, ms':>9} {'lowtide / torch':>22} {'torch keeps':>12} {'lowtide keeps':>14}")
     rows = []
     for case in cases():
         row = measured(case, options.rounds)
         rows.append(asdict(row))
-        low, high = row.ratio_quartiles
+        name, (low, high) = f"{row.device}: {row.name}", row.ratio_quartiles
         print(
-            f"{row.name:<44} {row.their_milliseconds:>9.2f} {row.ratio:>8.3f} ({low:.3f}–{high:.3f}) "
+            f"{name:<55} {row.their_milliseconds:>9.2f} {row.ratio:>8.3f} ({low:.3f}–{high:.3f}) "
             f"{row.their_bytes:>12,} {row.our_bytes:>14,}",
             flush=True,
         )
@@ -79,36 +82,57 @@ def main() -> None:
 def cases() -> list[Case]:
     """What is compared."""
     torch.manual_seed(0)
-    return [_packing(1 << 22), _dropout(8, 6, 256, 256), _cross_entropy(2048, 384, 8000), _pooling(16, 32, 64)]
+    found = [
+        _packing(_CPU, 1 << 22),
+        _dropout(_CPU, 8, 6, 256, 256),
+        _cross_entropy(_CPU, 2048, 384, 8000),
+        _pooling(_CPU, 16, 32, 64),
+    ]
+    if torch.cuda.is_available():
+        found += [
+            _packing(_GPU, 1 << 28),
+            _dropout(_GPU, 64, 12, 1024, 64),
+            _cross_entropy(_GPU, 8192, 768, 50257),
+            _pooling(_GPU, 256, 64, 112),
+        ]
+    return found
 
 
 def measured(case: Case, rounds: int) -> Row:
     """The case after a round that warms up."""
     seconds: list[tuple[float, float]] = []
     for number in range(rounds + 1):
-        pair = _seconds(case.theirs), _seconds(case.ours)
+        pair = _seconds(case.device, case.theirs), _seconds(case.device, case.ours)
         if number:
             seconds.append(pair)
     ratios = [ours / theirs for theirs, ours in seconds]
     low, high = statistics.quantiles(ratios, n=4)[::2]
     milliseconds = 1e3 * statistics.median(theirs for theirs, _ in seconds)
-    return Row(case.name, milliseconds, statistics.median(ratios), (low, high), case.their_bytes, case.our_bytes)
+    told = (milliseconds, statistics.median(ratios), (low, high), case.their_bytes, case.our_bytes)
+    return Row(case.device.type, case.name, *told)
 
 
-def _seconds(work: Work) -> float:
+def _seconds(device: torch.device, work: Work) -> float:
+    _wait(device)
     started = time.perf_counter()
     work()
+    _wait(device)
     return time.perf_counter() - started
 
 
-def _packing(count: int) -> Case:
-    truths = torch.rand(count) < 0.5
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _packing(device: torch.device, count: int) -> Case:
+    truths = torch.rand(count, device=device) < 0.5
     name = f"pack {count:,} truth values (shift and sum)"
-    return Case(name, lambda: pack_plainly(truths), lambda: pack_bits(truths), count, -(-count // 8))
+    return Case(device, name, lambda: pack_plainly(truths), lambda: pack_bits(truths), count, -(-count // 8))
 
 
-def _dropout(*size: int) -> Case:
-    x, gradient = torch.randn(size, requires_grad=True), torch.randn(size)
+def _dropout(device: torch.device, *size: int) -> Case:
+    x, gradient = torch.randn(size, device=device, requires_grad=True), torch.randn(size, device=device)
     scale = float(torch.ones(()).div_(0.9))
 
     def theirs() -> None:
@@ -116,15 +140,22 @@ def _dropout(*size: int) -> Case:
         functional.dropout(x, 0.1).backward(gradient)
 
     def ours() -> tuple[Tensor, Tensor]:
-        bits = draw_bits(list(size), 0.9, _CPU)
+        bits = draw_bits(list(size), 0.9, device)
         return multiply_bits(x.detach(), bits, scale), multiply_bits(gradient, bits, scale)
 
-    return Case(f"dropout of {x.numel():,} numbers", theirs, ours, 4 * x.numel(), -(-x.numel() // 8))
+    def ours_from_their_mask() -> tuple[Tensor, Tensor]:
+        y, mask = torch.native_dropout(x.detach(), 0.1, True)
+        return y, multiply_bits(gradient, pack_bits(mask), scale)
+
+    name, count, on_cpu = f"dropout of {x.numel():,} numbers", x.numel(), device.type == "cpu"
+    kept = count * (4 if on_cpu else 1), -(-count // 8)
+    return Case(device, name, theirs, ours if on_cpu else ours_from_their_mask, *kept)
 
 
-def _cross_entropy(rows: int, width: int, classes: int) -> Case:
-    hidden, weight = torch.randn(rows, width, requires_grad=True), torch.randn(classes, width, requires_grad=True)
-    target = torch.randint(classes, (rows,))
+def _cross_entropy(device: torch.device, rows: int, width: int, classes: int) -> Case:
+    hidden = torch.randn(rows, width, device=device, requires_grad=True)
+    weight = torch.randn(classes, width, device=device, requires_grad=True)
+    target = torch.randint(classes, (rows,), device=device)
 
     def theirs() -> None:
         hidden.grad = weight.grad = None
@@ -135,11 +166,11 @@ def _cross_entropy(rows: int, width: int, classes: int) -> Case:
         return linear_cross_entropy(hidden.detach(), weight.detach(), None, target, *told)
 
     name = f"linear + cross-entropy, {rows:,} × {width} → {classes:,}"
-    return Case(name, theirs, ours, 4 * rows * classes, 4 * width * (rows + classes))
+    return Case(device, name, theirs, ours, 4 * rows * classes, 4 * width * (rows + classes))
 
 
-def _pooling(batch: int, channels: int, side: int) -> Case:
-    x = torch.randn(batch, channels, side, side, requires_grad=True)
+def _pooling(device: torch.device, batch: int, channels: int, side: int) -> Case:
+    x = torch.randn(batch, channels, side, side, device=device, requires_grad=True)
     window = ([3, 3], [2, 2], [1, 1], [1, 1], False)
     gradient = torch.randn_like(functional.max_pool2d(x.detach(), 3, 2, 1))
 
@@ -152,7 +183,7 @@ def _pooling(batch: int, channels: int, side: int) -> Case:
         return max_pool2d_backward_from_codes(gradient, codes, list(x.shape), *window, False)
 
     name = f"max pooling 3 × 3 of {x.numel():,} numbers"
-    return Case(name, theirs, ours, 4 * x.numel() + 8 * gradient.numel(), gradient.numel() // 2)
+    return Case(device, name, theirs, ours, 4 * x.numel() + 8 * gradient.numel(), gradient.numel() // 2)
 
 
 if __name__ == "__main__":
