@@ -101,18 +101,26 @@ def _sample(x: Tensor, method: str, kept_rows: int, seed: int) -> Tensor:
         norms, method, kept_rows, lambda stream, count: random_words(state_of(seed, stream), 0, count, x.device)
     )
     chosen, order = chosen.sort(stable=True)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    kept = (rows[chosen].to(wide) * weights[order].to(wide)[:, None]).to(x.dtype)
-    return torch.cat([chosen.int().view(torch.uint8), kept.view(-1).view(torch.uint8)])
+    code = torch.empty(bytes_of_rows(kept_rows, rows.shape[1], x.dtype), dtype=torch.uint8, device=x.device)
+    kept, numbers = _parts(code, kept_rows)
+    numbers.copy_(chosen.int().view(torch.uint8))
+    weights = weights[order].to(torch.promote_types(x.dtype, torch.float32))
+    torch.index_select(rows, 0, chosen, out=kept.view(x.dtype).view(kept_rows, rows.shape[1])).mul_(weights[:, None])
+    return code
+
+
+def _parts(code: Tensor, kept_rows: int) -> tuple[Tensor, Tensor]:
+    """The bytes of the rows, first since they may be wider, and those of their numbers."""
+    return code[: len(code) - 4 * kept_rows], code[len(code) - 4 * kept_rows :]
 
 
 def _restore(code: Tensor, kept_rows: int, size: list[int], stride: list[int], dtype: torch.dtype) -> Tensor:
     rows, features = rows_and_features(size)
     check_packed(code, bytes_of_rows(kept_rows, features, dtype))
     x = torch.empty_strided(size, stride, dtype=dtype, device=code.device).zero_()
-    chosen = code[: 4 * kept_rows].clone().view(torch.int32)
-    kept = code[4 * kept_rows :].clone().view(dtype).view(kept_rows, features)
-    x.view(rows, features).index_add_(0, chosen, kept)  # a row that was drawn twice counts twice
+    kept, numbers = _parts(code, kept_rows)
+    # numbers may lie where no int32 can, and are copied; a row that was drawn twice counts twice
+    x.view(rows, features).index_add_(0, numbers.clone().view(torch.int32), kept.view(dtype).view(kept_rows, features))
     return x
 
 
@@ -174,7 +182,7 @@ sample_rows = define(
         (bytes_of_rows(kept_rows, x.shape[-1], x.dtype),), dtype=torch.uint8
     ),
 )
-"""x (contiguous) → uint8 [k (4 + features itemsize)]: numbers of rows, ascending, and the rows times their weights.
+"""x (contiguous) → uint8 [k (4 + features itemsize)]: rows times their weights, then their numbers, which ascend.
 
 method: one of SAMPLINGS. Raises ValueError unless x is contiguous and has as many rows.
 """

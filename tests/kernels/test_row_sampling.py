@@ -114,6 +114,7 @@ def test_all_rows_kept_are_the_tensor_itself(method):
 def test_rows_of_zeros_take_no_place_from_others(method):
     x = torch.zeros(50, 4)
     assert torch.equal(restored(x, method, 10), x)
+    assert restored(x[:, :0].contiguous(), method, 10).shape == (50, 0)
     x[::10] = torch.randn(5, 4)
     if method in ("without_replacement", "winner_take_all"):
         assert torch.equal(restored(x, method, 10), x)
@@ -152,6 +153,9 @@ def test_codes_have_exactly_the_bytes_told_in_every_type(method, dtype):
     back = restored(x, method, 5, 1)
     assert back.dtype == dtype and back.shape == x.shape and back.stride() == x.stride()
     assert 1 <= back.view(33, 7).bool().any(1).sum() <= 5
+    rows, numbers = code[:-20].clone().view(dtype).view(5, 7), code[-20:].clone().view(torch.int32)
+    assert (numbers.diff() >= 0).all()
+    torch.testing.assert_close(back.view(33, 7), torch.zeros(33, 7, dtype=dtype).index_add_(0, numbers, rows))
     exact = restored(x.double(), method, 5, 1)
     tolerance = {torch.float64: 0, torch.float32: 1e-6}.get(dtype, 1e-2)
     torch.testing.assert_close(back.double(), exact, rtol=tolerance, atol=0)

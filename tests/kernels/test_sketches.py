@@ -87,6 +87,10 @@ def test_unsketching_is_by_the_same_matrix(kind, rows, kept, monkeypatch):
     assert code.shape == (kept, 9)
     torch.testing.assert_close(code, matrix.T @ x)
     torch.testing.assert_close(unsketch(code, kind, 3, [rows, 9], [9, 1], x.dtype), matrix @ code)
+    assert unsketch(sketch(x[:, :0].contiguous(), kind, kept, 3), kind, 3, [rows, 0], [1, 1], x.dtype).shape == (
+        rows,
+        0,
+    )
     monkeypatch.undo()
     torch.testing.assert_close(sketch(x, kind, kept, 3), code)
 
