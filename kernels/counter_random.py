@@ -1,9 +1,9 @@
 """Random 64-bit words that depend on a seed and a place alone: drawn again, or by more threads, they are the same.
 
 Word i of a stream is the finalizer of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", 2014) applied to `state + i * 0x9e3779b97f4a7c15`; a stream's state is its seed and number, finalized. Seeds
-beside each other will do therefore: a tensor's may be its step's plus its own number. One seed for two tensors gives
-them the same numbers.
+generators", 2014) applied to `state + i * 0x9e3779b97f4a7c15`; a stream's state is its seed and number, finalized.
+Seeds beside each other will do therefore: a tensor's may be its step's plus its own number. One seed for two tensors
+gives them the same numbers.
 """
 
 from __future__ import annotations
