@@ -65,20 +65,13 @@ def _found(node: fx.Node, loss: CrossEntropy) -> _Found | None:
 
     node: the negative log-likelihood.
     """
-    layer, product, dtype = [loss.logs], loss.logs.args[0], None
-    while isinstance(product, fx.Node) and product.target in (*VIEWS, aten._to_copy.default):
-        if product.target is aten._to_copy.default:
-            dtype = product.meta["val"].dtype
-        layer.append(product)
-        product = product.args[0]
-    if not isinstance(product, fx.Node) or product.target not in (aten.mm.default, aten.addmm.default):
+    head = _head(loss.logs)
+    if head is None:
         return None
-    if product.kwargs or loss.logs.meta["val"].shape != product.meta["val"].shape:
-        return None
-    chain = [*loss.chain, *layer, product]
-    operands: tuple[Any, ...] = product.args
-    bias, hidden, weight = operands if len(operands) == 3 else (None, *operands)
-    known = {hidden, weight, loss.target, loss.class_weight, loss.row_weight, *loss.beside, *chain}
+    product, bias, dtype, layer = head
+    chain = [*loss.chain, *layer]
+    hidden, weight = product.args[-2:]
+    known = {hidden, weight, bias, loss.target, loss.class_weight, loss.row_weight, *loss.beside, *chain}
     backward = _backward(node, chain, known)
     if backward is None:
         return None
@@ -88,6 +81,41 @@ def _found(node: fx.Node, loss: CrossEntropy) -> _Found | None:
         return None
     nodes = frozenset((*within, *loss.beside))
     return _Found(loss, product, hidden, weight, bias, dtype, nodes, incoming, gradients)
+
+
+def _head(logs: fx.Node) -> tuple[Any, fx.Node | None, torch.dtype | None, list[fx.Node]] | None:
+    """(the product that makes logits, its bias, what they are cast to, all from there to `logs`); None if they are made
+    otherwise.
+
+    A bias may be added to the product afterwards, as BART does.
+    """
+    layer, product, dtype, added = [logs], logs.args[0], None, None
+    while isinstance(product, fx.Node) and product.target in (*VIEWS, aten._to_copy.default, aten.add.Tensor):
+        layer.append(product)
+        if product.target is aten._to_copy.default:
+            if dtype is not None:
+                return None
+            dtype = product.meta["val"].dtype
+        elif product.target is aten.add.Tensor:
+            rows, vector = product.args
+            if added is not None or product.kwargs or not _is_bias(vector, rows):
+                return None
+            added = vector
+        product = product.args[0]
+    if not isinstance(product, fx.Node) or product.target not in (aten.mm.default, aten.addmm.default):
+        return None
+    if product.kwargs or logs.meta["val"].shape != product.meta["val"].shape or (added and len(product.args) == 3):
+        return None
+    bias = product.args[0] if len(product.args) == 3 else added
+    return product, bias, dtype, [*layer, product]  # pyright: ignore[reportReturnType]
+
+
+def _is_bias(vector: Any, rows: Any) -> bool:
+    """Whether one of two summands holds an element for each class of the other, in the same dtype."""
+    if not isinstance(vector, fx.Node) or not isinstance(rows, fx.Node):
+        return False
+    one, several = vector.meta["val"], rows.meta["val"]
+    return one.dtype == several.dtype and one.numel() == one.shape[-1] == several.shape[-1] and one.numel() > 0
 
 
 def _backward(
@@ -160,11 +188,14 @@ def _operation(graph: fx.Graph, found: _Found) -> list[fx.Node]:
     """The new operation's four results."""
     loss, meta = found.loss, found.product.meta
     with graph.inserting_before(loss.result):
+        bias = found.bias
+        if bias is not None and bias.meta["val"].dim() != 1:
+            bias = _called(graph, aten.reshape.default, (bias, [-1]), meta)
         more = () if loss.row_weight is None else (loss.row_weight,)
         if loss.row_weight is not None and loss.row_weight.meta["val"].dim() != 1:
             more = (_called(graph, aten.reshape.default, (loss.row_weight, [-1]), meta),)
         turned = _called(graph, aten.t.default, (found.weight,), meta)
-        operands = found.hidden, turned, found.bias, loss.target, loss.class_weight
+        operands = found.hidden, turned, bias, loss.target, loss.class_weight
         told = loss.reduction, loss.ignored, loss.smoothing, found.dtype, sum(found.gradients)
         call = _called(graph, linear_cross_entropy, (*operands, *told, *more), meta)
         parts = range(len(call.meta["val"]))

@@ -57,6 +57,8 @@ OTHERS = {
     "weighed by what is learned": lambda m, x, t: (unreduced(m, x, t) * m.weight).sum(),
     "a sum for each sequence": lambda m, x, t: unreduced(m, x, t).sum(1).square().mean(),
     "logits read elsewhere": lambda m, x, t: cross_entropy(m, x, t) + m.head(x).square().mean() * 0,
+    "another bias added": lambda m, x, t: functional.cross_entropy(m.head(x) + importance(), t),
+    "numbers of the row added": lambda m, x, t: functional.cross_entropy(m.head(x) + m.head(x[:1]), t),
     "smoothed otherwise": lambda m, x, t: smoothed_otherwise(m.head(x), t),
     "smoothed and unreduced": lambda m, x, t: unreduced(m, x, t, label_smoothing=0.1).mean(),
 }
@@ -131,6 +133,29 @@ def test_a_mean_over_ignored_rows_alone_is_what_torch_says():
             assert one is other is None or torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("shape", [(CLASSES,), (1, CLASSES)])
+def test_a_bias_may_be_added_to_the_product(learned, shape):
+    offset = torch.randn(shape)
+    model, x, target = problem(lambda m, x, t: functional.cross_entropy(m.head(x) + m.offset, t), bias=False)
+    if learned:
+        model.offset = nn.Parameter(offset)
+    else:
+        model.register_buffer("offset", offset)
+    small = rewritten(model, x, target)
+    assert "lowtide.linear_cross_entropy.default" in small.code and "softmax" not in small.code
+    assert_same(step(model, x, target), step(small, x, target))
+
+
+def test_bart_makes_no_logits():
+    sizes = {"vocab_size": 200, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "decoder_ffn_dim": 32}
+    model = build_model("bart", overrides={**sizes, "encoder_ffn_dim": 32, "max_position_embeddings": 40})
+    batch = sample_batch(model, 2, 24)
+    options = {"fidelity": "rounding", "outputs": ["loss"], "costs": "flops", "time_limit": 1e-9, "steps": 1}
+    report = lowtide.verify(model, "100%", (), batch, **options)
+    assert report.ok and any(note.startswith("chunked_cross_entropy") for note in report.notes), str(report)
+
+
 @pytest.mark.parametrize("count", [None, 7, torch.tensor(7)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_language_model_of_transformers_makes_no_logits(count, dtype):
@@ -138,15 +163,7 @@ def test_a_language_model_of_transformers_makes_no_logits(count, dtype):
     batch = sample_batch(model, 2, 24)
     batch["labels"][:, :5] = -100
     batch |= {"num_items_in_batch": count} if count is not None else {}
-    small = lowtide.rewrite(
-        copy.deepcopy(model),
-        "100%",
-        (),
-        batch,
-        fidelity="rounding",
-        outputs=["loss"],
-        costs="flops",
-        time_limit=1e-9,
-    )
+    options = {"fidelity": "rounding", "outputs": ["loss"], "costs": "flops", "time_limit": 1e-9}
+    small = lowtide.rewrite(copy.deepcopy(model), "100%", (), batch, **options)
     assert "lowtide.linear_cross_entropy.default" in small.code and "_log_softmax" not in small.code
     assert_same(step(model, **batch), step(small, **batch), most=1e-5 if dtype == "float32" else 3e-2)
