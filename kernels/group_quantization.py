@@ -151,7 +151,7 @@ void decode_groups(const uint8_t *code, const Way *way, void *x, int64_t count) 
 )
 
 _POINTERS = (c_void_p, c_void_p, c_void_p, c_int64)
-_CHUNK = 1 << 20  # elements that the plain versions work on at once, a multiple of every group
+_CHUNK = 1 << 18  # elements that the plain versions work on at once, a multiple of every group
 _LARGEST = 4096
 _NEAREST = 2.0**23 - 0.5
 

@@ -33,7 +33,7 @@ from .packed_codes import check_packed
 from .sketches import check_rows, rows_and_features
 
 SAMPLINGS = ("uniform", "norms", "without_replacement", "winner_take_all")
-_CHUNK = 1 << 18  # elements whose squares are taken at once
+_CHUNK = 1 << 16  # elements whose squares are taken at once
 
 Words = Callable[[int, int], Tensor]
 

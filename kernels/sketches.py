@@ -30,7 +30,7 @@ from .hadamard import signs_at
 from .library import define
 
 SKETCHES = ("gaussian", "rademacher", "hadamard", "dct")
-_CHUNK = 1 << 18  # elements of S, or of what is transformed, at once
+_CHUNK = 1 << 16  # elements of S, or of what is transformed, at once
 _CHOICE = 2  # the stream of a seed that chooses rows
 
 
