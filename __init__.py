@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .rewriter.codes import Codes, codes
     from .rewriter.errors import BudgetError, CaptureError, InfeasibleBudget, LowtideError, LowtideWarning, PlanError
     from .rewriter.measure_peak import measure_peak
     from .rewriter.plan_file import load_plan, save_plan
@@ -20,12 +21,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "BudgetError": "rewriter.errors",
     "CaptureError": "rewriter.errors",
+    "Codes": "rewriter.codes",
     "InfeasibleBudget": "rewriter.errors",
     "LowtideError": "rewriter.errors",
     "LowtideWarning": "rewriter.errors",
     "Plan": "solvers.plan",
     "PlanError": "rewriter.errors",
     "Report": "rewriter.report",
+    "codes": "rewriter.codes",
     "load_plan": "rewriter.plan_file",
     "measure_peak": "rewriter.measure_peak",
     "plan": "rewriter.rewrite",
@@ -38,12 +41,14 @@ _HOMES = {
 __all__ = [
     "BudgetError",
     "CaptureError",
+    "Codes",
     "InfeasibleBudget",
     "LowtideError",
     "LowtideWarning",
     "Plan",
     "PlanError",
     "Report",
+    "codes",
     "load_plan",
     "measure_peak",
     "plan",

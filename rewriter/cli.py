@@ -1,4 +1,4 @@
-"""The command line: profile, plan, sweep, verify and inspect, on models by name."""
+"""The command line: profile, plan, sweep, verify and inspect, on models by name; codes, on activations."""
 
 from __future__ import annotations
 
@@ -249,6 +249,37 @@ def inspect(
         show(plan_text(title, told))
         if timeline is not None:
             typer.echo(f"drawn in {timeline}")
+
+
+@app.command()
+def codes(
+    activation: options.ActivationName,
+    bits: options.Bits,
+    weight: options.Weight = "normal:0,1",
+    plot: options.Picture = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """The best few-bit codes for an activation's derivative: by intervals of inputs, by value, without bias."""
+    with speaking():
+        check_picture(plot)
+        from .codes import codes as find_codes
+        from .codes import resolve, resolve_weight
+
+        known, under = resolve(activation), resolve_weight(weight)
+        told = find_codes(known, bits, under)
+        if plot is not None:
+            from .codes_shown import draw_codes
+
+            draw_codes(told, known, under, plot)
+        if as_json:
+            print_json(told.to_dict() | {"picture": str(plot) if plot else None})
+            return
+        from .codes_shown import codes_text
+        from .tables import show
+
+        show(codes_text(told))
+        if plot is not None:
+            typer.echo(f"drawn in {plot}")
 
 
 def _plan_dict(plan: Plan) -> dict[str, Any]:

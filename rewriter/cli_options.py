@@ -86,3 +86,13 @@ Picture = Annotated[Path | None, typer.Option(help="Save a picture here (.png, .
 PlanSource = Annotated[
     Path, typer.Argument(metavar="PLAN", help="A plan that `lowtide plan --out` saved.", show_default=False)
 ]
+ActivationName = Annotated[
+    str,
+    typer.Argument(
+        metavar="ACTIVATION",
+        help="A name (gelu, silu, hardswish), or package.module:function of your own.",
+        show_default=False,
+    ),
+]
+Bits = Annotated[int, typer.Option(help="Of a code, 1 to 8.", show_default=False)]
+Weight = Annotated[str, typer.Option(help="Of inputs: uniform:LOW,HIGH or normal:MEAN,STD.")]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = {
+COLOURS = {
     "resident": "#9aa5b1",
     "gradients": "#e0a458",
     "returned": "#b58bc2",
@@ -55,7 +55,7 @@ def check_drawable(path: Path) -> None:
 
 def draw_timeline(plan: Plan, title: str, path: Path) -> None:
     """Saves what is alive during the step, kernel by kernel: by kind, with the peak, the budget and what runs again."""
-    figure = _figure(10, 5.4)
+    figure = new_figure(10, 5.4)
     above, strip = figure.subplots(2, 1, sharex=True, height_ratios=(18, 1))
     moments = moments_of(plan)
     divisor, unit = _unit(max(plan.peak_bytes, plan.budget_bytes or 0))
@@ -63,16 +63,16 @@ def draw_timeline(plan: Plan, title: str, path: Path) -> None:
     _stack(above, plan, moments, divisor)
     if plan.budget_bytes is not None:
         told = f"budget {format_bytes(plan.budget_bytes)}"
-        above.axhline(plan.budget_bytes / divisor, color=_COLOURS["alarm"], linewidth=1.2, label=told)
+        above.axhline(plan.budget_bytes / divisor, color=COLOURS["alarm"], linewidth=1.2, label=told)
     _mark_peak(above, plan, moments, divisor, roof)
     _mark_turn(above, moments, roof)
     above.set_ylabel(f"alive, {unit}")
     above.set_xlim(0, len(moments))
     above.set_ylim(0, roof * 1.22)
-    _title(above, f"{title}\n{plan.extra_share:.1%} extra time ({plan.solver})")
+    set_title(above, f"{title}\n{plan.extra_share:.1%} extra time ({plan.solver})")
     _draw_kinds(strip, moments)
     figure.legend(loc="outside lower center", ncol=5, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_frontier(plans: Sequence[Plan], title: str, path: Path) -> list[Rated]:
@@ -82,7 +82,7 @@ def draw_frontier(plans: Sequence[Plan], title: str, path: Path) -> list[Rated]:
     """
     problem = plans[0].problem
     recipes = [rate(problem, "recipes", candidate) for candidate in Recipes().candidates(problem)]
-    figure = _figure(9, 5.6)
+    figure = new_figure(9, 5.6)
     axes = figure.subplots()
     divisor, unit = _unit(plans[0].baseline_peak_bytes)
     low = min(plan.peak_bytes for plan in plans)
@@ -95,17 +95,17 @@ def draw_frontier(plans: Sequence[Plan], title: str, path: Path) -> list[Rated]:
     peaks = [plan.peak_bytes / divisor for plan in ordered]
     extra = [100 * plan.extra_share for plan in ordered]
     axes.plot(
-        peaks, extra, "o-", drawstyle="steps-post", color=_COLOURS["line"], markersize=3.5, zorder=5, label="lowtide"
+        peaks, extra, "o-", drawstyle="steps-post", color=COLOURS["line"], markersize=3.5, zorder=5, label="lowtide"
     )
     axes.plot(high / divisor, 0, "*", color="black", markersize=14, zorder=6, label="everything kept")
     axes.set_xlim(left / divisor, right / divisor)
     axes.set_ylim(-0.03 * top, top)
     axes.set_xlabel(f"peak, {unit}")
     axes.set_ylabel(f"extra time, % ({problem.costs})")
-    _title(axes, title)
+    set_title(axes, title)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[-2:] + handles[:-2], labels[-2:] + labels[:-2], frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
     return recipes
 
 
@@ -122,12 +122,12 @@ def _stack(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float) ->
     for key, label, sizes in layers:
         if any(sizes):
             roof = floor + np.append(sizes, sizes[-1]) / divisor
-            axes.fill_between(edges, floor, roof, step="post", color=_COLOURS[key], linewidth=0, label=label)
+            axes.fill_between(edges, floor, roof, step="post", color=COLOURS[key], linewidth=0, label=label)
             floor = roof
     within = np.array([m.within_bytes for m in moments]) / divisor
     within = np.maximum(np.append(within, within[-1]), floor)
     axes.fill_between(
-        edges, floor, within, step="post", color=_COLOURS["within"], linewidth=0, label="while a kernel runs"
+        edges, floor, within, step="post", color=COLOURS["within"], linewidth=0, label="while a kernel runs"
     )
 
 
@@ -136,7 +136,7 @@ def _mark_peak(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float
     peak = peak_of(plan)
     at = next((i for i, m in enumerate(moments) if m.within_bytes == plan.peak_bytes), 0)
     height = plan.peak_bytes / divisor
-    axes.plot(at + 0.5, height, "o", color=_COLOURS["line"], markersize=6, zorder=6)
+    axes.plot(at + 0.5, height, "o", color=COLOURS["line"], markersize=6, zorder=6)
     thirds = (("left", 0.0), ("center", 0.5), ("right", 1.0))
     side, start = thirds[min(3 * at // max(len(moments), 1), 2)]
     axes.annotate(
@@ -145,7 +145,7 @@ def _mark_peak(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float
         xytext=(at + 0.5, roof * 1.1),
         ha=side,
         va="bottom",
-        arrowprops={"arrowstyle": "-", "color": _COLOURS["line"], "linewidth": 0.8, "relpos": (start, 0.0)},
+        arrowprops={"arrowstyle": "-", "color": COLOURS["line"], "linewidth": 0.8, "relpos": (start, 0.0)},
     )
 
 
@@ -186,7 +186,7 @@ def _shade_impossible(axes: Axes, problem: Problem, limits: tuple[float, float],
     bound = [100 * lower_bound_seconds(problem, int(peak)) / problem.seconds for peak in peaks]
     bound = np.where(peaks < needed, top, bound)
     label = "no schedule can be here"
-    axes.fill_between(peaks / divisor, -top, bound, color=_COLOURS["impossible"], linewidth=0, label=label)
+    axes.fill_between(peaks / divisor, -top, bound, color=COLOURS["impossible"], linewidth=0, label=label)
 
 
 def _draw_recipes(axes: Axes, problem: Problem, recipes: Sequence[Rated], divisor: float) -> None:
@@ -206,17 +206,17 @@ def _unit(largest_bytes: int) -> tuple[float, str]:
     return 1024.0, "KiB"
 
 
-def _figure(width_inches: float, height_inches: float) -> Figure:
+def new_figure(width_inches: float, height_inches: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
 
 
-def _title(axes: Axes, text: str) -> None:
+def set_title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=11)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

@@ -49,12 +49,12 @@ def plan_text(title: str, plan: Plan) -> RenderableType:
     ]
     rows += [("", note) for note in plan.notes[1:]]
     rows += [("note", note) for note in plan.problem.notes]
-    return Group(_lines(title, rows), "", _summaries(plan))
+    return Group(facts(title, rows), "", _summaries(plan))
 
 
 def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:
     """One row per plan, from the highest peak to the lowest."""
-    table = _table(None)
+    table = new_table(None)
     for name in ("peak", "of all kept", "extra time", "proven at least", "keeps for backward"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("solver", no_wrap=True)
@@ -105,7 +105,7 @@ def profile_text(title: str, profile: Profile) -> RenderableType:
         ("time", f"{_times(plan)} ({profile.costs})"),
     ]
     rows += [("note", note) for note in profile.notes]
-    parts: list[RenderableType] = [_lines(title, rows), "", _modules(profile), "", _largest(profile)]
+    parts: list[RenderableType] = [facts(title, rows), "", _modules(profile), "", _largest(profile)]
     return Group(*parts, *(("", _savings(profile)) if profile.savings else ()))
 
 
@@ -126,7 +126,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def _modules(profile: Profile) -> Table:
-    table = _table("modules")
+    table = new_table("modules")
     table.add_column("module", overflow="fold")
     for name in ("kept", "share", "forward", "backward", "GFLOP", "kernels"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -149,7 +149,7 @@ def _modules(profile: Profile) -> Table:
 
 
 def _largest(profile: Profile) -> Table:
-    table = _table("what takes most of the kept bytes")
+    table = new_table("what takes most of the kept bytes")
     table.add_column("made by", no_wrap=True)
     table.add_column("in", overflow="fold")
     for name in ("values", "bytes", "share"):
@@ -162,7 +162,7 @@ def _largest(profile: Profile) -> Table:
 
 
 def _savings(profile: Profile) -> Table:
-    table = _table("what passes take back: bytes of forward that backward need not read")
+    table = new_table("what passes take back: bytes of forward that backward need not read")
     table.add_column("pass", no_wrap=True)
     table.add_column("fidelity", no_wrap=True)
     table.add_column("in", overflow="fold")
@@ -174,7 +174,7 @@ def _savings(profile: Profile) -> Table:
 
 
 def _summaries(plan: Plan) -> Table:
-    table = _table("what the plan does with each module")
+    table = new_table("what the plan does with each module")
     table.add_column("module", overflow="fold")
     for name in ("keeps", "of", "runs again", "extra time"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -200,7 +200,7 @@ def _counted(name: str, rows: Sequence[object]) -> str:
     return f"{name} (×{len(rows)})" if len(rows) > 1 else name
 
 
-def _lines(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
+def facts(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
     """A title and under it names with values, wrapped beside their names."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
@@ -210,7 +210,7 @@ def _lines(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
     return Group(Text(title, style="bold"), grid)
 
 
-def _table(title: str | None) -> Table:
+def new_table(title: str | None) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
 
 
