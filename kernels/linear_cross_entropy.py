@@ -370,7 +370,9 @@ def _run(
         weight_gradient.zero_()
     losses = torch.empty(count, dtype=computed, device=hidden.device)
     bias_sum = torch.zeros(bias_gradient.shape, dtype=computed, device=hidden.device)
-    for chunk, logits, values in _chunks(hidden, classes, computed):
+    # Triton's version computes in float32 on logits that stay in 16 bits
+    held = hidden.dtype if triton_version("linear_cross_entropy", hidden.device) else computed
+    for chunk, logits, values in _chunks(hidden, classes, held):
         part = hidden[chunk]
         _linear(part, weight, bias, logits)
         if values is not logits:
@@ -385,7 +387,7 @@ def _run(
             first = chunk.start == 0  # passes over what the memory held, NaN too
             weight_gradient.addmm_(logits.t(), part, beta=0 if first else 1)
         if gradients & BIAS:
-            bias_sum.add_(values.sum(0))
+            bias_sum.add_(values.sum(0, dtype=computed))
     loss.copy_(losses.sum() / rows.divisor)
     bias_gradient.copy_(bias_sum)
     return results

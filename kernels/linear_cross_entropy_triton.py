@@ -55,7 +55,7 @@ def _softmax_rows(
 ):
     row = tl.program_id(0).to(tl.int64)
     x = logits + row * CLASSES
-    number: tl.constexpr = logits.dtype.element_ty
+    number: tl.constexpr = losses.dtype.element_ty
     lane = tl.arange(0, BLOCK)
     target = tl.load(targets + row)
     counts = target != ignored
@@ -65,14 +65,14 @@ def _softmax_rows(
     most = tl.full([BLOCK], float("-inf"), number)
     for start in range(0, CLASSES, BLOCK):
         column = start + lane
-        most = tl.maximum(most, tl.load(x + column, mask=column < CLASSES, other=float("-inf")))
+        most = tl.maximum(most, tl.load(x + column, mask=column < CLASSES, other=float("-inf")).to(number))
     most = tl.max(most, axis=0)
 
     sums, spread = tl.zeros([BLOCK], number), tl.zeros([BLOCK], number)
     for start in range(0, CLASSES, BLOCK):
         column = start + lane
         inside = column < CLASSES
-        below = tl.load(x + column, mask=inside, other=float("-inf")) - most
+        below = tl.load(x + column, mask=inside, other=float("-inf")).to(number) - most
         sums += tl.where(inside, _exponential(below), 0.0)
         if SMOOTHING > 0:
             weighed = below
@@ -99,14 +99,14 @@ def _softmax_rows(
     for start in range(0, CLASSES, BLOCK):
         column = start + lane
         inside = column < CLASSES
-        value = _exponential(tl.load(x + column, mask=inside, other=0) - most) * factor
+        value = _exponential(tl.load(x + column, mask=inside, other=0).to(number) - most) * factor
         if SMOOTHING > 0:
             of_class = share
             if WEIGHTED:
                 of_class = share * tl.load(class_weight + column, mask=inside, other=0)
             value -= of_class
         value -= tl.where(column == target, sharp.to(number), 0.0)
-        tl.store(x + column, tl.where(counts, value, 0.0), mask=inside)
+        tl.store(x + column, tl.where(counts, value, 0.0).to(logits.dtype.element_ty), mask=inside)
 
 
 def softmax_rows(
@@ -120,9 +120,10 @@ def softmax_rows(
     ignored: int,
     losses: Tensor,
 ) -> None:
-    """Turns logits [n, V], float32 or float64, into the loss's gradient in place, and fills in losses [n].
+    """Turns logits [n, V] into the loss's gradient in place, and fills in losses [n].
 
-    The others are those of a chunk's `_Rows`, in the logits' dtype but for targets, int64.
+    The computation is in losses' dtype, float64 for logits in float64 and otherwise float32. The others are those of a
+    chunk's `_Rows`, in that dtype too but for targets, int64.
     """
     count, classes = logits.shape
     block = min(_MOST_BLOCK, triton.next_power_of_2(classes))

@@ -119,14 +119,14 @@ def test_pooling_compiles_for_a_gpu(compiled, dtype, kernel):
     assert_machine_code(compiled, 2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("smoothing", "weighted"), [(0.0, False), (0.1, True)])
 def test_cross_entropy_compiles_for_a_gpu(compiled, dtype, smoothing, weighted):
     from lowtide.kernels import linear_cross_entropy_triton
 
-    logits, one = torch.ones(2, 50257, dtype=dtype), torch.ones((), dtype=dtype)
-    weights, targets = logits[0] if weighted else None, torch.zeros(2, dtype=torch.int64)
-    told = (targets, logits[:, 0], weights, one, one, smoothing, -100, logits[:, 1])
+    logits, rows = torch.ones(2, 50257, dtype=dtype), torch.ones(2, dtype=torch.promote_types(dtype, torch.float32))
+    weights, targets = rows.new_ones(50257) if weighted else None, torch.zeros(2, dtype=torch.int64)
+    told = (targets, rows, weights, rows[0], rows[1], smoothing, -100, rows.clone())
     linear_cross_entropy_triton.softmax_rows(logits, *told)
     assert_machine_code(compiled, 1)
 

@@ -264,15 +264,18 @@ def test_loss_and_gradients_of_cross_entropy_are_those_of_torch_in_double_precis
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_cross_entropy_in_16_bits_is_as_far_from_the_truth_as_that_of_torch():
+@pytest.mark.parametrize("upcast", [torch.float32, None])
+def test_cross_entropy_in_16_bits_is_as_far_from_the_truth_as_that_of_torch(upcast):
     operands = problem(torch.bfloat16)
     leaves = [operand.clone().requires_grad_() for operand in operands[:3]]
-    loss = linear_cross_entropy_plainly(*leaves, operands[3], logits_dtype=torch.float32)
+    loss = linear_cross_entropy_plainly(*leaves, operands[3], logits_dtype=upcast)
     expected = loss.detach(), *torch.autograd.grad(loss, leaves)
-    found, truth = computed(operands, None, MEAN, 0.0, torch.float32), exact(operands, None, MEAN, 0.0)
+    found, truth = computed(operands, None, MEAN, 0.0, upcast), exact(operands, None, MEAN, 0.0)
     for one, other, right in zip(found, expected, truth, strict=True):
         assert one.dtype == other.dtype
         assert distance(one, right) <= 2 * max(distance(other, right), 2.0**-9)
+    if upcast is not None:
+        assert distance(found[0], expected[0]) <= 1e-6
 
 
 @pytest.mark.usefixtures("small_blocks")
