@@ -57,7 +57,7 @@ def _whole(step: StepGraph, storage: int, kernel: Kernel) -> Iterator[fx.Node]:
     """The operands of a kernel that hold every element of a storage."""
     size_bytes = step.storages[storage].size_bytes
     for node in dict.fromkeys(operand for call in kernel.calls for operand in call.all_input_nodes):
-        if step.storage_of.get(node) != storage:
+        if step.storage_of.get(node) != storage or node.meta["val"].dtype != torch.int64:
             continue
         value = node.meta["val"]
         told = [pair for pair in zip(value.shape, value.stride(), strict=True) if pair[1]]  # without what is expanded

@@ -54,6 +54,28 @@ def test_bounds_are_those_of_what_is_indexed(told, names):
     assert found == [[name] if name else [] for name in names]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda x, i: functional.embedding(i, x),
+        lambda x, i: x.gather(0, i.view(-1, 1)),
+        lambda x, i: x.scatter(0, i.view(-1, 1), 1.0),
+        lambda x, i: x.scatter_add(0, i.view(-1, 1), x),
+        lambda x, i: x.scatter_reduce(0, i.view(-1, 1), x, "sum"),
+        lambda x, i: x.index_select(0, i),
+        lambda x, i: x.index_add(0, i, x[: len(i)]),
+        lambda x, i: functional.nll_loss(x.t().expand(len(i), -1), i),
+    ],
+)
+def test_eager_raises_where_bounds_are_taken_from_what_is_indexed(told):
+    x, index = torch.randn(8, 1), torch.tensor([0, 7, 3])
+    told(x, index)
+    for wrong in (-1, 8):
+        index[1] = wrong
+        with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
+            told(x, index)
+
+
 def tightest_narrowed(model, *args, **kwargs):
     """The plan of the smallest peak that keeps integers narrow."""
     plans = lowtide.sweep(model, args, kwargs, count=60, costs="flops")
