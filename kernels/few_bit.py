@@ -145,7 +145,7 @@ def _in_c(name: str, argument_types: tuple, x: Tensor):
 
 def _chunks(x: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Stretches of x in the order of memory, in their wide type, each after its first element's place."""
-    lying = flat(x)
+    lying = flat(x.detach())
     for start in range(0, len(lying), _CHUNK):
         yield start, lying[start : start + _CHUNK].to(_wide(x.dtype))
 
@@ -172,7 +172,7 @@ def round_plainly(derivative: Tensor, levels: Tensor, factors: Tensor, bits: int
 
 def multiply_plainly(gradient: Tensor, code: Tensor, table: Tensor, bits: int) -> Tensor:
     """`multiply_levels` in plain torch, a chunk at a time."""
-    product, table = torch.empty_like(gradient), table.to(gradient.device)
+    product, table = torch.empty_like(gradient.detach()), table.to(gradient.device)
     for start, part in _chunks(gradient):
         codes = code[start // 8 * bits : bytes_of_codes(start + len(part), bits)]
         factors = table[unpack_codes_plainly(codes, bits, len(part)).int()]

@@ -204,7 +204,7 @@ def _grouped(x: Tensor, group: int) -> Tensor:
 
 def _chunks(x: Tensor, hadamard: bool, seed: int) -> Iterator[tuple[int, Tensor]]:
     """What is quantized, float32, in stretches of whole groups, each after its first element's place."""
-    lying = flat(x)
+    lying = flat(x.detach())
     for start in range(0, len(lying), _CHUNK):
         part = lying[start : start + _CHUNK].float()
         yield start, spread_plainly(part, False, state_of_signs(seed), start) if hadamard else part

@@ -95,7 +95,7 @@ def bytes_of_rows(kept_rows: int, features: int, dtype: torch.dtype) -> int:
 def _sample(x: Tensor, method: str, kept_rows: int, seed: int) -> Tensor:
     _check_method(method)
     check_rows(x, kept_rows)
-    rows = x.view(rows_and_features(list(x.shape)))
+    rows = x.detach().view(rows_and_features(list(x.shape)))
     norms = row_norms(rows)
     chosen, weights = choose_rows(
         norms, method, kept_rows, lambda stream, count: random_words(state_of(seed, stream), 0, count, x.device)

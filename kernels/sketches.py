@@ -127,7 +127,7 @@ def _sketch(x: Tensor, kind: str, kept_rows: int, seed: int) -> Tensor:
     _check_kind(kind)
     check_rows(x, kept_rows)
     rows, features = rows_and_features(list(x.shape))
-    flat = x.view(rows, features)
+    flat = x.detach().view(rows, features)
     code = torch.zeros(kept_rows, features, dtype=_wide(x.dtype), device=x.device)
     if kind in ("gaussian", "rademacher"):
         for here, matrix in _matrices(kind, seed, rows, code):
@@ -148,7 +148,7 @@ def _unsketch(code: Tensor, kind: str, seed: int, size: list[int], stride: list[
         told = f"the sketch has the shape {tuple(code.shape)}"
         raise ValueError(f"{told}: of {rows} rows of {features} it has 1 to {rows}; unsketch to the size sketched")
     x = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
-    flat, wide = x.view(rows, features), code.to(_wide(code.dtype)) * (1 / sqrt(len(code)))
+    flat, wide = x.view(rows, features), code.detach().to(_wide(code.dtype)) * (1 / sqrt(len(code)))
     if kind in ("gaussian", "rademacher"):
         for here, matrix in _matrices(kind, seed, rows, wide):
             flat[here] = matrix @ wide

@@ -150,6 +150,14 @@ def test_nothing_has_an_empty_code():
     assert multiply_levels(x, code, [0.0, 1.0], 1).shape == (0, 4)
 
 
+@pytest.mark.usefixtures("either")
+def test_tensors_that_require_gradients_are_taken_as_others():
+    x = torch.randn(300, requires_grad=True)
+    code = encode_by_borders(x, [0.0], [0, 1], 1)
+    assert not code.requires_grad and not round_to_levels(x, [0.0, 1.0], 1, 0).requires_grad
+    assert torch.equal(multiply_levels(x, code, [0.0, 1.0], 1), multiply_levels(x.detach(), code, [0.0, 1.0], 1))
+
+
 def test_what_cannot_be_encoded_is_told():
     x = torch.ones(8, 6)
     with pytest.raises(ValueError, match=r"fill their memory; pass x.contiguous\(\)"):

@@ -210,6 +210,14 @@ def test_the_transform_is_orthonormal():
             torch.testing.assert_close(spread_plainly(moved, True, 9, 0), unit)
 
 
+@pytest.mark.usefixtures("either")
+def test_no_gradient_is_recorded():
+    x = torch.randn(300, requires_grad=True)
+    for transformed in (False, True):
+        assert not encode_groups(x, 4, 256, True, transformed, 0).requires_grad
+        assert not expected_squared_error(x, 4, hadamard=transformed).requires_grad
+
+
 def test_what_cannot_be_encoded_is_told():
     x = torch.ones(16, 16)
     for group in (0, 4, 100, 8192):

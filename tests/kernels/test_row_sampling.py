@@ -175,6 +175,11 @@ def test_codes_depend_on_the_seed_and_not_on_threads_or_a_compiler(method, monke
     assert torch.equal(sample_rows(x, method, 500, 1), code)
 
 
+def test_no_gradient_is_recorded():
+    x = torch.randn(10, 6, requires_grad=True)
+    assert not any(sample_rows(x, method, 4, 0).requires_grad for method in SAMPLINGS)
+
+
 def test_what_cannot_be_sampled_is_told():
     x = torch.randn(10, 6)
     with pytest.raises(ValueError, match="no way of sampling rows is called 'best': give one of uniform, norms"):

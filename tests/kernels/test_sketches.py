@@ -157,6 +157,14 @@ def test_more_threads_draw_the_same_numbers(kind):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("kind", SKETCHES)
+def test_tensors_that_require_gradients_are_sketched_as_others(kind):
+    x = torch.randn(10, 6, requires_grad=True)
+    assert torch.equal(sketch(x, kind, 4, 0), sketch(x.detach(), kind, 4, 0))
+    found = unsketch(x[:4], kind, 0, [10, 6], [6, 1], x.dtype)
+    assert torch.equal(found, unsketch(x[:4].detach(), kind, 0, [10, 6], [6, 1], x.dtype))
+
+
 def test_what_cannot_be_sketched_is_told():
     x = torch.randn(10, 6)
     with pytest.raises(ValueError, match="no kind of sketch is called 'sparse': give one of gaussian, rademacher"):
