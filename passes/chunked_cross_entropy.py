@@ -12,6 +12,7 @@ from torch import fx
 from ..kernels.linear_cross_entropy import linear_cross_entropy
 from .cross_entropy_forms import VIEWS, CrossEntropy, cross_entropy_at
 from .regions import erase_unused, nodes_of_backward
+from .step_graph import storage_key
 
 aten = torch.ops.aten
 _HIDDEN, _WEIGHT, _BIAS = 1, 2, 4  # gradients to compute
@@ -181,7 +182,19 @@ def _replace(graph: fx.Graph, found: _Found) -> None:
             elif kind == _WEIGHT and old.meta["val"].shape != unit.meta["val"].shape:
                 new = _called(graph, aten.t.default, (new,), old.meta)
         old.replace_all_uses_with(new)
+        _view_again(new, old)
     erase_unused(graph, found.nodes)
+
+
+def _view_again(new: fx.Node, old: fx.Node) -> None:
+    """Gives what viewed a node the values that view the one in its place, so that all lie in one storage again."""
+    key = storage_key(old.meta["val"])
+    for user in new.users:
+        value = user.meta.get("val")  # the output has none
+        if isinstance(value, torch.Tensor) and storage_key(value) == key:
+            args = (arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in user.args)
+            user.meta["val"] = user.target(*args, **user.kwargs)  # pyright: ignore[reportCallIssue]
+            _view_again(user, old)
 
 
 def _operation(graph: fx.Graph, found: _Found) -> list[fx.Node]:
