@@ -40,7 +40,7 @@ def describe(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], owners
         structure.key,
         tuple(_tensor_key(t) for t in inputs),
         places,
-        modules_key(model),
+        owners.modules_key,
         tuple(_tensor_key(t) for t in owners.parameters()),
         tuple(_tensor_key(t) for t in owners.buffers()),
         torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,18 @@ class Source:
 
 
 class Owners:
-    """Where a module's parameters and buffers are, so that each call finds the present ones quickly."""
+    """Where a module's parameters and buffers are, so that each call finds the present ones quickly.
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    modules: by name. modules_key: told by whoever sees to it that it is the present one (`call.modules_key`).
+    """
+
+    def __init__(self, model: torch.nn.Module, modules_key: Hashable = None) -> None:
+        self.modules = dict(model.named_modules())
+        self.modules_key = modules_key
         self._parameters: list[tuple[Source, torch.nn.Module, str]] = []
         self._buffers: list[tuple[Source, torch.nn.Module, str]] = []
         seen: set[int] = set()
-        for prefix, module in model.named_modules():
+        for prefix, module in self.modules.items():
             for kind, held, found in (
                 ("parameter", module._parameters, self._parameters),
                 ("buffer", module._buffers, self._buffers),
