@@ -16,9 +16,12 @@ from .bits import dense, pack_bits, unpack_bits
 class Codec:
     """A pair of operations: one makes a code of a tensor, the other the tensor of its code.
 
-    fidelity: what decoding gives back. dtypes: which tensors it takes, dense ones only. options: what encoding and
-    decoding are told besides, before size and stride. seeded: both take a `seed`. fit: what both are told of the values
-    that a tensor really has, by name. family: of codecs that differ in one number, and whose errors are alike.
+    encode: called with the tensor and `encode_options`; decode: with the code, `decode_options`, and by name the size
+    and stride of the tensor, and its dtype where `tells_dtype`. Encoding takes a `seed` by name where it `draws`,
+    decoding the same one where it `redraws`.
+    fidelity: what decoding gives back. dtypes: which tensors it takes, dense ones only.
+    fit: what both are told by name of the values that a tensor really has. family: of codecs that differ in one number,
+    and whose errors are alike but for a factor.
     """
 
     name: str
@@ -26,8 +29,11 @@ class Codec:
     decode: Any
     dtypes: tuple[torch.dtype, ...]
     fidelity: Literal["bitwise", "rounding", "approximate"] = "bitwise"
-    options: tuple[Any, ...] = ()
-    seeded: bool = False
+    encode_options: tuple[Any, ...] = ()
+    decode_options: tuple[Any, ...] = ()
+    tells_dtype: bool = False
+    draws: bool = False
+    redraws: bool = False
     fit: Callable[[Tensor], dict[str, float]] | None = None
     family: str = ""
 
@@ -35,9 +41,10 @@ class Codec:
         """Whether it can encode such a tensor."""
         return value.dtype in self.dtypes and dense(value)
 
-    def decode_arguments(self, value: Tensor) -> tuple[Any, ...]:
-        """What decoding has to be told besides the code: size and stride."""
-        return *self.options, list(value.shape), list(value.stride())
+    def layout(self, value: Tensor) -> dict[str, Any]:
+        """What decoding has to be told of the tensor, by name."""
+        told: dict[str, Any] = {"size": list(value.shape), "stride": list(value.stride())}
+        return told | ({"dtype": value.dtype} if self.tells_dtype else {})
 
 
 BITS = Codec("bits", pack_bits, unpack_bits, (torch.bool,))

@@ -12,6 +12,7 @@ from torch import fx
 
 from ..kernels.codecs import CODECS, Codec
 from .index_bounds import codecs_that_narrow
+from .lossy_encodings import codecs_that_lose
 from .step_graph import StepGraph
 
 _LEAST_BYTES = 4096  # smaller values are not worth a call,
@@ -39,7 +40,7 @@ class Coding:
 
     def named(self, call: fx.Node, seed: Any) -> dict[str, Any]:
         """What `encode` or `decode` is told by name."""
-        return {**call.kwargs, **self.fitted, **({"seed": seed} if self.codec.seeded else {})}
+        return {**call.kwargs, **self.fitted, **({"seed": seed} if "seed" in call.kwargs else {})}
 
     def coded(self, value: torch.Tensor, seed: int) -> torch.Tensor:
         """A value as it is after encoding and decoding."""
@@ -63,7 +64,7 @@ def codings_of(step: StepGraph, allowed: tuple[str, ...]) -> Mapping[int, tuple[
         whole = isinstance(value, torch.Tensor) and value.numel() * value.element_size() == size_bytes
         if not whole or size_bytes < _LEAST_BYTES:
             continue
-        codecs = (*CODECS, *codecs_that_narrow(step, storage))
+        codecs = (*CODECS, *codecs_that_narrow(step, storage), *codecs_that_lose(step, storage))
         codings = tuple(_coding(codec, value) for codec in codecs if codec.fidelity in allowed and codec.takes(value))
         if codings:
             found[storage] = codings
@@ -76,10 +77,10 @@ def _coding(codec: Codec, value: torch.Tensor) -> Coding:
     graph = fx.Graph()
     stand_in = graph.placeholder("value")
     stand_in.meta["val"] = value
-    named: dict[str, Any] = {"seed": 0} if codec.seeded else {}
-    encode = graph.call_function(codec.encode, (stand_in, *codec.options), named)
-    encode.meta["val"] = codec.encode(value, *codec.options, **named)
-    told = codec.decode_arguments(value)
-    decode = graph.call_function(codec.decode, (encode, *told), named)
-    decode.meta["val"] = codec.decode(encode.meta["val"], *told, **named)
+    seed: dict[str, Any] = {"seed": 0} if codec.draws else {}
+    encode = graph.call_function(codec.encode, (stand_in, *codec.encode_options), seed)
+    encode.meta["val"] = codec.encode(value, *codec.encode_options, **seed)
+    told = codec.layout(value) | ({"seed": 0} if codec.redraws else {})
+    decode = graph.call_function(codec.decode, (encode, *codec.decode_options), told)
+    decode.meta["val"] = codec.decode(encode.meta["val"], *codec.decode_options, **told)
     return Coding(codec, encode, decode, error=inf if codec.fidelity == "approximate" else 0.0)

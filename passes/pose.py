@@ -10,20 +10,8 @@ from torch import fx
 from ..solvers.problem import Encoding, Op, Problem, Value
 from .blocks import kernel_kind
 from .encodings import Coding
+from .products import is_product
 from .step_graph import Kernel, StepGraph
-
-_INTENSIVE = (
-    "mm",
-    "addmm",
-    "bmm",
-    "baddbmm",
-    "matmul",
-    "linear",
-    "convolution",
-    "attention",
-    "grouped_mm",
-    "conv",
-)
 
 
 @dataclass(frozen=True)
@@ -123,12 +111,6 @@ def _held(step: StepGraph, grad_present: frozenset[object]) -> set[int]:
             if kernel.target.meta["source"] not in grad_present:
                 held.update(kernel.makes or kernel.reads)
     return held
-
-
-def is_product(kernel: Kernel) -> bool:
-    """Whether a kernel multiplies matrices, convolves or attends: what selective checkpointing keeps."""
-    names = {call.target._schema.name for call in kernel.calls if kernel.role == "compute"}  # pyright: ignore
-    return any(word in name for name in names for word in _INTENSIVE) and not any("softmax" in n for n in names)
 
 
 def _op(

@@ -92,6 +92,7 @@ def plan(
     outputs: options.Outputs = None,
     fidelity: options.FidelityChoice = options.Fidelity.bitwise,
     solver: options.Solver = "auto",
+    error_budget: options.ErrorBudget = 0.01,
     time_limit: options.TimeLimit = inf,
     as_json: options.AsJson = False,
 ) -> None:
@@ -100,7 +101,18 @@ def plan(
         check_budget(budget)
         check_solver(solver)
         check_target(out)
-        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs, fidelity=fidelity.value)
+        subject = subject_of(
+            model,
+            settings,
+            batch,
+            seq,
+            dtype,
+            device,
+            costs,
+            outputs,
+            fidelity=fidelity.value,
+            error_budget=error_budget,
+        )
         from .plan_file import save_plan
         from .rewrite import plan as plan_step
 
@@ -133,13 +145,25 @@ def sweep(
     costs: options.CostSource = None,
     outputs: options.Outputs = None,
     fidelity: options.FidelityChoice = options.Fidelity.bitwise,
+    error_budget: options.ErrorBudget = 0.01,
     time_limit: options.TimeLimit = inf,
     as_json: options.AsJson = False,
 ) -> None:
     """The frontier of peak against extra time, from everything kept to the smallest feasible peak."""
     with speaking():
         check_picture(plot)
-        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs, fidelity=fidelity.value)
+        subject = subject_of(
+            model,
+            settings,
+            batch,
+            seq,
+            dtype,
+            device,
+            costs,
+            outputs,
+            fidelity=fidelity.value,
+            error_budget=error_budget,
+        )
         from .plan_file import summary_of
         from .rewrite import sweep as sweep_step
         from .tables import spread_out
@@ -182,6 +206,7 @@ def verify(
     outputs: options.Outputs = None,
     fidelity: options.FidelityChoice = options.Fidelity.bitwise,
     solver: options.Solver = "auto",
+    error_budget: options.ErrorBudget = 0.01,
     time_limit: options.TimeLimit = inf,
     as_json: options.AsJson = False,
 ) -> None:
@@ -191,7 +216,17 @@ def verify(
         check_solver(solver)
         refuse_elsewhere(device)
         subject = subject_of(
-            model, settings, batch, seq, dtype, device, costs, outputs, fidelity=fidelity.value, padded=padded
+            model,
+            settings,
+            batch,
+            seq,
+            dtype,
+            device,
+            costs,
+            outputs,
+            fidelity=fidelity.value,
+            padded=padded,
+            error_budget=error_budget,
         )
         from .tables import show, verify_text
         from .verify import verify as verify_step

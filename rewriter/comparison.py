@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from .relative_errors import ALL_GRADIENTS, GRADIENT, Error, Told, errors_of, same_bits, widest
 
+GENERATOR = "generator state"
 STEPPED = "parameter "  # what the names of parameters after the optimizer's step begin with
 
 
@@ -26,10 +27,12 @@ class Comparison:
     """What was found in the steps so far.
 
     limit: None to compare bits; else the relative error that rounding may cause (`relative_errors.limit_of`).
+    noise: the distance by which approximate codes are predicted to move all gradients together.
     compared: how many tensors of each step; unstable: what differs between two runs of eager.
     """
 
     limit: float | None
+    noise: float = 0.0
     compared: int = 0
     unstable: dict[str, None] = field(default_factory=dict)
     _found: list[Difference] = field(default_factory=list)
@@ -45,7 +48,9 @@ class Comparison:
         eager, again, rewritten = _before_stepping(eager), _before_stepping(again), _before_stepping(rewritten)
         self.compared = len(eager)
         self.unstable |= dict.fromkeys(e.what for e in errors_of(eager, again, self.limit) if not e.is_within)
-        errors = errors_of(eager, rewritten, self.limit)
+        if self.noise:  # codes that draw move the generator on
+            eager, rewritten = ({w: t for w, t in told.items() if w != GENERATOR} for told in (eager, rewritten))
+        errors = errors_of(eager, rewritten, self.limit, self.noise)
         self._found += [Difference(step, e.what, e.relative) for e in errors if not e.is_within]
         self._errors += errors
 

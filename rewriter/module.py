@@ -21,7 +21,7 @@ from .captured import NothingToDifferentiate
 from .emit import emit
 from .errors import LowtideError, LowtideWarning
 from .header import header_of
-from .planning import Options, PlannedStep, StepCosts, capture_step, pose_step, situation_of, solve_step
+from .planning import Options, PlannedStep, StepCosts, calibrated, capture_step, pose_step, situation_of, solve_step
 from .program import Program
 from .progress import shown_progress
 from .runtime import run_forward
@@ -128,13 +128,13 @@ class Rewriting:
         _, *inner = original.modules()
         shape = (tuple(id(module) for module in inner), modules_key(original))
         if self._owners is None or self._owners[0] != shape:
-            self._owners = (shape, Owners(original))
+            self._owners = (shape, Owners(original, shape[1]))
         return self._owners[1]
 
     def _find(
         self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any], call: Call, owners: Owners
     ) -> _Ready | None:
-        if any(settings.hold(original) for settings in self._eager.get(call.key, ())):
+        if any(settings.hold(_parts(original, owners)) for settings in self._eager.get(call.key, ())):
             return None
         costs = self._matching(original, call, owners)
         full_key = (call.key, call.grad_key, id(costs))
@@ -157,7 +157,7 @@ class Rewriting:
         """The captured step whose settings and guard hold for this call."""
         for costs in self._steps.get(call.key, ()):
             guard = costs.captured.guard
-            if not costs.captured.settings.hold(original):
+            if not costs.captured.settings.hold(_parts(original, owners)):
                 continue
             if guard is None or guard.holds(owners.sources(call.inputs, call.structure)):
                 return costs
@@ -168,13 +168,15 @@ class Rewriting:
     ) -> tuple[StepCosts, _Ready]:
         # Capturing watches what the whole process runs: one thread at a time.
         with _planning, shown_progress(f"planning {type(original).__name__}") as progress:
-            if costs is None:
+            found = costs
+            if found is None:
                 _check_arguments(original, args, kwargs)
                 _warn_of_hooks(original, self._hooked)
-                costs = capture_step(original, args, kwargs, self.options, progress)
+                found = capture_step(original, args, kwargs, self.options, progress)
             situation = situation_of(
-                original, args, kwargs, self.options, costs.device, costs.captured.constants, self.optimizer
+                original, args, kwargs, self.options, found.device, found.captured.constants, self.optimizer
             )
+            costs = calibrated(found, situation, progress) if costs is None else found
             # A given plan is for the first kind of call; a kept one, of a copy, serves where it happens to fit.
             given = self.given_plan if not self._ready else None
             step, posed = pose_step(costs, situation)
@@ -273,6 +275,11 @@ def original_class(model: Any) -> type:
     """The class that a rewritten module was made of."""
     classes = type(model).__mro__
     return classes[classes.index(Rewritten) + 1]
+
+
+def _parts(original: torch.nn.Module, owners: Owners) -> dict[str, torch.nn.Module]:
+    """A module's parts by name, itself among them: as it is now, since each call looks at it anew."""
+    return {**owners.modules, "": original}
 
 
 def original_forward(model: Any) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..passes.pipeline import FIDELITIES, allowed_at, run_passes
 from ..passes.pose import Posed, pose
 from ..passes.savings import Saving
 from ..passes.step_graph import StepGraph
+from ..solvers.errors import ScheduleError
 from ..solvers.plan import Plan
 from ..solvers.portfolio import SOLVER_NAMES, Portfolio
 from ..solvers.problem import Problem
@@ -27,6 +28,7 @@ from .devices import DevicePreset, load_device
 from .errors import PlanError
 from .measure import Cost, measure_costs, signature
 from .optimizer_needs import optimizer_needs
+from .sensitivity import Sensitivity, sensitivity_of
 from .sources import Owners, Source
 from .structure import flatten
 
@@ -34,6 +36,7 @@ Progress = Callable[[float, str], None]
 
 # What torch.get_rng_state() returns for the CPU's generator; a CUDA generator's state lives on the host.
 _CPU_STATE_BYTES = 5056
+_ERROR_SLACK = 1.25  # for a plan made elsewhere, whose errors were measured on other data
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Options:
     solver: str = "auto"
     device: str | None = None
     time_limit_seconds: float = inf
+    error_budget: float = 0.01
 
     def __post_init__(self) -> None:
         if self.fidelity not in FIDELITIES:
@@ -57,6 +61,10 @@ class Options:
             raise ValueError(f"there is no solver {self.solver!r}: choose among {', '.join(SOLVER_NAMES)}")
         if not self.time_limit_seconds > 0:
             raise ValueError(f"time_limit={self.time_limit_seconds!r} is no time: pass seconds above 0")
+        if not self.error_budget >= 0:
+            raise ValueError(
+                f"error_budget={self.error_budget!r} is no share of a variance: pass 0 or more, 0.01 for a hundredth"
+            )
         self.preset()
         for name in ("outputs", "differentiable"):
             if isinstance(getattr(self, name), str):
@@ -70,7 +78,7 @@ class Options:
 @dataclass(frozen=True)
 class StepCosts:
     """A captured step, its step graph, how its storages may be encoded, and what all that costs: what stays the same
-    while `.grad` comes and goes."""
+    while `.grad` comes and goes. sensitivity: of the gradient to what is approximate, if anything may be."""
 
     captured: Captured
     step: StepGraph
@@ -79,6 +87,7 @@ class StepCosts:
     options: Options
     device: torch.device
     name: str
+    sensitivity: Sensitivity | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,38 @@ def capture_and_pose(
     """The scheduling problem of a step in the situation that there is now. Raises CaptureError, MeasureError."""
     costs = capture_step(model, args, kwargs, options, progress)
     situation = situation_of(model, args, kwargs, options, costs.device, costs.captured.constants, optimizer)
+    costs = calibrated(costs, situation, progress)
     return PosedStep(costs, situation, *pose_step(costs, situation))
+
+
+def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None = None) -> StepCosts:
+    """The step with the error of each approximate coding measured on what the situation has; raises PlanError.
+
+    It is run once, in as few bytes as it can be without encodings.
+    """
+    if costs.options.fidelity != "approximate":
+        return costs
+    if costs.options.preset() is not None or any(t.device.type == "meta" for t in situation.tensors.values()):
+        raise PlanError(
+            'fidelity="approximate" measures on real data how much each code adds to the gradient\'s variance: pass a '
+            'model and inputs with data and no device= preset, or fidelity="rounding"'
+        )
+    if progress:
+        progress(0.6, "measuring errors")
+    step, posed = pose_step(replace(costs, codings={}), situation)
+    plan = Portfolio().frontier(posed.problem, 2)[-1]
+    found = sensitivity_of(
+        step, posed, plan.schedule, situation.tensors, costs.codings, _batch(situation), costs.device
+    )
+    return replace(costs, codings=found.codings, sensitivity=found)
+
+
+def _batch(situation: Situation) -> tuple[int, int]:
+    """How many samples the inputs have, and how many tokens each: the first two dimensions of the first of them."""
+    for source, tensor in situation.tensors.items():
+        if source.kind == "input" and tensor.dim():
+            return tensor.shape[0], tensor.shape[1] if tensor.dim() > 1 else 1
+    return 1, 1
 
 
 def device_of(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.device:
@@ -218,6 +258,7 @@ def pose_step(costs: StepCosts, situation: Situation) -> tuple[StepGraph, Posed]
         resident_bytes=situation.resident_bytes,
         codings=costs.codings,
         grad_present=situation.grad_present,
+        error_budget=costs.options.error_budget if costs.options.fidelity == "approximate" else 0.0,
         state_bytes=_CPU_STATE_BYTES if costs.device.type == "cpu" else 0,
         floor_bytes=situation.floor_bytes,
         rounding_bytes=rounding_bytes(costs.device, preset),
@@ -281,7 +322,11 @@ def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:
     difference = problem.first_difference(given.problem)
     if difference is not None:
         raise PlanError(f"the plan was made for another step: {difference}; make a new one")
-    plan = make_plan(problem, given.schedule, solver=given.solver, budget_bytes=budget_bytes, notes=given.notes)
+    allowed = replace(problem, error_budget=problem.error_budget * _ERROR_SLACK)
+    try:
+        plan = make_plan(allowed, given.schedule, solver=given.solver, budget_bytes=budget_bytes, notes=given.notes)
+    except ScheduleError as error:
+        raise PlanError(f"the plan cannot be taken over: {error}; make a new one") from error
     if plan.peak_bytes > budget_bytes:
         raise PlanError(
             f"the plan peaks at {format_bytes(plan.peak_bytes)} here, above the budget of "

@@ -23,6 +23,8 @@ _ALONE = 4.0
 # A gradient that cancels to nothing (of attention's key biases) has the rounding of its terms. It is compared with
 # gradients a hundredth as large as the average element, so what is wrong passes only if 4e-7 of the average, or less.
 _SMALL = 1e-2
+# What codes add to the gradient is predicted within a quarter of its square; it changes with the parameters too.
+_NOISE_SLACK = 1.5
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,13 @@ def limit_of(dtypes: Iterable[torch.dtype]) -> float:
     return _LIMITS[coarsest]
 
 
-def errors_of(first: Told, second: Told, limit: float) -> list[Error]:
+def errors_of(first: Told, second: Told, limit: float, noise: float = 0.0) -> list[Error]:
     """The relative errors of `second`, each with its limit; infinite where dtypes, shapes or exact values differ.
 
     limit: of all gradients together and of each output and buffer; a gradient alone may be off by 4 times that, a
     nearly vanishing one by that share of a hundredth of the average. What is not floating-point must be the same.
+    noise: the distance by which approximate codes are predicted to move all gradients together, which may be half as
+    large again; it is not told which gradient has how much of it, so none is judged alone.
     """
     gradients = {what: one for what, one in first.items() if what.startswith(GRADIENT) and one is not None}
     average = _norm(gradients.values()) / math.sqrt(max(sum(one.numel() for one in gradients.values()), 1))
@@ -65,11 +69,14 @@ def errors_of(first: Told, second: Told, limit: float) -> list[Error]:
         off = _distance(one, other)
         if what.startswith(GRADIENT):
             least = 0.0 if one is None else _SMALL * average * math.sqrt(one.numel())
-            errors.append(Error(what, _share(off, max(_norm([one]), least)), _ALONE * limit))
+            if not noise:
+                errors.append(Error(what, _share(off, max(_norm([one]), least)), _ALONE * limit))
             squares += off * off
         else:
             errors.append(Error(what, _share(off, _norm([one])), limit))
-    return [*errors, Error(ALL_GRADIENTS, _share(math.sqrt(squares), _norm(gradients.values())), limit)]
+    whole = _norm(gradients.values())
+    in_all = Error(ALL_GRADIENTS, _share(math.sqrt(squares), whole), limit + _share(_NOISE_SLACK * noise, whole))
+    return [*errors, in_all]
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

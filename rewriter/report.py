@@ -20,6 +20,7 @@ class Report:
     no rewriting can equal. Peaks are in bytes, everything counted; `dropped_peak_bytes` is the peak when the caller
     drops what forward returned, but for the loss, before backward. time_ratio: median over pairs of rewritten / eager.
     errors: where results may be rounded, the largest relative error of each kind, with its limit; else none.
+    predicted_error: the relative error of all gradients together that approximate codes are predicted to cause.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Report:
     device_type: str
     notes: tuple[str, ...] = ()
     errors: tuple[Error, ...] = ()
+    predicted_error: float = 0.0
 
     @property
     def same_results(self) -> bool:
@@ -78,6 +80,7 @@ class Report:
             "differences": [asdict(d) for d in self.differences],
             "unstable": list(self.unstable),
             "errors": [asdict(one) for one in self.errors],
+            "predicted_error": self.predicted_error,
             "eager_peak_bytes": self.eager_peak_bytes,
             "measured_peak_bytes": self.measured_peak_bytes,
             "dropped_peak_bytes": self.dropped_peak_bytes,
@@ -103,6 +106,10 @@ class Report:
             rows.append(("extra time, proven at least", f"{plan.lower_bound_seconds / plan.baseline_seconds:.1%}"))
         if self.time_ratio is not None:
             rows.append(("step time / eager's", f"{self.time_ratio:.3f} (median of {self.timed_pairs} pairs)"))
+        if self.predicted_error:
+            added = f"{plan.encoding_error:.2%} of the gradient's own, limit {plan.problem.error_budget:.2%}"
+            rows.append(("variance added, predicted", added))
+            rows.append(("relative error, predicted", f"{self.predicted_error:.1e}: all gradients together"))
         rows += [("relative error", f"{one.relative:.1e}, limit {one.limit:.0e}: {one.what}") for one in self.errors]
         rows.append(("results" if self.errors else "bits", self._compared()))
         width = max(len(name) for name, _ in rows)

@@ -36,6 +36,7 @@ class Request:
     padded: bool = False
     costs: str | None = None
     fidelity: str = "bitwise"
+    error_budget: float = 0.01
     outputs: tuple[str, ...] | None = None
     differentiable: tuple[str, ...] | None = None
 
@@ -53,7 +54,7 @@ class Request:
         settings = told.get("settings", {})
         if not isinstance(settings, dict) or not all(isinstance(v, str) for v in settings.values()):
             raise ValueError("the settings of made_by are no texts by name")
-        kinds = {"model": str, "batch": int, "sequence": int, "padded": bool, "fidelity": str}
+        kinds = {"model": str, "batch": int, "sequence": int, "padded": bool, "error_budget": float}
         for name, value in told.items():
             if name in _LISTS and value is not None:
                 fits = isinstance(value, list) and all(isinstance(one, str) for one in value)
@@ -88,7 +89,9 @@ class Subject:
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `rewrite` and `plan` that were asked for."""
-        return {"fidelity": self.request.fidelity, "differentiable": self.request.differentiable, **self.costing}
+        request = self.request
+        told = {"fidelity": request.fidelity, "error_budget": request.error_budget}
+        return {**told, "differentiable": request.differentiable, **self.costing}
 
     @property
     def costing(self) -> dict[str, Any]:

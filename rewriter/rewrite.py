@@ -33,6 +33,7 @@ def rewrite(
     solver: str = "auto",
     device: str | None = None,
     time_limit: float = inf,
+    error_budget: float = 0.01,
     plan: Plan | str | Path | None = None,
 ) -> Any:
     """A module like `model` whose training step peaks at no more than `budget` bytes, with the same results.
@@ -42,13 +43,15 @@ def rewrite(
         `optimizer` its state and the temporaries of its `step()`.
     args, kwargs: sample inputs; with them the plan is made now, otherwise at the first training-mode call. Each kind
         of call (shapes, dtypes, modes, autocast, `.grad` there or not) gets its own plan.
-    fidelity: "bitwise" (same bits as the original), "rounding" (same mathematics in another order), "approximate" (so
-        far the same as "rounding").
+    fidelity: "bitwise" (same bits as the original), "rounding" (same mathematics in another order), "approximate"
+        (values kept in a few bits, so that gradients are noisy, without bias).
     outputs: names of the outputs to return, e.g. ["loss"]: others need not be kept alive until backward ends.
     differentiable: names of the outputs that receive gradients; by default `loss` if there is one, else all.
     costs: "measured" (each kernel is timed once), "roofline" (estimated from a device preset) or "flops".
     device: the name of a device preset to plan for. Only planning: such a module cannot be run here.
     time_limit: seconds of solving after which the best plan so far is taken; recipes are always tried.
+    error_budget: with "approximate", by how much of its own variance (from one batch to the next) the gradient's
+        variance may grow. The noise of each code is measured on the sample inputs, in one step.
     plan: a Plan, or the path of a saved one, to use instead of solving; refused if it is for another step.
 
     Returns a new module of the same class over the same Parameter objects; the original is left as it is. Its `plan`
@@ -57,7 +60,9 @@ def rewrite(
     Raises BudgetError, InfeasibleBudget, CaptureError, PlanError; ValueError for an unknown option.
     """
     parse_bytes(budget)
-    options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device, time_limit)
+    options = Options(
+        fidelity, _names(outputs), _names(differentiable), costs, solver, device, time_limit, error_budget
+    )
     given = load_plan(plan) if isinstance(plan, (str, Path)) else plan
     if given is not None and not isinstance(given, Plan):
         raise PlanError(f"plan={plan!r} is neither a Plan nor the path of a saved one")
@@ -83,12 +88,15 @@ def plan(
     solver: str = "auto",
     device: str | None = None,
     time_limit: float = inf,
+    error_budget: float = 0.01,
 ) -> Plan:
     """The plan that `rewrite` would make; parameters and inputs may live on `meta`. Options and errors as there."""
     parse_bytes(budget)
     _check_optimizer(optimizer, model)
     _check_inputs(args, kwargs)
-    options = Options(fidelity, _names(outputs), _names(differentiable), costs, solver, device, time_limit)
+    options = Options(
+        fidelity, _names(outputs), _names(differentiable), costs, solver, device, time_limit, error_budget
+    )
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
         found = capture_and_pose(model, told_args, told_kwargs, options, optimizer, progress)
@@ -108,6 +116,7 @@ def sweep(
     costs: str = "measured",
     device: str | None = None,
     time_limit: float = inf,
+    error_budget: float = 0.01,
 ) -> list[Plan]:
     """The frontier of peak against time: at most `count` plans, from everything kept to the smallest feasible.
 
@@ -118,7 +127,9 @@ def sweep(
         raise ValueError(f"count={count} asks for no plan; pass at least 1")
     _check_optimizer(optimizer, model)
     _check_inputs(args, kwargs)
-    options = Options(fidelity, _names(outputs), _names(differentiable), costs, "auto", device, time_limit)
+    options = Options(
+        fidelity, _names(outputs), _names(differentiable), costs, "auto", device, time_limit, error_budget
+    )
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
         found = capture_and_pose(model, told_args, told_kwargs, options, optimizer, progress)

@@ -13,7 +13,7 @@ import torch
 
 from .capture import bind
 from .chosen_outputs import is_named
-from .comparison import STEPPED, Comparison
+from .comparison import GENERATOR, STEPPED, Comparison
 from .measure_peak import measure_peak
 from .planning import Options, PlannedStep, Situation, device_of, situation_of
 from .relative_errors import GRADIENT, limit_of
@@ -45,6 +45,7 @@ def verify(
     after each step, bit for bit. With a looser one each step begins from eager's parameters and buffers, as training
     magnifies what is rounded (AdamW divides a gradient by its own size): outputs, gradients and buffers are held to
     limits of their relative errors, which follow the dtype (`relative_errors.limit_of`), the generator bit for bit.
+    With "approximate" all gradients together are held to what the codes of the plan are predicted to add to them.
 
     Raises what `rewrite` raises; ValueError for a dtype whose rounding has not been measured.
     """
@@ -58,7 +59,7 @@ def verify(
         modules = (copy.deepcopy(model).train(), copy.deepcopy(model).train(), small)
         runners = [_Runner(module, args, kwargs, options, make_optimizer, constants) for module in modules]
         limit = None if first.costs.options.fidelity == "bitwise" else limit_of(_dtypes_made(first))
-        comparison = Comparison(limit)
+        comparison = Comparison(limit, noise_of(first))
         for step in range(steps):
             if limit is not None:
                 for runner in runners[1:]:
@@ -81,7 +82,20 @@ def verify(
         device_type=first.costs.device.type,
         notes=first.posed.problem.notes,
         errors=comparison.errors,
+        predicted_error=_relative(comparison.noise, first),
     )
+
+
+def noise_of(planned: PlannedStep) -> float:
+    """The distance by which the approximate codes of a plan are predicted to move all gradients together."""
+    sensitivity = planned.costs.sensitivity
+    return (planned.plan.encoding_error * sensitivity.own_variance) ** 0.5 if sensitivity is not None else 0.0
+
+
+def _relative(noise: float, planned: PlannedStep) -> float:
+    """The same as a share of the gradient on which it was predicted."""
+    sensitivity = planned.costs.sensitivity
+    return noise / sensitivity.squared_gradient**0.5 if sensitivity is not None and noise else 0.0
 
 
 def _dtypes_made(planned: PlannedStep) -> set[torch.dtype]:
@@ -139,7 +153,7 @@ class _Runner:
             self.optimizer.step()
         told |= {f"{STEPPED}{name}": p.detach().clone() for name, p in self.model.named_parameters()}
         told |= {f"buffer {name}": b.clone() for name, b in self.model.named_buffers()}
-        told["generator state"] = torch.get_rng_state()
+        told[GENERATOR] = torch.get_rng_state()
         if self.device.type == "cuda":
             told["generator state on the device"] = torch.cuda.get_rng_state(self.device)
         return told

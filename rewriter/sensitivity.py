@@ -1,0 +1,327 @@
+"""What noise in a value does to the gradient: measured in one forward and backward, for each value and each codec.
+
+Backward is linear in what comes from the loss, so small noise travels through it independently of other noise. One run
+of the step (`replay.Replay`) measures, at each kernel of backward,
+
+    its gain: ‖f(g + n) − f(g)‖² / ‖n‖² for white noise n on each gradient g that it reads, and
+    the noise of a code: ‖f(decode(encode(v))) − f(v)‖² for each value v of forward that it reads and that has codecs.
+
+From the last kernel to the first, S(g) = Σ over readers of gain · S(what it makes) then says by how much noise of
+energy 1 in g raises E‖ĝ − g‖² over all parameters, with S = 1 for the parameters' own gradients; and what a codec adds
+is Σ over readers of noise · S. No kernel of forward runs more often than the schedule says, and a kernel of backward
+once more for each gradient and each codec that it reads; products (matrices, convolutions, attention) are measured with
+one codec of each family, and others of the family are scaled by their squared errors.
+
+The variance that the gradient has anyway, as an estimate from a batch of B samples, is measured where a kernel sums
+over samples: with signs σ_b = ±1 that add up to 0 on what comes in, E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is
+the variance of the sum of B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite
+
+import torch
+from torch import fx
+
+from ..kernels.linear_cross_entropy import linear_cross_entropy
+from ..passes.encodings import Coding
+from ..passes.pose import Posed
+from ..passes.products import is_product
+from ..passes.step_graph import Kernel, StepGraph
+from ..solvers.schedule import Schedule
+from .replay import Replay
+from .sources import Source
+
+_NOISE = 0.1  # white noise, as a share of a gradient's root mean square; more where the dtype would round it away
+_COARSE_NOISE = 0.5
+_SEED = 0x10371DE
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """codings: by storage, fitted to what was there, with their errors. added: for each of them what it adds to
+    E‖ĝ − g‖²; squared_errors: its ‖decoded − value‖² / ‖value‖². own_variance: of the gradient, from one batch to the
+    next; squared_gradient: ‖g‖²."""
+
+    codings: Mapping[int, tuple[Coding, ...]]
+    added: Mapping[int, tuple[float, ...]]
+    squared_errors: Mapping[int, tuple[float, ...]]
+    own_variance: float
+    squared_gradient: float
+
+
+def sensitivity_of(
+    step: StepGraph,
+    posed: Posed,
+    schedule: Schedule,
+    tensors: Mapping[Source, torch.Tensor],
+    codings: Mapping[int, tuple[Coding, ...]],
+    batch: tuple[int, int],
+    device: torch.device,
+) -> Sensitivity:
+    """Runs a schedule once and measures. batch: samples, and tokens of each (1 if it has none).
+
+    The generator stands afterwards where it stood before; memory peaks above the schedule's by a few times what the
+    largest kernel of backward holds.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_SEED)  # the same step gives the same plan
+        replay = Replay(step, posed, tensors, device)
+        bench = _Bench(replay, dict(codings), _Signs(*batch, device))
+        for kernel, made in replay.run(schedule):
+            if kernel.phase == "backward":
+                bench.see(kernel, made)
+            else:
+                bench.see_forward(kernel, made)
+    return bench.sensitivity()
+
+
+@dataclass
+class _Flow:
+    """Where noise of energy 1 in `source` goes: energy `gain` in `target`."""
+
+    source: fx.Node
+    target: fx.Node
+    gain: float
+
+
+@dataclass
+class _Noise:
+    """The energy that a coding of a storage brings into `target`."""
+
+    storage: int
+    number: int
+    target: fx.Node
+    energy: float
+
+
+@dataclass
+class _Bench:
+    """All that has been measured so far."""
+
+    replay: Replay
+    codings: dict[int, tuple[Coding, ...]]
+    signs: _Signs
+    flows: list[_Flow] = field(default_factory=list)
+    noises: list[_Noise] = field(default_factory=list)
+    finals: list[fx.Node] = field(default_factory=list)  # parameters' gradients, where they are made
+    noisy: set[fx.Node] = field(default_factory=set)
+    coded: dict[fx.Node, int] = field(default_factory=dict)  # what forward made: backward may write over it
+    errors: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    squared_gradient: float = 0.0
+    own_variance: float = 0.0
+
+    def see_forward(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
+        """Notes how far off each codec is on what forward made."""
+        for node, value in made.items():
+            storage = self.replay.step.storage_of[node]
+            if storage in self.codings:
+                self.coded[node] = storage
+                energy = _energy(value)
+                self.codings[storage] = tuple(one.fitted_to(value) for one in self.codings[storage])
+                told = (_energy(one.coded(value, _SEED) - value) for one in self.codings[storage])
+                self.errors[storage] = tuple(error / energy if energy else 0.0 for error in told)
+        self.signs.see_forward(kernel, made, self.replay)
+
+    def see(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
+        """Measures one kernel of backward, which has run."""
+        if kernel.role == "accumulate":
+            self._see_gradient(kernel.calls[0])
+        if kernel.role == "tangent":
+            self.noisy.update(made)
+        if kernel.role != "compute":
+            return
+        operands = self._operands(kernel)
+        self._see_codes(kernel, made, operands)
+        for node in operands:
+            if node in self.noisy:
+                self._see_gain(kernel, made, node)
+        if any(node in self.noisy or self._codings(node) for node in operands):
+            self.noisy.update(node for node, value in made.items() if value.is_floating_point())
+        summed = self.signs.summed
+        self.signs.see(kernel, made, self.replay, [node for node in operands if node in self.noisy or node in summed])
+
+    def sensitivity(self) -> Sensitivity:
+        """What follows from all of it."""
+        worth: dict[fx.Node, float] = {}
+        for node in self.finals:
+            worth[node] = worth.get(node, 0.0) + 1.0
+        for flow in reversed(self.flows):
+            worth[flow.source] = worth.get(flow.source, 0.0) + flow.gain * worth.get(flow.target, 0.0)
+        added = {storage: [0.0] * len(several) for storage, several in self.codings.items()}
+        for noise in self.noises:
+            added[noise.storage][noise.number] += noise.energy * worth.get(noise.target, 0.0)
+        own = self.own_variance
+        return Sensitivity(
+            {
+                storage: tuple(
+                    _judged(one, told / own if own else inf) for one, told in zip(several, added[storage], strict=True)
+                )
+                for storage, several in self.codings.items()
+            },
+            {storage: tuple(told) for storage, told in added.items()},
+            self.errors,
+            self.own_variance,
+            self.squared_gradient,
+        )
+
+    def _operands(self, kernel: Kernel) -> list[fx.Node]:
+        """What a kernel reads of what has been made, each once: not its views."""
+        inside = set(kernel.calls)
+        found: dict[fx.Node, None] = {}
+        stack = [node for call in reversed(kernel.calls) for node in reversed(call.all_input_nodes)]
+        while stack:
+            node = stack.pop()
+            if node in self.replay.made:
+                if self.replay.made[node].is_floating_point():
+                    found[node] = None
+            elif node not in inside and node.op != "placeholder":
+                stack += reversed(node.all_input_nodes)
+        return list(found)
+
+    def _codings(self, node: fx.Node) -> tuple[Coding, ...]:
+        return self.codings[self.coded[node]] if node in self.coded else ()
+
+    def _see_gradient(self, node: fx.Node) -> None:
+        gradient = self.replay.value(node)
+        self.squared_gradient += _energy(gradient)
+        while node not in self.replay.made and node.all_input_nodes:
+            node = node.all_input_nodes[0]
+        self.finals.append(node)
+        self.own_variance += self.signs.variance(node)
+
+    def _see_gain(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], node: fx.Node) -> None:
+        value = self.replay.made[node]
+        share = _NOISE if value.dtype in (torch.float32, torch.float64) else _COARSE_NOISE
+        rms = (_energy(value) / max(value.numel(), 1)) ** 0.5
+        noisy = value + share * (rms or 1.0) * torch.randn_like(value)
+        energy = _energy(noisy - value)
+        for target, off in self._differences(kernel, made, {node: noisy}):
+            self.flows.append(_Flow(node, target, off / energy if energy else 0.0))
+
+    def _see_codes(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], operands: Iterable[fx.Node]) -> None:
+        for node in operands:
+            storage = self.coded.get(node, -1)
+            for numbers in _probes(self._codings(node), is_product(kernel)):
+                probe = numbers[0]
+                coded = self.codings[storage][probe].coded(self.replay.made[node], _SEED + storage)
+                errors = self.errors.get(storage) or (1.0,) * len(self.codings[storage])
+                for target, off in self._differences(kernel, made, {node: coded}):
+                    for number in numbers:
+                        scale = errors[number] / errors[probe] if errors[probe] else 0.0
+                        self.noises.append(_Noise(storage, number, target, off * scale))
+
+    def _differences(
+        self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], instead: Mapping[fx.Node, torch.Tensor]
+    ) -> Iterator[tuple[fx.Node, float]]:
+        """How far off a kernel's results are with other operands."""
+        for node, value in self.replay.results(kernel, instead, again=True).items():
+            if value.is_floating_point():
+                yield node, _energy(value - made[node])
+
+
+def _probes(codings: Sequence[Coding], is_intensive: bool) -> list[list[int]]:
+    """Which codings are measured, each with those that are scaled from it: by family where a kernel is expensive."""
+    if not is_intensive:
+        return [[number] for number in range(len(codings))]
+    families: dict[str, list[int]] = {}
+    for number, coding in enumerate(codings):
+        families.setdefault(coding.codec.family, []).append(number)
+    # the middle one stands for the others: neither below the rounding of the product nor beyond small noise
+    middles = {family: several[len(several) // 2] for family, several in families.items()}
+    return [[middles[family], *(n for n in several if n != middles[family])] for family, several in families.items()]
+
+
+class _Signs:
+    """Balanced signs for the samples of a batch, and the sums over samples that they change.
+
+    A gradient has a place for each sample if its first dimension is a multiple of their number; with one sample alone,
+    each token counts as one.
+    """
+
+    def __init__(self, samples: int, tokens: int, device: torch.device) -> None:
+        self.samples = samples if samples > 1 else max(tokens, 1)
+        half = self.samples // 2
+        signs = torch.tensor([1.0] * half + [-1.0] * half + [0.0] * (self.samples % 2))
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(_SEED))
+        self.signs = signs[order].to(device)
+        self.summed: dict[fx.Node, torch.Tensor] = {}
+
+    def see(
+        self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay, gradients: Sequence[fx.Node]
+    ) -> None:
+        """Sums over samples with signs, where a kernel sums; follows such sums through what adds and scales them."""
+        if any(node in self.summed for node in gradients):
+            sizes = {self.summed[node].numel() for node in gradients if node in self.summed}
+            others = {n: torch.zeros_like(replay.made[n]) for n in gradients if replay.made[n].numel() in sizes}
+            self.summed.update(replay.results(kernel, {**others, **self._known(gradients)}, again=True))
+            return
+        batched = [node for node in gradients if self._rows(replay.made[node])]
+        sums = [n for n, value in made.items() if not any(_keeps_rows(value, replay.made[g]) for g in batched)]
+        if batched and sums and self.samples > 1:
+            signed = {node: self._signed(replay.made[node]) for node in batched}
+            found = replay.results(kernel, signed, again=True)
+            self.summed.update((node, found[node]) for node in sums if found[node].is_floating_point())
+
+    def see_forward(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay) -> None:
+        """A fused loss makes gradients in forward: of the positive samples alone where the others' rows are ignored."""
+        call = kernel.calls[-1] if kernel.role == "compute" else None
+        if call is None or call.target is not linear_cross_entropy or self.samples < 2:
+            return
+        place, class_weight, reduction, ignored = call.args[3], call.args[4], call.args[5], call.args[6]
+        assert isinstance(place, fx.Node)
+        target = replay.value(place)
+        if len(target) % self.samples:
+            return
+        positive = self.signs.repeat_interleave(len(target) // self.samples) > 0
+        weight = (target != ignored).double()
+        if isinstance(class_weight, fx.Node):
+            weight *= replay.value(class_weight).double()[target.clamp(min=0)]
+        share = float(weight[positive].sum() / weight.sum()) if reduction == 1 else 1.0
+        halves = replay.results(kernel, {place: target.masked_fill(~positive, ignored)}, again=True)
+        for node, whole in made.items():
+            if node.args[1] in (2, 3) and whole.numel():  # the weight's and the bias's
+                self.summed[node] = 2 * share * halves[node] - whole
+
+    def variance(self, node: fx.Node) -> float:
+        """Of a parameter's gradient; 0 where it is not known."""
+        if node not in self.summed:
+            return 0.0
+        odd = self.samples / (self.samples - 1) if self.samples % 2 else 1.0
+        return _energy(self.summed[node]) * odd
+
+    def _known(self, gradients: Sequence[fx.Node]) -> dict[fx.Node, torch.Tensor]:
+        return {node: self.summed[node] for node in gradients if node in self.summed}
+
+    def _rows(self, gradient: torch.Tensor) -> int:
+        """How many rows of a gradient belong to each sample; 0 if it has no place for samples."""
+        if gradient.dim() == 0:
+            return 0
+        rows = gradient.shape[0] if gradient.shape[0] > 1 or gradient.dim() == 1 else gradient.shape[1]
+        return 0 if rows % self.samples else rows // self.samples
+
+    def _signed(self, gradient: torch.Tensor) -> torch.Tensor:
+        rows = self.signs.repeat_interleave(self._rows(gradient)).to(gradient.dtype)
+        leading = gradient.dim() if gradient.shape[0] > 1 or gradient.dim() == 1 else gradient.dim() - 1
+        return gradient * rows.view(-1, *[1] * (leading - 1))
+
+
+def _keeps_rows(made: torch.Tensor, read: torch.Tensor) -> bool:
+    """Whether a result still has a place for each sample."""
+    return made.numel() == read.numel() or (made.dim() > 1 and made.shape[0] == read.shape[0])
+
+
+def _judged(coding: Coding, error: float) -> Coding:
+    """A coding with its error: none if it is exact, and an infinite one where what it gives back is not finite."""
+    if coding.codec.fidelity != "approximate":
+        return coding
+    return replace(coding, error=error if isfinite(error) else inf)
+
+
+def _energy(tensor: torch.Tensor) -> float:
+    """‖tensor‖², in float64."""
+    return float(tensor.double().square().sum()) if tensor.numel() else 0.0
