@@ -37,7 +37,7 @@ from .sources import Source
 
 _NOISE = 0.1  # white noise, as a share of a gradient's root mean square; more where the dtype would round it away
 _COARSE_NOISE = 0.5
-_SEED = 0x10371DE
+SEED = 0x10371DE  # of what is drawn while measuring: the same step gives the same plan
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def sensitivity_of(
     """
     devices = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(_SEED)  # the same step gives the same plan
+        torch.manual_seed(SEED)
         replay = Replay(step, posed, tensors, device)
         bench = _Bench(replay, dict(codings), _Signs(*batch, device))
         for kernel, made in replay.run(schedule):
@@ -123,7 +123,7 @@ class _Bench:
                 self.coded[node] = storage
                 energy = _energy(value)
                 self.codings[storage] = tuple(one.fitted_to(value) for one in self.codings[storage])
-                told = (_energy(one.coded(value, _SEED) - value) for one in self.codings[storage])
+                told = (_energy(one.coded(value, SEED) - value) for one in self.codings[storage])
                 self.errors[storage] = tuple(error / energy if energy else 0.0 for error in told)
         self.signs.see_forward(kernel, made, self.replay)
 
@@ -208,7 +208,7 @@ class _Bench:
             storage = self.coded.get(node, -1)
             for numbers in _probes(self._codings(node), is_product(kernel)):
                 probe = numbers[0]
-                coded = self.codings[storage][probe].coded(self.replay.made[node], _SEED + storage)
+                coded = self.codings[storage][probe].coded(self.replay.made[node], SEED + storage)
                 errors = self.errors.get(storage) or (1.0,) * len(self.codings[storage])
                 for target, off in self._differences(kernel, made, {node: coded}):
                     for number in numbers:
@@ -247,7 +247,7 @@ class _Signs:
         self.samples = samples if samples > 1 else max(tokens, 1)
         half = self.samples // 2
         signs = torch.tensor([1.0] * half + [-1.0] * half + [0.0] * (self.samples % 2))
-        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(_SEED))
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(SEED))
         self.signs = signs[order].to(device)
         self.summed: dict[fx.Node, torch.Tensor] = {}
 

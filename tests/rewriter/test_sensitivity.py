@@ -8,6 +8,7 @@ from lowtide.rewriter.batches import sample_batch
 from lowtide.rewriter.models import build_model
 from lowtide.rewriter.planning import Options, capture_and_pose, pose_step
 from lowtide.rewriter.replay import Replay
+from lowtide.rewriter.sensitivity import SEED
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import schedule_of
 from torch import nn
@@ -46,7 +47,7 @@ class Steps:
     def gradients(self, coded=None, seed=0):
         """All gradients; coded: a storage, and the coding through which its value goes before backward."""
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
             replay = Replay(self.step, self.posed, self.tensors, torch.device("cpu"))
             found = []
             for kernel, _ in replay.run(self.schedule):
