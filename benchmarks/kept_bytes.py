@@ -73,7 +73,7 @@ def _rows(name: str, rounds: int) -> list[dict[str, Any]]:
     runners: dict[str, Any] = {"eager": model}
     kept = {"eager": eager_kept_bytes(model, batch)}
     again = {"eager": 0}
-    for fidelity in ("bitwise", "rounding"):
+    for fidelity in ("bitwise", "rounding", "approximate"):
         small = _smallest(model, batch, fidelity)
         runners[fidelity], again[fidelity] = small, products_again(small.plan)
         kept[fidelity] = kept_bytes(small.plan)

@@ -1,0 +1,250 @@
+"""Fine-tuning with approximate gradients beside exact ones: accuracy, peak, step time and the variance foretold.
+
+    python -m benchmarks.fine_tuning [TASK ...] [--seeds 3] [--rounds 15] [--quick] [--json FILE] [--picture FILE.png]
+
+In the form of "Few-bit Backward" (arXiv 2202.00441) and "Memory-Efficient Backpropagation through Large Linear Layers"
+(arXiv 2201.13195): a TASK of benchmarks/fine_tuning_tasks.py is trained for some epochs with exact gradients, and from
+there on with each setting of benchmarks/fine_tuning_settings.py, by AdamW, in the same order of samples. Accuracy is
+that of the held-out samples after the last epoch, loss the mean over the last epoch's steps, both mean ± standard
+deviation over seeds (of weights, order and noise). Peaks are bytes above the start of the step, measured to the byte;
+times are medians over rounds, all settings in turn in one process, each divided by exact's in the same round. "exact"
+keeps everything and encodes nothing. "added" is the predicted variance that the codes add to the gradient, as a share
+of the variance that it has between batches, at the start of fine-tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lowtide
+import torch
+import transformers
+from torch import Tensor, nn
+
+from benchmarks.all_encoded import all_encoded
+from benchmarks.beside_eager import clear_gradients, step_of, time_ratios
+from benchmarks.fine_tuning_picture import draw
+from benchmarks.fine_tuning_settings import EXACT, SETTINGS, Setting
+from benchmarks.fine_tuning_tasks import TASKS, Data, Task
+
+_QUICK = ("exact", "derivatives, 2 bits", "rows, 0.1 kept", "all values, 2 bits")
+_TEST_BATCH = 128
+State = Mapping[str, Tensor]
+
+
+@dataclass
+class Row:
+    """A line of the table. accuracies, losses: one for each seed. encoded: how many values have the code; 0 and no
+    measurement where none could. time_ratio, peak_ratio: to exact's."""
+
+    name: str
+    family: str
+    amount: str
+    encoded: int = 0
+    peak_bytes: int = 0
+    peak_ratio: float = 0.0
+    time_ratio: float = 0.0
+    added: float = 0.0
+    accuracies: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains, measures, prints and saves."""
+    options = _options(arguments)
+    reports = []
+    for name in options.tasks or TASKS:
+        started = time.perf_counter()
+        task = TASKS[name]()
+        settings = [one for one in SETTINGS if one.name in _QUICK] if options.quick else SETTINGS
+        report = fine_tuning(task, settings, seeds=options.seeds, rounds=options.rounds)
+        print_table(report)
+        print(f"{time.perf_counter() - started:.0f} s\n", flush=True)
+        reports.append(report)
+        if options.json:
+            options.json.write_text(json.dumps(reports, indent=1) + "\n")
+    if options.picture:
+        draw(reports, options.picture)
+
+
+def fine_tuning(task: Task, settings: Sequence[Setting], *, seeds: int, rounds: int) -> dict[str, Any]:
+    """Everything that is measured of one task. settings: exact first.
+
+    Each setting is planned once, at the start that the first seed leads to, and trained from each seed's start.
+    """
+    _tell(f"{task.name}: exact epochs")
+    starts = [_start(task, seed) for seed in range(seeds)]
+    model = task.build(0)
+    model.load_state_dict(starts[0])
+    batch = next(task.batches(0))
+    rows, runners = [], {"eager": model}
+    for setting in settings:
+        _tell(f"{task.name}: {setting.name}")
+        row = Row(setting.name, setting.family, setting.amount)
+        rows.append(row)
+        try:
+            small, plan = all_encoded(model, batch, *setting.kinds)
+        except ValueError as error:
+            if "no value of the step has such an encoding" not in str(error):
+                raise
+            continue
+        row.encoded, row.added = len(plan.encoded), plan.encoding_error
+        row.peak_bytes = _peak_bytes(small, batch)
+        for seed, start in enumerate(starts):
+            small.load_state_dict(start)
+            row.losses.append(train(small, task, range(task.epochs[0], sum(task.epochs)), seed))
+            row.accuracies.append(accuracy(small, task.test))
+        small.load_state_dict(starts[0])
+        runners[setting.name] = small
+    _tell(f"{task.name}: step times")
+    eager = {"peak_ratio": _peak_bytes(model, batch) / rows[0].peak_bytes}
+    eager["time_ratio"] = _compare(rows, time_ratios(runners, batch, rounds))
+    _tell("")
+    return {
+        "task": task.name,
+        "told": task.told,
+        "epochs": task.epochs,
+        "samples": [len(task.train["labels"]), len(task.test["labels"])],
+        "batch_size": task.batch_size,
+        "learning_rate": task.learning_rate,
+        "seeds": seeds,
+        "rounds": rounds,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "start": [_accuracy_at(task, start) for start in starts],
+        "eager": eager,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def train(model: Any, task: Task, epochs: range, seed: int) -> float:
+    """A step of AdamW on each batch of these epochs, a new optimizer; gives the mean loss of the last epoch."""
+    model.train()
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=task.learning_rate)
+    losses: list[float] = []
+    for epoch in epochs:
+        losses = []
+        for batch in task.batches(1000 * seed + epoch):
+            loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    return statistics.fmean(losses)
+
+
+def accuracy(model: Any, data: Data) -> float:
+    """The share of samples whose class the model finds, in evaluation mode."""
+    model.eval()
+    right = 0
+    with torch.no_grad():
+        for start in range(0, len(data["labels"]), _TEST_BATCH):
+            part = {name: tensor[start : start + _TEST_BATCH] for name, tensor in data.items()}
+            right += int((model(**part).logits.argmax(1) == part["labels"]).sum())
+    model.train()
+    return right / len(data["labels"])
+
+
+def _start(task: Task, seed: int) -> State:
+    """Parameters and buffers after the exact epochs."""
+    model = task.build(seed)
+    train(model, task, range(task.epochs[0]), seed)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _accuracy_at(task: Task, start: State) -> float:
+    model = task.build(0)
+    model.load_state_dict(start)
+    return accuracy(model, task.test)
+
+
+def _peak_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """Of a step whose gradients are absent at the start, as they are in training."""
+    peaks = []
+    for _ in range(2):  # the first call of a planned module checks that it is the one that was planned
+        clear_gradients(model)
+        peaks.append(lowtide.measure_peak(step_of(model, batch)))
+    clear_gradients(model)
+    return peaks[-1]
+
+
+def _compare(rows: Sequence[Row], ratios: Mapping[str, Sequence[float]]) -> float:
+    """Writes each row's time and peak beside exact's; gives eager's time beside it."""
+    exact = ratios[rows[0].name]
+    for row in rows:
+        if row.peak_bytes:
+            row.peak_ratio = row.peak_bytes / rows[0].peak_bytes
+            row.time_ratio = statistics.median(map(float.__truediv__, ratios[row.name], exact))
+    return statistics.median(1 / one for one in exact)
+
+
+def print_table(report: Mapping[str, Any]) -> None:
+    """One line for each setting, and how it was measured."""
+    train_samples, test_samples = report["samples"]
+    exact_epochs, epochs = report["epochs"]
+    print(f"{report['told']}: {train_samples} samples, {test_samples} held out, batch {report['batch_size']}")
+    start = told_spread([100 * one for one in report["start"]], 1)
+    print(f"{exact_epochs} exact epochs, to {start} %, then {epochs} with each setting; {report['seeds']} seeds")
+    print(f"{'':<22} {'accuracy, %':>12} {'loss':>15} {'peak':>7} {'time':>6} {'added':>9} {'values':>7}")
+    for row in report["rows"]:
+        if not row["accuracies"]:
+            print(f"{row['name']:<22} no value of this step has such a code")
+            continue
+        accuracies = told_spread([100 * one for one in row["accuracies"]], 1)
+        print(
+            f"{row['name']:<22} {accuracies:>12} {told_spread(row['losses'], 3):>15} {row['peak_ratio']:>7.1%} "
+            f"{row['time_ratio']:>6.2f} {row['added']:>9.2g} {row['encoded']:>7}"
+        )
+    exact = report["rows"][0]
+    eager = report["eager"]
+    print(
+        f"exact: peak {exact['peak_bytes']:,} bytes; eager: {eager['peak_ratio']:.1%}, time {eager['time_ratio']:.2f}"
+    )
+    print(f"times: medians over {report['rounds']} rounds; torch {report['torch']}, {report['threads']} threads")
+
+
+def told_spread(numbers: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation of a sample; the number alone if there is one."""
+    mean = f"{statistics.fmean(numbers):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
+
+
+def _tell(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:<60}", end="\n" if not text else "", file=sys.stderr, flush=True)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; by default all")
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each setting")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds in which a step of each is timed, in turn")
+    parser.add_argument("--json", type=Path, help="where to write everything measured")
+    parser.add_argument("--picture", type=Path, help="where to draw accuracy against peak")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed and a setting of each kind, to see that it works"
+    )
+    options = parser.parse_args(arguments)
+    if unknown := set(options.tasks) - set(TASKS):
+        parser.error(f"no task is called {', '.join(sorted(unknown))}: name some of {', '.join(TASKS)}")
+    if options.seeds < 1 or options.rounds < 1:
+        parser.error("--seeds and --rounds must be at least 1")
+    if options.quick:
+        options.seeds, options.rounds = 1, min(options.rounds, 5)
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
