@@ -4,12 +4,13 @@
 
 In the form of "Few-bit Backward" (arXiv 2202.00441) and "Memory-Efficient Backpropagation through Large Linear Layers"
 (arXiv 2201.13195): a TASK of benchmarks/fine_tuning_tasks.py is trained for some epochs with exact gradients, and from
-there on with each setting of benchmarks/fine_tuning_settings.py, by AdamW, in the same order of samples. Accuracy is
-that of the held-out samples after the last epoch, loss the mean over the last epoch's steps, both mean ± standard
-deviation over seeds (of weights, order and noise). Peaks are bytes above the start of the step, measured to the byte;
-times are medians over rounds, all settings in turn in one process, each divided by exact's in the same round. "exact"
-keeps everything and encodes nothing. "added" is the predicted variance that the codes add to the gradient, as a share
-of the variance that it has between batches, at the start of fine-tuning.
+there on with each setting of benchmarks/fine_tuning_settings.py, by AdamW, in the same order of samples, its learning
+rate falling to 0 in a line. Accuracy is that of the held-out samples after the last epoch, "- exact" what it is above
+that with exact gradients of the same seed, loss the mean over the last epoch's steps, all mean ± standard deviation
+over seeds (of weights, order and noise). Peaks are bytes above the start
+of the step, measured to the byte; times are medians over rounds, all settings in turn in one process, each divided by
+exact's in the same round. "exact" keeps everything and encodes nothing. "added" is the predicted variance that the
+codes add to the gradient, as a share of the variance that it has between batches, at the start of fine-tuning.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from torch import Tensor, nn
 
 from benchmarks.all_encoded import all_encoded
 from benchmarks.beside_eager import clear_gradients, step_of, time_ratios
-from benchmarks.fine_tuning_picture import draw
-from benchmarks.fine_tuning_settings import EXACT, SETTINGS, Setting
+from benchmarks.fine_tuning_picture import draw, points_beside_exact
+from benchmarks.fine_tuning_settings import SETTINGS, Setting
 from benchmarks.fine_tuning_tasks import TASKS, Data, Task
 
 _QUICK = ("exact", "derivatives, 2 bits", "rows, 0.1 kept", "all values, 2 bits")
@@ -101,7 +102,7 @@ def fine_tuning(task: Task, settings: Sequence[Setting], *, seeds: int, rounds: 
         row.peak_bytes = _peak_bytes(small, batch)
         for seed, start in enumerate(starts):
             small.load_state_dict(start)
-            row.losses.append(train(small, task, range(task.epochs[0], sum(task.epochs)), seed))
+            row.losses.append(train(small, task, range(task.epochs[0], sum(task.epochs)), seed, decays=True))
             row.accuracies.append(accuracy(small, task.test))
         small.load_state_dict(starts[0])
         runners[setting.name] = small
@@ -126,11 +127,17 @@ def fine_tuning(task: Task, settings: Sequence[Setting], *, seeds: int, rounds: 
     }
 
 
-def train(model: Any, task: Task, epochs: range, seed: int) -> float:
-    """A step of AdamW on each batch of these epochs, a new optimizer; gives the mean loss of the last epoch."""
+def train(model: Any, task: Task, epochs: range, seed: int, *, decays: bool) -> float:
+    """A step of AdamW on each batch of these epochs, a new optimizer; gives the mean loss of the last epoch.
+
+    decays: whether the learning rate falls to 0 in a line.
+    """
     model.train()
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=task.learning_rate)
+    last = 0.0 if decays else 1.0
+    steps = len(epochs) * (len(task.train["labels"]) // task.batch_size)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last, total_iters=steps)
     losses: list[float] = []
     for epoch in epochs:
         losses = []
@@ -138,6 +145,7 @@ def train(model: Any, task: Task, epochs: range, seed: int) -> float:
             loss = model(**batch).loss
             loss.backward()
             optimizer.step()
+            schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
     return statistics.fmean(losses)
@@ -158,7 +166,7 @@ def accuracy(model: Any, data: Data) -> float:
 def _start(task: Task, seed: int) -> State:
     """Parameters and buffers after the exact epochs."""
     model = task.build(seed)
-    train(model, task, range(task.epochs[0]), seed)
+    train(model, task, range(task.epochs[0]), seed, decays=False)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -195,15 +203,18 @@ def print_table(report: Mapping[str, Any]) -> None:
     print(f"{report['told']}: {train_samples} samples, {test_samples} held out, batch {report['batch_size']}")
     start = told_spread([100 * one for one in report["start"]], 1)
     print(f"{exact_epochs} exact epochs, to {start} %, then {epochs} with each setting; {report['seeds']} seeds")
-    print(f"{'':<22} {'accuracy, %':>12} {'loss':>15} {'peak':>7} {'time':>6} {'added':>9} {'values':>7}")
+    print(
+        f"{'':<22} {'accuracy, %':>12} {'- exact':>12} {'loss':>15} {'peak':>7} {'time':>5} {'added':>8} {'values':>6}"
+    )
     for row in report["rows"]:
         if not row["accuracies"]:
             print(f"{row['name']:<22} no value of this step has such a code")
             continue
         accuracies = told_spread([100 * one for one in row["accuracies"]], 1)
+        beside = told_spread(points_beside_exact(row, report["rows"][0]), 1) if row["family"] else ""
         print(
-            f"{row['name']:<22} {accuracies:>12} {told_spread(row['losses'], 3):>15} {row['peak_ratio']:>7.1%} "
-            f"{row['time_ratio']:>6.2f} {row['added']:>9.2g} {row['encoded']:>7}"
+            f"{row['name']:<22} {accuracies:>12} {beside:>12} {told_spread(row['losses'], 3):>15} "
+            f"{row['peak_ratio']:>7.1%} {row['time_ratio']:>5.2f} {row['added']:>8.2g} {row['encoded']:>6}"
         )
     exact = report["rows"][0]
     eager = report["eager"]

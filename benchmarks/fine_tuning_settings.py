@@ -50,7 +50,7 @@ def _several(family: str, unit: str, amounts: tuple[str, ...], kind: Callable[[s
 EXACT = Setting("exact", "", "", ())
 SETTINGS = (
     EXACT,
-    *_several(DERIVATIVES, "bits", ("1", "2", "3", "4"), lambda bits: named(f"{bits}-bit gelu'")),
+    *_several(DERIVATIVES, "bits", ("2", "3", "4"), lambda bits: named(f"{bits}-bit gelu'")),
     *_several(
         ROWS, "kept", ("0.5", "0.2", "0.1"), lambda share: of_linear_inputs(f"{share} of rows, without_replacement")
     ),

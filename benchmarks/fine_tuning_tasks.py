@@ -1,4 +1,4 @@
-"""Small classification tasks whose data every machine has: pictures of digits, and docstrings of the standard library."""
+"""Small classification tasks on data that every machine has: digits, and docstrings of the standard library."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def vit_of_digits(epochs: tuple[int, int] = (2, 5), layers: int = 4, width: int 
     return Task("vit", told, build, train, test, 32, 1e-3, epochs)
 
 
-def resnet_of_digits(epochs: tuple[int, int] = (1, 3), activation: str = "relu") -> Task:
+def resnet_of_digits(epochs: tuple[int, int] = (1, 2), activation: str = "relu") -> Task:
     """A ResNet of basic blocks over the digits four times as large, which its stem makes smaller again."""
     train, test = digits(4)
 
