@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -20,8 +20,9 @@ class Codec:
     and stride of the tensor, and its dtype where `tells_dtype`. Encoding takes a `seed` by name where it `draws`,
     decoding the same one where it `redraws`.
     fidelity: what decoding gives back. dtypes: which tensors it takes, dense ones only.
-    fit: what both are told by name of the values that a tensor really has. family: of codecs that differ in one number,
-    and whose errors are alike but for a factor.
+    told: what encoding and decoding are told by name besides; fit: the same for a tensor and the gradient that its only
+    reader multiplies with a function of it. family: of codecs that differ in one number, and whose errors are alike but
+    for a factor.
     """
 
     name: str
@@ -34,7 +35,8 @@ class Codec:
     tells_dtype: bool = False
     draws: bool = False
     redraws: bool = False
-    fit: Callable[[Tensor], dict[str, float]] | None = None
+    told: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}), hash=False)
+    fit: Callable[[Tensor, Tensor], tuple[dict[str, Any], dict[str, Any]]] | None = None
     family: str = ""
 
     def takes(self, value: Tensor) -> bool:

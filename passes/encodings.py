@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -23,14 +23,14 @@ _LEAST_SHARE = 2e-3  # nor all of them planning for, if they are a smaller share
 class Coding:
     """A codec for one value. encode, decode: calls on stand-ins, whose first argument is the value and the code.
 
-    fitted: what both are told of the values that there are, by name. error: what it adds to the gradient's variance, as
-    a share of the variance that the gradient has anyway; 0 if it is exact, infinite as long as nobody has measured it.
+    fitted: what each is told by name, for the values that there are. error: what it adds to the gradient's variance, as
+    a share of that which the gradient has anyway; 0 if it is exact, infinite as long as nobody has measured it.
     """
 
     codec: Codec
     encode: fx.Node
     decode: fx.Node
-    fitted: Mapping[str, float] = field(default_factory=dict)
+    fitted: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
     error: float = 0.0
 
     @property
@@ -40,16 +40,17 @@ class Coding:
 
     def named(self, call: fx.Node, seed: Any) -> dict[str, Any]:
         """What `encode` or `decode` is told by name."""
-        return {**call.kwargs, **self.fitted, **({"seed": seed} if "seed" in call.kwargs else {})}
+        fitted = self.fitted[0 if call is self.encode else 1]
+        return {**call.kwargs, **fitted, **({"seed": seed} if "seed" in call.kwargs else {})}
 
     def coded(self, value: torch.Tensor, seed: int) -> torch.Tensor:
         """A value as it is after encoding and decoding."""
         code = self.codec.encode(value, *self.encode.args[1:], **self.named(self.encode, seed))
         return self.codec.decode(code, *self.decode.args[1:], **self.named(self.decode, seed))
 
-    def fitted_to(self, value: torch.Tensor) -> Coding:
-        """The coding for a value like this one."""
-        return replace(self, fitted=self.codec.fit(value)) if self.codec.fit else self
+    def fitted_to(self, value: torch.Tensor, gradient: torch.Tensor) -> Coding:
+        """The coding for a value like this one. gradient: what its reader multiplies with a function of it."""
+        return replace(self, fitted=self.codec.fit(value, gradient)) if self.codec.fit else self
 
 
 def codings_of(step: StepGraph, allowed: tuple[str, ...]) -> Mapping[int, tuple[Coding, ...]]:
@@ -77,10 +78,10 @@ def _coding(codec: Codec, value: torch.Tensor) -> Coding:
     graph = fx.Graph()
     stand_in = graph.placeholder("value")
     stand_in.meta["val"] = value
-    seed: dict[str, Any] = {"seed": 0} if codec.draws else {}
-    encode = graph.call_function(codec.encode, (stand_in, *codec.encode_options), seed)
-    encode.meta["val"] = codec.encode(value, *codec.encode_options, **seed)
-    told = codec.layout(value) | ({"seed": 0} if codec.redraws else {})
+    told = codec.told[0] | ({"seed": 0} if codec.draws else {})
+    encode = graph.call_function(codec.encode, (stand_in, *codec.encode_options), told)
+    encode.meta["val"] = codec.encode(value, *codec.encode_options, **told)
+    told = codec.told[1] | codec.layout(value) | ({"seed": 0} if codec.redraws else {})
     decode = graph.call_function(codec.decode, (encode, *codec.decode_options), told)
     decode.meta["val"] = codec.decode(encode.meta["val"], *codec.decode_options, **told)
     return Coding(codec, encode, decode, error=inf if codec.fidelity == "approximate" else 0.0)

@@ -314,7 +314,9 @@ class _Writer:
         told = [self._argument(scope, argument) for argument in call.args[1:]]
         for name, argument in coding.named(call, value).items():
             seed = f"{self._other(scope, SEED)} + " if name == "seed" else ""
-            told.append(f"{name}={seed}{self._argument(scope, argument)}")
+            fits = isinstance(argument, tuple)  # borders or levels, which are one constant
+            text = scope.rendered.literal(argument) if fits else self._argument(scope, argument)
+            told.append(f"{name}={seed}{text}")
         return told
 
     def _give(self, scope: _Scope, key: Key, hint: str) -> str:

@@ -44,8 +44,8 @@ class Rendered:
         self.lines.append(text)
 
     def literal(self, value: Any) -> str:
-        """A constant as text; a number becomes a marked place, in case other blocks have another one."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        """A constant as text; numbers become a marked place, in case other blocks have other ones."""
+        if isinstance(value, (int, float, tuple)) and not isinstance(value, bool):
             self.literals.append(value)
             return f"{_MARK}{len(self.literals) - 1}{_MARK}"
         return _text(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,18 +36,37 @@ class Replay:
         self._states: dict[int, torch.Tensor] = {}
         self._started: set[int] = set()
 
-    def run(self, schedule: Schedule) -> Iterator[tuple[Kernel, dict[fx.Node, torch.Tensor]]]:
-        """Carries the schedule out; yields each kernel that has run for the first time, with what it made."""
+    def run(
+        self, schedule: Schedule, exchanged: Callable[[Kernel], Instead] = lambda kernel: {}
+    ) -> Iterator[tuple[Kernel, dict[fx.Node, torch.Tensor]]]:
+        """Carries the schedule out; yields each kernel that has run for the first time, with what it made.
+
+        exchanged: what a kernel computes from in the place of what was made.
+        """
         for instruction in schedule.instructions:
             if isinstance(instruction, Run):
                 first = instruction.op not in self._started
-                made = self._run(instruction.op)
+                made = self._run(instruction.op, exchanged(self.posed.kernels[instruction.op]))
                 if first:
                     yield self.posed.kernels[instruction.op], made
                 self._keep(made)
             elif isinstance(instruction, Free):
                 for node in self._in_storage.pop(self.posed.storages[instruction.value], ()):
                     self.made.pop(node, None)
+
+    def operands(self, kernel: Kernel) -> list[fx.Node]:
+        """What a kernel reads of the floating-point values that have been made, each once: not its views."""
+        inside = set(kernel.calls)
+        found: dict[fx.Node, None] = {}
+        stack = [node for call in reversed(kernel.calls) for node in reversed(call.all_input_nodes)]
+        while stack:
+            node = stack.pop()
+            if node in self.made:
+                if self.made[node].is_floating_point():
+                    found[node] = None
+            elif node not in inside and node.op != "placeholder":
+                stack += reversed(node.all_input_nodes)
+        return list(found)
 
     def value(self, node: fx.Node, instead: Instead | None = None) -> Any:
         """What a node stands for. instead: tensors to compute it from, in the place of those that were made."""
@@ -89,7 +108,7 @@ class Replay:
         assert callable(call.target)
         return call.target(*map(told, call.args), **{name: told(one) for name, one in call.kwargs.items()})
 
-    def _run(self, op: int) -> dict[fx.Node, torch.Tensor]:
+    def _run(self, op: int, instead: Instead) -> dict[fx.Node, torch.Tensor]:
         kernel, again = self.posed.kernels[op], op in self._started
         self._started.add(op)
         if kernel.role == "tangent":
@@ -97,7 +116,7 @@ class Replay:
         if kernel.role != "compute":
             return {}
         if not kernel.random:
-            return self.results(kernel, again=again)
+            return self.results(kernel, instead, again=again)
         if not again:
             self._states[op] = self._generator.state()
             return self.results(kernel, again=False)

@@ -12,6 +12,10 @@ is Σ over readers of noise · S. No kernel of forward runs more often than the 
 once more for each gradient and each codec that it reads; products (matrices, convolutions, attention) are measured with
 one codec of each family, and others of the family are scaled by their squared errors.
 
+Codecs that round to the nearest are biased: what they do adds up over samples and layers, as white noise does not. So
+the step runs once more for each of their names, with all values that have such a code as it gives them back, and what
+each adds is raised by as much as all together add more than foretold.
+
 The variance that the gradient has anyway, as an estimate from a batch of B samples, is measured where a kernel sums
 over samples: with signs σ_b = ±1 that add up to 0 on what comes in, E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is
 the variance of the sum of B samples.
@@ -32,7 +36,7 @@ from ..passes.pose import Posed
 from ..passes.products import is_product
 from ..passes.step_graph import Kernel, StepGraph
 from ..solvers.schedule import Schedule
-from .replay import Replay
+from .replay import Instead, Replay
 from .sources import Source
 
 _NOISE = 0.1  # white noise, as a share of a gradient's root mean square; more where the dtype would round it away
@@ -72,12 +76,44 @@ def sensitivity_of(
         torch.manual_seed(SEED)
         replay = Replay(step, posed, tensors, device)
         bench = _Bench(replay, dict(codings), _Signs(*batch, device))
+        exact: list[torch.Tensor] = []
         for kernel, made in replay.run(schedule):
             if kernel.phase == "backward":
                 bench.see(kernel, made)
             else:
                 bench.see_forward(kernel, made)
-    return bench.sensitivity()
+            if kernel.role == "accumulate" and bench.biased:
+                exact.append(replay.value(kernel.calls[0]))
+        added = bench.added()
+        for name in bench.biased:
+            numbers = {
+                s: n for s, told in bench.codings.items() for n, one in enumerate(told) if one.codec.name == name
+            }
+            together = _distance(Replay(step, posed, tensors, device), schedule, bench, numbers, exact)
+            foretold = sum(added[storage][number] for storage, number in numbers.items())
+            for storage, number in numbers.items():
+                added[storage][number] *= max(together / foretold, 1.0) if foretold else 1.0
+    return bench.sensitivity(added)
+
+
+def _distance(
+    replay: Replay, schedule: Schedule, bench: _Bench, numbers: Mapping[int, int], exact: Sequence[torch.Tensor]
+) -> float:
+    """‖ĝ − g‖² with all of some codings at once."""
+    torch.manual_seed(SEED)
+    squares = 0.0
+    remaining = iter(exact)
+
+    def coded(kernel: Kernel) -> Instead:
+        if kernel.phase == "forward" or kernel.role != "compute":
+            return {}
+        chosen = {node: bench.coded[node] for node in replay.operands(kernel) if bench.coded.get(node) in numbers}
+        return {node: bench.codings[s][numbers[s]].coded(replay.made[node], SEED + s) for node, s in chosen.items()}
+
+    for kernel, _ in replay.run(schedule, coded):
+        if kernel.role == "accumulate":
+            squares += _energy(replay.value(kernel.calls[0]) - next(remaining))
+    return squares
 
 
 @dataclass
@@ -122,7 +158,6 @@ class _Bench:
             if storage in self.codings:
                 self.coded[node] = storage
                 energy = _energy(value)
-                self.codings[storage] = tuple(one.fitted_to(value) for one in self.codings[storage])
                 told = (_energy(one.coded(value, SEED) - value) for one in self.codings[storage])
                 self.errors[storage] = tuple(error / energy if energy else 0.0 for error in told)
         self.signs.see_forward(kernel, made, self.replay)
@@ -135,7 +170,7 @@ class _Bench:
             self.noisy.update(made)
         if kernel.role != "compute":
             return
-        operands = self._operands(kernel)
+        operands = self.replay.operands(kernel)
         self._see_codes(kernel, made, operands)
         for node in operands:
             if node in self.noisy:
@@ -145,8 +180,14 @@ class _Bench:
         summed = self.signs.summed
         self.signs.see(kernel, made, self.replay, [node for node in operands if node in self.noisy or node in summed])
 
-    def sensitivity(self) -> Sensitivity:
-        """What follows from all of it."""
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """The names of codecs that round to the nearest."""
+        codecs = (one.codec for told in self.codings.values() for one in told)
+        return tuple(dict.fromkeys(one.name for one in codecs if one.fidelity == "approximate" and not one.draws))
+
+    def added(self) -> dict[int, list[float]]:
+        """By storage, what each of its codings adds to E‖ĝ − g‖² as white noise."""
         worth: dict[fx.Node, float] = {}
         for node in self.finals:
             worth[node] = worth.get(node, 0.0) + 1.0
@@ -155,6 +196,10 @@ class _Bench:
         added = {storage: [0.0] * len(several) for storage, several in self.codings.items()}
         for noise in self.noises:
             added[noise.storage][noise.number] += noise.energy * worth.get(noise.target, 0.0)
+        return added
+
+    def sensitivity(self, added: Mapping[int, Sequence[float]]) -> Sensitivity:
+        """What follows from all of it."""
         own = self.own_variance
         return Sensitivity(
             {
@@ -168,20 +213,6 @@ class _Bench:
             self.own_variance,
             self.squared_gradient,
         )
-
-    def _operands(self, kernel: Kernel) -> list[fx.Node]:
-        """What a kernel reads of what has been made, each once: not its views."""
-        inside = set(kernel.calls)
-        found: dict[fx.Node, None] = {}
-        stack = [node for call in reversed(kernel.calls) for node in reversed(call.all_input_nodes)]
-        while stack:
-            node = stack.pop()
-            if node in self.replay.made:
-                if self.replay.made[node].is_floating_point():
-                    found[node] = None
-            elif node not in inside and node.op != "placeholder":
-                stack += reversed(node.all_input_nodes)
-        return list(found)
 
     def _codings(self, node: fx.Node) -> tuple[Coding, ...]:
         return self.codings[self.coded[node]] if node in self.coded else ()
@@ -206,6 +237,9 @@ class _Bench:
     def _see_codes(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], operands: Iterable[fx.Node]) -> None:
         for node in operands:
             storage = self.coded.get(node, -1)
+            if any(one.codec.fit for one in self._codings(node)):
+                value, gradient = self.replay.made[node], self.replay.value(kernel.calls[0].all_input_nodes[0])
+                self.codings[storage] = tuple(one.fitted_to(value, gradient) for one in self.codings[storage])
             for numbers in _probes(self._codings(node), is_product(kernel)):
                 probe = numbers[0]
                 coded = self.codings[storage][probe].coded(self.replay.made[node], SEED + storage)
