@@ -44,7 +44,7 @@ def rewrite(
     args, kwargs: sample inputs; with them the plan is made now, otherwise at the first training-mode call. Each kind
         of call (shapes, dtypes, modes, autocast, `.grad` there or not) gets its own plan.
     fidelity: "bitwise" (same bits as the original), "rounding" (same mathematics in another order), "approximate"
-        (values kept in a few bits, so that gradients are noisy, without bias).
+        (values kept in a few bits: forward is exact, gradients are noisy; only levels of derivatives also bias them).
     outputs: names of the outputs to return, e.g. ["loss"]: others need not be kept alive until backward ends.
     differentiable: names of the outputs that receive gradients; by default `loss` if there is one, else all.
     costs: "measured" (each kernel is timed once), "roofline" (estimated from a device preset) or "flops".

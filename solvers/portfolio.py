@@ -17,6 +17,7 @@ from .encoded_ladder import Encoded, schedule_with_codes
 from .encoding_choices import choices_of
 from .envelope import Rated, envelope, rate
 from .errors import ScheduleError
+from .gentler import gentler
 from .greedy import Greedy
 from .hierarchical import Hierarchical
 from .ilp import Ilp
@@ -220,7 +221,10 @@ class Portfolio:
         plan = self._simulated(problem, schedule, best.solver, budget_bytes, started, (best.told, *notes))
         if plan.peak_bytes != best.peak_bytes:
             raise ScheduleError(f"forecast {best.peak_bytes} bytes for a schedule that peaks at {plan.peak_bytes}")
-        return plan
+        gentle = gentler(problem, schedule, budget_bytes)
+        if gentle is schedule:
+            return plan
+        return self._simulated(problem, gentle, best.solver, budget_bytes, started, (best.told, *notes))
 
     def _simulated(
         self,

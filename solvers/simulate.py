@@ -18,13 +18,15 @@ _ERROR_ROUNDING = 1e-9  # of sums
 
 @dataclass(frozen=True)
 class Timeline:
-    """A schedule, carried out on paper. live_bytes[i] is alive after instruction i, everything counted.
+    """A schedule, carried out on paper. live_bytes[i] is alive after instruction i, everything counted; moment_bytes[i]
+    is the most that is alive at any moment of it.
 
     peak_bytes is the highest moment of the schedule, inside instruction `peak_instruction` (-1 if nothing
     rises above what is resident); `forward_seconds` is the part of `seconds` before backward begins.
     """
 
     live_bytes: tuple[int, ...]
+    moment_bytes: tuple[int, ...]
     peak_bytes: int
     peak_instruction: int
     forward_seconds: float
@@ -50,13 +52,14 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
     _check_segments(problem, schedule)
     bench = _Bench(problem)
     live_bytes: list[int] = []
+    moment_bytes: list[int] = []
     turn = schedule.forward_length
     forward_seconds = 0.0
     for index, instruction in enumerate(schedule.instructions):
         if index == turn:
             bench.end_forward()
             forward_seconds = fsum(bench.seconds)
-        bench.at = index
+        bench.at, bench.moment_bytes = index, bench.live_bytes
         match instruction:
             case Run(op):
                 bench.run(op)
@@ -73,12 +76,14 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
             case FreeCode(value, encoding):
                 bench.free_code(value, encoding)
         live_bytes.append(bench.live_bytes)
+        moment_bytes.append(max(bench.moment_bytes, bench.live_bytes))
     if turn == len(schedule.instructions):
         bench.end_forward()
         forward_seconds = fsum(bench.seconds)
     bench.end()
     seconds = fsum(bench.seconds)  # exact, so that the order of running does not tell equals apart
-    return Timeline(tuple(live_bytes), bench.peak_bytes, bench.peak_instruction, forward_seconds, seconds)
+    moments = tuple(moment_bytes)
+    return Timeline(tuple(live_bytes), moments, bench.peak_bytes, bench.peak_instruction, forward_seconds, seconds)
 
 
 def make_plan(
@@ -128,7 +133,7 @@ class _Bench:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.at = -1
-        self.live_bytes = problem.resident_bytes
+        self.live_bytes = self.moment_bytes = problem.resident_bytes
         self.peak_bytes, self.peak_instruction = problem.resident_bytes, -1
         self.seconds: list[float] = []
         self.in_forward = True
@@ -255,6 +260,7 @@ class _Bench:
         return value.encodings[number]
 
     def _rise(self, bytes_now: int) -> None:
+        self.moment_bytes = max(self.moment_bytes, bytes_now)
         if bytes_now > self.peak_bytes:
             self.peak_bytes, self.peak_instruction = bytes_now, self.at
 

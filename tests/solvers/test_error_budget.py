@@ -6,8 +6,11 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowtide.solvers.encoded import encoded_schedule, with_codes
 from lowtide.solvers.encoding_choices import choices_of
 from lowtide.solvers.errors import ScheduleError
+from lowtide.solvers.gentler import gentler
+from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem import Encoding, Problem
 from lowtide.solvers.recoding import encodable
@@ -140,6 +143,37 @@ def test_a_larger_error_budget_takes_less_time_or_fewer_bytes():
     half = baseline_of(plain).peak_bytes // 3
     extra = [portfolio.solve(quantized(plain, budget), half).extra_seconds for budget in (0.0, 1.0, 1000.0)]
     assert extra[0] > extra[1] >= extra[2]
+
+
+def test_bytes_that_are_left_go_to_smaller_errors():
+    problem = quantized(llama(layers=4), 10_000.0)
+    choice = choices_of(problem)[-1]
+    schedule = encoded_schedule(problem, choice, with_codes(problem, choice, trace_order(problem)))
+    before = make_plan(problem, schedule, solver="by hand")
+    errors = [before.encoding_error]
+    for more in (0, 5, 20, 100):
+        budget = before.peak_bytes * (100 + more) // 100
+        plan = make_plan(problem, gentler(problem, schedule, budget), solver="by hand")
+        assert plan.peak_bytes <= budget
+        errors.append(plan.encoding_error)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == 4.0**-4 * len(before.encoded) < errors[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), share=st.integers(0, 30))
+def test_gentler_codes_keep_peak_time_and_all_else(seed, share):
+    problem = with_encodings(chain_of_blocks(seed, blocks=3, classes=2), seed)
+    for choice in choices_of(problem):
+        order = with_codes(problem, choice, trace_order(problem))
+        schedule = encoded_schedule(problem, choice, order)
+        before = simulate(problem, schedule)
+        budget = before.peak_bytes * (100 + share) // 100
+        found = gentler(problem, schedule, budget)
+        after = make_plan(problem, found, solver="by hand")
+        assert after.peak_bytes <= budget
+        assert after.seconds <= before.seconds + 1.001e-3 * problem.seconds
+        assert after.encoding_error <= make_plan(problem, schedule, solver="by hand").encoding_error + 1e-12
 
 
 @settings(max_examples=12, deadline=None)
