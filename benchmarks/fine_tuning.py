@@ -7,10 +7,10 @@ In the form of "Few-bit Backward" (arXiv 2202.00441) and "Memory-Efficient Backp
 there on with each setting of benchmarks/fine_tuning_settings.py, by AdamW, in the same order of samples, its learning
 rate falling to 0 in a line. Accuracy is that of the held-out samples after the last epoch, "- exact" what it is above
 that with exact gradients of the same seed, loss the mean over the last epoch's steps, all mean ± standard deviation
-over seeds (of weights, order and noise). Peaks are bytes above the start
-of the step, measured to the byte; times are medians over rounds, all settings in turn in one process, each divided by
-exact's in the same round. "exact" keeps everything and encodes nothing. "added" is the predicted variance that the
-codes add to the gradient, as a share of the variance that it has between batches, at the start of fine-tuning.
+over seeds (of weights, order and noise). "kept" is what lies between forward and backward; peaks are bytes above the
+start of the step, measured to the byte; times are medians over rounds, all settings in turn in one process, each
+divided by exact's in the same round. "exact" keeps everything and encodes nothing. "added" is the predicted variance
+that the codes add to the gradient, as a share of the variance that it has between batches, at the start of fine-tuning.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from torch import Tensor, nn
 
 from benchmarks.all_encoded import all_encoded
 from benchmarks.beside_eager import clear_gradients, step_of, time_ratios
-from benchmarks.fine_tuning_picture import draw, points_beside_exact
+from benchmarks.fine_tuning_picture import draw
 from benchmarks.fine_tuning_settings import SETTINGS, Setting
+from benchmarks.fine_tuning_table import print_table
 from benchmarks.fine_tuning_tasks import TASKS, Data, Task
 
 _QUICK = ("exact", "derivatives, 2 bits", "rows, 0.1 kept", "all values, 2 bits")
@@ -45,13 +46,15 @@ State = Mapping[str, Tensor]
 @dataclass
 class Row:
     """A line of the table. accuracies, losses: one for each seed. encoded: how many values have the code; 0 and no
-    measurement where none could. time_ratio, peak_ratio: to exact's."""
+    measurement where none could. kept_bytes: that backward finds when it begins. Ratios are to exact's."""
 
     name: str
     family: str
     amount: str
     encoded: int = 0
+    kept_bytes: int = 0
     peak_bytes: int = 0
+    kept_ratio: float = 0.0
     peak_ratio: float = 0.0
     time_ratio: float = 0.0
     added: float = 0.0
@@ -90,22 +93,11 @@ def fine_tuning(task: Task, settings: Sequence[Setting], *, seeds: int, rounds: 
     rows, runners = [], {"eager": model}
     for setting in settings:
         _tell(f"{task.name}: {setting.name}")
-        row = Row(setting.name, setting.family, setting.amount)
-        rows.append(row)
-        try:
-            small, plan = all_encoded(model, batch, *setting.kinds)
-        except ValueError as error:
-            if "no value of the step has such an encoding" not in str(error):
-                raise
-            continue
-        row.encoded, row.added = len(plan.encoded), plan.encoding_error
-        row.peak_bytes = _peak_bytes(small, batch)
-        for seed, start in enumerate(starts):
-            small.load_state_dict(start)
-            row.losses.append(train(small, task, range(task.epochs[0], sum(task.epochs)), seed, decays=True))
-            row.accuracies.append(accuracy(small, task.test))
-        small.load_state_dict(starts[0])
-        runners[setting.name] = small
+        rows.append(Row(setting.name, setting.family, setting.amount))
+        small = _planned(setting, model, batch, rows[-1])
+        if small is not None:
+            _train_from(starts, small, task, rows[-1])
+            runners[setting.name] = small
     _tell(f"{task.name}: step times")
     eager = {"peak_ratio": _peak_bytes(model, batch) / rows[0].peak_bytes}
     eager["time_ratio"] = _compare(rows, time_ratios(runners, batch, rounds))
@@ -125,6 +117,29 @@ def fine_tuning(task: Task, settings: Sequence[Setting], *, seeds: int, rounds: 
         "eager": eager,
         "rows": [asdict(row) for row in rows],
     }
+
+
+def _planned(setting: Setting, model: nn.Module, batch: dict[str, Tensor], row: Row) -> Any:
+    """The model with the setting's codes, its bytes written into the row; None where no value has such a code."""
+    try:
+        small, plan = all_encoded(model, batch, *setting.kinds)
+    except ValueError as error:
+        if "no value of the step has such an encoding" not in str(error):
+            raise
+        return None
+    row.encoded, row.added = len(plan.encoded), plan.encoding_error
+    row.kept_bytes = plan.live_bytes[plan.schedule.forward_length - 1] - plan.problem.resident_bytes
+    row.peak_bytes = _peak_bytes(small, batch)
+    return small
+
+
+def _train_from(starts: Sequence[State], small: Any, task: Task, row: Row) -> None:
+    """Trains from each start, and comes back to the first."""
+    for seed, start in enumerate(starts):
+        small.load_state_dict(start)
+        row.losses.append(train(small, task, range(task.epochs[0], sum(task.epochs)), seed, decays=True))
+        row.accuracies.append(accuracy(small, task.test))
+    small.load_state_dict(starts[0])
 
 
 def train(model: Any, task: Task, epochs: range, seed: int, *, decays: bool) -> float:
@@ -187,47 +202,14 @@ def _peak_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
 
 
 def _compare(rows: Sequence[Row], ratios: Mapping[str, Sequence[float]]) -> float:
-    """Writes each row's time and peak beside exact's; gives eager's time beside it."""
+    """Writes each row's bytes and time beside exact's; gives eager's time beside it."""
     exact = ratios[rows[0].name]
     for row in rows:
         if row.peak_bytes:
+            row.kept_ratio = row.kept_bytes / rows[0].kept_bytes
             row.peak_ratio = row.peak_bytes / rows[0].peak_bytes
             row.time_ratio = statistics.median(map(float.__truediv__, ratios[row.name], exact))
     return statistics.median(1 / one for one in exact)
-
-
-def print_table(report: Mapping[str, Any]) -> None:
-    """One line for each setting, and how it was measured."""
-    train_samples, test_samples = report["samples"]
-    exact_epochs, epochs = report["epochs"]
-    print(f"{report['told']}: {train_samples} samples, {test_samples} held out, batch {report['batch_size']}")
-    start = told_spread([100 * one for one in report["start"]], 1)
-    print(f"{exact_epochs} exact epochs, to {start} %, then {epochs} with each setting; {report['seeds']} seeds")
-    print(
-        f"{'':<22} {'accuracy, %':>12} {'- exact':>12} {'loss':>15} {'peak':>7} {'time':>5} {'added':>8} {'values':>6}"
-    )
-    for row in report["rows"]:
-        if not row["accuracies"]:
-            print(f"{row['name']:<22} no value of this step has such a code")
-            continue
-        accuracies = told_spread([100 * one for one in row["accuracies"]], 1)
-        beside = told_spread(points_beside_exact(row, report["rows"][0]), 1) if row["family"] else ""
-        print(
-            f"{row['name']:<22} {accuracies:>12} {beside:>12} {told_spread(row['losses'], 3):>15} "
-            f"{row['peak_ratio']:>7.1%} {row['time_ratio']:>5.2f} {row['added']:>8.2g} {row['encoded']:>6}"
-        )
-    exact = report["rows"][0]
-    eager = report["eager"]
-    print(
-        f"exact: peak {exact['peak_bytes']:,} bytes; eager: {eager['peak_ratio']:.1%}, time {eager['time_ratio']:.2f}"
-    )
-    print(f"times: medians over {report['rounds']} rounds; torch {report['torch']}, {report['threads']} threads")
-
-
-def told_spread(numbers: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation of a sample; the number alone if there is one."""
-    mean = f"{statistics.fmean(numbers):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
 
 
 def _tell(text: str) -> None:

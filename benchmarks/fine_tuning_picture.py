@@ -1,4 +1,4 @@
-"""Draws accuracy with approximate gradients, beside exact ones, against the peak of a step: one panel for each task."""
+"""Draws accuracy with approximate gradients, beside exact ones, against the bytes kept: a panel for each task."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.fine_tuning_settings import ALL, DERIVATIVES, PRODUCTS, ROWS, TOLD
+from benchmarks.fine_tuning_table import points_beside_exact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ _STYLES = {
     ALL: ("^", "#c77f1e"),
 }
 _COLUMNS = 2
+_CLOSE = 3  # marks that lie closer, in points, share a name
 
 
 def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -34,13 +36,10 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes in panels[len(reports) :]:
         axes.set_visible(False)
     handles = {label: one for axes in panels for one, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), frameon=False, loc="outside lower center", ncols=3)
+    figure.legend(
+        list(handles.values()), list(handles), frameon=False, loc="outside lower center", ncols=3 if columns > 1 else 1
+    )
     figure.savefig(path, dpi=150)
-
-
-def points_beside_exact(row: Mapping[str, Any], exact: Mapping[str, Any]) -> list[float]:
-    """By seed, how many points of per cent the accuracy is above that with exact gradients from the same start."""
-    return [100 * (own - other) for own, other in zip(row["accuracies"], exact["accuracies"], strict=True)]
 
 
 def _panel(axes: Axes, report: Mapping[str, Any]) -> None:
@@ -51,23 +50,30 @@ def _panel(axes: Axes, report: Mapping[str, Any]) -> None:
         found = [row for row in report["rows"] if row["family"] == family and row["accuracies"]]
         if not found:
             continue
-        peaks = [100 * row["peak_ratio"] for row in found]
+        kept = [100 * row["kept_ratio"] for row in found]
         points = [points_beside_exact(row, exact) for row in found]
         means = list(map(statistics.fmean, points))
         spreads = [statistics.stdev(one) if len(one) > 1 else 0.0 for one in points]
         style: dict[str, Any] = {"color": colour, "markersize": 5, "linewidth": 1.3, "elinewidth": 0.9, "capsize": 2}
-        axes.errorbar(peaks, means, yerr=spreads, fmt=f"{marker}-", zorder=4, label=TOLD[family], **style)
-        _name(axes, [row["amount"] for row in found], list(zip(peaks, means, strict=True)), colour)
+        axes.errorbar(kept, means, yerr=spreads, fmt=f"{marker}-", zorder=4, label=TOLD[family], **style)
+        _name(axes, sorted(zip(kept, means, spreads, [row["amount"] for row in found], strict=True)), colour)
     accuracy = 100 * statistics.fmean(exact["accuracies"])
     axes.set_title(f"{report['task']} (exact: {accuracy:.1f} %)", loc="left", fontsize=11)
-    axes.set_xlabel("peak of a step, % of exact's")
+    axes.set_xlim(0, 105)
+    axes.margins(y=0.14)
+    axes.set_xlabel("bytes kept for backward, % of exact's")
     axes.set_ylabel("accuracy above exact's, points")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#f0f0f0", zorder=0)
 
 
-def _name(axes: Axes, names: Sequence[str], places: Sequence[tuple[float, float]], colour: str) -> None:
-    """Bits or shares beside the marks."""
-    for name, place in zip(names, places, strict=True):
-        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour, "zorder": 7}
-        axes.annotate(name, place, xytext=(4, 4), **style)
+def _name(axes: Axes, marks: Sequence[tuple[float, float, float, str]], colour: str) -> None:
+    """Bits or shares beside the marks (kept, mean, spread, amount); one text above them where they lie too close."""
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.4}
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour, "zorder": 3, "bbox": box}
+    if marks[-1][0] - marks[0][0] < _CLOSE:
+        place = (statistics.fmean(mark[0] for mark in marks), max(mark[1] + mark[2] for mark in marks))
+        axes.annotate(", ".join(mark[3] for mark in marks), place, xytext=(0, 4), ha="center", **style)
+        return
+    for kept, mean, _, amount in marks:
+        axes.annotate(amount, (kept, mean), xytext=(-6, 3), ha="right", **style)

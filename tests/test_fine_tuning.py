@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from benchmarks.all_encoded import named
-from benchmarks.fine_tuning import accuracy, fine_tuning, main, print_table, train
+from benchmarks.fine_tuning import accuracy, fine_tuning, main, train
 from benchmarks.fine_tuning_picture import draw
 from benchmarks.fine_tuning_settings import DERIVATIVES, SETTINGS, Setting
+from benchmarks.fine_tuning_table import print_table
 from benchmarks.fine_tuning_tasks import bert_of_docstrings, docstrings
 
 NAMES = ("exact", "derivatives, 2 bits", "rows, 0.1 kept", "all values, 2 bits")
@@ -36,6 +37,7 @@ def test_codes_take_fewer_bytes_and_add_variance(rows):
     assert exact["peak_ratio"] == exact["time_ratio"] == 1 and exact["added"] == exact["encoded"] == 0
     assert few["encoded"] > rows["rows, 0.1 kept"]["encoded"] > rows["derivatives, 2 bits"]["encoded"] == 1
     assert all(0 < rows[name]["added"] < float("inf") for name in NAMES[1:])
+    assert few["kept_ratio"] < rows["rows, 0.1 kept"]["kept_ratio"] < 1
     assert few["peak_ratio"] < rows["derivatives, 2 bits"]["peak_ratio"] < 1
     assert few["added"] > rows["derivatives, 2 bits"]["added"]
 
@@ -79,7 +81,7 @@ def test_no_docstring_is_both_trained_and_tested_on():
 def test_a_setting_that_no_value_has_is_told(report, rows, capsys):
     assert rows[NOTHING.name]["accuracies"] == [] and rows[NOTHING.name]["encoded"] == 0
     print_table(report)
-    assert f"{NOTHING.name:<22} no value of this step has such a code" in capsys.readouterr().out
+    assert f"{NOTHING.name:<20}    no value of this step has such a code" in capsys.readouterr().out
 
 
 def test_an_unknown_task_is_refused(capsys):
