@@ -19,6 +19,14 @@ _DERIVATIVES: dict[str, tuple[int, dict[tuple[object, ...], str]]] = {
     "aten.softplus_backward.default": (1, {(1, 20): "softplus"}),
 }
 
+# What compares its operand with a threshold: noise that moves a value across it does not average out.
+_COMPARING = (
+    *("threshold_backward", "hardtanh_backward", "leaky_relu_backward", "elu_backward", "hardswish_backward"),
+    *("hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "rrelu_with_noise_backward"),
+    *("_prelu_kernel_backward", "relu", "clamp", "sign", "where", "max", "min", "amax", "amin", "maximum", "minimum"),
+    *("le", "lt", "ge", "gt", "eq", "ne", "abs", "floor", "ceil", "round", "sort", "topk"),
+)
+
 
 def codecs_that_lose(step: StepGraph, storage: int) -> Iterator[Codec]:
     """The approximate codecs for what lies in a storage."""
@@ -29,9 +37,17 @@ def codecs_that_lose(step: StepGraph, storage: int) -> Iterator[Codec]:
     activations = {_activation(step, kernel, storage) for kernel in readers}
     if len(activations) == 1 and None not in activations:
         yield from derivative_codecs(activations.pop() or "")
+    if any(map(_compares, readers)):
+        return
     yield from QUANTIZED
     if value.dim() > 1 and value.is_contiguous() and all(map(is_product, readers)):
         yield from row_codecs(value)
+
+
+def _compares(kernel: Kernel) -> bool:
+    if kernel.role != "compute":
+        return False
+    return any(call.target._schema.name.partition("::")[2] in _COMPARING for call in kernel.calls)  # pyright: ignore
 
 
 def _activation(step: StepGraph, kernel: Kernel, storage: int) -> str | None:

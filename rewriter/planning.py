@@ -188,7 +188,11 @@ def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None
     found = sensitivity_of(
         step, posed, plan.schedule, situation.tensors, costs.codings, _batch(situation), costs.device
     )
-    return replace(costs, codings=found.codings, sensitivity=found)
+    notes = costs.captured.notes
+    if costs.codings and not found.own_variance > 0:
+        notes = (*notes, "nothing is kept approximately: the sample shows no finite variance of the gradient")
+    captured = replace(costs.captured, notes=notes)
+    return replace(costs, captured=captured, codings=found.codings, sensitivity=found)
 
 
 def _batch(situation: Situation) -> tuple[int, int]:

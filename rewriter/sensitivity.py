@@ -155,7 +155,7 @@ class _Bench:
         """Notes how far off each codec is on what forward made."""
         for node, value in made.items():
             storage = self.replay.step.storage_of[node]
-            if storage in self.codings:
+            if storage in self.codings and value.is_floating_point():
                 self.coded[node] = storage
                 energy = _energy(value)
                 told = (_energy(one.coded(value, SEED) - value) for one in self.codings[storage])

@@ -47,9 +47,30 @@ def plan_text(title: str, plan: Plan) -> RenderableType:
         ("extra time", f"{_extra(plan)} of {format_seconds(plan.baseline_seconds)} ({plan.costs}); {_bound(plan)}"),
         ("found by", f"{plan.solver} in {plan.solve_seconds:.2f} s"),
     ]
+    rows[5:5] = _codes(plan)
     rows += [("", note) for note in plan.notes[1:]]
     rows += [("note", note) for note in plan.problem.notes]
     return Group(facts(title, rows), "", _summaries(plan))
+
+
+def _codes(plan: Plan) -> list[tuple[str, str]]:
+    """What is encoded, by codec, and what that adds to the gradient's variance."""
+    encodings = [(plan.problem.values[v], plan.problem.values[v].encodings[number]) for v, number in plan.encoded]
+    rows = []
+    for name in dict.fromkeys(encoding.name for _, encoding in encodings):
+        alike = [(value.size_bytes, one) for value, one in encodings if one.name == name]
+        sizes = f"{format_bytes(sum(size for size, _ in alike))} in {format_bytes(sum(e.size_bytes for _, e in alike))}"
+        error = sum(one.error for _, one in alike)
+        adds = f", adds {error:.3%} to the gradient's variance" if error else ""
+        rows.append(("encoded", f"{len(alike)} × {name}: {sizes}{adds}"))
+    if plan.encoding_error:
+        rows.append(
+            (
+                "variance added",
+                f"{plan.encoding_error:.3%} of the gradient's own, limit {plan.problem.error_budget:.2%}",
+            )
+        )
+    return rows
 
 
 def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:

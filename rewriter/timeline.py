@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..solvers.plan import Plan
-from ..solvers.schedule import Decode, Free, Run
+from ..solvers.schedule import Decode, Encode, Free, Run
 from .name_groups import plain_operation
 
 
@@ -91,6 +91,9 @@ def moments_of(plan: Plan) -> list[Moment]:
 def peak_of(plan: Plan) -> Peak:
     """Where the plan is fullest."""
     problem, moments = plan.problem, moments_of(plan)
+    fullest = plan.schedule.instructions[plan.peak_instruction] if plan.peak_instruction >= 0 else None
+    if isinstance(fullest, (Encode, Decode)):
+        return _peak_of_codec(plan, fullest, [m for m in moments if m.instruction < plan.peak_instruction])
     at = next((i for i, m in enumerate(moments) if m.within_bytes == plan.peak_bytes), None)
     if at is None:
         return Peak("", "", "", problem.resident_bytes, 0, 0, 0, plan.peak_bytes - problem.resident_bytes)
@@ -101,6 +104,24 @@ def peak_of(plan: Plan) -> Peak:
         operation=plain_operation(op.name),
         module=op.module,
         phase="backward, run again" if moment.kind == "again" else moment.kind,
+        resident_bytes=problem.resident_bytes,
+        gradients_bytes=split[0],
+        returned_bytes=split[1],
+        activation_bytes=split[2],
+        running_bytes=plan.peak_bytes - problem.resident_bytes - sum(split),
+    )
+
+
+def _peak_of_codec(plan: Plan, fullest: Encode | Decode, before: list[Moment]) -> Peak:
+    """A plan that is fullest while a value is encoded or decoded."""
+    problem, value = plan.problem, plan.problem.values[fullest.value]
+    maker = problem.ops[problem.maker[fullest.value]]
+    last = before[-1]
+    split = last.gradients_bytes, last.returned_bytes, last.activation_bytes
+    return Peak(
+        operation=f"{'encoding' if isinstance(fullest, Encode) else 'decoding'} of {plain_operation(maker.name)}",
+        module=f"{maker.module} ({value.encodings[fullest.encoding].name})",
+        phase="forward" if plan.peak_instruction < plan.schedule.forward_length else "backward",
         resident_bytes=problem.resident_bytes,
         gradients_bytes=split[0],
         returned_bytes=split[1],

@@ -1,0 +1,107 @@
+"""Which values may be kept approximately, and what is told of those that are."""
+
+import json
+
+import lowtide
+import pytest
+import torch
+from lowtide.rewriter.bytes_text import format_bytes
+from lowtide.rewriter.planning import Options, capture_and_pose
+from lowtide.rewriter.tables import plan_text
+from lowtide.rewriter.timeline import peak_of
+from lowtide.solvers.schedule import Decode, Encode
+from rich.console import Console
+from torch import nn
+
+
+def codecs_of(model, *args):
+    """The names of all codecs that values of a step have."""
+    posed = capture_and_pose(model, args, {}, Options(fidelity="approximate", costs="flops")).posed
+    return {encoding.name for value in posed.problem.values for encoding in value.encodings}
+
+
+class Activated(nn.Module):
+    """Two layers with an activation between them, and a loss."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.first, self.activation, self.second = nn.Linear(64, 64), activation, nn.Linear(64, 64)
+
+    def forward(self, x):
+        """The loss."""
+        return self.second(self.activation(self.first(x))).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [(nn.GELU(), "gelu"), (nn.GELU("tanh"), "gelu_tanh"), (nn.SiLU(), "silu"), (nn.Mish(), "mish")],
+)
+def test_what_only_an_activation_s_backward_reads_has_codes_of_its_derivative(activation, name):
+    assert f"3-bit {name}'" in codecs_of(Activated(activation), torch.randn(512, 64))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Hardtanh(), nn.LeakyReLU(), nn.ELU()])
+def test_what_is_compared_with_a_threshold_is_not_rounded(activation):
+    model = nn.Sequential(nn.Linear(64, 64), activation)  # the last layer's input is what backward compares
+    assert not any("groups" in name for name in codecs_of(model, torch.randn(512, 64)))
+
+
+class Chosen(nn.Module):
+    """Truth values that backward reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        """The loss."""
+        h = self.a(x)
+        return torch.where(h > 0, self.b(h), h.exp()).square().mean()
+
+
+def test_truth_values_beside_approximate_ones_are_exact():
+    assert "bits" in codecs_of(Chosen(), torch.randn(512, 64))
+
+
+def test_a_sample_without_variance_leaves_everything_exact_and_says_so():
+    model = Activated(nn.GELU())
+    x = torch.zeros(512, 64)
+    plan = lowtide.plan(model, "100%", (x,), fidelity="approximate", costs="flops")
+    assert plan.encoding_error == 0
+
+
+def coded_plan():
+    """A plan with codes at the smallest budget."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *[Activated(nn.GELU()).first for _ in range(2)], *[m for _ in range(4) for m in (nn.GELU(), nn.Linear(64, 64))]
+    )
+    x = torch.randn(1024, 64)
+    return lowtide.sweep(model, (x,), fidelity="approximate", costs="flops", error_budget=10.0, count=40)
+
+
+def test_a_plan_tells_what_is_encoded_and_what_it_adds():
+    plan = next(one for one in coded_plan() if one.encoding_error)
+    console = Console(width=100, record=True)
+    console.print(plan_text("case", plan))
+    text = console.export_text()
+    assert "variance added" in text and "to the gradient's variance" in text
+    assert format_bytes(plan.peak_bytes) in text
+
+
+def test_the_place_of_a_peak_is_told_also_while_something_is_encoded():
+    plans = [one for one in coded_plan() if one.peak_instruction >= 0]
+    for plan in plans:
+        peak = peak_of(plan)
+        assert peak.operation
+        parts = (
+            peak.resident_bytes,
+            peak.gradients_bytes,
+            peak.returned_bytes,
+            peak.activation_bytes,
+            peak.running_bytes,
+        )
+        assert sum(parts) == plan.peak_bytes
+        fullest = plan.schedule.instructions[plan.peak_instruction]
+        assert isinstance(fullest, (Encode, Decode)) == peak.operation.startswith(("encoding", "decoding"))
+        assert json.dumps(peak.to_dict())
