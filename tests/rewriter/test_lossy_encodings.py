@@ -70,18 +70,17 @@ def test_a_sample_without_variance_leaves_everything_exact_and_says_so():
     assert plan.encoding_error == 0
 
 
-def coded_plan():
-    """A plan with codes at the smallest budget."""
+def coded_plans():
+    """Plans of a small step, many of them with codes."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        *[Activated(nn.GELU()).first for _ in range(2)], *[m for _ in range(4) for m in (nn.GELU(), nn.Linear(64, 64))]
-    )
+    layers = (layer for _ in range(4) for layer in (nn.GELU(), nn.Linear(64, 64)))
+    model = nn.Sequential(nn.Linear(64, 64), *layers)
     x = torch.randn(1024, 64)
     return lowtide.sweep(model, (x,), fidelity="approximate", costs="flops", error_budget=10.0, count=40)
 
 
 def test_a_plan_tells_what_is_encoded_and_what_it_adds():
-    plan = next(one for one in coded_plan() if one.encoding_error)
+    plan = next(one for one in coded_plans() if one.encoding_error)
     console = Console(width=100, record=True)
     console.print(plan_text("case", plan))
     text = console.export_text()
@@ -90,7 +89,7 @@ def test_a_plan_tells_what_is_encoded_and_what_it_adds():
 
 
 def test_the_place_of_a_peak_is_told_also_while_something_is_encoded():
-    plans = [one for one in coded_plan() if one.peak_instruction >= 0]
+    plans = [one for one in coded_plans() if one.peak_instruction >= 0]
     for plan in plans:
         peak = peak_of(plan)
         assert peak.operation
