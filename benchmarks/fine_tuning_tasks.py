@@ -7,6 +7,7 @@ import re
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def docstrings(tokens: int, vocabulary: int, most: int) -> tuple[Data, Data, lis
     nothing that is tested on has been trained on; what two packages have is left out. Python's versions differ.
     Raises SystemExit where fewer than 6 of the packages are installed.
     """
-    found = {name: list(_texts(name)) for name in PACKAGES}
+    found = {name: _texts(name) for name in PACKAGES}
     names = [name for name, texts in found.items() if texts]
     if len(names) < _LEAST_PACKAGES:
         raise SystemExit(f"of the standard library only {', '.join(names) or 'nothing'} is here: 6 packages are needed")
@@ -159,8 +160,10 @@ def docstrings(tokens: int, vocabulary: int, most: int) -> tuple[Data, Data, lis
     return *_split({"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}), names
 
 
-def _texts(package: str) -> Iterator[Sequence[str]]:
+@cache
+def _texts(package: str) -> tuple[Sequence[str], ...]:
     """The words and marks of each docstring of a package that says something, in the order of the sources."""
+    found = []
     folder = Path(sysconfig.get_paths()["stdlib"]) / package
     for file in sorted(folder.rglob("*.py")):
         if any("test" in part for part in file.relative_to(folder).parts[:-1]):
@@ -169,7 +172,8 @@ def _texts(package: str) -> Iterator[Sequence[str]]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
                 words = re.findall(r"\w+|[^\w\s]", (ast.get_docstring(node) or "").lower())
                 if len(words) >= _LEAST_WORDS:
-                    yield words
+                    found.append(words)
+    return tuple(found)
 
 
 def _split(data: Data) -> tuple[Data, Data]:
