@@ -40,7 +40,7 @@ QUANTIZED = tuple(_quantized(bits, is_spread) for is_spread in (False, True) for
 
 @cache
 def derivative_codecs(activation: str) -> tuple[Codec, ...]:
-    """Codecs for what only the backward of an activation reads: levels of its derivative in 2 to 4 bits."""
+    """Codecs for what only the backward of an activation reads: levels of its derivative in 1 to 4 bits."""
     return tuple(
         Codec(
             f"{bits}-bit {activation}'",
@@ -53,7 +53,7 @@ def derivative_codecs(activation: str) -> tuple[Codec, ...]:
             fit=partial(fitted_codes, activation, bits),
             family=f"{activation}'",
         )
-        for bits in (2, 3, 4)
+        for bits in (1, 2, 3, 4)
     )
 
 

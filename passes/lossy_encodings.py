@@ -40,8 +40,13 @@ def codecs_that_lose(step: StepGraph, storage: int) -> Iterator[Codec]:
     if any(map(_compares, readers)):
         return
     yield from QUANTIZED
-    if value.dim() > 1 and value.is_contiguous() and all(map(is_product, readers)):
+    if value.dim() > 1 and value.is_contiguous() and all(map(_is_linear, readers)):
         yield from row_codecs(value)
+
+
+def _is_linear(kernel: Kernel) -> bool:
+    """Whether a kernel is a product, and not attention: rows that are left out would change its probabilities."""
+    return is_product(kernel) and not any("attention" in str(call.target) for call in kernel.calls)
 
 
 def _compares(kernel: Kernel) -> bool:

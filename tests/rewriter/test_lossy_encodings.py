@@ -46,6 +46,27 @@ def test_what_is_compared_with_a_threshold_is_not_rounded(activation):
     assert not any("groups" in name for name in codecs_of(model, torch.randn(512, 64)))
 
 
+class Attention(nn.Module):
+    """Attention, whose operands its own backward alone reads, and a linear layer before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(32, 96)
+
+    def forward(self, x):
+        """The loss."""
+        query, key, value = self.layer(torch.tanh(x)).view(4, 64, 3, 2, 16).permute(2, 0, 3, 1, 4).contiguous()
+        return nn.functional.scaled_dot_product_attention(query, key, value).square().mean()
+
+
+def test_rows_are_left_out_of_linear_layers_inputs_alone():
+    posed = capture_and_pose(
+        Attention(), (torch.randn(4, 64, 32),), {}, Options(fidelity="approximate", costs="flops")
+    ).posed
+    sampled = {v.name for v in posed.problem.values if any("of rows" in e.name for e in v.encodings)}
+    assert sampled == {"tanh_default"}
+
+
 class Chosen(nn.Module):
     """Truth values that backward reads."""
 

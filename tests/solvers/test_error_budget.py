@@ -75,7 +75,7 @@ def test_without_an_error_budget_nothing_approximate_is_chosen():
     assert choices_of(read_twice(error=0.0, error_budget=0.0)) == (((1, 0),),)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), error_budget=st.sampled_from((0.0, 0.001, 0.005, 0.02, 0.05)))
 def test_a_choice_is_within_the_error_budget_and_near_the_best_one(seed, error_budget):
     problem = with_encodings(chain_of_blocks(seed, blocks=2, classes=2), seed, error_budget=error_budget)
@@ -160,7 +160,7 @@ def test_bytes_that_are_left_go_to_smaller_errors():
     assert errors[-1] == 4.0**-4 * len(before.encoded) < errors[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), share=st.integers(0, 30))
 def test_gentler_codes_keep_peak_time_and_all_else(seed, share):
     problem = with_encodings(chain_of_blocks(seed, blocks=3, classes=2), seed)
@@ -176,7 +176,7 @@ def test_gentler_codes_keep_peak_time_and_all_else(seed, share):
         assert after.encoding_error <= make_plan(problem, schedule, solver="by hand").encoding_error + 1e-12
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000), error_budget=st.sampled_from((0.002, 0.01)))
 def test_plans_of_random_problems_keep_the_error_budget(seed, error_budget):
     problem = with_encodings(chain_of_blocks(seed, blocks=3, classes=2), seed, error_budget=error_budget)
