@@ -13,7 +13,7 @@ from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import schedule_of
 from torch import nn
 
-DRAWS = 2
+DRAWS = 4
 MODELS = {
     "gpt2": ({"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 500}, 8, 64),
     "llama": (
