@@ -45,8 +45,9 @@ def codecs_that_lose(step: StepGraph, storage: int) -> Iterator[Codec]:
 
 
 def _is_linear(kernel: Kernel) -> bool:
-    """Whether a kernel is a product, and not attention: rows that are left out would change its probabilities."""
-    return is_product(kernel) and not any("attention" in str(call.target) for call in kernel.calls)
+    """Whether a kernel is a product with weights, not one of attention, whose probabilities all rows make together."""
+    names = [str(call.target) for call in kernel.calls]
+    return is_product(kernel) and not any(word in name for name in names for word in ("attention", "bmm"))
 
 
 def _compares(kernel: Kernel) -> bool:
