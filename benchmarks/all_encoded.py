@@ -17,6 +17,8 @@ from lowtide.solvers.problem import Problem
 from lowtide.solvers.recoding import encodable
 from lowtide.solvers.simulate import make_plan
 
+from benchmarks.beside_eager import clear_gradients
+
 Batch = Mapping[str, torch.Tensor]
 Wanted = Callable[[Problem, int], int | None]
 
@@ -39,6 +41,7 @@ def all_encoded(model: torch.nn.Module, batch: Batch, *kinds: Wanted, copied: bo
 
     Gives the plan too. Raises ValueError where no value has such an encoding.
     """
+    clear_gradients(model)  # a copy has none either, and a plan is for one or the other
     options = {"fidelity": "approximate", "outputs": ["loss"], "costs": "flops", "error_budget": math.inf}
     problem = lowtide.plan(model, "100%", (), dict(batch), **options).problem
     picked = {
