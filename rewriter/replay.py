@@ -98,15 +98,18 @@ class Replay:
         return {node: result[node.args[1]] for node, _ in tensors_of(last)}  # pyright: ignore[reportArgumentType]
 
     def _called(self, call: fx.Node, instead: Instead | None, without: tuple[fx.Node, ...] = ()) -> Any:
-        def told(argument: Any) -> Any:
-            if isinstance(argument, fx.Node):
-                return None if argument in without else self.value(argument, instead)
-            if isinstance(argument, (list, tuple)):
-                return [told(one) for one in argument]
-            return argument
-
         assert callable(call.target)
-        return call.target(*map(told, call.args), **{name: told(one) for name, one in call.kwargs.items()})
+        positional = [self._told(argument, instead, without) for argument in call.args]
+        named = {name: self._told(argument, instead, without) for name, argument in call.kwargs.items()}
+        return call.target(*positional, **named)
+
+    def _told(self, argument: Any, instead: Instead | None, without: tuple[fx.Node, ...]) -> Any:
+        # A function within `_called` that called itself would keep operands alive until garbage is collected.
+        if isinstance(argument, fx.Node):
+            return None if argument in without else self.value(argument, instead)
+        if isinstance(argument, (list, tuple)):
+            return [self._told(one, instead, without) for one in argument]
+        return argument
 
     def _run(self, op: int, instead: Instead) -> dict[fx.Node, torch.Tensor]:
         kernel, again = self.posed.kernels[op], op in self._started
@@ -119,9 +122,9 @@ class Replay:
             return self.results(kernel, instead, again=again)
         if not again:
             self._states[op] = self._generator.state()
-            return self.results(kernel, again=False)
+            return self.results(kernel, instead, again=False)
         with self._generator.drawing_from(self._states[op]):
-            return self.results(kernel, again=True)
+            return self.results(kernel, instead, again=True)
 
     def _tangent(self, base: fx.Node) -> torch.Tensor:
         """An incoming gradient: of a loss 1, of another output at random."""

@@ -47,12 +47,10 @@ SEED = 0x10371DE  # of what is drawn while measuring: the same step gives the sa
 @dataclass(frozen=True)
 class Sensitivity:
     """codings: by storage, fitted to what was there, with their errors. added: for each of them what it adds to
-    E‖ĝ − g‖²; squared_errors: its ‖decoded − value‖² / ‖value‖². own_variance: of the gradient, from one batch to the
-    next; squared_gradient: ‖g‖²."""
+    E‖ĝ − g‖². own_variance: of the gradient, from one batch to the next; squared_gradient: ‖g‖²."""
 
     codings: Mapping[int, tuple[Coding, ...]]
     added: Mapping[int, tuple[float, ...]]
-    squared_errors: Mapping[int, tuple[float, ...]]
     own_variance: float
     squared_gradient: float
 
@@ -147,7 +145,7 @@ class _Bench:
     finals: list[fx.Node] = field(default_factory=list)  # parameters' gradients, where they are made
     noisy: set[fx.Node] = field(default_factory=set)
     coded: dict[fx.Node, int] = field(default_factory=dict)  # what forward made: backward may write over it
-    errors: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    errors: dict[int, tuple[float, ...]] = field(default_factory=dict)  # of each coding, squared, relative
     squared_gradient: float = 0.0
     own_variance: float = 0.0
 
@@ -209,7 +207,6 @@ class _Bench:
                 for storage, several in self.codings.items()
             },
             {storage: tuple(told) for storage, told in added.items()},
-            self.errors,
             self.own_variance,
             self.squared_gradient,
         )
@@ -289,6 +286,7 @@ class _Signs:
         self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay, gradients: Sequence[fx.Node]
     ) -> None:
         """Sums over samples with signs, where a kernel sums; follows such sums through what adds and scales them."""
+        self.summed = {node: tensor for node, tensor in self.summed.items() if node in replay.made}
         if any(node in self.summed for node in gradients):
             sizes = {self.summed[node].numel() for node in gradients if node in self.summed}
             others = {n: torch.zeros_like(replay.made[n]) for n in gradients if replay.made[n].numel() in sizes}

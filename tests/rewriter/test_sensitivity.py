@@ -1,7 +1,9 @@
 """What noise in a value does to the gradient: predictions from one step beside what is measured."""
 
+import gc
 from dataclasses import replace
 
+import lowtide
 import pytest
 import torch
 from lowtide.rewriter.batches import sample_batch
@@ -11,6 +13,7 @@ from lowtide.rewriter.replay import Replay
 from lowtide.rewriter.sensitivity import SEED
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import schedule_of
+from lowtide.solvers.simulate import simulate
 from torch import nn
 
 DRAWS = 4
@@ -126,6 +129,23 @@ def test_the_gradient_s_own_variance_is_what_other_batches_show():
     options = Options(fidelity="approximate", costs="flops")
     told = [capture_and_pose(model, (), batch(), options).costs.sensitivity.own_variance for _ in range(4)]
     assert sum(told) / len(told) == pytest.approx(actual, rel=0.2)
+
+
+def test_measuring_frees_what_the_schedule_frees_without_waiting_for_garbage():
+    steps = Steps("gpt2")
+    problem, device = steps.posed.problem, torch.device("cpu")
+    allowed_bytes = simulate(problem, steps.schedule).peak_bytes - problem.resident_bytes
+
+    def replay() -> None:
+        with torch.no_grad():
+            for _ in Replay(steps.step, steps.posed, steps.tensors, device).run(steps.schedule):
+                pass
+
+    gc.disable()
+    try:
+        assert lowtide.measure_peak(replay) <= 1.02 * allowed_bytes
+    finally:
+        gc.enable()
 
 
 def test_with_one_sample_tokens_count_as_samples():
