@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
 
 import torch
 
 from .codecs import Codec
-from .derivative_codes import fitted_codes, usual_codes
-from .few_bit import decode_levels, encode_by_borders
 from .group_quantization import decode_groups, encode_groups
 from .row_sampling import SAMPLINGS, restore_rows, sample_rows
 from .sketches import SKETCHES, sketch, unsketch
@@ -36,25 +33,6 @@ def _quantized(bits: int, is_spread: bool) -> Codec:
 
 QUANTIZED = tuple(_quantized(bits, is_spread) for is_spread in (False, True) for bits in (8, 4, 3, 2))
 """Groups of 256 elements, rounded at random without bias; "spread" by a randomized Hadamard transform before."""
-
-
-@cache
-def derivative_codecs(activation: str) -> tuple[Codec, ...]:
-    """Codecs for what only the backward of an activation reads: levels of its derivative in 1 to 4 bits."""
-    return tuple(
-        Codec(
-            f"{bits}-bit {activation}'",
-            encode_by_borders,
-            decode_levels,
-            (torch.float32, torch.bfloat16, torch.float16),
-            "approximate",
-            tells_dtype=True,
-            told=usual_codes(activation, bits),
-            fit=partial(fitted_codes, activation, bits),
-            family=f"{activation}'",
-        )
-        for bits in (1, 2, 3, 4)
-    )
 
 
 SHARES = (0.5, 0.2, 0.1)

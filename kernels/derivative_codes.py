@@ -8,12 +8,16 @@ weighted by the square of the gradient that f' is multiplied with: E‖g (f'(x) 
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from .codecs import Codec
 from .derivatives import activation_of
+from .few_bit import decode_levels, encode_by_borders
 from .input_weights import Histogram, Normal
 from .step_functions import StepFunction
 from .value_codes import value_codes
@@ -23,6 +27,25 @@ Told = tuple[dict[str, Any], dict[str, Any]]
 
 _BINS = 64  # 512 make the levels 1 % better and take three times as long
 _MOST_SAMPLES = 1 << 18
+
+
+@cache
+def derivative_codecs(activation: str) -> tuple[Codec, ...]:
+    """Codecs for what only the backward of an activation reads: levels of its derivative in 1 to 4 bits."""
+    return tuple(
+        Codec(
+            f"{bits}-bit {activation}'",
+            encode_by_borders,
+            decode_levels,
+            (torch.float32, torch.bfloat16, torch.float16),
+            "approximate",
+            tells_dtype=True,
+            told=usual_codes(activation, bits),
+            fit=partial(fitted_codes, activation, bits),
+            family=f"{activation}'",
+        )
+        for bits in (1, 2, 3, 4)
+    )
 
 
 def usual_codes(activation: str, bits: int) -> Told:

@@ -1,4 +1,4 @@
-"""Texts that are equal for calls that are equal up to renaming."""
+"""What a call is told by: its operation's name, and a text that is equal for calls equal up to renaming."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from typing import Any
 
 import torch
 from torch import fx
+
+
+def operation_name(node: fx.Node) -> str:
+    """`gelu_backward` for aten's and lowtide's own, `namespace::name` for others, "" for what is no operation."""
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.removeprefix("aten::").removeprefix("lowtide::") if schema is not None else ""
 
 
 def call_signature(node: fx.Node) -> str:

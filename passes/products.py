@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .call_signature import operation_name
 from .step_graph import Kernel
 
 _INTENSIVE = (
@@ -20,5 +21,5 @@ _INTENSIVE = (
 
 def is_product(kernel: Kernel) -> bool:
     """Whether a kernel multiplies matrices, convolves or attends: what selective checkpointing keeps."""
-    names = {call.target._schema.name for call in kernel.calls if kernel.role == "compute"}  # pyright: ignore
+    names = {operation_name(call) for call in kernel.calls if kernel.role == "compute"}
     return any(word in name for name in names for word in _INTENSIVE) and not any("softmax" in n for n in names)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from .call_signature import operation_name
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -190,7 +192,7 @@ def updated_buffers(node: fx.Node) -> tuple[fx.Node, ...]:
     """The running statistics that a batch normalization in training mode updates."""
     if not is_compute(node):
         return ()
-    name = node.target._schema.name.removeprefix("aten::")  # pyright: ignore
+    name = operation_name(node)
     if name not in _HIDDEN_UPDATES:
         return ()
     first, training = _HIDDEN_UPDATES[name]
@@ -247,7 +249,7 @@ def _with_witnesses(forward: list[Kernel]) -> list[Kernel]:
 _UNSEEDED = ("index_put", "_index_put_impl", "index_add", "scatter_add", "scatter_reduce", "put")
 
 # What leaves gradients behind that backward multiplies in place.
-_MADE_ONCE = ("lowtide::linear_cross_entropy",)
+_MADE_ONCE = ("linear_cross_entropy",)
 
 # Batch normalization in training mode reads its running statistics only to make their new values: it may run again
 # after they were updated.
@@ -267,7 +269,7 @@ def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
         if kernel.role != "compute":
             kernels.append(kernel)
             continue
-        names = {call.target._schema.name.removeprefix("aten::") for call in kernel.calls}  # pyright: ignore
+        names = {operation_name(call) for call in kernel.calls}
         dependent = any(read in tangent for read in kernel.reads)
         if dependent:
             tangent.update(kernel.makes)
