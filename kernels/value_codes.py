@@ -68,8 +68,8 @@ def unbiased_levels(activation: Activation, bits: int, weight: InputWeight) -> U
 
 
 @dataclass(frozen=True)
-class _NearestCost:
-    """The squared error of one level for all inputs whose f' lies between two places."""
+class _SlopeCost:
+    """A cost of the inputs whose f' lies between two places, from their sums."""
 
     moments: SlopeMoments = field(repr=False)
 
@@ -79,23 +79,17 @@ class _NearestCost:
 
     def sums(self, places: np.ndarray) -> np.ndarray:
         return self.moments.up_to_slope(places)
+
+
+class _NearestCost(_SlopeCost):
+    """The squared error of one level for all of them."""
 
     def cost(self, low: np.ndarray, high: np.ndarray, low_sums: np.ndarray, high_sums: np.ndarray) -> np.ndarray:
         return squared_error(high_sums - low_sums)
 
 
-@dataclass(frozen=True)
-class _RandomCost:
-    """The variance of rounding at random to one of the two places between which f' lies."""
-
-    moments: SlopeMoments = field(repr=False)
-
-    @property
-    def rounding(self) -> float:
-        return self.moments.rounding
-
-    def sums(self, places: np.ndarray) -> np.ndarray:
-        return self.moments.up_to_slope(places)
+class _RandomCost(_SlopeCost):
+    """The variance of rounding at random to one of the two places."""
 
     def cost(self, low: np.ndarray, high: np.ndarray, low_sums: np.ndarray, high_sums: np.ndarray) -> np.ndarray:
         weight, first, second = high_sums - low_sums
