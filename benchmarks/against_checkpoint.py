@@ -25,9 +25,9 @@ from lowtide.rewriter.bytes_text import format_bytes
 from lowtide.rewriter.models import build_model
 
 from benchmarks.beside_eager import (
-    clear_gradients,
     gradient_error,
-    step_of,
+    peak_bytes,
+    resident_bytes,
     time_ratios,
     told_error,
     told_ratio,
@@ -47,23 +47,23 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers renames it in its next version
         checkpointed.gradient_checkpointing_enable()
-    resident_bytes = _resident_bytes(model, batch)
-    peaks = {"eager": _peak(model, batch), "checkpoint every layer": _peak(checkpointed, batch)}
+    before_bytes = resident_bytes(model, batch)
+    peaks = {"eager": peak_bytes(model, batch), "checkpoint every layer": peak_bytes(checkpointed, batch)}
     runners: dict[str, Any] = {"eager": model, "checkpoint every layer": checkpointed}
     predicted: dict[str, float] = {}
-    same_peak = resident_bytes + peaks["checkpoint every layer"]
+    same_peak = before_bytes + peaks["checkpoint every layer"]
     budgets: dict[str, tuple[int | str, str]] = {
         "lowtide, 100 %": ("100%", "bitwise"),
-        "lowtide, 330 MiB": (resident_bytes + 330 * MIB, "bitwise"),
+        "lowtide, 330 MiB": (before_bytes + 330 * MIB, "bitwise"),
         "lowtide, same peak": (same_peak, "bitwise"),
-        "rounding, 330 MiB": (resident_bytes + 330 * MIB, "rounding"),
+        "rounding, 330 MiB": (before_bytes + 330 * MIB, "rounding"),
         "rounding, same peak": (same_peak, "rounding"),
-        "rounding, 110 MiB": (resident_bytes + 110 * MIB, "rounding"),
+        "rounding, 110 MiB": (before_bytes + 110 * MIB, "rounding"),
     }
     for name, (budget, fidelity) in budgets.items():
         small = lowtide.rewrite(copy.deepcopy(model), budget, kwargs=batch, outputs=["loss"], fidelity=fidelity)
         runners[name] = small
-        peaks[name] = _peak(small, batch)
+        peaks[name] = peak_bytes(small, batch)
         predicted[name] = small.plan.extra_share
     ratios = time_ratios(runners, batch, options.pairs)
     errors = {name: gradient_error(model, runner, batch) for name, runner in runners.items()}
@@ -88,18 +88,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=9, help="rounds in which each runs once, in turn")
     parser.add_argument("--json", type=Path, help="where to write the table as JSON")
     return parser.parse_args()
-
-
-def _peak(model: Any, batch: dict[str, torch.Tensor]) -> int:
-    clear_gradients(model)
-    peak_bytes = lowtide.measure_peak(step_of(model, batch))
-    clear_gradients(model)
-    return peak_bytes
-
-
-def _resident_bytes(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
-    tensors = [*model.parameters(), *model.buffers(), *batch.values()]
-    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
 def _print(rows: list[dict[str, Any]], ratios: dict[str, list[float]], rounds: int) -> None:

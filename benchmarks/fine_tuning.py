@@ -26,17 +26,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lowtide
 import torch
 import transformers
 from torch import Tensor, nn
 
 from benchmarks.all_encoded import all_encoded
-from benchmarks.beside_eager import clear_gradients, step_of, time_ratios
+from benchmarks.beside_eager import peak_bytes, time_ratios
 from benchmarks.fine_tuning_picture import draw
 from benchmarks.fine_tuning_settings import SETTINGS, Setting
 from benchmarks.fine_tuning_table import print_table
 from benchmarks.fine_tuning_tasks import TASKS, Data, Task
+from benchmarks.kept_bytes import kept_bytes
 
 _QUICK = ("exact", "derivatives, 2 bits", "rows, 0.1 kept", "all values, 2 bits")
 _TEST_BATCH = 128
@@ -99,7 +99,7 @@ def fine_tuning(task: Task, settings: Sequence[Setting], *, seeds: int, rounds: 
             _train_from(starts, small, task, rows[-1])
             runners[setting.name] = small
     _tell(f"{task.name}: step times")
-    eager = {"peak_ratio": _peak_bytes(model, batch) / rows[0].peak_bytes}
+    eager = {"peak_ratio": peak_bytes(model, batch) / rows[0].peak_bytes}
     eager["time_ratio"] = _compare(rows, time_ratios(runners, batch, rounds))
     _tell("")
     return {
@@ -128,8 +128,8 @@ def _planned(setting: Setting, model: nn.Module, batch: dict[str, Tensor], row: 
             raise
         return None
     row.encoded, row.added = len(plan.encoded), plan.encoding_error
-    row.kept_bytes = plan.live_bytes[plan.schedule.forward_length - 1] - plan.problem.resident_bytes
-    row.peak_bytes = _peak_bytes(small, batch)
+    row.kept_bytes = kept_bytes(plan)
+    row.peak_bytes = peak_bytes(small, batch)
     return small
 
 
@@ -189,16 +189,6 @@ def _accuracy_at(task: Task, start: State) -> float:
     model = task.build(0)
     model.load_state_dict(start)
     return accuracy(model, task.test)
-
-
-def _peak_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
-    """Of a step whose gradients are absent at the start, as they are in training."""
-    peaks = []
-    for _ in range(2):  # the first call of a planned module checks that it is the one that was planned
-        clear_gradients(model)
-        peaks.append(lowtide.measure_peak(step_of(model, batch)))
-    clear_gradients(model)
-    return peaks[-1]
 
 
 def _compare(rows: Sequence[Row], ratios: Mapping[str, Sequence[float]]) -> float:

@@ -22,6 +22,8 @@ from lowtide.rewriter.models import build_model
 from lowtide.rewriter.sample_text import sample_bytes
 
 from benchmarks.all_encoded import Wanted, all_encoded, named
+from benchmarks.beside_eager import gradient_error
+from benchmarks.kept_bytes import kept_bytes
 
 _TOKENS, _BATCH, _HELD_OUT = 128, 16, 6
 _SIZES = {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": _TOKENS, "vocab_size": 256}
@@ -75,33 +77,21 @@ def row(model: Any, batches: Sequence[dict[str, torch.Tensor]], name: str, kinds
     small, plan = all_encoded(model, batches[0], *kinds)
     sensitivity = small.lowtide.planned.costs.sensitivity
     predicted = plan.encoding_error * sensitivity.own_variance / sensitivity.squared_gradient
-    errors = [_squared_error(model, small, batch, seed) for seed, batch in enumerate(batches)]
-    kept_bytes = plan.live_bytes[plan.schedule.forward_length - 1] - plan.problem.resident_bytes
+    errors = [gradient_error(model, small, batch, seed) ** 2 for seed, batch in enumerate(batches)]
     found = {
         "name": name,
-        "kept_bytes": kept_bytes,
+        "kept_bytes": kept_bytes(plan),
         "values": len(plan.encoded),
         "squared_error": sum(errors) / len(errors),
         "predicted": predicted,
         "added": plan.encoding_error,
     }
     print(
-        f"{name:<32} {kept_bytes / 1e6:>9.1f} {found['squared_error']:>9.1e} {predicted:>10.1e} "
+        f"{name:<32} {found['kept_bytes'] / 1e6:>9.1f} {found['squared_error']:>9.1e} {predicted:>10.1e} "
         f"{plan.encoding_error:>9.2%}",
         flush=True,
     )
     return found
-
-
-def _squared_error(model: Any, small: Any, batch: Mapping[str, torch.Tensor], seed: int) -> float:
-    gradients = []
-    for one in (model, small):
-        one.zero_grad()
-        torch.manual_seed(seed)
-        one(**batch).loss.backward()
-        gradients.append(torch.cat([parameter.grad.double().flatten() for parameter in one.parameters()]))
-        one.zero_grad()
-    return float((gradients[1] - gradients[0]).square().sum() / gradients[0].square().sum())
 
 
 if __name__ == "__main__":

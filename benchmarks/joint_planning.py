@@ -16,7 +16,6 @@ import copy
 import json
 import statistics
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from lowtide.rewriter.errors import InfeasibleBudget
 from lowtide.rewriter.models import build_model
 
 from benchmarks.all_encoded import all_encoded, named
-from benchmarks.beside_eager import clear_gradients, step_of
+from benchmarks.beside_eager import gradient_error, peak_bytes, resident_bytes, time_ratios
 
 MIB = 2**20
 _ENCODER = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8}
@@ -75,11 +74,9 @@ class _Bench:
 
     def __init__(self, model: Any, batch: dict[str, torch.Tensor], error_budget: float) -> None:
         self.model, self.batch, self.error_budget = model, batch, error_budget
-        self.peak_bytes = self._peak(model)
-        tensors = [*model.parameters(), *model.buffers(), *batch.values()]
-        self.resident_bytes = sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+        self.peak_bytes = peak_bytes(model, batch)
         self.coded = {bits: all_encoded(model, batch, named(f"{bits}-bit groups"))[0] for bits in _BITS}
-        self.coded_peaks = {bits: self._peak(small) for bits, small in self.coded.items()}
+        self.coded_peaks = {bits: peak_bytes(small, batch) for bits, small in self.coded.items()}
 
     def row(self, how: str, budget_bytes: int) -> dict[str, Any]:
         """One line, printed."""
@@ -88,12 +85,13 @@ class _Bench:
             print(f"{budget_bytes / MIB:>11.1f} {told:<28}", flush=True)
             return {"told": told}
         plan = small.plan
+        ratios = time_ratios({"eager": self.model, how: small}, self.batch, _ROUNDS)
         found = {
             "told": told,
-            "peak_bytes": self._peak(small),
+            "peak_bytes": peak_bytes(small, self.batch),
             "extra_share": plan.extra_share,
-            "time_ratio": self._time_ratio(small),
-            "squared_error": self._squared_error(small),
+            "time_ratio": statistics.median(ratios[how]),
+            "squared_error": gradient_error(self.model, small, self.batch, seed=1) ** 2,
             "added": plan.encoding_error,
         }
         print(
@@ -111,39 +109,10 @@ class _Bench:
         if how == "together":
             options |= {"fidelity": "approximate", "error_budget": self.error_budget}
         try:
-            total = budget_bytes + self.resident_bytes
+            total = budget_bytes + resident_bytes(self.model, self.batch)
             return lowtide.rewrite(copy.deepcopy(self.model), total, (), self.batch, **options), how
         except InfeasibleBudget:
             return None, f"{how}: no"
-
-    def _peak(self, model: Any) -> int:
-        clear_gradients(model)
-        found = lowtide.measure_peak(step_of(model, self.batch))
-        clear_gradients(model)
-        return found
-
-    def _time_ratio(self, small: Any) -> float:
-        ratios = []
-        for number in range(_ROUNDS + 1):
-            seconds = []
-            for one in (self.model, small):
-                clear_gradients(one)
-                started = time.perf_counter()
-                step_of(one, self.batch)()
-                seconds.append(time.perf_counter() - started)
-            if number:
-                ratios.append(seconds[1] / seconds[0])
-        return statistics.median(ratios)
-
-    def _squared_error(self, small: Any) -> float:
-        gradients = []
-        for one in (self.model, small):
-            clear_gradients(one)
-            torch.manual_seed(1)
-            step_of(one, self.batch)()
-            gradients.append(torch.cat([parameter.grad.double().flatten() for parameter in one.parameters()]))
-            clear_gradients(one)
-        return float((gradients[1] - gradients[0]).square().sum() / gradients[0].square().sum())
 
 
 if __name__ == "__main__":
