@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -11,35 +12,64 @@ from .group_quantization import decode_groups, encode_groups
 from .row_sampling import SAMPLINGS, restore_rows, sample_rows
 from .sketches import SKETCHES, sketch, unsketch
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_GROUP = 256
+METHODS = {
+    "rows": "without_replacement",
+    **{name: name for name in (*SKETCHES, *SAMPLINGS) if name != "without_replacement"},
+}
+"""How a family makes few rows of many, by its name."""
 
+FAMILIES = ("groups", "spread", "derivatives", *METHODS)
+"""Of approximate codecs, by the names that a user gives."""
 
-def _quantized(bits: int, is_spread: bool) -> Codec:
-    return Codec(
-        f"{bits}-bit groups" + (", spread" if is_spread else ""),
-        encode_groups,
-        decode_groups,
-        _FLOATS,
-        "approximate",
-        encode_options=(bits, _GROUP, True, is_spread),
-        decode_options=(bits, _GROUP, is_spread),
-        tells_dtype=True,
-        draws=True,
-        redraws=True,
-        family="groups, spread" if is_spread else "groups",
-    )
-
-
-QUANTIZED = tuple(_quantized(bits, is_spread) for is_spread in (False, True) for bits in (8, 4, 3, 2))
-"""Groups of 256 elements, rounded at random without bias; "spread" by a randomized Hadamard transform before."""
-
+USUAL_FAMILIES = FAMILIES[:4]
+"""Those that a plan chooses among unless it is told otherwise."""
 
 SHARES = (0.5, 0.2, 0.1)
 """Of the rows that are kept."""
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_GROUP = 256
 
-def row_codecs(value: torch.Tensor, methods: Sequence[str] = ("without_replacement",)) -> tuple[Codec, ...]:
+
+def check_families(families: Sequence[str]) -> None:
+    """Raises ValueError unless all are families of approximate codes, one at least."""
+    unknown = [family for family in families if family not in FAMILIES]
+    if unknown or not families:
+        told = f"no approximate code is called {unknown[0]!r}" if unknown else f"codecs={families!r} allows no code"
+        raise ValueError(f"{told}: choose among {', '.join(FAMILIES)}")
+
+
+def _drawn(name: str, family: str, encode: Any, encode_options: tuple, decode: Any, decode_options: tuple) -> Codec:
+    """A codec that rounds, samples or sketches at random, without bias."""
+    return Codec(
+        name,
+        encode,
+        decode,
+        _FLOATS,
+        "approximate",
+        encode_options,
+        decode_options,
+        tells_dtype=True,
+        draws=True,
+        redraws=decode is not restore_rows,  # which finds the rows' numbers beside them
+        family=family,
+    )
+
+
+def _quantized(bits: int, is_spread: bool) -> Codec:
+    family = "groups, spread" if is_spread else "groups"
+    options = (bits, _GROUP, True, is_spread), (bits, _GROUP, is_spread)
+    return _drawn(f"{bits}-bit {family}", family, encode_groups, options[0], decode_groups, options[1])
+
+
+QUANTIZED: Mapping[str, tuple[Codec, ...]] = {
+    family: tuple(_quantized(bits, is_spread) for bits in (8, 4, 3, 2))
+    for family, is_spread in (("groups", False), ("spread", True))
+}
+"""Groups of 256 elements, rounded at random without bias; "spread" by a randomized Hadamard transform before."""
+
+
+def row_codecs(value: torch.Tensor, families: Iterable[str] = USUAL_FAMILIES) -> tuple[Codec, ...]:
     """Codecs for what only products read: some of its rows, or sketches of all (`SAMPLINGS`, `SKETCHES`).
 
     value: contiguous, seen as (rows, features); codecs that would keep no row are left out.
@@ -47,40 +77,15 @@ def row_codecs(value: torch.Tensor, methods: Sequence[str] = ("without_replaceme
     rows = value.numel() // max(value.shape[-1], 1)
     kept = {share: round(share * rows) for share in SHARES}
     return tuple(
-        _sampled(method, share, kept[share]) if method in SAMPLINGS else _sketched(method, share, kept[share])
-        for method in methods
+        _of_rows(METHODS[family], share, kept[share])
+        for family in families
         for share in SHARES
-        if 0 < kept[share] < rows
+        if family in METHODS and 0 < kept[share] < rows
     )
 
 
-def _sampled(method: str, share: float, kept_rows: int) -> Codec:
-    return Codec(
-        f"{share:g} of rows, {method}",
-        sample_rows,
-        restore_rows,
-        _FLOATS,
-        "approximate",
-        encode_options=(method, kept_rows),
-        decode_options=(kept_rows,),
-        tells_dtype=True,
-        draws=True,
-        family=f"rows, {method}",
-    )
-
-
-def _sketched(kind: str, share: float, kept_rows: int) -> Codec:
-    assert kind in SKETCHES
-    return Codec(
-        f"{share:g} sketch, {kind}",
-        sketch,
-        unsketch,
-        _FLOATS,
-        "approximate",
-        encode_options=(kind, kept_rows),
-        decode_options=(kind,),
-        tells_dtype=True,
-        draws=True,
-        redraws=True,
-        family=f"sketch, {kind}",
-    )
+def _of_rows(method: str, share: float, kept: int) -> Codec:
+    if method in SAMPLINGS:
+        name, family = f"{share:g} of rows, {method}", f"rows, {method}"
+        return _drawn(name, family, sample_rows, (method, kept), restore_rows, (kept,))
+    return _drawn(f"{share:g} sketch, {method}", f"sketch, {method}", sketch, (method, kept), unsketch, (method,))

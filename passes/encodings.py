@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -14,6 +14,7 @@ from ..kernels.codecs import CODECS, Codec
 from .index_bounds import codecs_that_narrow
 from .lossy_encodings import codecs_that_lose
 from .step_graph import StepGraph
+from .threshold_encodings import codecs_that_compare
 
 _LEAST_BYTES = 4096  # smaller values are not worth a call,
 _LEAST_SHARE = 2e-3  # nor all of them planning for, if they are a smaller share of all that is made
@@ -53,8 +54,13 @@ class Coding:
         return replace(self, fitted=self.codec.fit(value, gradient)) if self.codec.fit else self
 
 
-def codings_of(step: StepGraph, allowed: tuple[str, ...]) -> Mapping[int, tuple[Coding, ...]]:
-    """By storage, for each that forward makes and backward reads, the codecs of the fidelities allowed that take it."""
+def codings_of(
+    step: StepGraph, allowed: tuple[str, ...], families: Collection[str]
+) -> Mapping[int, tuple[Coding, ...]]:
+    """By storage, for each that forward makes and backward reads, the codecs of the fidelities allowed that take it.
+
+    families: of approximate codecs (`FAMILIES`).
+    """
     forward = [kernel for kernel in step.kernels if kernel.phase == "forward" and kernel.role == "compute"]
     read = {storage for kernel in step.kernels if kernel.phase == "backward" for storage in kernel.reads}
     held = {step.storage_of[node] for node in step.outputs}
@@ -65,7 +71,12 @@ def codings_of(step: StepGraph, allowed: tuple[str, ...]) -> Mapping[int, tuple[
         whole = isinstance(value, torch.Tensor) and value.numel() * value.element_size() == size_bytes
         if not whole or size_bytes < _LEAST_BYTES:
             continue
-        codecs = (*CODECS, *codecs_that_narrow(step, storage), *codecs_that_lose(step, storage))
+        codecs = (
+            *CODECS,
+            *codecs_that_narrow(step, storage),
+            *codecs_that_compare(step, storage),
+            *codecs_that_lose(step, storage, families),
+        )
         codings = tuple(_coding(codec, value) for codec in codecs if codec.fidelity in allowed and codec.takes(value))
         if codings:
             found[storage] = codings

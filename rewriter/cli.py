@@ -93,6 +93,7 @@ def plan(
     fidelity: options.FidelityChoice = options.Fidelity.bitwise,
     solver: options.Solver = "auto",
     error_budget: options.ErrorBudget = 0.01,
+    codecs: options.Codecs = None,
     time_limit: options.TimeLimit = inf,
     as_json: options.AsJson = False,
 ) -> None:
@@ -101,18 +102,8 @@ def plan(
         check_budget(budget)
         check_solver(solver)
         check_target(out)
-        subject = subject_of(
-            model,
-            settings,
-            batch,
-            seq,
-            dtype,
-            device,
-            costs,
-            outputs,
-            fidelity=fidelity.value,
-            error_budget=error_budget,
-        )
+        approximation = fidelity, error_budget, codecs
+        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs, *approximation)
         from .plan_file import save_plan
         from .rewrite import plan as plan_step
 
@@ -146,24 +137,15 @@ def sweep(
     outputs: options.Outputs = None,
     fidelity: options.FidelityChoice = options.Fidelity.bitwise,
     error_budget: options.ErrorBudget = 0.01,
+    codecs: options.Codecs = None,
     time_limit: options.TimeLimit = inf,
     as_json: options.AsJson = False,
 ) -> None:
     """The frontier of peak against extra time, from everything kept to the smallest feasible peak."""
     with speaking():
         check_picture(plot)
-        subject = subject_of(
-            model,
-            settings,
-            batch,
-            seq,
-            dtype,
-            device,
-            costs,
-            outputs,
-            fidelity=fidelity.value,
-            error_budget=error_budget,
-        )
+        approximation = fidelity, error_budget, codecs
+        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs, *approximation)
         from .plan_file import summary_of
         from .rewrite import sweep as sweep_step
         from .tables import spread_out
@@ -207,6 +189,7 @@ def verify(
     fidelity: options.FidelityChoice = options.Fidelity.bitwise,
     solver: options.Solver = "auto",
     error_budget: options.ErrorBudget = 0.01,
+    codecs: options.Codecs = None,
     time_limit: options.TimeLimit = inf,
     as_json: options.AsJson = False,
 ) -> None:
@@ -215,19 +198,8 @@ def verify(
         check_budget(budget)
         check_solver(solver)
         refuse_elsewhere(device)
-        subject = subject_of(
-            model,
-            settings,
-            batch,
-            seq,
-            dtype,
-            device,
-            costs,
-            outputs,
-            fidelity=fidelity.value,
-            padded=padded,
-            error_budget=error_budget,
-        )
+        approximation = fidelity, error_budget, codecs
+        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs, *approximation, padded)
         from .tables import show, verify_text
         from .verify import verify as verify_step
 

@@ -75,6 +75,14 @@ ErrorBudget = Annotated[
     float,
     typer.Option(min=0.0, help="With --fidelity approximate: how much of its own variance the gradient's may grow by."),
 ]
+Codecs = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="With --fidelity approximate: a code to choose among (groups, rows, gaussian). Repeatable; by default "
+        "groups, spread, derivatives and rows.",
+        show_default=False,
+    ),
+]
 TimeLimit = Annotated[
     float, typer.Option(help="Seconds of solving, then the best so far; recipes are always tried.", show_default="none")
 ]

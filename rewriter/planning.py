@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..kernels.approximate_codecs import USUAL_FAMILIES, check_families
 from ..passes.accumulate import hand_over_gradients
 from ..passes.encodings import Coding, codings_of
 from ..passes.pipeline import FIDELITIES, allowed_at, run_passes
@@ -51,6 +52,7 @@ class Options:
     device: str | None = None
     time_limit_seconds: float = inf
     error_budget: float = 0.01
+    codecs: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.fidelity not in FIDELITIES:
@@ -66,9 +68,17 @@ class Options:
                 f"error_budget={self.error_budget!r} is no share of a variance: pass 0 or more, 0.01 for a hundredth"
             )
         self.preset()
-        for name in ("outputs", "differentiable"):
+        for name, item in (("outputs", "loss"), ("differentiable", "loss"), ("codecs", "groups")):
             if isinstance(getattr(self, name), str):
-                raise ValueError(f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["loss"]')
+                raise ValueError(f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["{item}"]')
+        if self.codecs is not None:
+            check_families(self.codecs)
+        for name in ("error_budget", "codecs") if self.fidelity != "approximate" else ():
+            if getattr(self, name) != getattr(Options, name):
+                raise ValueError(
+                    f'{name}={getattr(self, name)!r} is for fidelity="approximate", and fidelity is {self.fidelity!r}: '
+                    f"leave {name} out, or allow what it is for"
+                )
 
     def preset(self) -> DevicePreset | None:
         """The device planned for, None for the one at hand."""
@@ -142,7 +152,7 @@ def capture_step(
     )
     step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
-    codings = codings_of(step, allowed_at(options.fidelity))
+    codings = codings_of(step, allowed_at(options.fidelity), options.codecs or USUAL_FAMILIES)
     calls = [call for kernel in step.kernels if kernel.role == "compute" for call in kernel.calls]
     calls += [call for several in codings.values() for one in several for call in (one.encode, one.decode)]
     told = (

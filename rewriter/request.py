@@ -16,7 +16,7 @@ from .errors import ModelError
 from .model_choice import choose_model
 from .models import build_model
 
-_LISTS = ("outputs", "differentiable")
+_LISTS = ("outputs", "differentiable", "codecs")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Request:
     error_budget: float = 0.01
     outputs: tuple[str, ...] | None = None
     differentiable: tuple[str, ...] | None = None
+    codecs: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain texts and numbers, for JSON."""
@@ -90,7 +91,7 @@ class Subject:
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `rewrite` and `plan` that were asked for."""
         request = self.request
-        told = {"fidelity": request.fidelity, "error_budget": request.error_budget}
+        told = {"fidelity": request.fidelity, "error_budget": request.error_budget, "codecs": request.codecs}
         return {**told, "differentiable": request.differentiable, **self.costing}
 
     @property

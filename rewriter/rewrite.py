@@ -34,6 +34,7 @@ def rewrite(
     device: str | None = None,
     time_limit: float = inf,
     error_budget: float = 0.01,
+    codecs: Sequence[str] | None = None,
     plan: Plan | str | Path | None = None,
 ) -> Any:
     """A module like `model` whose training step peaks at no more than `budget` bytes, with the same results.
@@ -52,6 +53,10 @@ def rewrite(
     time_limit: seconds of solving after which the best plan so far is taken; recipes are always tried.
     error_budget: with "approximate", by how much of its own variance (from one batch to the next) the gradient's
         variance may grow. The noise of each code is measured on the sample inputs, in one step.
+    codecs: with "approximate", the codes to choose among. By default "groups" (of a few bits), "spread" (the same after
+        a Hadamard transform), "derivatives" (of activations, in a few levels) and "rows" (some of the rows that weights
+        multiply); besides, of such rows, "gaussian", "rademacher", "hadamard" and "dct" (sketches of all of them),
+        "uniform", "norms" and "winner_take_all" (other ways to draw some).
     plan: a Plan, or the path of a saved one, to use instead of solving; refused if it is for another step.
 
     Returns a new module of the same class over the same Parameter objects; the original is left as it is. Its `plan`
@@ -60,9 +65,8 @@ def rewrite(
     Raises BudgetError, InfeasibleBudget, CaptureError, PlanError; ValueError for an unknown option.
     """
     parse_bytes(budget)
-    options = Options(
-        fidelity, _names(outputs), _names(differentiable), costs, solver, device, time_limit, error_budget
-    )
+    names = _names(outputs), _names(differentiable)
+    options = Options(fidelity, *names, costs, solver, device, time_limit, error_budget, _names(codecs))
     given = load_plan(plan) if isinstance(plan, (str, Path)) else plan
     if given is not None and not isinstance(given, Plan):
         raise PlanError(f"plan={plan!r} is neither a Plan nor the path of a saved one")
@@ -89,14 +93,14 @@ def plan(
     device: str | None = None,
     time_limit: float = inf,
     error_budget: float = 0.01,
+    codecs: Sequence[str] | None = None,
 ) -> Plan:
     """The plan that `rewrite` would make; parameters and inputs may live on `meta`. Options and errors as there."""
     parse_bytes(budget)
     _check_optimizer(optimizer, model)
     _check_inputs(args, kwargs)
-    options = Options(
-        fidelity, _names(outputs), _names(differentiable), costs, solver, device, time_limit, error_budget
-    )
+    names = _names(outputs), _names(differentiable)
+    options = Options(fidelity, *names, costs, solver, device, time_limit, error_budget, _names(codecs))
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
         found = capture_and_pose(model, told_args, told_kwargs, options, optimizer, progress)
@@ -117,6 +121,7 @@ def sweep(
     device: str | None = None,
     time_limit: float = inf,
     error_budget: float = 0.01,
+    codecs: Sequence[str] | None = None,
 ) -> list[Plan]:
     """The frontier of peak against time: at most `count` plans, from everything kept to the smallest feasible.
 
@@ -127,9 +132,8 @@ def sweep(
         raise ValueError(f"count={count} asks for no plan; pass at least 1")
     _check_optimizer(optimizer, model)
     _check_inputs(args, kwargs)
-    options = Options(
-        fidelity, _names(outputs), _names(differentiable), costs, "auto", device, time_limit, error_budget
-    )
+    names = _names(outputs), _names(differentiable)
+    options = Options(fidelity, *names, costs, "auto", device, time_limit, error_budget, _names(codecs))
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
         found = capture_and_pose(model, told_args, told_kwargs, options, optimizer, progress)
