@@ -36,6 +36,7 @@ from ..passes.pose import Posed
 from ..passes.products import is_product
 from ..passes.step_graph import Kernel, StepGraph
 from ..solvers.schedule import Schedule
+from .noise_paths import Flow, Noise, NoisePaths
 from .replay import Instead, Replay
 from .sources import Source
 
@@ -47,12 +48,19 @@ SEED = 0x10371DE  # of what is drawn while measuring: the same step gives the sa
 @dataclass(frozen=True)
 class Sensitivity:
     """codings: by storage, fitted to what was there, with their errors. added: for each of them what it adds to
-    E‖ĝ − g‖². own_variance: of the gradient, from one batch to the next; squared_gradient: ‖g‖²."""
+    E‖ĝ − g‖². own_variance: of the gradient, from one batch to the next; squared_gradient: ‖g‖². paths: where the noise
+    of each goes."""
 
     codings: Mapping[int, tuple[Coding, ...]]
     added: Mapping[int, tuple[float, ...]]
     own_variance: float
     squared_gradient: float
+    paths: NoisePaths = field(default_factory=NoisePaths, repr=False)
+
+    def by_gradient(self, chosen: Iterable[tuple[int, int]]) -> dict[Source, float]:
+        """What codings, each given as storage and number, add to E‖ĝ − g‖² of each parameter's or input's gradient."""
+        told = {(storage, number): one for storage, several in self.added.items() for number, one in enumerate(several)}
+        return self.paths.by_gradient(chosen, told)
 
 
 def sensitivity_of(
@@ -115,34 +123,13 @@ def _distance(
 
 
 @dataclass
-class _Flow:
-    """Where noise of energy 1 in `source` goes: energy `gain` in `target`."""
-
-    source: fx.Node
-    target: fx.Node
-    gain: float
-
-
-@dataclass
-class _Noise:
-    """The energy that a coding of a storage brings into `target`."""
-
-    storage: int
-    number: int
-    target: fx.Node
-    energy: float
-
-
-@dataclass
 class _Bench:
     """All that has been measured so far."""
 
     replay: Replay
     codings: dict[int, tuple[Coding, ...]]
     signs: _Signs
-    flows: list[_Flow] = field(default_factory=list)
-    noises: list[_Noise] = field(default_factory=list)
-    finals: list[fx.Node] = field(default_factory=list)  # parameters' gradients, where they are made
+    paths: NoisePaths = field(default_factory=NoisePaths)
     noisy: set[fx.Node] = field(default_factory=set)
     coded: dict[fx.Node, int] = field(default_factory=dict)  # what forward made: backward may write over it
     errors: dict[int, tuple[float, ...]] = field(default_factory=dict)  # of each coding, squared, relative
@@ -163,7 +150,7 @@ class _Bench:
     def see(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
         """Measures one kernel of backward, which has run."""
         if kernel.role == "accumulate":
-            self._see_gradient(kernel.calls[0])
+            self._see_gradient(kernel)
         if kernel.role == "tangent":
             self.noisy.update(made)
         if kernel.role != "compute":
@@ -186,15 +173,11 @@ class _Bench:
 
     def added(self) -> dict[int, list[float]]:
         """By storage, what each of its codings adds to E‖ĝ − g‖² as white noise."""
-        worth: dict[fx.Node, float] = {}
-        for node in self.finals:
-            worth[node] = worth.get(node, 0.0) + 1.0
-        for flow in reversed(self.flows):
-            worth[flow.source] = worth.get(flow.source, 0.0) + flow.gain * worth.get(flow.target, 0.0)
-        added = {storage: [0.0] * len(several) for storage, several in self.codings.items()}
-        for noise in self.noises:
-            added[noise.storage][noise.number] += noise.energy * worth.get(noise.target, 0.0)
-        return added
+        told = self.paths.added()
+        return {
+            storage: [told.get((storage, number), 0.0) for number in range(len(several))]
+            for storage, several in self.codings.items()
+        }
 
     def sensitivity(self, added: Mapping[int, Sequence[float]]) -> Sensitivity:
         """What follows from all of it."""
@@ -209,17 +192,20 @@ class _Bench:
             {storage: tuple(told) for storage, told in added.items()},
             self.own_variance,
             self.squared_gradient,
+            self.paths,
         )
 
     def _codings(self, node: fx.Node) -> tuple[Coding, ...]:
         return self.codings[self.coded[node]] if node in self.coded else ()
 
-    def _see_gradient(self, node: fx.Node) -> None:
+    def _see_gradient(self, kernel: Kernel) -> None:
+        assert kernel.target is not None
+        node = kernel.calls[0]
         gradient = self.replay.value(node)
         self.squared_gradient += _energy(gradient)
         while node not in self.replay.made and node.all_input_nodes:
             node = node.all_input_nodes[0]
-        self.finals.append(node)
+        self.paths.finals.append((node, kernel.target.meta["source"]))
         self.own_variance += self.signs.variance(node)
 
     def _see_gain(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], node: fx.Node) -> None:
@@ -229,7 +215,7 @@ class _Bench:
         noisy = value + share * (rms or 1.0) * torch.randn_like(value)
         energy = _energy(noisy - value)
         for target, off in self._differences(kernel, made, {node: noisy}):
-            self.flows.append(_Flow(node, target, off / energy if energy else 0.0))
+            self.paths.flows.append(Flow(node, target, off / energy if energy else 0.0))
 
     def _see_codes(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], operands: Iterable[fx.Node]) -> None:
         for node in operands:
@@ -244,7 +230,7 @@ class _Bench:
                 for target, off in self._differences(kernel, made, {node: coded}):
                     for number in numbers:
                         scale = errors[number] / errors[probe] if errors[probe] else 0.0
-                        self.noises.append(_Noise(storage, number, target, off * scale))
+                        self.paths.noises.append(Noise(storage, number, target, off * scale))
 
     def _differences(
         self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], instead: Mapping[fx.Node, torch.Tensor]
