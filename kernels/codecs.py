@@ -22,7 +22,8 @@ class Codec:
     fidelity: what decoding gives back. dtypes: which tensors it takes, dense ones only.
     told: what encoding and decoding are told by name besides; fit: the same for a tensor and the gradient that its only
     reader multiplies with a function of it. family: of codecs that differ in one number, and whose errors are alike but
-    for a factor.
+    for a factor. stands_in: what decoding gives back is another tensor, of which its readers in backward make the same
+    bits; forward must not read it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Codec:
     told: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}), hash=False)
     fit: Callable[[Tensor, Tensor], tuple[dict[str, Any], dict[str, Any]]] | None = None
     family: str = ""
+    stands_in: bool = False
 
     def takes(self, value: Tensor) -> bool:
         """Whether it can encode such a tensor."""

@@ -14,6 +14,13 @@ def operation_name(node: fx.Node) -> str:
     return schema.name.removeprefix("aten::").removeprefix("lowtide::") if schema is not None else ""
 
 
+def arguments_of(call: fx.Node) -> dict[str, Any]:
+    """What an operation is told, by name, defaults too."""
+    told = call.target._schema.arguments  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    given = {argument.name: value for argument, value in zip(told, call.args, strict=False)}
+    return {argument.name: argument.default_value for argument in told} | given | dict(call.kwargs)
+
+
 def call_signature(node: fx.Node) -> str:
     """The operation, the shape, strides, dtype and device type of each tensor it reads, and its constants."""
     parts = [_told(argument) for argument in node.args]

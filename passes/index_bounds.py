@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import fx
@@ -12,7 +11,7 @@ from torch import fx
 from ..kernels.bits import dense
 from ..kernels.codecs import Codec
 from ..kernels.narrow_integers import NARROW_CODECS, narrowest
-from .call_signature import operation_name
+from .call_signature import arguments_of, operation_name
 from .step_graph import Kernel, StepGraph
 
 Bounds = tuple[int, int]  # the least and the greatest
@@ -45,7 +44,7 @@ def _bounds(step: StepGraph, storage: int, base: fx.Node) -> Iterator[Bounds]:
     """All bounds that are known of all elements of a storage."""
     call, result = base.args if base.target is operator.getitem else (base, 0)
     if isinstance(call, fx.Node) and _MAKERS.get(operation_name(call)) == result:
-        told = _arguments(call)
+        told = arguments_of(call)
         dim = told.get("dim", -1)
         yield 0, max(_length(told["self"], dim) if dim is not None else told["self"].meta["val"].numel(), 1) - 1
     for kernel in step.kernels:
@@ -69,7 +68,7 @@ def _whole(step: StepGraph, storage: int, kernel: Kernel) -> Iterator[fx.Node]:
 
 def _bounds_as_index(call: fx.Node, index: fx.Node) -> Iterator[Bounds]:
     """The bounds of what a call takes for indices."""
-    name, told = operation_name(call), _arguments(call)
+    name, told = operation_name(call), arguments_of(call)
     if name == "embedding" and told["indices"] is index:
         yield 0, _length(told["weight"], 0) - 1
     elif name in _ALONG and told["index"] is index:
@@ -82,13 +81,6 @@ def _bounds_as_index(call: fx.Node, index: fx.Node) -> Iterator[Bounds]:
         scores = told["weight" if name == "linear_cross_entropy" else "self"]
         classes = _length(scores, _LOSSES[name])
         yield min(0, told["ignore_index"]), max(classes - 1, told["ignore_index"])
-
-
-def _arguments(call: fx.Node) -> dict[str, Any]:
-    """What a call is told, by name, defaults too."""
-    told = call.target._schema.arguments  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
-    given = {argument.name: value for argument, value in zip(told, call.args, strict=False)}
-    return {argument.name: argument.default_value for argument in told} | given | dict(call.kwargs)
 
 
 def _length(tensor: fx.Node, dim: int) -> int:

@@ -96,6 +96,7 @@ def _encoding(
         decode_working_bytes=rounded(decode_bytes),
         fidelity=coding.codec.fidelity,
         error=coding.error,
+        stands_in=coding.codec.stands_in,
     )
 
 

@@ -80,8 +80,8 @@ def _original(recoding: Recoding, instruction: Instruction) -> Instruction:
 
 
 def is_exact_where_due(problem: Problem, choice: Choice, order: RunOrder) -> bool:
-    """Whether in an order of a choice's merged problem forward reads nothing that an approximate code gave back."""
-    inexact = approximate_values(problem, choice)
+    """Whether in an order of a choice's merged problem forward reads nothing that was decoded for backward alone."""
+    inexact = of_backward_alone(problem, choice)
     if not inexact.any():
         return True
     recoding = recoding_of(problem, choice)
@@ -99,10 +99,10 @@ def is_exact_where_due(problem: Problem, choice: Choice, order: RunOrder) -> boo
     return not decodes[lives.runs[latest]].any()
 
 
-def approximate_values(problem: Problem, choice: Choice) -> np.ndarray:
-    """For each value whether it has an approximate encoding in a choice."""
+def of_backward_alone(problem: Problem, choice: Choice) -> np.ndarray:
+    """For each value whether a choice gives it an encoding that is for backward alone."""
     found = np.zeros(len(problem.values), dtype=bool)
-    found[[v for v, number in choice if problem.values[v].encodings[number].fidelity == "approximate"]] = True
+    found[[v for v, number in choice if problem.values[v].encodings[number].for_backward_alone]] = True
     return found
 
 
@@ -110,7 +110,7 @@ def with_codes(problem: Problem, choice: Choice, order: RunOrder) -> RunOrder:
     """The run order of a choice's merged problem in which chosen values are encoded wherever they wait.
 
     A value waits where it stays alive from one segment to a later one of backward. It is encoded after its last read
-    before the first such wait, and decoded before its first read after each. One with an approximate encoding does not
+    before the first such wait, and decoded before its first read after each. One decoded for backward alone does not
     count as waiting before forward, run again, has read it for the last time.
     """
     recoding = recoding_of(problem, choice)
@@ -153,7 +153,7 @@ def _waits(problem: Problem, choice: Choice, order: RunOrder) -> Iterator[tuple[
     value, position, is_make = event // span, event % span >> 1, event & 1 == 1
     segment = segment_of[position]
     waits = (value[1:] == value[:-1]) & ~is_make[1:] & (segment[1:] != segment[:-1]) & (segment[1:] >= len(order) // 2)
-    of_forward = ~is_make & (runs[position] < problem.forward_length) & approximate_values(problem, choice)[value]
+    of_forward = ~is_make & (runs[position] < problem.forward_length) & of_backward_alone(problem, choice)[value]
     last_of_forward = np.full(len(problem.values), -1)
     np.maximum.at(last_of_forward, value[of_forward], position[of_forward])
     waits &= position[1:] > last_of_forward[value[1:]]

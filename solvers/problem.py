@@ -17,7 +17,8 @@ class Encoding:
     `encode_working_bytes` and `decode_working_bytes` are the most that is allocated at any moment meanwhile, what is
     made (the code, the value) included. `fidelity` says what decoding gives back: the same bits ("bitwise"), a value
     that differs by rounding, or an approximate one, which only backward may read. `error` is what it adds to the
-    variance of the gradient, as a share of the variance that the gradient has anyway (`Problem.error_budget`).
+    variance of the gradient, as a share of the variance that the gradient has anyway (`Problem.error_budget`). An exact
+    one `stands_in` if decoding gives back something else, of which backward, and it alone, makes the same bits.
     """
 
     name: str
@@ -28,6 +29,12 @@ class Encoding:
     decode_working_bytes: int
     fidelity: Literal["bitwise", "rounding", "approximate"] = "bitwise"
     error: float = 0.0
+    stands_in: bool = False
+
+    @property
+    def for_backward_alone(self) -> bool:
+        """Whether forward, run again, may not read what decoding gives back."""
+        return self.stands_in or self.fidelity == "approximate"
 
     @property
     def seconds(self) -> float:

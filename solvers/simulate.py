@@ -42,8 +42,8 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
     `Decode` need what they read alive and what they make not alive, and momentarily take the larger of their working
     bytes and what they make.
 
-    What has been decoded from an approximate code may be read by backward alone: forward run again would carry its
-    error to where nobody has predicted it. Errors of approximate codes may add up to `Problem.error_budget`.
+    What has been decoded from an approximate code, or stands in, may be read by backward alone: forward run again would
+    carry its error to where nobody has predicted it. Errors of approximate codes may add up to `Problem.error_budget`.
 
     Raises ScheduleError where an instruction cannot be carried out or the step would not be the original one:
     an operation that is not repeatable or whose random draw comes first runs once, in trace order, in its own
@@ -223,7 +223,7 @@ class _Bench:
             raise self.error(f"decodes {value.name}, which is alive already")
         self._rise(self.live_bytes + max(encoding.decode_working_bytes, value.size_bytes))
         self.alive[value_index] = 1
-        if encoding.fidelity == "approximate":
+        if encoding.for_backward_alone:
             self.approximate.add(value_index)
         self.live_bytes += value.size_bytes
         self.seconds.append(encoding.decode_seconds)

@@ -1,0 +1,217 @@
+"""What is only compared with thresholds, kept in a bit for each element: whether it lies inside or outside of them.
+
+Kept: ceil(n / 8) bytes for n elements, where eager keeps 4 n in float32. Decoded is one number inside and one outside,
+for which the backward of a piecewise linear activation does what it does for the element itself, bit for bit.
+
+NaN is given back as NaN on a CPU: torch's kernels there may take it for inside where they work on vectors, and for
+outside in the last elements. A code of a tensor with NaN has a second plane of bits for it, and so twice the bytes
+that a plan counts. On other devices, which would have to wait to know of it, NaN counts as `Thresholds` says.
+"""
+
+from __future__ import annotations
+
+from ctypes import c_double, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from math import inf, isfinite
+
+import torch
+from torch import Tensor
+
+from .bits import SOURCE as BITS_SOURCE
+from .bits import bytes_of_bits, dense, flat, pack_bits, unpack_bits
+from .codecs import Codec
+from .library import define
+from .native import native, pointer
+
+SOURCE = (
+    BITS_SOURCE
+    + r"""
+enum { STRETCH = 512 };
+
+static inline float float_of(uint16_t upper) {
+    uint32_t word = (uint32_t)upper << 16;
+    float number;
+    memcpy(&number, &word, 4);
+    return number;
+}
+#define ITSELF(x) (x)
+
+/* has_nan is set to 1 where there is one */
+#define PACK_INSIDE(name, kept, number, read)                                                                   \
+    static int name##_stretch(const kept *x, number low, number high, int is_open, uint8_t *bits, int count) {  \
+        uint8_t truths[STRETCH] = {0};                                                                          \
+        int unordered = 0;                                                                                      \
+        if (is_open)                                                                                            \
+            for (int i = 0; i < count; i++) truths[i] = (read(x[i]) > low) & (read(x[i]) < high);               \
+        else                                                                                                    \
+            for (int i = 0; i < count; i++) truths[i] = (read(x[i]) >= low) & (read(x[i]) <= high);             \
+        for (int i = 0; i < count; i++) unordered |= read(x[i]) != read(x[i]);                                  \
+        for (int i = 0; i < (count + 7) / 8; i++) bits[i] = packed(truths + 8 * i);                             \
+        return unordered;                                                                                       \
+    }                                                                                                           \
+    void name(const kept *x, double low, double high, int is_open, uint8_t *bits, int64_t count,                \
+              int32_t *has_nan) {                                                                               \
+        int unordered = 0;                                                                                      \
+        int64_t whole = count / STRETCH * STRETCH;                                                              \
+        _Pragma("omp parallel for schedule(static) reduction(|:unordered) if (count > 32768)")                  \
+        for (int64_t i = 0; i < whole; i += STRETCH)                                                            \
+            unordered |= name##_stretch(x + i, (number)low, (number)high, is_open, bits + i / 8, STRETCH);      \
+        unordered |= name##_stretch(x + whole, (number)low, (number)high, is_open, bits + whole / 8,            \
+                                    (int)(count - whole));                                                      \
+        *has_nan = unordered;                                                                                   \
+    }
+PACK_INSIDE(inside_float, float, float, ITSELF)
+PACK_INSIDE(inside_double, double, double, ITSELF)
+PACK_INSIDE(inside_bfloat16, uint16_t, float, float_of)
+
+/* sides: what stands for an element outside and for one inside */
+#define UNPACK_INSIDE(name, word)                                                             \
+    void name(const uint8_t *bits, const word *sides, word *y, int64_t count) {               \
+        const word outside = sides[0], inside = sides[1];                                     \
+        _Pragma("omp parallel for schedule(static) if (count > 32768)")                       \
+        for (int64_t i = 0; i < count / 8; i++)                                               \
+            for (int k = 0; k < 8; k++) y[8 * i + k] = (bits[i] >> k) & 1 ? inside : outside; \
+        for (int64_t i = count / 8 * 8; i < count; i++)                                       \
+            y[i] = (bits[i / 8] >> (i % 8)) & 1 ? inside : outside;                           \
+    }
+UNPACK_INSIDE(sides_2, uint16_t)
+UNPACK_INSIDE(sides_4, uint32_t)
+UNPACK_INSIDE(sides_8, uint64_t)
+"""
+)
+
+_INSIDE = (c_void_p, c_double, c_double, c_int, c_void_p, c_int64, c_void_p)
+_SIDES = (c_void_p, c_void_p, c_void_p, c_int64)
+_NAMES = {
+    torch.float32: "inside_float",
+    torch.float64: "inside_double",
+    torch.bfloat16: "inside_bfloat16",
+}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What is inside: low ≤ x ≤ high, or low < x < high if `is_open`. nan_inside: where NaN counts to on a GPU."""
+
+    low: float = -inf
+    high: float = inf
+    is_open: bool = False
+    nan_inside: bool = False
+
+    def contain(self, x: Tensor) -> Tensor:
+        """Truth values of x.shape: which elements are inside; none that is NaN."""
+        if self.is_open:
+            return (x > self.low) & (x < self.high)
+        return (x >= self.low) & (x <= self.high)
+
+    def rounded_to(self, dtype: torch.dtype) -> Thresholds | None:
+        """The same as elements of a type are compared with them; None where that depends on the device."""
+        low, high = (float(torch.tensor(one, dtype=dtype)) for one in (self.low, self.high))
+        if dtype.itemsize < 4 and (low, high) != (self.low, self.high):
+            return None  # some kernels round thresholds to 16 bits, some compare in float32
+        return Thresholds(low, high, self.is_open, self.nan_inside)
+
+    def __str__(self) -> str:
+        sign = "<" if self.is_open else "≤"
+        low, high = f"{self.low:g} {sign} ", f" {sign} {self.high:g}"
+        return f"{low if isfinite(self.low) else ''}x{high if isfinite(self.high) else ''}"
+
+
+@cache
+def threshold_codec(thresholds: Thresholds, dtype: torch.dtype) -> Codec | None:
+    """The codec for what is only compared with thresholds; None if the type does not tell its sides apart."""
+    rounded = thresholds.rounded_to(dtype) if dtype in DTYPES else None
+    sides = _sides(rounded, dtype) if rounded is not None else None
+    if rounded is None or sides is None:
+        return None
+    return Codec(
+        f"1-bit {rounded}",
+        pack_inside,
+        unpack_inside,
+        (dtype,),
+        encode_options=(rounded.low, rounded.high, rounded.is_open, rounded.nan_inside),
+        decode_options=sides,
+        tells_dtype=True,
+        stands_in=True,
+    )
+
+
+def _sides(thresholds: Thresholds, dtype: torch.dtype) -> tuple[float, float] | None:
+    """Finite numbers inside and outside, far from the thresholds where there is room."""
+    low, high = thresholds.low, thresholds.high
+    if low > high:
+        return None
+    near = [one for one in (low, high) if isfinite(one)]
+    beyond = [one + side * max(1.0, abs(one)) for one in near for side in (1, -1)]
+    tried = torch.tensor([low / 2 + high / 2, *beyond, *near, 0.0], dtype=dtype)
+    tried = tried[tried.isfinite()]
+    inside = thresholds.contain(tried)
+    if inside.all() or not inside.any():
+        return None
+    return float(tried[inside][0]), float(tried[~inside][0])
+
+
+def truths_elsewhere(x: Tensor, thresholds: Thresholds) -> Tensor:
+    """Which elements are inside (bool, x.shape) where NaN is on a side too: off the CPU."""
+    inside = thresholds.contain(x)
+    return inside.logical_or_(x.isnan()) if thresholds.nan_inside else inside
+
+
+def _pack(x: Tensor, low: float, high: float, is_open: bool, nan_inside: bool) -> Tensor:
+    if not dense(x):
+        x = x.contiguous()
+    x, thresholds = flat(x.detach()), Thresholds(low, high, is_open, nan_inside)
+    name = _NAMES.get(x.dtype)
+    run = native(SOURCE, name, _INSIDE) if name and x.device.type == "cpu" else None
+    if run is not None:
+        bits, has_nan = torch.empty(bytes_of_bits(len(x)), dtype=torch.uint8), torch.empty((), dtype=torch.int32)
+        run(pointer(x), low, high, is_open, pointer(bits), len(x), pointer(has_nan))
+    elif x.device.type == "cpu":
+        bits, has_nan = pack_bits(thresholds.contain(x)), x.isnan().any()
+    else:
+        return pack_bits(truths_elsewhere(x, thresholds))
+    return torch.cat([bits, pack_bits(x.isnan())]) if has_nan else bits
+
+
+def _unpack(
+    code: Tensor, inside: float, outside: float, size: list[int], stride: list[int], dtype: torch.dtype
+) -> Tensor:
+    count = torch.Size(size).numel()
+    plane_bytes = bytes_of_bits(count)
+    if code.dtype != torch.uint8 or len(code) not in (plane_bytes, 2 * plane_bytes):
+        raise ValueError(
+            f"the code is {code.dtype} of {len(code)} elements, for {count} bits and a plane for NaN or none: decode "
+            "with the size with which it was encoded"
+        )
+    y = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
+    sides = torch.tensor([outside, inside], dtype=dtype)
+    run = native(SOURCE, f"sides_{dtype.itemsize}", _SIDES) if code.device.type == "cpu" else None
+    if run is None:
+        is_inside = unpack_bits(code[:plane_bytes], [count], [1])
+        torch.where(is_inside, *sides.flip(0).to(code.device), out=flat(y))
+    else:
+        run(pointer(code), pointer(sides), pointer(y), count)
+    if len(code) > plane_bytes:
+        flat(y)[unpack_bits(code[plane_bytes:], [count], [1])] = torch.nan
+    return y
+
+
+pack_inside = define(
+    "pack_inside(Tensor x, float low, float high, bool is_open, bool nan_inside) -> Tensor",
+    _pack,
+    lambda x, low, high, is_open, nan_inside: x.new_empty((bytes_of_bits(x.numel()),), dtype=torch.uint8),
+)
+"""x (dense) → uint8 [ceil(n / 8)]: which elements lie inside of `Thresholds`, in the order of memory.
+
+On a CPU as many bytes again follow where x has NaN, which is said there to be NaN."""
+
+unpack_inside = define(
+    "unpack_inside(Tensor code, float inside, float outside, int[] size, int[] stride, ScalarType dtype) -> Tensor",
+    _unpack,
+    lambda code, inside, outside, size, stride, dtype: torch.empty_strided(
+        size, stride, dtype=dtype, device=code.device
+    ),
+)
+"""A number for each element that was inside and for each that was outside, of a size, (dense) stride and type."""
