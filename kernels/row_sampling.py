@@ -1,6 +1,6 @@
 """Some of a tensor's rows, drawn and weighted so that a product Xᵀ Y with what is kept is right on average.
 
-X is a contiguous tensor seen as (rows, features). Kept: k rows, each times its weight, and its number in 4 bytes. With
+X is a tensor seen as (rows, features). Kept: k rows, each times its weight, and its number in 4 bytes. With
 n_i = |x_i| and z_i = x_i y_iᵀ, for which |z_i| = |x_i| |y_i| (Frobenius), the expected |error|² of Xᵀ Y = Σ z_i is
 
     uniform              (rows Σ |z_i|² - |Σ z_i|²) / k       each draw any row, weight rows / k
@@ -30,7 +30,7 @@ from torch import Tensor
 from .counter_random import random_words, state_of, uniform
 from .library import define
 from .packed_codes import check_packed
-from .sketches import check_rows, rows_and_features
+from .tensor_rows import add_rows, as_rows, check_rows, chunks, rows_and_features, take_rows
 
 SAMPLINGS = ("uniform", "norms", "without_replacement", "winner_take_all")
 _CHUNK = 1 << 16  # elements whose squares are taken at once
@@ -44,10 +44,8 @@ def _check_method(method: str) -> None:
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """Norms of the rows of [rows, features]: float64, so that nothing finite overflows."""
-    step = max(1, _CHUNK // max(1, x.shape[1]))
-    parts = [x[start : start + step].double().square().sum(1) for start in range(0, len(x), step)]
-    return torch.cat(parts).sqrt_()
+    """Norms of the rows of [stretches, rows, features]: float64 [all rows], so that nothing finite overflows."""
+    return torch.cat([part.double().square().sum(2).flatten() for part in chunks(x, _CHUNK)]).sqrt_()
 
 
 def split_certain(norms: Tensor, method: str, kept_rows: int) -> tuple[Tensor, Tensor]:
@@ -92,20 +90,20 @@ def bytes_of_rows(kept_rows: int, features: int, dtype: torch.dtype) -> int:
     return kept_rows * (4 + features * dtype.itemsize)
 
 
-def _sample(x: Tensor, method: str, kept_rows: int, seed: int) -> Tensor:
+def _sample(x: Tensor, method: str, kept_rows: int, seed: int, dim: int = -1) -> Tensor:
     _check_method(method)
-    check_rows(x, kept_rows)
-    rows = x.detach().view(rows_and_features(list(x.shape)))
-    norms = row_norms(rows)
+    check_rows(x, kept_rows, dim)
+    rows = as_rows(x.detach(), dim)
     chosen, weights = choose_rows(
-        norms, method, kept_rows, lambda stream, count: random_words(state_of(seed, stream), 0, count, x.device)
+        row_norms(rows), method, kept_rows, lambda stream, n: random_words(state_of(seed, stream), 0, n, x.device)
     )
     chosen, order = chosen.sort(stable=True)
-    code = torch.empty(bytes_of_rows(kept_rows, rows.shape[1], x.dtype), dtype=torch.uint8, device=x.device)
+    code = torch.empty(bytes_of_rows(kept_rows, rows.shape[2], x.dtype), dtype=torch.uint8, device=x.device)
     kept, numbers = _parts(code, kept_rows)
     numbers.copy_(chosen.int().view(torch.uint8))
-    weights = weights[order].to(torch.promote_types(x.dtype, torch.float32))
-    torch.index_select(rows, 0, chosen, out=kept.view(x.dtype).view(kept_rows, rows.shape[1])).mul_(weights[:, None])
+    kept = kept.view(x.dtype).view(kept_rows, rows.shape[2])
+    take_rows(rows, chosen, kept)
+    kept.mul_(weights[order].to(torch.promote_types(x.dtype, torch.float32))[:, None])
     return code
 
 
@@ -114,13 +112,15 @@ def _parts(code: Tensor, kept_rows: int) -> tuple[Tensor, Tensor]:
     return code[: len(code) - 4 * kept_rows], code[len(code) - 4 * kept_rows :]
 
 
-def _restore(code: Tensor, kept_rows: int, size: list[int], stride: list[int], dtype: torch.dtype) -> Tensor:
-    rows, features = rows_and_features(size)
+def _restore(
+    code: Tensor, kept_rows: int, size: list[int], stride: list[int], dtype: torch.dtype, dim: int = -1
+) -> Tensor:
+    _, features = rows_and_features(size, dim)
     check_packed(code, bytes_of_rows(kept_rows, features, dtype))
     x = torch.empty_strided(size, stride, dtype=dtype, device=code.device).zero_()
     kept, numbers = _parts(code, kept_rows)
-    # numbers may lie where no int32 can, and are copied; a row that was drawn twice counts twice
-    x.view(rows, features).index_add_(0, numbers.clone().view(torch.int32), kept.view(dtype).view(kept_rows, features))
+    # numbers may lie where no int32 can, and are copied
+    add_rows(as_rows(x, dim), numbers.clone().view(torch.int32), kept.view(dtype).view(kept_rows, features))
     return x
 
 
@@ -176,20 +176,23 @@ def sampling_variance_of_norms(method: str, x_norms: Tensor, y_norms: Tensor, ke
 
 
 sample_rows = define(
-    "sample_rows(Tensor x, str method, int kept_rows, int seed) -> Tensor",
+    "sample_rows(Tensor x, str method, int kept_rows, int seed, int dim=-1) -> Tensor",
     _sample,
-    lambda x, method, kept_rows, seed: x.new_empty(
-        (bytes_of_rows(kept_rows, x.shape[-1], x.dtype),), dtype=torch.uint8
+    lambda x, method, kept_rows, seed, dim=-1: x.new_empty(
+        (bytes_of_rows(kept_rows, x.shape[dim], x.dtype),), dtype=torch.uint8
     ),
 )
-"""x (contiguous) → uint8 [k (4 + features itemsize)]: rows times their weights, then their numbers, which ascend.
+"""x → uint8 [k (4 + features itemsize)]: rows times their weights, then their numbers, which ascend.
 
-method: one of SAMPLINGS. Raises ValueError unless x is contiguous and has as many rows.
+method: one of SAMPLINGS. dim: along which features lie; x is contiguous, or would be if that came last. Raises
+ValueError unless it is and has as many rows.
 """
 
 restore_rows = define(
-    "restore_rows(Tensor code, int kept_rows, int[] size, int[] stride, ScalarType dtype) -> Tensor",
+    "restore_rows(Tensor code, int kept_rows, int[] size, int[] stride, ScalarType dtype, int dim=-1) -> Tensor",
     _restore,
-    lambda code, kept_rows, size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype, device=code.device),
+    lambda code, kept_rows, size, stride, dtype, dim=-1: torch.empty_strided(
+        size, stride, dtype=dtype, device=code.device
+    ),
 )
-"""Zeros of a size, (contiguous) stride and type, and in them the rows of a code, each at its place."""
+"""Zeros of a size, stride (x's) and type, and in them the rows of a code, each at its place."""

@@ -1,6 +1,6 @@
 """Sketches: Sᵀ X of few rows kept instead of X, for a product Xᵀ Y that is right on average.
 
-X is a contiguous tensor seen as (rows, features). Kept: k / rows of its bytes. S (rows × k) is never stored but drawn
+X is a tensor seen as (rows, features). Kept: k / rows of its bytes. S (rows × k) is never stored but drawn
 again from the seed, and E[S Sᵀ] = 1, so that (S Sᵀ X)ᵀ Y = (Sᵀ X)ᵀ (Sᵀ Y) has the mean Xᵀ Y: "Memory-Efficient
 Backpropagation through Large Linear Layers" (arXiv 2201.13195). With |·| Frobenius' norm, x_i and y_i rows,
 P = |X|² |Y|², Q = |Xᵀ Y|² and R = Σ |x_i|² |y_i|², the expected |error|² of Xᵀ Y is
@@ -20,7 +20,7 @@ Drawn numbers do not depend on the number of threads; products are torch's own a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import pi, prod, sqrt
+from math import pi, sqrt
 
 import torch
 from torch import Tensor
@@ -28,25 +28,11 @@ from torch import Tensor
 from .counter_random import random_words, state_of
 from .hadamard import signs_at
 from .library import define
+from .tensor_rows import as_rows, check_rows, pieces, rows_and_features
 
 SKETCHES = ("gaussian", "rademacher", "hadamard", "dct")
 _CHUNK = 1 << 16  # elements of S, or of what is transformed, at once
 _CHOICE = 2  # the stream of a seed that chooses rows
-
-
-def rows_and_features(size: list[int]) -> tuple[int, int]:
-    """A tensor's size as rows and features, its last dimension."""
-    return prod(size[:-1]), size[-1] if size else 0
-
-
-def check_rows(x: Tensor, kept_rows: int) -> None:
-    """Raises ValueError unless so many rows can be kept of x: a contiguous tensor of floating-point numbers."""
-    if not x.is_floating_point() or not x.dim() or not x.is_contiguous():
-        told = f"x is {x.dtype} with strides {x.stride()} for shape {tuple(x.shape)}"
-        raise ValueError(f"{told}: rows are those of contiguous floating-point numbers; pass x.contiguous()")
-    rows, _ = rows_and_features(list(x.shape))
-    if not 1 <= kept_rows <= rows:
-        raise ValueError(f"{kept_rows} rows kept of {rows}: there must be 1 to {rows}; give another number of rows")
 
 
 def _check_kind(kind: str) -> None:
@@ -123,42 +109,49 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _sketch(x: Tensor, kind: str, kept_rows: int, seed: int) -> Tensor:
+def _sketch(x: Tensor, kind: str, kept_rows: int, seed: int, dim: int = -1) -> Tensor:
     _check_kind(kind)
-    check_rows(x, kept_rows)
-    rows, features = rows_and_features(list(x.shape))
-    flat = x.detach().view(rows, features)
+    check_rows(x, kept_rows, dim)
+    x = as_rows(x.detach(), dim)
+    rows, features = x.shape[0] * x.shape[1], x.shape[2]
     code = torch.zeros(kept_rows, features, dtype=_wide(x.dtype), device=x.device)
     if kind in ("gaussian", "rademacher"):
         for here, matrix in _matrices(kind, seed, rows, code):
-            code.addmm_(matrix.t(), flat[here].to(code.dtype))
+            for part, values in pieces(x, here.start, here.stop):
+                code.addmm_(matrix[part].t(), values.to(code.dtype))
     else:
         sign, chosen = _drawn_rows(kind, seed, rows, kept_rows, code)
         for columns in _column_chunks(kind, rows, features):
-            padded = code.new_zeros(_transform_size(kind, rows), columns.stop - columns.start)
-            torch.mul(flat[:, columns], sign, out=padded[:rows])
+            values = x[:, :, columns]
+            padded = code.new_zeros(_transform_size(kind, rows), values.shape[2])
+            torch.mul(values, sign.view(*x.shape[:2], 1), out=padded[:rows].view(values.shape))
             code[:, columns] = _transformed(kind, padded, False)[chosen]
     return code.mul_(1 / sqrt(kept_rows)).to(x.dtype)
 
 
-def _unsketch(code: Tensor, kind: str, seed: int, size: list[int], stride: list[int], dtype: torch.dtype) -> Tensor:
+def _unsketch(
+    code: Tensor, kind: str, seed: int, size: list[int], stride: list[int], dtype: torch.dtype, dim: int = -1
+) -> Tensor:
     _check_kind(kind)
-    rows, features = rows_and_features(size)
+    rows, features = rows_and_features(size, dim)
     if code.dim() != 2 or code.shape[1] != features or not 1 <= len(code) <= rows:
         told = f"the sketch has the shape {tuple(code.shape)}"
         raise ValueError(f"{told}: of {rows} rows of {features} it has 1 to {rows}; unsketch to the size sketched")
-    x = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
-    flat, wide = x.view(rows, features), code.detach().to(_wide(code.dtype)) * (1 / sqrt(len(code)))
+    whole = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
+    x, wide = as_rows(whole, dim), code.detach().to(_wide(code.dtype)) * (1 / sqrt(len(code)))
     if kind in ("gaussian", "rademacher"):
         for here, matrix in _matrices(kind, seed, rows, wide):
-            flat[here] = matrix @ wide
+            product = matrix @ wide
+            for part, values in pieces(x, here.start, here.stop):
+                values.copy_(product[part])
     else:
         sign, chosen = _drawn_rows(kind, seed, rows, len(code), wide)
         for columns in _column_chunks(kind, rows, features):
             spread = wide.new_zeros(_transform_size(kind, rows), columns.stop - columns.start)
             spread[chosen] = wide[:, columns]
-            flat[:, columns] = _transformed(kind, spread, True)[:rows] * sign
-    return x
+            found = _transformed(kind, spread, True)[:rows] * sign
+            x[:, :, columns] = found.view(*x.shape[:2], found.shape[1])
+    return whole
 
 
 def sketch_variance(kind: str, x: Tensor, y: Tensor, kept_rows: int) -> Tensor:
@@ -190,16 +183,19 @@ def sketch_variance(kind: str, x: Tensor, y: Tensor, kept_rows: int) -> Tensor:
 
 
 sketch = define(
-    "sketch(Tensor x, str kind, int kept_rows, int seed) -> Tensor",
+    "sketch(Tensor x, str kind, int kept_rows, int seed, int dim=-1) -> Tensor",
     _sketch,
-    lambda x, kind, kept_rows, seed: x.new_empty((kept_rows, x.shape[-1])),
+    lambda x, kind, kept_rows, seed, dim=-1: x.new_empty((kept_rows, x.shape[dim])),
 )
-"""Sᵀ X, [kept_rows, features], of x's type. kind: one of SKETCHES. Raises ValueError unless x is contiguous and has as
-many rows. A number that is not finite makes all of its feature's column so."""
+"""Sᵀ X, [kept_rows, features], of x's type. kind: one of SKETCHES. dim: along which features lie; x is contiguous, or
+would be if that came last. Raises ValueError unless it is and has as many rows. A number that is not finite makes all
+of its feature's column so."""
 
 unsketch = define(
-    "unsketch(Tensor code, str kind, int seed, int[] size, int[] stride, ScalarType dtype) -> Tensor",
+    "unsketch(Tensor code, str kind, int seed, int[] size, int[] stride, ScalarType dtype, int dim=-1) -> Tensor",
     _unsketch,
-    lambda code, kind, seed, size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype, device=code.device),
+    lambda code, kind, seed, size, stride, dtype, dim=-1: torch.empty_strided(
+        size, stride, dtype=dtype, device=code.device
+    ),
 )
-"""S (Sᵀ X), of x's size, (contiguous) stride and type, told the kind and seed of the sketch."""
+"""S (Sᵀ X), of x's size, stride and type, told the kind, seed and dimension of the sketch."""

@@ -15,6 +15,7 @@ from lowtide.kernels.row_sampling import (
     sampling_variance_of_norms,
     split_certain,
 )
+from lowtide.kernels.tensor_rows import as_rows
 
 ROWS, KEPT, DRAWS = 48, 12, 20_000
 
@@ -48,7 +49,7 @@ def restored(x, method, kept, seed=3):
 @pytest.mark.parametrize("method", SAMPLINGS)
 def test_products_are_unbiased_with_the_variance_of_the_formula(method, kind, words):
     x, y = rows_of(kind)
-    chosen, weights = choose_rows(row_norms(x), method, KEPT, words)
+    chosen, weights = choose_rows(row_norms(as_rows(x)), method, KEPT, words)
     for seed in (0, 5, DRAWS - 1):  # they are the operation's
         expected = torch.zeros_like(x).index_add_(0, chosen[seed], x[chosen[seed]] * weights[seed, :, None])
         torch.testing.assert_close(restored(x, method, KEPT, seed), expected)
@@ -77,7 +78,7 @@ def test_each_better_way_has_the_smaller_variance():
 
 @pytest.mark.parametrize("kind", ["independent", "heavy"])
 def test_without_replacement_rows_come_once_and_with_exactly_their_probability(kind, words):
-    norms = row_norms(rows_of(kind)[0])
+    norms = row_norms(as_rows(rows_of(kind)[0]))
     chosen, weights = choose_rows(norms, "without_replacement", KEPT, words)
     assert (chosen.sort(dim=1).values.diff(dim=1) > 0).all()
     inclusion = torch.zeros(ROWS, dtype=torch.float64).index_put_((chosen[0],), 1 / weights[0])
@@ -94,7 +95,7 @@ def test_without_replacement_rows_come_once_and_with_exactly_their_probability(k
 
 def test_winners_are_as_many_as_make_the_rest_of_probability_per_draw_least():
     for kind in ("independent", "heavy"):
-        norms = row_norms(rows_of(kind)[0])
+        norms = row_norms(as_rows(rows_of(kind)[0]))
         ordered = (norms / norms.sum()).sort(descending=True).values
         per_draw = [(1 - ordered[:c].sum()) / (KEPT - c) for c in range(KEPT)]
         certain, rest = split_certain(norms, "winner_take_all", KEPT)
