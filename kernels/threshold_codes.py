@@ -65,19 +65,32 @@ PACK_INSIDE(inside_float, float, float, ITSELF)
 PACK_INSIDE(inside_double, double, double, ITSELF)
 PACK_INSIDE(inside_bfloat16, uint16_t, float, float_of)
 
+/* 8 bits to 8 bytes, all ones where the bit is 1 */
+static inline uint64_t spread(uint8_t bits) {
+    uint64_t one = bits * 0x0101010101010101ull & 0x8040201008040201ull;
+    return ((one + 0x007f7f7f7f7f7f7full | one) >> 7 & 0x0101010101010101ull) * 255;
+}
+
 /* sides: what stands for an element outside and for one inside */
-#define UNPACK_INSIDE(name, word)                                                             \
-    void name(const uint8_t *bits, const word *sides, word *y, int64_t count) {               \
-        const word outside = sides[0], inside = sides[1];                                     \
-        _Pragma("omp parallel for schedule(static) if (count > 32768)")                       \
-        for (int64_t i = 0; i < count / 8; i++)                                               \
-            for (int k = 0; k < 8; k++) y[8 * i + k] = (bits[i] >> k) & 1 ? inside : outside; \
-        for (int64_t i = count / 8 * 8; i < count; i++)                                       \
-            y[i] = (bits[i / 8] >> (i % 8)) & 1 ? inside : outside;                           \
+#define UNPACK_INSIDE(name, word, whole)                                                                \
+    static void name##_stretch(const uint8_t *bits, const word *sides, word *y, int count) {            \
+        const word outside = sides[0], other = sides[0] ^ sides[1];                                     \
+        uint64_t words[STRETCH / 8];                                                                    \
+        int8_t truths[STRETCH];                                                                         \
+        for (int i = 0; i < (count + 7) / 8; i++) words[i] = spread(bits[i]);                           \
+        memcpy(truths, words, STRETCH);                                                                 \
+        _Pragma("omp simd")                                                                             \
+        for (int i = 0; i < count; i++) y[i] = outside ^ (other & (word)(whole)truths[i]);              \
+    }                                                                                                   \
+    void name(const uint8_t *bits, const word *sides, word *y, int64_t count) {                         \
+        int64_t end = count / STRETCH * STRETCH;                                                        \
+        _Pragma("omp parallel for schedule(static) if (count > 32768)")                                 \
+        for (int64_t i = 0; i < end; i += STRETCH) name##_stretch(bits + i / 8, sides, y + i, STRETCH); \
+        name##_stretch(bits + end / 8, sides, y + end, (int)(count - end));                             \
     }
-UNPACK_INSIDE(sides_2, uint16_t)
-UNPACK_INSIDE(sides_4, uint32_t)
-UNPACK_INSIDE(sides_8, uint64_t)
+UNPACK_INSIDE(sides_2, uint16_t, int16_t)
+UNPACK_INSIDE(sides_4, uint32_t, int32_t)
+UNPACK_INSIDE(sides_8, uint64_t, int64_t)
 """
 )
 
