@@ -29,28 +29,57 @@ from .tiles import KINDS
 SOURCE = (
     INTERVALS_SOURCE
     + r"""
+/* the level of each interval, as integer and as float; the first ones, with the last repeated after them */
+typedef struct {
+    const int32_t *all;
+    int32_t few[16];
+    float numbers[256];
+} Levels;
+
+static Levels levels_of(const int32_t *levels, int last) {
+    Levels a = {levels, {0}, {0}};
+    for (int i = 0; i < 16; i++) a.few[i] = levels[i < last ? i : last];
+    for (int i = 0; i <= last && i < 256; i++) a.numbers[i] = (float)levels[i];
+    return a;
+}
+
+/* codes of a tile: the level of the interval that each element is in */
+static inline void level_tile(const float *tile, const Intervals *intervals, const Levels *levels, uint8_t *codes) {
+#ifdef __AVX512F__
+    if (intervals->count <= ONE_REGISTER) {
+        Padded borders = padded_borders(intervals);
+        __m512i table = _mm512_loadu_si512(levels->few);
+        for (int i = 0; i < TILE; i += 16) {
+            __m512i level = _mm512_permutexvar_epi32(halved(tile + i, borders, 0), table);
+            _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtepi32_epi8(level));
+        }
+        return;
+    }
+#endif
+    int32_t places[TILE];
+    find(tile, intervals, places);
+    if (intervals->count < 256) {
+        float found[TILE];
+        #pragma omp simd
+        for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)places[i];
+        look_up_floats(levels->numbers, intervals->count + 1, codes, found);
+        #pragma omp simd
+        for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)(int32_t)found[i];
+    } else {
+        for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)levels->all[places[i]];
+    }
+}
+
 void encode_intervals(const void *x, int kind, const float *borders, int border_count, uint16_t *first,
                       const int32_t *levels, uint8_t *packed, int64_t count, int bits) {
     Intervals intervals = intervals_of(borders, border_count, first);
-    float numbers[256];
-    for (int i = 0; i <= border_count && i < 256; i++) numbers[i] = (float)levels[i];
+    Levels told = levels_of(levels, border_count);
     #pragma omp parallel for schedule(static) if (count > 16384)
     for (int64_t start = 0; start < count; start += TILE) {
-        float room[TILE], found[TILE];
-        int32_t places[TILE];
+        float room[TILE];
         uint8_t codes[TILE];
         int64_t here = in_tile(start, count);
-        const float *tile = load_tile(x, kind, start, here, room);
-        find(tile, intervals, places);
-        if (border_count < 256) {
-            #pragma omp simd
-            for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)places[i];
-            look_up_floats(numbers, border_count + 1, codes, found);
-            #pragma omp simd
-            for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)(int32_t)found[i];
-        } else {
-            for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)levels[places[i]];
-        }
+        level_tile(load_tile(x, kind, start, here, room), &intervals, &told, codes);
         pack_tile(codes, packed + start / 8 * bits, here, bits);
     }
 }
@@ -67,7 +96,7 @@ void round_to_levels(const void *x, int kind, const float *borders, int border_c
         uint8_t codes[TILE];
         int64_t here = in_tile(start, count);
         const float *tile = load_tile(x, kind, start, here, room);
-        find(tile, intervals, places);
+        find(tile, &intervals, places);
         random_tile(state, start, numbers);
         #pragma omp simd
         for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)places[i];
@@ -90,8 +119,20 @@ void round_to_levels(const void *x, int kind, const float *borders, int border_c
         }                                                                                    \
     }
 DECODE(decode_2, uint16_t)
-DECODE(decode_4, uint32_t)
 DECODE(decode_8, uint64_t)
+
+void decode_4(const uint8_t *packed, const float *table, float *y, int64_t count, int bits) {
+    #pragma omp parallel for schedule(static) if (count > 16384)
+    for (int64_t start = 0; start < count; start += TILE) {
+        float room[TILE];
+        uint8_t codes[TILE] = {0};
+        int64_t here = in_tile(start, count);
+        unpack_tile(packed + start / 8 * bits, codes, here, bits);
+        float *to = new_tile(y, FLOAT, start, here, room);
+        look_up_floats(table, 1 << bits, codes, to);
+        store_tile(to, FLOAT, start, here, y);
+    }
+}
 
 void multiply_levels(const void *x, int kind, const uint8_t *packed, const float *table, void *y, int64_t count,
                      int bits) {

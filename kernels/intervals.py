@@ -28,48 +28,66 @@ enum { FEW = 4 };
 
 enum { BUCKETS = 65536 };
 
-/* borders: `count` of them and a NaN. Where they are many: first[k] of them lie in buckets before bucket k, and at most
+/* borders: `count` of them and a NaN; padded: as many as two registers hold, with infinities after them. Where they are
+   many: first[k] of them lie in buckets before bucket k, and at most
    `most` in one bucket; a bucket is all floats of the same upper 16 bits. */
 typedef struct {
     const float *borders;
     const uint16_t *first;
     int count, most;
+    float padded[32];
 } Intervals;
 
 #ifdef __AVX512F__
-/* at most 31 borders in two registers, halved at each step; `wide`: whether there are more than 15 */
-ALWAYS void halve_borders(const float *tile, Intervals a, int wide, int32_t *places) {
-    float padded[32];
-    for (int k = 0; k < 32; k++) padded[k] = k < a.count ? a.borders[k] : INFINITY;
-    __m512 low = _mm512_loadu_ps(padded), high = _mm512_loadu_ps(padded + 16);
-    __m512i last = _mm512_set1_epi32(a.count);
-    for (int i = 0; i < TILE; i += 16) {
-        __m512 x = _mm512_loadu_ps(tile + i);
-        __m512i place = _mm512_setzero_si512();
-        for (int half = wide ? 16 : 8; half; half /= 2) {
-            __m512i middle = _mm512_add_epi32(place, _mm512_set1_epi32(half - 1));
-            __m512 border = wide ? _mm512_permutex2var_ps(low, middle, high) : _mm512_permutexvar_ps(middle, low);
-            __mmask16 beyond = _mm512_cmp_ps_mask(x, border, _CMP_NLT_UQ);
-            place = _mm512_mask_add_epi32(place, beyond, place, _mm512_set1_epi32(half));
-        }
-        _mm512_storeu_si512(places + i, _mm512_min_epi32(place, last));  /* infinity and NaN pass the padding */
-    }
+enum { ONE_REGISTER = 15 };  /* borders, and one place more */
+
+typedef struct { __m512 low, high; } Padded;
+
+ALWAYS Padded padded_borders(const Intervals *a) {
+    return (Padded){_mm512_loadu_ps(a->padded), _mm512_loadu_ps(a->padded + 16)};
 }
 
-static inline void count_borders(const float *tile, Intervals a, int32_t *places) {
-    if (a.count > 15) halve_borders(tile, a, 1, places);
+ALWAYS __m512i halve_once(__m512 x, Padded borders, __m512i place, int half, int wide) {
+    __m512i middle = _mm512_add_epi32(place, _mm512_set1_epi32(half - 1));
+    __m512 border = wide ? _mm512_permutex2var_ps(borders.low, middle, borders.high)
+                         : _mm512_permutexvar_ps(middle, borders.low);
+    __mmask16 beyond = _mm512_cmp_ps_mask(x, border, _CMP_NLT_UQ);
+    return _mm512_mask_add_epi32(place, beyond, place, _mm512_set1_epi32(half));
+}
+
+/* at most 31 borders in two registers; `wide`: whether there are more than ONE_REGISTER. Infinity and NaN pass the
+   padding. Not a loop, which -O2 would leave one: written out it takes half the time */
+ALWAYS __m512i halved(const float *numbers, Padded borders, int wide) {
+    __m512 x = _mm512_loadu_ps(numbers);
+    __m512i place = _mm512_setzero_si512();
+    if (wide) place = halve_once(x, borders, place, 16, wide);
+    place = halve_once(x, borders, place, 8, wide);
+    place = halve_once(x, borders, place, 4, wide);
+    place = halve_once(x, borders, place, 2, wide);
+    return halve_once(x, borders, place, 1, wide);
+}
+
+ALWAYS void halve_borders(const float *tile, const Intervals *a, int wide, int32_t *places) {
+    Padded borders = padded_borders(a);
+    __m512i last = _mm512_set1_epi32(a->count);
+    for (int i = 0; i < TILE; i += 16)
+        _mm512_storeu_si512(places + i, _mm512_min_epi32(halved(tile + i, borders, wide), last));
+}
+
+static inline void count_borders(const float *tile, const Intervals *a, int32_t *places) {
+    if (a->count > ONE_REGISTER) halve_borders(tile, a, 1, places);
     else halve_borders(tile, a, 0, places);
 }
 #else
 /* a comparison of vectors is -1 where it holds */
-static inline void count_borders(const float *tile, Intervals a, int32_t *places) {
+static inline void count_borders(const float *tile, const Intervals *a, int32_t *places) {
     for (int i = 0; i < TILE; i += 4 * LANES) {
         Floats x[4];
         Integers found[4];
         memcpy(x, tile + i, sizeof x);
-        for (int j = 0; j < 4; j++) found[j] = (Integers){0} + a.count;
-        for (int k = 0; k < a.count; k++) {
-            Floats border = (Floats){0} + a.borders[k];
+        for (int j = 0; j < 4; j++) found[j] = (Integers){0} + a->count;
+        for (int k = 0; k < a->count; k++) {
+            Floats border = (Floats){0} + a->borders[k];
             for (int j = 0; j < 4; j++) found[j] += x[j] < border;
         }
         memcpy(places + i, found, sizeof found);
@@ -83,17 +101,17 @@ static inline uint32_t bucket(float x) {
     return (word ^ ((uint32_t)((int32_t)word >> 31) | 0x80000000u)) >> 16;
 }
 
-static inline void look_up_borders(const float *tile, Intervals a, int32_t *places) {
+static inline void look_up_borders(const float *tile, const Intervals *a, int32_t *places) {
     for (int i = 0; i < TILE; i++) {
         float x = tile[i] + 0.0f;  /* makes 0 of -0 */
-        int32_t place = a.first[bucket(x)];
-        for (int k = 0; k < a.most; k++) place += x >= a.borders[place];
-        places[i] = x != x ? a.count : place;
+        int32_t place = a->first[bucket(x)];
+        for (int k = 0; k < a->most; k++) place += x >= a->borders[place];
+        places[i] = x != x ? a->count : place;
     }
 }
 
-static inline void find(const float *tile, Intervals a, int32_t *places) {
-    if (a.count <= FEW) count_borders(tile, a, places);
+static inline void find(const float *tile, const Intervals *a, int32_t *places) {
+    if (a->count <= FEW) count_borders(tile, a, places);
     else look_up_borders(tile, a, places);
 }
 
@@ -110,7 +128,8 @@ static int fill_buckets(const float *borders, int count, uint16_t *first) {
 }
 
 static Intervals intervals_of(const float *borders, int count, uint16_t *first) {
-    Intervals a = {borders, first, count, 0};
+    Intervals a = {borders, first, count, 0, {0}};
+    for (int k = 0; k < 32; k++) a.padded[k] = k < count ? borders[k] : INFINITY;
     if (count > FEW) a.most = fill_buckets(borders, count, first);
     return a;
 }

@@ -44,14 +44,18 @@ ALWAYS void packed_by(const uint8_t *codes, uint8_t *packed, int64_t count, int 
     memcpy(words, codes, count);
     #pragma omp simd
     for (int i = 0; i < TILE / 8; i++) words[i] = gathered(words[i], b);
-    for (int64_t i = 0; i < whole; i++) memcpy(packed + i * b, words + i, b);
+    int64_t i = 0;
+    for (; i * b + 8 <= whole * b; i++) memcpy(packed + i * b, words + i, 8);  /* the next one writes over the rest */
+    for (; i < whole; i++) memcpy(packed + i * b, words + i, b);
     if (count % 8) memcpy(packed + whole * b, words + whole, (count % 8 * b + 7) / 8);
 }
 
 ALWAYS void unpacked_by(const uint8_t *packed, uint8_t *codes, int64_t count, int b) {
     uint64_t words[TILE / 8] = {0};
     int64_t whole = count / 8;
-    for (int64_t i = 0; i < whole; i++) memcpy(words + i, packed + i * b, b);
+    int64_t i = 0;
+    for (; i * b + 8 <= whole * b; i++) memcpy(words + i, packed + i * b, 8);  /* `scattered` ignores the rest */
+    for (; i < whole; i++) memcpy(words + i, packed + i * b, b);
     if (count % 8) memcpy(words + whole, packed + whole * b, (count % 8 * b + 7) / 8);
     #pragma omp simd
     for (int i = 0; i < TILE / 8; i++) words[i] = scattered(words[i], b);
