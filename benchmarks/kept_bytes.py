@@ -67,14 +67,13 @@ def main() -> None:
 
 
 def _rows(name: str, rounds: int) -> list[dict[str, Any]]:
-    model = build_model(name, overrides={**MODELS[name], "vocab_size": _VOCABULARY}).train()
-    model.config.use_cache = False
+    model = built(name)
     batch = sample_batch(model, 8, 256)
     runners: dict[str, Any] = {"eager": model}
     kept = {"eager": eager_kept_bytes(model, batch)}
     again = {"eager": 0}
     for fidelity in ("bitwise", "rounding", "approximate"):
-        small = _smallest(model, batch, fidelity)
+        small = least_kept(model, batch, fidelity)
         runners[fidelity], again[fidelity] = small, products_again(small.plan)
         kept[fidelity] = kept_bytes(small.plan)
     ratios = time_ratios(runners, batch, rounds)
@@ -131,7 +130,14 @@ def products_again(plan: Plan) -> int:
     return sum(count - 1 for op, count in runs.items() if plan.problem.ops[op].intensive)
 
 
-def _smallest(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str) -> Any:
+def built(name: str, seed: int = 0) -> torch.nn.Module:
+    """One of `MODELS` with random weights, in training mode."""
+    model: Any = build_model(name, overrides={**MODELS[name], "vocab_size": _VOCABULARY}, seed=seed).train()
+    model.config.use_cache = False
+    return model
+
+
+def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str) -> Any:
     """The model rewritten for the plan that keeps least without a product run twice."""
     options = {"fidelity": fidelity, "outputs": ["loss"]}
     problem = lowtide.plan(model, "100%", (), batch, **options).problem

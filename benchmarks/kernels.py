@@ -3,8 +3,11 @@
     python -m benchmarks.kernels [--rounds 15] [--json FILE]
 
 All run in one process, in turn: a round runs torch's way, then lowtide's, and gives one ratio; printed are medians and
-quartiles. Dropout and cross-entropy are forward and backward together. Float32 on the CPU, and where there is a GPU
-larger sizes there too.
+quartiles. Dropout, cross-entropy and GELU are forward and backward together. GELU keeps its derivative in 3 bits: once
+as a plan runs it (GELU's own forward, encoding, decoding to inputs, GELU's own backward), once with a backward that
+multiplies with the levels, which no plan uses. Last comes what encoding to 4 bits in groups of 256, rounded at random,
+and decoding take in one thread: bytes of float32 that go in, divided by the processor seconds of both, in 10⁹.
+Float32 on the CPU, and where there is a GPU larger sizes there too.
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ from pathlib import Path
 
 import torch
 from lowtide.kernels.bits import multiply_bits, pack_bits, pack_plainly
+from lowtide.kernels.derivative_codes import usual_codes
 from lowtide.kernels.draws import draw_bits
+from lowtide.kernels.few_bit import decode_levels, encode_by_borders, multiply_levels
+from lowtide.kernels.group_quantization import decode_groups, encode_groups
 from lowtide.kernels.linear_cross_entropy import HIDDEN, MEAN, WEIGHT, linear_cross_entropy
 from lowtide.kernels.pooling import max_pool2d_backward_from_codes, max_pool2d_codes
 from torch import Tensor
 from torch.nn import functional
 
 _CPU, _GPU = torch.device("cpu"), torch.device("cuda")
+_BITS = 3  # of GELU's derivative
 Work = Callable[[], object]
 
 
@@ -75,8 +82,11 @@ def main() -> None:
         f"medians (quartiles) over {options.rounds} rounds, in turn; torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads"
     )
+    speed = group_speed(1 << 22, 4, options.rounds)
+    print(f"4-bit groups, encoded and decoded by one thread: {speed / 1e9:.2f} GB/s of float32")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        told = {"rows": rows, "group_bytes_per_second": speed}
+        options.json.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def cases() -> list[Case]:
@@ -87,6 +97,8 @@ def cases() -> list[Case]:
         _dropout(_CPU, 8, 6, 256, 256),
         _cross_entropy(_CPU, 2048, 384, 8000),
         _pooling(_CPU, 16, 32, 64),
+        _gelu(_CPU, 1 << 22, multiplies=False),
+        _gelu(_CPU, 1 << 22, multiplies=True),
     ]
     if torch.cuda.is_available():
         found += [
@@ -94,6 +106,8 @@ def cases() -> list[Case]:
             _dropout(_GPU, 64, 12, 1024, 64),
             _cross_entropy(_GPU, 8192, 768, 50257),
             _pooling(_GPU, 256, 64, 112),
+            _gelu(_GPU, 1 << 26, multiplies=False),
+            _gelu(_GPU, 1 << 26, multiplies=True),
         ]
     return found
 
@@ -184,6 +198,41 @@ def _pooling(device: torch.device, batch: int, channels: int, side: int) -> Case
 
     name = f"max pooling 3 × 3 of {x.numel():,} numbers"
     return Case(device, name, theirs, ours, 4 * x.numel() + 8 * gradient.numel(), gradient.numel() // 2)
+
+
+def _gelu(device: torch.device, count: int, multiplies: bool) -> Case:
+    """multiplies: whether backward multiplies with levels instead of taking GELU's derivative at decoded inputs."""
+    x, gradient = torch.randn(count, device=device, requires_grad=True), torch.randn(count, device=device)
+    backward = torch.ops.aten.gelu_backward.default
+    encoding, decoding = usual_codes("gelu", _BITS)
+    inputs = torch.tensor(decoding["representatives"])
+    levels = backward(torch.ones_like(inputs), inputs).tolist()
+
+    def theirs() -> None:
+        x.grad = None
+        functional.gelu(x).backward(gradient)
+
+    def ours() -> tuple[Tensor, Tensor]:
+        y, code = functional.gelu(x.detach()), encode_by_borders(x.detach(), **encoding)
+        if multiplies:
+            return y, multiply_levels(gradient, code, levels, _BITS)
+        return y, backward(gradient, decode_levels(code, **decoding, size=[count], stride=[1], dtype=x.dtype))
+
+    name = f"GELU of {count:,} numbers, {_BITS} bits" + (", multiplied" if multiplies else "")
+    return Case(device, name, theirs, ours, 4 * count, -(-count * _BITS // 8))
+
+
+def group_speed(count: int, bits: int, rounds: int) -> float:
+    """Bytes of float32 per second that a thread encodes in groups and decodes, of processor time: the median."""
+    x, threads, seconds = torch.randn(count), torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    for seed in range(rounds + 1):
+        started = time.thread_time()
+        code = encode_groups(x, bits, 256, True, False, seed)
+        decode_groups(code, bits, 256, False, seed, [count], [1], x.dtype)
+        seconds.append(time.thread_time() - started)
+    torch.set_num_threads(threads)
+    return x.nbytes / statistics.median(seconds[1:])
 
 
 if __name__ == "__main__":
