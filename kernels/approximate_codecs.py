@@ -11,6 +11,7 @@ from .codecs import Codec
 from .group_quantization import decode_groups, encode_groups
 from .row_sampling import SAMPLINGS, restore_rows, sample_rows
 from .sketches import SKETCHES, sketch, unsketch
+from .tensor_rows import rows_and_features
 
 METHODS = {
     "rows": "without_replacement",
@@ -39,8 +40,10 @@ def check_families(families: Sequence[str]) -> None:
         raise ValueError(f"{told}: choose among {', '.join(FAMILIES)}")
 
 
-def _drawn(name: str, family: str, encode: Any, encode_options: tuple, decode: Any, decode_options: tuple) -> Codec:
-    """A codec that rounds, samples or sketches at random, without bias."""
+def _drawn(
+    name: str, family: str, encode: Any, encode_options: tuple, decode: Any, decode_options: tuple, **told: Any
+) -> Codec:
+    """A codec that rounds, samples or sketches at random, without bias. told: by name, in both directions."""
     return Codec(
         name,
         encode,
@@ -52,6 +55,7 @@ def _drawn(name: str, family: str, encode: Any, encode_options: tuple, decode: A
         tells_dtype=True,
         draws=True,
         redraws=decode is not restore_rows,  # which finds the rows' numbers beside them
+        told=(told, told),
         family=family,
     )
 
@@ -69,23 +73,25 @@ QUANTIZED: Mapping[str, tuple[Codec, ...]] = {
 """Groups of 256 elements, rounded at random without bias; "spread" by a randomized Hadamard transform before."""
 
 
-def row_codecs(value: torch.Tensor, families: Iterable[str] = USUAL_FAMILIES) -> tuple[Codec, ...]:
-    """Codecs for what only products read: some of its rows, or sketches of all (`SAMPLINGS`, `SKETCHES`).
+def row_codecs(value: torch.Tensor, dim: int, families: Iterable[str]) -> tuple[Codec, ...]:
+    """Codecs for what only products read: some of its rows, or sketches of all (`METHODS`).
 
-    value: contiguous, seen as (rows, features); codecs that would keep no row are left out.
+    dim: along which its features lie (`has_rows`); codecs that would keep no row are left out.
     """
-    rows = value.numel() // max(value.shape[-1], 1)
+    rows, _ = rows_and_features(list(value.shape), dim)
     kept = {share: round(share * rows) for share in SHARES}
+    told = {"dim": dim} if dim < value.dim() - 1 else {}
     return tuple(
-        _of_rows(METHODS[family], share, kept[share])
+        _of_rows(METHODS[family], share, kept[share], told)
         for family in families
         for share in SHARES
         if family in METHODS and 0 < kept[share] < rows
     )
 
 
-def _of_rows(method: str, share: float, kept: int) -> Codec:
+def _of_rows(method: str, share: float, kept: int, told: dict[str, int]) -> Codec:
     if method in SAMPLINGS:
         name, family = f"{share:g} of rows, {method}", f"rows, {method}"
-        return _drawn(name, family, sample_rows, (method, kept), restore_rows, (kept,))
-    return _drawn(f"{share:g} sketch, {method}", f"sketch, {method}", sketch, (method, kept), unsketch, (method,))
+        return _drawn(name, family, sample_rows, (method, kept), restore_rows, (kept,), **told)
+    name, family = f"{share:g} sketch, {method}", f"sketch, {method}"
+    return _drawn(name, family, sketch, (method, kept), unsketch, (method,), **told)

@@ -30,7 +30,9 @@ from .hadamard import signs_at
 from .library import define
 from .tensor_rows import as_rows, check_rows, pieces, rows_and_features
 
-SKETCHES = ("gaussian", "rademacher", "hadamard", "dct")
+DENSE = ("gaussian", "rademacher")
+"""Sketches by a matrix; the others are transforms."""
+SKETCHES = (*DENSE, "hadamard", "dct")
 _CHUNK = 1 << 16  # elements of S, or of what is transformed, at once
 _CHOICE = 2  # the stream of a seed that chooses rows
 
@@ -115,7 +117,7 @@ def _sketch(x: Tensor, kind: str, kept_rows: int, seed: int, dim: int = -1) -> T
     x = as_rows(x.detach(), dim)
     rows, features = x.shape[0] * x.shape[1], x.shape[2]
     code = torch.zeros(kept_rows, features, dtype=_wide(x.dtype), device=x.device)
-    if kind in ("gaussian", "rademacher"):
+    if kind in DENSE:
         for here, matrix in _matrices(kind, seed, rows, code):
             for part, values in pieces(x, here.start, here.stop):
                 code.addmm_(matrix[part].t(), values.to(code.dtype))
@@ -139,7 +141,7 @@ def _unsketch(
         raise ValueError(f"{told}: of {rows} rows of {features} it has 1 to {rows}; unsketch to the size sketched")
     whole = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
     x, wide = as_rows(whole, dim), code.detach().to(_wide(code.dtype)) * (1 / sqrt(len(code)))
-    if kind in ("gaussian", "rademacher"):
+    if kind in DENSE:
         for here, matrix in _matrices(kind, seed, rows, wide):
             product = matrix @ wide
             for part, values in pieces(x, here.start, here.stop):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from torch import fx
+
 from ..kernels.approximate_codecs import FAMILIES, QUANTIZED, row_codecs
 from ..kernels.codecs import Codec
+from ..kernels.tensor_rows import has_rows
+from .call_signature import arguments_of, operation_name
 from .derivative_encodings import codecs_of_derivatives, compares
 from .products import is_product
 from .step_graph import Kernel, StepGraph
@@ -24,11 +28,30 @@ def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -
         return
     for family in chosen:
         yield from QUANTIZED.get(family, ())
-    if value.dim() > 1 and value.is_contiguous() and all(map(_is_linear, readers)):
-        yield from row_codecs(value, chosen)
+    dims = {_feature_dim(step, storage, kernel) for kernel in readers}
+    dim = dims.pop()
+    if not dims and dim is not None and value.dim() > 1 and has_rows(value, dim):
+        yield from row_codecs(value, dim, chosen)
 
 
-def _is_linear(kernel: Kernel) -> bool:
-    """Whether a kernel is a product with weights, not one of attention, whose probabilities all rows make together."""
-    names = [str(call.target) for call in kernel.calls]
-    return is_product(kernel) and not any(word in name for name in names for word in ("attention", "bmm"))
+def _feature_dim(step: StepGraph, storage: int, kernel: Kernel) -> int | None:
+    """Along which dimension of a value a product of it with weights has features; over all others, rows, it sums.
+
+    None if the kernel is no such product: attention, whose probabilities all rows make together, and others of two
+    values that forward made in batches.
+    """
+    value = step.storages[storage].base.meta["val"]
+    names = {operation_name(call) for call in kernel.calls if kernel.role == "compute"}
+    if not is_product(kernel) or any(word in name for name in names for word in ("attention", "bmm")):
+        return None
+    convolution = next((call for call in kernel.calls if operation_name(call) == "convolution_backward"), None)
+    if convolution is None:
+        return value.dim() - 1
+    told = arguments_of(convolution).items()
+    read = {name: a for name, a in told if isinstance(a, fx.Node) and step.storage_of.get(a) == storage}
+    if list(read) != ["input"]:
+        return None
+    operand = read["input"].meta["val"]
+    places = list(zip(value.shape, value.stride(), strict=True))
+    channels = operand.shape[1], operand.stride(1)  # a view of the value, or it itself
+    return places.index(channels) if channels in places else None

@@ -11,6 +11,7 @@ from torch import fx
 from torch.utils.flop_counter import flop_registry
 
 from ..kernels.linear_cross_entropy import HIDDEN, WEIGHT, linear_cross_entropy
+from ..kernels.sketches import DENSE, sketch, unsketch
 from .operands import fake_operands, value_of
 
 aten = torch.ops.aten
@@ -28,7 +29,7 @@ def count_flops(node: fx.Node) -> int:
     if formula is not None:
         return int(formula(*positional, **named, out_val=value_of(node)))
     own = _FORMULAS.get(packet)
-    return 0 if own is None else int(own(*positional))
+    return 0 if own is None else int(own(*positional, value_of(node)))
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> int:
@@ -61,6 +62,15 @@ def _linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, *others: A
     return 2 * hidden.numel() * weight.shape[0] * (1 + gradients.bit_count())
 
 
+def _sketch(x: torch.Tensor, kind: str, kept_rows: int, *_: Any) -> int:
+    return 2 * x.numel() * kept_rows if kind in DENSE else 0
+
+
+def _unsketch(code: torch.Tensor, kind: str, *others: Any) -> int:
+    return _sketch(others[-1], kind, len(code))
+
+
+# Told the positional arguments, then the result.
 _FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
@@ -73,4 +83,6 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     aten.addbmm: lambda addend, left, right, *_: _product(left, right),
     aten.linear: _linear,
     linear_cross_entropy.overloadpacket: _linear_cross_entropy,
+    sketch.overloadpacket: _sketch,
+    unsketch.overloadpacket: _unsketch,
 }
