@@ -50,11 +50,24 @@ def codecs_that_compare(step: StepGraph, storage: int) -> Iterator[Codec]:
         return
     calls = [call for kernel in readers for call in kernel.calls]
     reading = [(call, node) for call in calls for node in call.all_input_nodes if step.storage_of.get(node) == storage]
-    compared = {_thresholds(call, node) if node.meta["val"].dtype == dtype else None for call, node in reading}
+    compared = {
+        _thresholds(call, node) if node.meta["val"].dtype == dtype else None
+        for call, node in reading
+        if not _reads_nothing(call, node)
+    }
     if len(compared) == 1 and None not in compared:
         codec = threshold_codec(compared.pop() or Thresholds(), dtype)
         if codec is not None:
             yield codec
+
+
+def _reads_nothing(call: fx.Node, value: fx.Node) -> bool:
+    """Whether a call makes nothing of a value handed to it: a frozen batch normalization with running statistics."""
+    if operation_name(call) != "native_batch_norm_backward":
+        return False
+    told = arguments_of(call)
+    places = [place for place, argument in told.items() if argument is value]
+    return places == ["input"] and not told["train"] and not told["output_mask"][1]
 
 
 def _thresholds(call: fx.Node, value: fx.Node) -> Thresholds | None:

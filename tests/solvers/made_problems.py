@@ -257,6 +257,7 @@ def with_encodings(problem: Problem, seed: int, share: float = 0.6, error_budget
                         decode_working_bytes=value.size_bytes + draw.choice((0, 0, 4)),
                         fidelity=draw.choice(("bitwise", "rounding", "approximate")),
                         error=draw.choice((0.001, 0.003, 0.01)),
+                        stands_in=number == 1,
                     )
                 )
         values.append(replace(value, encodings=tuple(encodings)))
