@@ -7,7 +7,7 @@ import inspect
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -134,9 +134,10 @@ class Rewriting:
     def _find(
         self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any], call: Call, owners: Owners
     ) -> _Ready | None:
-        if any(settings.hold(_parts(original, owners)) for settings in self._eager.get(call.key, ())):
+        parts = {**owners.modules, "": original}  # as they are now, since each call looks at them anew
+        if any(settings.hold(parts) for settings in self._eager.get(call.key, ())):
             return None
-        costs = self._matching(original, call, owners)
+        costs = self._matching(parts, call, owners)
         full_key = (call.key, call.grad_key, id(costs))
         if costs is None or full_key not in self._ready:
             try:
@@ -153,11 +154,11 @@ class Rewriting:
         self._last = self._ready[full_key]
         return self._last
 
-    def _matching(self, original: torch.nn.Module, call: Call, owners: Owners) -> StepCosts | None:
-        """The captured step whose settings and guard hold for this call."""
+    def _matching(self, parts: Mapping[str, torch.nn.Module], call: Call, owners: Owners) -> StepCosts | None:
+        """The captured step whose settings and guard hold for this call. parts: the module's by name, itself too."""
         for costs in self._steps.get(call.key, ()):
             guard = costs.captured.guard
-            if not costs.captured.settings.hold(_parts(original, owners)):
+            if not costs.captured.settings.hold(parts):
                 continue
             if guard is None or guard.holds(owners.sources(call.inputs, call.structure)):
                 return costs
@@ -275,11 +276,6 @@ def original_class(model: Any) -> type:
     """The class that a rewritten module was made of."""
     classes = type(model).__mro__
     return classes[classes.index(Rewritten) + 1]
-
-
-def _parts(original: torch.nn.Module, owners: Owners) -> dict[str, torch.nn.Module]:
-    """A module's parts by name, itself among them: as it is now, since each call looks at it anew."""
-    return {**owners.modules, "": original}
 
 
 def original_forward(model: Any) -> Callable[..., Any]:

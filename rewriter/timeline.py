@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,41 +94,31 @@ def peak_of(plan: Plan) -> Peak:
     problem, moments = plan.problem, moments_of(plan)
     fullest = plan.schedule.instructions[plan.peak_instruction] if plan.peak_instruction >= 0 else None
     if isinstance(fullest, (Encode, Decode)):
-        return _peak_of_codec(plan, fullest, [m for m in moments if m.instruction < plan.peak_instruction])
+        before = [moment for moment in moments if moment.instruction < plan.peak_instruction]
+        return _peak(plan, _place_of_codec(plan, fullest), before)
     at = next((i for i, m in enumerate(moments) if m.within_bytes == plan.peak_bytes), None)
     if at is None:
-        return Peak("", "", "", problem.resident_bytes, 0, 0, 0, plan.peak_bytes - problem.resident_bytes)
+        return _peak(plan, ("", "", ""), [])
     moment, op = moments[at], problem.ops[moments[at].operation]
-    before = moments[at - 1] if at else None
-    split = (before.gradients_bytes, before.returned_bytes, before.activation_bytes) if before else (0, 0, 0)
-    return Peak(
-        operation=plain_operation(op.name),
-        module=op.module,
-        phase="backward, run again" if moment.kind == "again" else moment.kind,
-        resident_bytes=problem.resident_bytes,
-        gradients_bytes=split[0],
-        returned_bytes=split[1],
-        activation_bytes=split[2],
-        running_bytes=plan.peak_bytes - problem.resident_bytes - sum(split),
-    )
+    phase = "backward, run again" if moment.kind == "again" else moment.kind
+    return _peak(plan, (plain_operation(op.name), op.module, phase), moments[:at])
 
 
-def _peak_of_codec(plan: Plan, fullest: Encode | Decode, before: list[Moment]) -> Peak:
-    """A plan that is fullest while a value is encoded or decoded."""
+def _peak(plan: Plan, place: tuple[str, str, str], before: Sequence[Moment]) -> Peak:
+    """The peak at a place (operation, module and phase), with what the runs before it have left."""
+    last = before[-1] if before else None
+    split = (last.gradients_bytes, last.returned_bytes, last.activation_bytes) if last else (0, 0, 0)
+    resident_bytes = plan.problem.resident_bytes
+    return Peak(*place, resident_bytes, *split, plan.peak_bytes - resident_bytes - sum(split))
+
+
+def _place_of_codec(plan: Plan, fullest: Encode | Decode) -> tuple[str, str, str]:
+    """Operation, module and phase of a value that is encoded or decoded."""
     problem, value = plan.problem, plan.problem.values[fullest.value]
     maker = problem.ops[problem.maker[fullest.value]]
-    last = before[-1]
-    split = last.gradients_bytes, last.returned_bytes, last.activation_bytes
-    return Peak(
-        operation=f"{'encoding' if isinstance(fullest, Encode) else 'decoding'} of {plain_operation(maker.name)}",
-        module=f"{maker.module} ({value.encodings[fullest.encoding].name})",
-        phase="forward" if plan.peak_instruction < plan.schedule.forward_length else "backward",
-        resident_bytes=problem.resident_bytes,
-        gradients_bytes=split[0],
-        returned_bytes=split[1],
-        activation_bytes=split[2],
-        running_bytes=plan.peak_bytes - problem.resident_bytes - sum(split),
-    )
+    operation = f"{'encoding' if isinstance(fullest, Encode) else 'decoding'} of {plain_operation(maker.name)}"
+    phase = "forward" if plan.peak_instruction < plan.schedule.forward_length else "backward"
+    return operation, f"{maker.module} ({value.encodings[fullest.encoding].name})", phase
 
 
 def kept_values(plan: Plan) -> set[int]:
