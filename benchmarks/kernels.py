@@ -28,6 +28,7 @@ from lowtide.kernels.few_bit import decode_levels, encode_by_borders, multiply_l
 from lowtide.kernels.group_quantization import decode_groups, encode_groups
 from lowtide.kernels.linear_cross_entropy import HIDDEN, MEAN, WEIGHT, linear_cross_entropy
 from lowtide.kernels.pooling import max_pool2d_backward_from_codes, max_pool2d_codes
+from lowtide.kernels.saved_derivatives import SavedDerivative
 from torch import Tensor
 from torch.nn import functional
 
@@ -204,7 +205,7 @@ def _gelu(device: torch.device, count: int, multiplies: bool) -> Case:
     """multiplies: whether backward multiplies with levels instead of taking GELU's derivative at decoded inputs."""
     x, gradient = torch.randn(count, device=device, requires_grad=True), torch.randn(count, device=device)
     backward = torch.ops.aten.gelu_backward.default
-    encoding, decoding = usual_codes("gelu", _BITS)
+    encoding, decoding = usual_codes(SavedDerivative("gelu"), _BITS)
     inputs = torch.tensor(decoding["representatives"])
     levels = backward(torch.ones_like(inputs), inputs).tolist()
 

@@ -2,37 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import fx
 
 from ..kernels.codecs import Codec
 from ..kernels.derivative_codes import derivative_codecs
-from .call_signature import operation_name
+from ..kernels.saved_derivatives import SavedDerivative
+from .call_signature import arguments_of, operation_name
 from .step_graph import Kernel, StepGraph
 
-# The backward of an activation: the argument that is its input, and what its other arguments have to be for which name.
-_DERIVATIVES: dict[str, tuple[int, dict[tuple[object, ...], str]]] = {
-    "aten.gelu_backward.default": (1, {("none",): "gelu", ("tanh",): "gelu_tanh"}),
-    "aten.silu_backward.default": (1, {(): "silu"}),
-    "aten.mish_backward.default": (1, {(): "mish"}),
-    "aten.hardswish_backward.default": (1, {(): "hardswish"}),
-    "aten.hardsigmoid_backward.default": (1, {(): "hardsigmoid"}),
-    "aten.softplus_backward.default": (1, {(1, 20): "softplus"}),
+Arguments = dict[str, Any]
+
+
+Made = tuple[str, SavedDerivative]  # from which operand of a backward, and which derivative of it
+
+
+def _gelu(told: Arguments) -> Made:
+    return "self", SavedDerivative("gelu_tanh" if told["approximate"] == "tanh" else "gelu")
+
+
+def _elu(told: Arguments) -> Made:
+    saved = "output" if told["is_result"] else "input"
+    parameters = tuple(float(told[name]) for name in ("alpha", "scale", "input_scale"))
+    return "self_or_result", SavedDerivative("elu", saved, parameters)
+
+
+def _softplus(told: Arguments) -> Made:
+    return "self", SavedDerivative("softplus", "input", (float(told["beta"]), float(told["threshold"])))
+
+
+def _logsigmoid(told: Arguments) -> Made:
+    """On a CPU of the buffer, with the input's sign, which `threshold_encodings` keeps; a GPU has no buffer."""
+    if told["buffer"].meta["val"].numel():
+        return "buffer", SavedDerivative("logsigmoid", "buffer")
+    return "self", SavedDerivative("logsigmoid")
+
+
+_DERIVATIVES: dict[str, Callable[[Arguments], Made]] = {
+    "gelu_backward": _gelu,
+    "silu_backward": lambda told: ("self", SavedDerivative("silu")),
+    "mish_backward": lambda told: ("self", SavedDerivative("mish")),
+    "hardswish_backward": lambda told: ("self", SavedDerivative("hardswish")),
+    "softplus_backward": _softplus,
+    "elu_backward": _elu,
+    "sigmoid_backward": lambda told: ("output", SavedDerivative("sigmoid", "output")),
+    "tanh_backward": lambda told: ("output", SavedDerivative("tanh", "output")),
+    "log_sigmoid_backward": _logsigmoid,
 }
 
 # What compares its operand with a threshold: noise that moves a value across it does not average out.
 _COMPARING = (
     *("threshold_backward", "hardtanh_backward", "leaky_relu_backward", "elu_backward", "hardswish_backward"),
     *("hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "rrelu_with_noise_backward"),
-    *("_prelu_kernel_backward", "relu", "clamp", "sign", "where", "max", "min", "amax", "amin", "maximum", "minimum"),
+    *(
+        "log_sigmoid_backward",
+        "_prelu_kernel_backward",
+        "relu",
+        "clamp",
+        "sign",
+        "sgn",
+        "where",
+        "max",
+        "min",
+        "amax",
+        "amin",
+        "maximum",
+        "minimum",
+    ),
     *("le", "lt", "ge", "gt", "eq", "ne", "abs", "floor", "ceil", "round", "sort", "topk"),
 )
 
 
 def codecs_of_derivatives(step: StepGraph, storage: int, readers: Sequence[Kernel]) -> Iterator[Codec]:
     """The codecs of a derivative for a storage, if all kernels of backward that read it multiply by it."""
-    activations = {_activation(step, kernel, storage) for kernel in readers}
-    if len(activations) == 1 and None not in activations:
-        yield from derivative_codecs(activations.pop() or "")
+    calls = [_sole_call(kernel) for kernel in readers]
+    derivatives = {_derivative(step, call, storage) if call is not None else None for call in calls}
+    (derivative,) = derivatives if len(derivatives) == 1 else (None,)
+    if derivative is not None:
+        yield from derivative_codecs(derivative)
 
 
 def compares(kernel: Kernel) -> bool:
@@ -42,16 +91,17 @@ def compares(kernel: Kernel) -> bool:
     return any(operation_name(call) in _COMPARING for call in kernel.calls)
 
 
-def _activation(step: StepGraph, kernel: Kernel, storage: int) -> str | None:
-    """The activation whose derivative at a value a kernel multiplies with; None if it does anything else with it."""
-    if kernel.role != "compute" or len(kernel.calls) != 1:
+def _sole_call(kernel: Kernel) -> fx.Node | None:
+    return kernel.calls[0] if kernel.role == "compute" and len(kernel.calls) == 1 else None
+
+
+def _derivative(step: StepGraph, call: fx.Node, storage: int) -> SavedDerivative | None:
+    """The derivative at a value that a call multiplies with; None if it does anything else with it."""
+    name = operation_name(call)
+    if name not in _DERIVATIVES:
         return None
-    (call,) = kernel.calls
-    place, names = _DERIVATIVES.get(str(call.target), (0, {}))
-    reading = [i for i, argument in enumerate(call.args) if step.storage_of.get(argument) == storage]  # pyright: ignore
-    if not names or reading != [place]:
-        return None
-    told = (*call.args[place + 1 :], *call.kwargs.values())
-    if not told and ("none",) in names:
-        return names[("none",)]
-    return names.get(told)
+    told = arguments_of(call)
+    operand, derivative = _DERIVATIVES[name](told)
+    nodes = {place: argument for place, argument in told.items() if isinstance(argument, fx.Node)}
+    reading = [place for place, node in nodes.items() if step.storage_of.get(node) == storage]
+    return derivative if reading == [operand] else None

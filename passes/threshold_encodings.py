@@ -27,8 +27,13 @@ def _sloped(told: Arguments) -> Thresholds:
     return Thresholds(high=0.0, nan_inside=True)
 
 
+def _signed(told: Arguments) -> Thresholds | None:
+    """On a CPU the derivative is made of the buffer, and the input's sign alone is read; a GPU has no buffer."""
+    return Thresholds(low=0.0, nan_inside=True) if told["buffer"].meta["val"].numel() else None
+
+
 # With what each operation compares its `self`, from what it is told by name.
-_COMPARED: dict[str, Callable[[Arguments], Thresholds]] = {
+_COMPARED: dict[str, Callable[[Arguments], Thresholds | None]] = {
     "threshold_backward": lambda told: Thresholds(high=told["threshold"]),
     "hardtanh_backward": _between,
     "hardsigmoid_backward": lambda told: Thresholds(-3.0, 3.0, is_open=True),
@@ -36,6 +41,7 @@ _COMPARED: dict[str, Callable[[Arguments], Thresholds]] = {
     "softshrink_backward": _shrunk,
     "leaky_relu_backward": _sloped,
     "rrelu_with_noise_backward": _sloped,
+    "log_sigmoid_backward": _signed,
     # of a clamp with one bound
     "ge": lambda told: Thresholds(low=told["other"]),
     "le": lambda told: Thresholds(high=told["other"]),
@@ -55,10 +61,10 @@ def codecs_that_compare(step: StepGraph, storage: int) -> Iterator[Codec]:
         for call, node in reading
         if not _reads_nothing(call, node)
     }
-    if len(compared) == 1 and None not in compared:
-        codec = threshold_codec(compared.pop() or Thresholds(), dtype)
-        if codec is not None:
-            yield codec
+    (thresholds,) = compared if len(compared) == 1 else (None,)
+    codec = threshold_codec(thresholds, dtype) if thresholds is not None else None
+    if codec is not None:
+        yield codec
 
 
 def _reads_nothing(call: fx.Node, value: fx.Node) -> bool:
