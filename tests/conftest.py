@@ -13,6 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the network
 CACHE = tempfile.TemporaryDirectory(prefix="lowtide-tests-")  # removed when the tests end
 os.environ["XDG_CACHE_HOME"] = CACHE.name  # no test reads or writes the user's cache
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores: more threads would wait for each other
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // workers, 1)))
 
 if importlib.util.find_spec("lowtide") is None:
     start, inside = ROOT / "__init__.py", [str(ROOT)]
