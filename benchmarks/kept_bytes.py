@@ -137,9 +137,9 @@ def built(name: str, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str) -> Any:
-    """The model rewritten for the plan that keeps least without a product run twice."""
-    options = {"fidelity": fidelity, "outputs": ["loss"]}
+def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str, **told: Any) -> Any:
+    """The model rewritten for the plan that keeps least without a product run twice. told: options of `rewrite`."""
+    options = {"fidelity": fidelity, "outputs": ["loss"], **told}
     problem = lowtide.plan(model, "100%", (), batch, **options).problem
     turn, room = problem.forward_length, baseline_of(problem).peak_bytes
     posed = replace(
