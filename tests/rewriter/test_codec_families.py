@@ -201,3 +201,28 @@ def test_what_is_encoded_when_it_is_made_again_has_the_draws_of_the_first_time(f
     assert late and not early
     for seed in (1, 2):
         assert all(map(torch.equal, step(plain, batch, seed)[1], step(again, batch, seed)[1]))
+
+
+class Bottleneck(nn.Module):
+    """Convolutions as a residual network's block has them: of a pixel, of its neighbours, of a pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.narrow, self.near, self.wide = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 16, 1)
+
+    def forward(self, x, y):
+        """The loss."""
+        found = self.wide(nn.functional.silu(self.near(nn.functional.silu(self.narrow(x)))))
+        return {"loss": (nn.functional.silu(x + found) - y).square().mean()}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("family", ["rows", "norms", "gaussian", "hadamard"])
+def test_convolutions_read_some_pixels_or_sketches_of_them_without_bias(family, layout):
+    torch.manual_seed(0)
+    model = Bottleneck().to(memory_format=layout)
+    x, y = (torch.randn(4, 16, 12, 12).to(memory_format=layout) for _ in range(2))
+    small = coded(model, {"x": x, "y": y}, family)
+    assert len(small.plan.encoded) == 2
+    assert small.code.count("dim=1") == 4  # encoded and decoded
+    check_noise(model, small, {"x": x, "y": y}, 60)

@@ -67,6 +67,46 @@ def test_rows_are_left_out_of_linear_layers_inputs_alone():
     assert sampled == {"tanh_default"}
 
 
+class Mixed(nn.Module):
+    """What a linear layer makes, read by a convolution, a linear layer or both, or as a convolution's weight."""
+
+    def __init__(self, readers):
+        super().__init__()
+        self.readers = readers
+        self.first, self.second, self.convolution = nn.Linear(8, 16), nn.Linear(16, 4), nn.Conv1d(16, 4, 1)
+
+    def forward(self, x):
+        """The loss."""
+        h = self.first(x)  # [samples, places, 16]
+        found = []
+        if "linear" in self.readers:
+            found.append(self.second(h))
+        if "convolution" in self.readers:
+            found.append(self.convolution(h.transpose(1, 2)))
+        if "weight" in self.readers:
+            found.append(nn.functional.conv1d(nn.functional.pad(x, (0, 16)), h))
+        return torch.cat([one.square().mean()[None] for one in found]).sum()
+
+
+def codings_of_mixed(readers):
+    """Those of what the linear layer makes, 4 × 32 places with 16 features each."""
+    options = Options(fidelity="approximate", costs="flops", codecs=("rows",))
+    costs = capture_and_pose(Mixed(readers), (torch.randn(4, 32, 8, requires_grad=True),), {}, options).costs
+    made = {number: one.base.meta["val"].shape for number, one in enumerate(costs.step.storages)}
+    return [one for storage, codings in costs.codings.items() if made[storage][-1] == 16 for one in codings]
+
+
+@pytest.mark.parametrize("readers", ["linear", "convolution", "linear and convolution"])
+def test_rows_are_places_whoever_reads_their_features(readers):
+    codings = codings_of_mixed(readers)
+    assert [one.codec.encode_options[1] for one in codings] == [64, 26, 13]
+    assert all(one.encode.kwargs.get("dim", -1) == -1 for one in codings)
+
+
+def test_of_a_convolution_s_weight_no_rows_are_left_out():
+    assert not codings_of_mixed("linear and weight")
+
+
 class Chosen(nn.Module):
     """Truth values that backward reads."""
 
