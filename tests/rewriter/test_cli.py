@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"n_layer": "2", "n_embd": "32", "n_head": "2", "vocab_size": "200"}
 TINY = ["gpt2", "--batch", "2", "--seq", "16", *(word for item in SIZES.items() for word in ("--set", "=".join(item)))]
+APPROXIMATE = [*TINY, "--fidelity", "approximate"]
 
 
 def run(*words: str, status: int = 0):
@@ -94,6 +95,16 @@ def test_plan_as_text_fits_a_hundred_columns():
     text = run("plan", *TINY, "--budget", "97%", "--costs", "flops", "--outputs", "loss").stdout
     assert "runs again" in text and "no schedule takes less than" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_codes_to_choose_among_are_told_and_kept_with_the_plan(tmp_path):
+    path = tmp_path / "plan.json"
+    words = [*APPROXIMATE, "--seq", "64", "--budget", "100%", "--costs", "flops", "--error-budget", "0.5"]
+    request = told("plan", *words, "--codecs", "dct", "--codecs", "uniform", "--out", str(path))["request"]
+    assert request["codecs"] == ["dct", "uniform"] and request["error_budget"] == 0.5
+    names = {encoding.name for value in load_plan(path).problem.values for encoding in value.encodings}
+    assert names and all(name.endswith(("sketch, dct", "rows, uniform")) for name in names)
+    assert "def backward_" in run("inspect", str(path), "--code").stdout
 
 
 def test_plan_for_a_device_that_is_not_here_allocates_nothing():
@@ -177,6 +188,14 @@ def test_a_plan_saved_from_python_shows_its_numbers_but_no_code(tmp_path):
         (["plan", *TINY, "--budget", "90%", "--device", "h200-141gb", "--costs", "measured"], "pass --costs roofline"),
         (["verify", *TINY, "--budget", "90%", "--device", "h200-141gb"], "can only be planned for"),
         (["plan", "llama-70b", "--budget", "60%"], "plan without allocating them by --device"),
+        (["plan", *APPROXIMATE, "--budget", "90%", "--codecs", "sparse"], "no approximate code is called 'sparse'"),
+        (["verify", *APPROXIMATE, "--budget", "90%", "--codecs", "sparse"], "choose among groups, spread, derivatives"),
+        (["plan", *TINY, "--budget", "90%", "--error-budget", "0.1"], "error_budget=0.1 is for fidelity"),
+        (
+            ["sweep", *TINY, "--codecs", "rows", "--fidelity", "rounding"],
+            "and fidelity is 'rounding': leave codecs out",
+        ),
+        (["verify", *TINY, "--budget", "90%", "--codecs", "rows"], "and fidelity is 'bitwise'"),
         (["sweep", *TINY, "--plot", "frontier.xyz"], "is no picture's name"),
         (["inspect", "no-such-plan.json"], "cannot be read as a plan"),
     ],
