@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,21 +51,16 @@ def _start(
 
 
 @app.command()
+@options.with_options
 def profile(
     model: options.Model,
-    batch: options.Batch = None,
-    seq: options.Sequence = None,
-    settings: options.Settings = None,
-    dtype: options.NumberType = None,
-    device: options.Device = None,
-    costs: options.CostSource = None,
-    outputs: options.Outputs = None,
+    asked: options.StepOptions,
     depth: options.Depth = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Where the bytes and the seconds of a training step go, module by module."""
     with speaking():
-        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs)
+        subject = subject_of(model, asked)
         from .profile import profile as profile_step
 
         told = profile_step(subject.model, (), subject.batch, depth=depth, **subject.costing)
@@ -79,22 +73,13 @@ def profile(
 
 
 @app.command()
+@options.with_options
 def plan(
     model: options.Model,
     budget: options.Budget,
-    out: options.PlanTarget = None,
-    batch: options.Batch = None,
-    seq: options.Sequence = None,
-    settings: options.Settings = None,
-    dtype: options.NumberType = None,
-    device: options.Device = None,
-    costs: options.CostSource = None,
-    outputs: options.Outputs = None,
-    fidelity: options.FidelityChoice = options.Fidelity.bitwise,
+    asked: options.PlanOptions,
     solver: options.Solver = "auto",
-    error_budget: options.ErrorBudget = 0.01,
-    codecs: options.Codecs = None,
-    time_limit: options.TimeLimit = inf,
+    out: options.PlanTarget = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Plans a training step within a budget: what is kept, what runs again, what it costs."""
@@ -102,13 +87,12 @@ def plan(
         check_budget(budget)
         check_solver(solver)
         check_target(out)
-        approximation = fidelity, error_budget, codecs
-        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs, *approximation)
+        subject = subject_of(model, asked)
         from .plan_file import save_plan
         from .rewrite import plan as plan_step
 
         told = plan_step(
-            subject.model, budget, (), subject.batch, solver=solver, time_limit=time_limit, **subject.options
+            subject.model, budget, (), subject.batch, solver=solver, time_limit=asked.time_limit, **subject.options
         )
         request = subject.request.to_dict()
         if out is not None:
@@ -124,35 +108,27 @@ def plan(
 
 
 @app.command()
+@options.with_options
 def sweep(
     model: options.Model,
-    plot: options.Picture = None,
+    asked: options.PlanOptions,
     count: Annotated[int, typer.Option(min=2, help="Plans at most.")] = 12,
-    batch: options.Batch = None,
-    seq: options.Sequence = None,
-    settings: options.Settings = None,
-    dtype: options.NumberType = None,
-    device: options.Device = None,
-    costs: options.CostSource = None,
-    outputs: options.Outputs = None,
-    fidelity: options.FidelityChoice = options.Fidelity.bitwise,
-    error_budget: options.ErrorBudget = 0.01,
-    codecs: options.Codecs = None,
-    time_limit: options.TimeLimit = inf,
+    plot: options.Picture = None,
     as_json: options.AsJson = False,
 ) -> None:
     """The frontier of peak against extra time, from everything kept to the smallest feasible peak."""
     with speaking():
         check_picture(plot)
-        approximation = fidelity, error_budget, codecs
-        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs, *approximation)
+        subject = subject_of(model, asked)
         from .plan_file import summary_of
         from .rewrite import sweep as sweep_step
         from .tables import spread_out
 
         # a picture's line needs more plans than a table has rows
         fine = max(count, _PLANS_DRAWN) if plot is not None else count
-        all_plans = sweep_step(subject.model, (), subject.batch, count=fine, time_limit=time_limit, **subject.options)
+        all_plans = sweep_step(
+            subject.model, (), subject.batch, count=fine, time_limit=asked.time_limit, **subject.options
+        )
         plans = spread_out(all_plans, count)
         told: dict[str, Any] = {"request": subject.request.to_dict(), "plans": [summary_of(one) for one in plans]}
         if plot is not None:
@@ -173,33 +149,23 @@ def sweep(
 
 
 @app.command()
+@options.with_options
 def verify(
     model: options.Model,
     budget: options.Budget,
+    asked: options.PlanOptions,
+    padded: options.Padded = False,
+    solver: options.Solver = "auto",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to compare.")] = 3,
     pairs: Annotated[int, typer.Option(min=0, help="Pairs of steps to time, eager and rewritten in turn.")] = 0,
-    batch: options.Batch = None,
-    seq: options.Sequence = None,
-    padded: options.Padded = False,
-    settings: options.Settings = None,
-    dtype: options.NumberType = None,
-    device: options.Device = None,
-    costs: options.CostSource = None,
-    outputs: options.Outputs = None,
-    fidelity: options.FidelityChoice = options.Fidelity.bitwise,
-    solver: options.Solver = "auto",
-    error_budget: options.ErrorBudget = 0.01,
-    codecs: options.Codecs = None,
-    time_limit: options.TimeLimit = inf,
     as_json: options.AsJson = False,
 ) -> None:
     """Trains in eager and rewritten side by side: same results, and within the budget? Exits with 1 if not."""
     with speaking():
         check_budget(budget)
         check_solver(solver)
-        refuse_elsewhere(device)
-        approximation = fidelity, error_budget, codecs
-        subject = subject_of(model, settings, batch, seq, dtype, device, costs, outputs, *approximation, padded)
+        refuse_elsewhere(asked.device)
+        subject = subject_of(model, asked, padded)
         from .tables import show, verify_text
         from .verify import verify as verify_step
 
@@ -211,7 +177,7 @@ def verify(
             steps=steps,
             timed_pairs=pairs,
             solver=solver,
-            time_limit=time_limit,
+            time_limit=asked.time_limit,
             **subject.options,
         )
         if as_json:

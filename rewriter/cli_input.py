@@ -5,38 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli_options import Costs, Fidelity
+from .cli_options import PlanOptions, StepOptions
 from .cli_output import check_target
 
 if TYPE_CHECKING:
     from .request import Subject
 
 
-def subject_of(
-    model: str,
-    settings: list[str] | None,
-    batch: int | None,
-    sequence: int | None,
-    dtype: str | None,
-    device: str | None,
-    costs: Costs | None,
-    outputs: list[str] | None,
-    fidelity: Fidelity = Fidelity.bitwise,
-    error_budget: float = 0.01,
-    codecs: list[str] | None = None,
-    padded: bool = False,
-) -> Subject:
+def subject_of(model: str, asked: StepOptions, padded: bool = False) -> Subject:
     """The model and the batch that the options ask for. Raises ValueError for options that do not go together."""
     from .model_options import parse_settings
     from .planning import Options
     from .request import Request, build
 
-    names = {"outputs": tuple(outputs) if outputs else None, "codecs": tuple(codecs) if codecs else None}
-    how = {"fidelity": fidelity.value, "error_budget": error_budget, **names}
-    Options(**how)  # refuses before the model is built
-    cost_source = costs.value if costs is not None else None
-    request = Request(model, parse_settings(settings or ()), batch, sequence, dtype, device, padded, cost_source, **how)
-    return build(request)
+    if isinstance(asked, PlanOptions):
+        Options(**asked.approximation)  # refuses before the model is built
+    return build(Request(model, parse_settings(asked.settings or ()), padded=padded, **asked.request))
 
 
 def check_budget(budget: str) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -108,3 +113,73 @@ ActivationName = Annotated[
 ]
 Bits = Annotated[int, typer.Option(help="Of a code, 1 to 8.", show_default=False)]
 Weight = Annotated[str, typer.Option(help="Of inputs: uniform:LOW,HIGH or normal:MEAN,STD.")]
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What every command on a model's step asks of it."""
+
+    batch: Batch = None
+    seq: Sequence = None
+    settings: Settings = None
+    dtype: NumberType = None
+    device: Device = None
+    costs: CostSource = None
+    outputs: Outputs = None
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What a `Request` is told of it, all but the model and its settings."""
+        return {
+            "batch": self.batch,
+            "sequence": self.seq,
+            "dtype": self.dtype,
+            "device": self.device,
+            "costs": self.costs.value if self.costs is not None else None,
+            "outputs": tuple(self.outputs) if self.outputs else None,
+        }
+
+
+@dataclass(frozen=True)
+class PlanOptions(StepOptions):
+    """What every command that plans asks besides."""
+
+    fidelity: FidelityChoice = Fidelity.bitwise
+    error_budget: ErrorBudget = 0.01
+    codecs: Codecs = None
+    time_limit: TimeLimit = inf
+
+    @property
+    def approximation(self) -> dict[str, Any]:
+        """What `planning.Options` checks together."""
+        codecs = tuple(self.codecs) if self.codecs else None
+        return {"fidelity": self.fidelity.value, "error_budget": self.error_budget, "codecs": codecs}
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What a `Request` is told of it, all but the model and its settings."""
+        return super().request | self.approximation
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with options of its own in the place of the one parameter that holds them together."""
+    kinds = get_type_hints(command, include_extras=True)
+    together = next(name for name, kind in kinds.items() if is_dataclass(kind))
+    options = fields(kinds[together])
+    option_kinds = get_type_hints(kinds[together], include_extras=True)
+
+    @wraps(command)
+    def called(**given: Any) -> None:
+        own = {option.name: given.pop(option.name) for option in options}
+        command(**given, **{together: kinds[together](**own)})
+
+    parameters: list[Parameter] = []
+    for one in signature(command).parameters.values():
+        if one.name == together:
+            apart = ((option.name, option.default, option_kinds[option.name]) for option in options)
+            parameters += [Parameter(name, one.kind, default=value, annotation=kind) for name, value, kind in apart]
+        else:
+            parameters.append(one.replace(annotation=kinds[one.name]))
+    called.__signature__ = Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    called.__annotations__ = {one.name: one.annotation for one in parameters}
+    return called
