@@ -11,8 +11,9 @@ start. A seed stands for the weights and for each step's random numbers, the sam
 batches in the same order. The loss is the mean over the last fifth of the steps.
 
 "added" is the variance that codes add to the gradient, as a share of that which it has from batch to batch: as
-predicted at the start; as measured there on some of the batches, of all parameters together, and as the mean share of
-each element, which is what AdamW sees, as it divides each by its own size; and both where exact training ended.
+predicted at the start; as measured there on some of the batches; and where exact training ended. "of an element" is
+the share of a single element's variance that is noise of codes, in the mean: what AdamW sees, which divides each by its
+own size, and what a sum over all parameters hides where some have much smaller gradients than others.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Batches = Sequence[dict[str, Tensor]]
 class Report:
     """One model: the last losses of each seed, what is encoded, and what that adds (shares of the own variance).
 
-    measured: at the start and at the end, of all together and in the mean over elements.
+    measured: at the start and at the end, of all together and of single elements.
     """
 
     name: str
@@ -141,16 +142,19 @@ def last_loss(model: Any, batches: Batches, seed: int) -> float:
 
 
 def added_variance(model: Any, small: Any, batches: Batches) -> tuple[float, float]:
-    """The mean of ‖ĝ − g‖² over the batches, divided by the variance of g from one batch to the next: of the whole
-    gradient, and the mean over its elements of the same for each (those left out that are the same in all batches)."""
+    """The mean of ‖ĝ − g‖² over the batches beside the variance of g from one batch to the next.
+
+    Of the whole gradient their ratio; of single elements the share of both that is noise, in the mean over those that
+    are not the same in all batches.
+    """
     gradients, errors = [], []
     for seed, batch in enumerate(batches):
         exact, found = (_gradient(one, batch, seed) for one in (model, small))
         gradients.append(exact)
         errors.append((found - exact).square_())
     variance, error = torch.stack(gradients).var(0).double(), torch.stack(errors).mean(0).double()
-    moving = variance > 0
-    return float(error.sum() / variance.sum()), float((error[moving] / variance[moving]).mean())
+    single = (error / (error + variance))[variance > 0]
+    return float(error.sum() / variance.sum()), float(single.mean())
 
 
 def _gradient(model: Any, batch: dict[str, Tensor], seed: int) -> Tensor:
@@ -164,7 +168,7 @@ def _gradient(model: Any, batch: dict[str, Tensor], seed: int) -> Tensor:
 
 def told(report: Report) -> str:
     """A line for each seed, and what they come to."""
-    at_start, at_end = (f"{whole:.2%} ({single:.2%} per element)" for whole, single in report.measured)
+    at_start, at_end = (f"{whole:.2%} ({single:.0%} of an element)" for whole, single in report.measured)
     lines = [
         f"{report.name}: {report.steps} steps; {report.encoded} values in {report.kept_ratio:.2f} of their bytes, "
         f"{report.products_again} products again",
