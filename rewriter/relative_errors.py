@@ -19,7 +19,7 @@ ALL_GRADIENTS = "all gradients together"
 # by far more: eager itself lies 2e-7 to 5e-5 from float64.
 _LIMITS = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # One parameter alone may be off by more: at most 4 times as much was measured, 4e-6 in float32.
-_ALONE = 4.0
+ALONE = 4.0
 # A gradient that cancels to nothing (of attention's key biases) has the rounding of its terms. It is compared with
 # gradients a hundredth as large as the average element, so what is wrong passes only if 4e-7 of the average, or less.
 _SMALL = 1e-2
@@ -70,7 +70,7 @@ def errors_of(first: Told, second: Told, limit: float, noise: float = 0.0) -> li
         if what.startswith(GRADIENT):
             least = 0.0 if one is None else _SMALL * average * math.sqrt(one.numel())
             if not noise:
-                errors.append(Error(what, _share(off, max(_norm([one]), least)), _ALONE * limit))
+                errors.append(Error(what, _share(off, max(_norm([one]), least)), ALONE * limit))
             squares += off * off
         else:
             errors.append(Error(what, _share(off, _norm([one])), limit))

@@ -54,6 +54,14 @@ class Replay:
                 for node in self._in_storage.pop(self.posed.storages[instruction.value], ()):
                     self.made.pop(node, None)
 
+    def release(self, op: int) -> None:
+        """Frees what an operation has read, held or not, if no operation reads it later in trace order."""
+        problem = self.posed.problem
+        for value in problem.ops[op].reads:
+            if problem.readers[value][-1] == op and not problem.values[value].resident:
+                for node in self._in_storage.pop(self.posed.storages[value], ()):
+                    self.made.pop(node, None)
+
     def operands(self, kernel: Kernel) -> list[fx.Node]:
         """What a kernel reads of the floating-point values that have been made, each once: not its views."""
         inside = set(kernel.calls)

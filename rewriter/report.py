@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..solvers.plan import Plan
+from .audit import Audit
 from .bytes_text import format_bytes
 from .comparison import Difference
+from .gradient_noise import NoiseFound
 from .plan_file import summary_of
-from .relative_errors import Error
+from .relative_errors import GRADIENT, Error
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Report:
     drops what forward returned, but for the loss, before backward. time_ratio: median over pairs of rewritten / eager.
     errors: where results may be rounded, the largest relative error of each kind, with its limit; else none.
     predicted_error: the relative error of all gradients together that approximate codes are predicted to cause.
+    audit: what single codes do to their values and to the gradient, predicted and measured. noise: what all of them do
+    to each gradient, over a few draws; None if nothing is approximate.
     """
 
     name: str
@@ -38,6 +43,8 @@ class Report:
     notes: tuple[str, ...] = ()
     errors: tuple[Error, ...] = ()
     predicted_error: float = 0.0
+    audit: Audit = field(default_factory=Audit)
+    noise: NoiseFound | None = None
 
     @property
     def same_results(self) -> bool:
@@ -63,8 +70,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Same results, within budget, as predicted."""
-        return self.same_results and self.within_budget and self.predicted
+        """Same results, within budget, as predicted, no code at fault."""
+        return self.same_results and self.within_budget and self.predicted and not self.faults
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with approximate codes, in words."""
+        return (*self.audit.faults, *(self.noise.faults if self.noise is not None else ()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and texts, for JSON."""
@@ -81,6 +93,9 @@ class Report:
             "unstable": list(self.unstable),
             "errors": [asdict(one) for one in self.errors],
             "predicted_error": self.predicted_error,
+            "audit": self.audit.to_dict(),
+            "noise": self.noise.to_dict() if self.noise is not None else None,
+            "faults": list(self.faults),
             "eager_peak_bytes": self.eager_peak_bytes,
             "measured_peak_bytes": self.measured_peak_bytes,
             "dropped_peak_bytes": self.dropped_peak_bytes,
@@ -107,16 +122,29 @@ class Report:
         if self.time_ratio is not None:
             rows.append(("step time / eager's", f"{self.time_ratio:.3f} (median of {self.timed_pairs} pairs)"))
         if self.predicted_error:
-            added = f"{plan.encoding_error:.2%} of the gradient's own, limit {plan.problem.error_budget:.2%}"
+            added = f"{_share(plan.encoding_error)} of the gradient's own, limit {plan.problem.error_budget:.2%}"
             rows.append(("variance added, predicted", added))
+            rows += self._noise()
             rows.append(("relative error, predicted", f"{self.predicted_error:.1e}: all gradients together"))
         rows += [("relative error", f"{one.relative:.1e}, limit {one.limit:.0e}: {one.what}") for one in self.errors]
         rows.append(("results" if self.errors else "bits", self._compared()))
         width = max(len(name) for name, _ in rows)
         lines = [f"{self.name}: {'verified' if self.ok else 'NOT VERIFIED'}"]
         lines += [f"  {name:<{width}}  {value}" for name, value in rows]
+        lines += [f"  WRONG: {fault}" for fault in self.faults]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    def _noise(self) -> Iterator[tuple[str, str]]:
+        """What draws of the codes' noise show."""
+        if self.noise is None:
+            return
+        draws, together = self.noise.draws, self.noise.together
+        yield "  measured over draws", f"{_share(together.measured)}, limit {_share(together.limit)}, {draws} draws"
+        yield "  the same in all draws", f"{_share(max(self.noise.bias, 0.0))}, limit {_share(self.noise.bias_limit)}"
+        furthest = max(self.noise.alone, key=lambda one: one.measured / one.limit if one.limit else 0.0)
+        told = f"{_share(furthest.measured)}, limit {_share(furthest.limit)}"
+        yield "  of that nearest its limit", f"{told}: {furthest.what.removeprefix(GRADIENT)}"
 
     def _compared(self) -> str:
         if self.differences:
@@ -126,3 +154,8 @@ class Report:
             alike = "within the limits" if self.errors else "equal"
             told = f"{alike}: {self.compared} tensors after each of {self.steps} steps"
         return told + (f"; {len(self.unstable)} differ between two runs of eager" if self.unstable else "")
+
+
+def _share(part: float) -> str:
+    """A share of the gradient's own variance: in per cent, unless it is next to nothing."""
+    return f"{part:.2%}" if part >= 1e-3 else f"{part:.1e}"

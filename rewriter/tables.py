@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..solvers.plan import Plan
+from .audit_shown import audit_text
 from .bytes_text import format_bytes
 from .module_summary import ModuleSummary, module_summaries
 from .name_groups import grouped
@@ -97,7 +98,8 @@ def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:
 
 def verify_text(title: str, report: Report) -> RenderableType:
     """What verification found."""
-    return Group(Text(title, style="bold"), Text(str(report)))
+    shown = [audit_text(report.audit, new_table(None))] if report.audit.values else []
+    return Group(Text(title, style="bold"), Text(str(report)), *shown)
 
 
 def spread_out(plans: Sequence[Plan], count: int) -> list[Plan]:

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from .audit import MOST_VALUES, audit_of
 from .capture import bind
 from .chosen_outputs import is_named
 from .comparison import GENERATOR, STEPPED, Comparison
+from .gradient_noise import GradientNoise, NoiseFound
 from .measure_peak import measure_peak
 from .planning import Options, PlannedStep, Situation, device_of, situation_of
 from .relative_errors import GRADIENT, limit_of
@@ -22,6 +24,7 @@ from .rewrite import rewrite
 from .structure import flatten
 
 _LEARNING_RATE = 1e-3
+_DRAWS = 5  # of the noise of approximate codes
 
 
 def verify(
@@ -32,6 +35,7 @@ def verify(
     *,
     steps: int = 3,
     timed_pairs: int = 0,
+    audited: int = MOST_VALUES,
     make_optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
     **options: Any,
 ) -> Report:
@@ -45,7 +49,10 @@ def verify(
     after each step, bit for bit. With a looser one each step begins from eager's parameters and buffers, as training
     magnifies what is rounded (AdamW divides a gradient by its own size): outputs, gradients and buffers are held to
     limits of their relative errors, which follow the dtype (`relative_errors.limit_of`), the generator bit for bit.
-    With "approximate" all gradients together are held to what the codes of the plan are predicted to add to them.
+    With "approximate" all gradients together are held to what the codes of the plan are predicted to add to them; five
+    more draws at the first parameters hold each parameter's gradient to what it is predicted to get, and their mean to
+    the exact gradient (`gradient_noise`). At most `audited` of the values that are kept approximately are given back as
+    decoded, each alone (`audit`).
 
     Raises what `rewrite` raises; ValueError for a dtype whose rounding has not been measured.
     """
@@ -60,6 +67,8 @@ def verify(
         runners = [_Runner(module, args, kwargs, options, make_optimizer, constants) for module in modules]
         limit = None if first.costs.options.fidelity == "bitwise" else limit_of(_dtypes_made(first))
         comparison = Comparison(limit, noise_of(first))
+        audit = audit_of(first, runners[2].situation().tensors, audited)
+        noise = _noise_found(GradientNoise.of(first, limit), runners) if limit is not None else None
         for step in range(steps):
             if limit is not None:
                 for runner in runners[1:]:
@@ -83,7 +92,18 @@ def verify(
         notes=first.posed.problem.notes,
         errors=comparison.errors,
         predicted_error=_relative(comparison.noise, first),
+        audit=audit,
+        noise=noise,
     )
+
+
+def _noise_found(noise: GradientNoise | None, runners: Sequence[_Runner]) -> NoiseFound | None:
+    """What draws at the first parameters show of the noise of codes."""
+    if noise is None:
+        return None
+    for seed in range(_DRAWS):
+        noise.add(*(runner.gradients(seed) for runner in (runners[0], runners[2])))
+    return noise.found()
 
 
 def noise_of(planned: PlannedStep) -> float:
@@ -134,21 +154,13 @@ class _Runner:
 
     def step(self, seed: int) -> dict[str, torch.Tensor | None]:
         """One optimizer step; everything there is to compare, by name."""
-        torch.manual_seed(seed)
-        # Under a context that spans steps, eager would go on with the casts of parameters from before they changed.
-        torch.clear_autocast_cache()
-        self.clear()
-        outputs, structure = flatten(self.model(*self.args, **self.kwargs), "output")
-        self._backward(outputs, structure.names)
+        outputs, names = self._forward_and_backward(seed)
         told: dict[str, torch.Tensor | None] = {
             f"output {name}": output.detach().clone()
-            for name, output in zip(structure.names, outputs, strict=True)
+            for name, output in zip(names, outputs, strict=True)
             if self.returned is None or is_named(name, self.returned)
         }
-        for name, parameter in self.model.named_parameters():
-            told[f"{GRADIENT}{name}"] = None if parameter.grad is None else parameter.grad.clone()
-        for index, tensor in enumerate(self._inputs()):
-            told[f"{GRADIENT}input {index}"] = None if tensor.grad is None else tensor.grad.clone()
+        told |= {what: None if grad is None else grad.clone() for what, grad in self._grads().items()}
         if self.optimizer is not None:
             self.optimizer.step()
         told |= {f"{STEPPED}{name}": p.detach().clone() for name, p in self.model.named_parameters()}
@@ -157,6 +169,27 @@ class _Runner:
         if self.device.type == "cuda":
             told["generator state on the device"] = torch.cuda.get_rng_state(self.device)
         return told
+
+    def gradients(self, seed: int) -> dict[str, torch.Tensor | None]:
+        """All gradients of one forward and backward, by name; none is left behind."""
+        self._forward_and_backward(seed)
+        found = self._grads()
+        self.clear()
+        return found
+
+    def _forward_and_backward(self, seed: int) -> tuple[list[torch.Tensor], Sequence[str]]:
+        """The outputs, with their names."""
+        torch.manual_seed(seed)
+        # Under a context that spans steps, eager would go on with the casts of parameters from before they changed.
+        torch.clear_autocast_cache()
+        self.clear()
+        outputs, structure = flatten(self.model(*self.args, **self.kwargs), "output")
+        self._backward(outputs, structure.names)
+        return outputs, structure.names
+
+    def _grads(self) -> dict[str, torch.Tensor | None]:
+        told = {f"{GRADIENT}{name}": parameter.grad for name, parameter in self.model.named_parameters()}
+        return told | {f"{GRADIENT}input {index}": tensor.grad for index, tensor in enumerate(self._inputs())}
 
     def take_over(self, other: _Runner) -> None:
         """Takes the values of another copy's parameters and buffers."""

@@ -1,0 +1,226 @@
+"""An audit measures what each code does to its value and to the gradient, and finds codes that are wrong."""
+
+import gc
+import json
+import math
+
+import lowtide
+import pytest
+import torch
+from lowtide.passes.encodings import Coding
+from lowtide.rewriter import runtime
+from lowtide.rewriter.audit import audit_of
+from lowtide.rewriter.planning import Options, capture_and_pose, situation_of
+from lowtide.rewriter.replay import Replay
+from lowtide.rewriter.sensitivity import SEED, Sensitivity
+from lowtide.rewriter.tables import show, verify_text
+from lowtide.solvers.encoded import encoded_schedule, with_codes
+from lowtide.solvers.keep_all import trace_order
+from lowtide.solvers.liveness import schedule_of
+from lowtide.solvers.recoding import encodable
+from lowtide.solvers.simulate import make_plan
+from small_models import small_model
+from torch import nn
+
+OPTIONS = {"fidelity": "approximate", "costs": "flops", "error_budget": math.inf}
+CPU = torch.device("cpu")
+MIXED = ("4-bit groups", "3-bit groups, spread", "8-bit groups", "2-bit groups")
+
+
+class Perceptron(nn.Module):
+    """Layers with a norm and smooth activations between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = [nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Tanh()) for _ in range(2)]
+        self.layers, self.last = nn.Sequential(*parts), nn.Linear(64, 10)
+
+    def forward(self, x, labels):
+        """The loss."""
+        return {"loss": nn.functional.cross_entropy(self.last(self.layers(x)), labels)}
+
+
+def network(name: str, dtype: str = "float32"):
+    """A small model and a batch."""
+    torch.manual_seed(0)
+    if name != "perceptron":
+        return small_model(name, dtype=dtype)
+    x = torch.randn(256, 64)
+    return Perceptron(), {"x": x, "labels": (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()}
+
+
+def with_all_encoded(model, batch, names=MIXED):
+    """The plan that keeps all, each value by one of the encodings named, in turn, where it has it."""
+    problem = capture_and_pose(model, (), batch, Options(**OPTIONS, outputs=("loss",))).posed.problem
+    choice = []
+    for place, value in enumerate(encodable(problem)):
+        told = [encoding.name for encoding in problem.values[value].encodings]
+        wanted = [*names[place % len(names) :], *names]
+        found = next((n for name in wanted for n, one in enumerate(told) if one.startswith(name)), None)
+        choice += [(value, found)] if found is not None else []
+    order = with_codes(problem, tuple(choice), trace_order(problem))
+    return make_plan(problem, encoded_schedule(problem, tuple(choice), order), solver="all encoded")
+
+
+def verified(model, batch, plan):
+    """The report on a plan."""
+    options = {**OPTIONS, "outputs": ["loss"], "steps": 1, "plan": plan}
+    return lowtide.verify(model, plan.peak_bytes, (), batch, **options)
+
+
+@pytest.fixture(scope="module")
+def coded():
+    """A network, a batch and a plan with codes."""
+    model, batch = network("perceptron")
+    return model, batch, with_all_encoded(model, batch)
+
+
+@pytest.fixture(scope="module")
+def case(coded):
+    """A planned step, and the tensors that it starts from."""
+    model, batch, plan = coded
+    small = lowtide.rewrite(model, plan.peak_bytes, (), batch, plan=plan, outputs=["loss"], **OPTIONS)
+    planned = small.lowtide.planned
+    return planned, situation_of(small, (), batch, Options(), CPU, planned.costs.captured.constants).tensors
+
+
+@pytest.fixture(scope="module")
+def found(case):
+    return audit_of(*case)
+
+
+def test_all_values_are_audited_if_they_are_few(case, found):
+    planned, _ = case
+    plan = planned.plan
+    assert len(found.values) == found.encoded == len(plan.encoded) > 4
+    for one, (value, number) in zip(found.values, sorted(plan.encoded), strict=True):
+        encoding = plan.problem.values[value].encodings[number]
+        assert (one.codec, one.predicted, one.code_bytes) == (encoding.name, encoding.error, encoding.size_bytes)
+        assert one.size_bytes == plan.problem.values[value].size_bytes
+        assert one.module in {op.module for op in plan.problem.ops}
+        if "bit groups" in one.codec:
+            assert one.bits == pytest.approx(int(one.codec[0]) + 32 / 256, rel=0.01)
+    assert found.told == f"all {found.encoded} values that are kept approximately"
+
+
+def test_what_is_measured_is_what_was_predicted_in_all_and_the_value_s_error_its_own(case, found):
+    planned, _ = case
+    assert sum(one.measured for one in found.values) == pytest.approx(planned.plan.encoding_error, rel=1.0)
+    for one in found.values:
+        low, high = {"8": (1e-6, 1e-3), "4": (1e-3, 0.1), "3": (0.01, 0.3), "2": (0.02, 1.5)}[one.codec[0]]
+        assert low < one.value_error < high, one
+
+
+def test_what_one_value_adds_is_what_the_step_itself_gives_with_it(case, found):
+    planned, tensors = case
+    problem = planned.plan.problem
+    schedule = schedule_of(problem, trace_order(problem))
+    index = max(range(len(found.values)), key=lambda number: found.values[number].measured)
+    value, number = sorted(planned.plan.encoded)[index]
+    storage = planned.posed.storages[value]
+
+    def gradients(coded: bool) -> torch.Tensor:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            replay, told = Replay(planned.step, planned.posed, tensors, CPU), []
+            for kernel, _ in replay.run(schedule):
+                if kernel.role == "tangent" and coded:
+                    (node,) = [n for n in replay.made if planned.step.storage_of[n] == storage]
+                    coding = planned.posed.codings[storage][number]
+                    replay.made[node] = coding.coded(replay.made[node], 77)
+                if kernel.role == "accumulate":
+                    told.append(replay.value(kernel.calls[0]).double().flatten())
+            return torch.cat(told)
+
+    squares = float((gradients(True) - gradients(False)).square().sum())
+    own = planned.costs.sensitivity.own_variance
+    assert found.values[index].measured == pytest.approx(squares / own, rel=0.3)
+
+
+def test_a_sample_has_every_codec_and_the_largest(case, found):
+    planned, tensors = case
+    codecs = {one.codec for one in found.values}
+    few = audit_of(planned, tensors, len(codecs))
+    assert {one.codec for one in few.values} == codecs and len(few.values) == len(codecs) < few.encoded
+    assert max(one.predicted for one in found.values) == max(one.predicted for one in few.values)
+    assert few.told.startswith(f"{len(few.values)} of {few.encoded} values")
+    assert audit_of(planned, tensors, 0).values == ()
+
+
+def test_an_audit_frees_what_it_makes():
+    model, batch = network("llama")
+    plan = with_all_encoded(model, batch)
+    small = lowtide.rewrite(model, plan.peak_bytes, (), batch, plan=plan, outputs=["loss"], **OPTIONS)
+    planned = small.lowtide.planned
+    tensors = situation_of(small, (), batch, Options(), CPU, planned.costs.captured.constants).tensors
+    schedule = schedule_of(plan.problem, trace_order(plan.problem))
+
+    def replay() -> None:
+        with torch.no_grad():
+            for _ in Replay(planned.step, planned.posed, tensors, CPU).run(schedule):
+                pass
+
+    gc.disable()
+    try:
+        assert lowtide.measure_peak(lambda: audit_of(planned, tensors)) <= 1.25 * lowtide.measure_peak(replay)
+    finally:
+        gc.enable()
+
+
+def test_an_audit_leaves_the_generator_alone(case):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    audit_of(*case, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "gpt2", "llama", "bert", "resnet"])
+def test_a_right_plan_passes_and_its_report_shows_what_was_audited(name, capsys):
+    model, batch = network(name)
+    report = verified(model, batch, with_all_encoded(model, batch))
+    assert report.ok and report.faults == () and report.audit.values, "\n".join((str(report), *report.faults))
+    assert report.noise.together.measured == pytest.approx(report.plan.encoding_error, rel=1.0)
+    assert report.noise.bias < report.noise.bias_limit
+    told = json.loads(json.dumps(report.to_dict()))
+    assert len(told["audit"]["values"]) == len(report.audit.values) and told["faults"] == []
+    show(verify_text("case", report))
+    text = capsys.readouterr().out
+    assert report.audit.told in " ".join(text.split()) and "measured over draws" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_biased_codec_is_found_by_the_name_of_its_value(coded, monkeypatch):
+    right = Coding.coded
+
+    def scaled(self, value, seed):
+        told = right(self, value, seed)
+        return told * 0.9 if self.codec.name == "8-bit groups" else told
+
+    monkeypatch.setattr(Coding, "coded", scaled)
+    report = verified(*coded)
+    assert not report.ok and "WRONG: 8-bit groups of " in str(report)
+    assert all("8-bit groups of" in fault and "two seeds' errors are alike" in fault for fault in report.audit.faults)
+
+
+def test_a_codec_that_draws_the_same_in_each_step_is_found(coded, monkeypatch):
+    monkeypatch.setattr(runtime, "_next_number", lambda: 12345)
+    report = verified(*coded)
+    assert not report.ok
+    fault = report.faults[-1]
+    assert "the mean over 5 draws does not come nearer to the gradient" in fault and "gradient of layers." in fault
+
+
+def test_noise_that_was_not_predicted_is_found_by_the_name_of_its_gradient(coded, monkeypatch):
+    right = Sensitivity.by_gradient
+    monkeypatch.setattr(
+        Sensitivity, "by_gradient", lambda self, chosen: {s: 0.01 * told for s, told in right(self, chosen).items()}
+    )
+    faults = verified(*coded).faults
+    assert any(fault.startswith("all gradients together: codes add") for fault in faults)
+    assert any(fault.startswith("gradient of layers.0") and "was predicted" in fault for fault in faults)
+
+
+def test_nothing_is_audited_where_nothing_is_approximate():
+    model = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4))
+    report = lowtide.verify(model, "100%", (torch.randn(8, 16),), steps=1, fidelity="approximate", costs="flops")
+    assert report.ok and report.audit.values == () and report.noise is None
