@@ -58,13 +58,15 @@ def coded(model, batch, family, order_of=trace_order, only=None):
 
 
 def step(model, batch, seed=None):
-    """The loss and all gradients of a step, after which the model has none."""
+    """The loss and all gradients of a step, the inputs' last; they are taken away afterwards."""
     if seed is not None:
         torch.manual_seed(seed)
     loss = model(**batch)["loss"]
     loss.backward()
-    gradients = [parameter.grad for parameter in model.parameters()]
-    model.zero_grad()
+    leaves = [leaf for leaf in (*model.parameters(), *batch.values()) if leaf.requires_grad]
+    gradients = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
     return loss.detach(), gradients
 
 
@@ -74,7 +76,7 @@ def flat(gradients):
 
 
 def check_noise(model, small, batch, draws):
-    """Asserts that noise has no mean and the variance foretold, within a quarter; gives its vectors."""
+    """Asserts that noise has no mean and the variance foretold, within a quarter."""
     exact_loss, exact = step(model, batch)
     noise = []
     for seed in range(draws):
@@ -87,7 +89,6 @@ def check_noise(model, small, batch, draws):
     assert told == pytest.approx(variance, rel=0.25)
     # of independent noise the mean over n draws keeps an n-th of the energy
     assert float(noise.mean(0).square().sum()) < 1.5 * variance / draws
-    return noise
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,27 +132,24 @@ def test_what_cannot_be_chosen_is_refused(options, message):
 
 
 def test_a_planner_that_is_allowed_nothing_but_sketches_takes_them_where_they_save_time():
-    model, batch = case(pairs=3, width=64, inner=64)
+    model, batch = case(width=96, inner=96)
     plans = lowtide.sweep(model, (), batch, **OPTIONS, codecs=["gaussian"], count=20)
     best = max(plans, key=lambda plan: len(plan.encoded))
     assert len(best.encoded) > 1
     small = lowtide.rewrite(model, best.peak_bytes, (), batch, plan=best, **OPTIONS, codecs=["gaussian"])
     assert "lowtide.sketch.default(" in small.code
-    check_noise(model, small, batch, 300)
+    check_noise(model, small, batch, 200)
 
 
 @pytest.mark.parametrize("family", METHODS)
 def test_weights_alone_have_noise_without_bias_and_as_large_as_foretold(family):
-    model, batch = case()
-    check_noise(model, coded(model, batch, family), batch, 60)
+    model, batch = case(width=64, inner=64)  # noise in fewer dimensions scatters more, and one draw of it foretells it
     batch["x"].requires_grad_()
-    small, exact, noisy = coded(model, batch, family), [], []
-    for one, found in ((model, exact), (small, noisy)):
-        found += step(one, batch)[1]
-        found.append(batch["x"].grad)
-        batch["x"].grad = None
+    small = coded(model, batch, family)
+    check_noise(model, small, batch, 40)
     names = [*(name for name, _ in model.named_parameters()), "x"]
-    different = [name for name, *both in zip(names, exact, noisy, strict=True) if not torch.equal(*both)]
+    both = zip(names, step(model, batch)[1], step(small, batch)[1], strict=True)
+    different = [name for name, exact, noisy in both if not torch.equal(exact, noisy)]
     assert different == ["pairs.0.1.weight", "pairs.1.0.weight", "pairs.1.1.weight"]
 
 
@@ -208,7 +206,8 @@ class Bottleneck(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.narrow, self.near, self.wide = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 16, 1)
+        self.narrow, self.wide = nn.Conv2d(48, 32, 1), nn.Conv2d(32, 48, 1)
+        self.near = nn.Conv2d(32, 32, 3, padding=1)
 
     def forward(self, x, y):
         """The loss."""
@@ -217,12 +216,12 @@ class Bottleneck(nn.Module):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("family", ["rows", "norms", "gaussian", "hadamard"])
+@pytest.mark.parametrize("family", ["rows", "gaussian"])
 def test_convolutions_read_some_pixels_or_sketches_of_them_without_bias(family, layout):
     torch.manual_seed(0)
     model = Bottleneck().to(memory_format=layout)
-    x, y = (torch.randn(4, 16, 12, 12).to(memory_format=layout) for _ in range(2))
+    x, y = (torch.randn(8, 48, 8, 8).to(memory_format=layout) for _ in range(2))
     small = coded(model, {"x": x, "y": y}, family)
     assert len(small.plan.encoded) == 2
     assert small.code.count("dim=1") == 4  # encoded and decoded
-    check_noise(model, small, {"x": x, "y": y}, 60)
+    check_noise(model, small, {"x": x, "y": y}, 40)
