@@ -136,6 +136,8 @@ def test_a_planner_that_is_allowed_nothing_but_sketches_takes_them_where_they_sa
     plans = lowtide.sweep(model, (), batch, **OPTIONS, codecs=["gaussian"], count=20)
     best = max(plans, key=lambda plan: len(plan.encoded))
     assert len(best.encoded) > 1
+    report = lowtide.verify(model, best.peak_bytes, (), batch, plan=best, **OPTIONS, codecs=["gaussian"])
+    assert report.ok and report.measured_peak_bytes == best.peak_bytes
     small = lowtide.rewrite(model, best.peak_bytes, (), batch, plan=best, **OPTIONS, codecs=["gaussian"])
     assert "lowtide.sketch.default(" in small.code
     check_noise(model, small, batch, 200)
@@ -225,3 +227,5 @@ def test_convolutions_read_some_pixels_or_sketches_of_them_without_bias(family, 
     assert len(small.plan.encoded) == 2
     assert small.code.count("dim=1") == 4  # encoded and decoded
     check_noise(model, small, {"x": x, "y": y}, 40)
+    above = lowtide.measure_peak(lambda: small(x=x, y=y)["loss"].backward())
+    assert above + small.plan.problem.resident_bytes == small.plan.peak_bytes
