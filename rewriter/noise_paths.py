@@ -1,21 +1,35 @@
-"""Where noise goes in backward: from the kernels that read a code to the gradients of parameters, as energies."""
+"""Where noise goes in backward: from the kernels that read a code to the gradients of parameters, as energies.
+
+Noise on a gradient is of three kinds, which the layers below do not treat alike:
+
+    aligned     along the gradient, row by row (the last dimension), each row times a factor of its own, as where a
+                norm's deviation is off: a gradient lies along the directions that weights let through most;
+    fresh       the rest of what a code has just brought, nearly white;
+    travelled   the rest of what has passed a kernel, which has turned it towards those directions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
 from .sources import Source
+
+Place = tuple[fx.Node, str]
+"""A gradient and a kind of noise on it."""
+
+_KINDS = ("aligned", "fresh", "travelled")
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
     """Where noise of energy 1 in `source` goes: energy `gain` in `target`."""
 
-    source: fx.Node
-    target: fx.Node
+    source: Place
+    target: Place
     gain: float
 
 
@@ -25,7 +39,7 @@ class Noise:
 
     storage: int
     number: int
-    target: fx.Node
+    target: Place
     energy: float
 
 
@@ -33,7 +47,7 @@ class Noise:
 class NoisePaths:
     """All flows and noises of a step, in the order of its kernels, and the nodes at which gradients are finished.
 
-    Noise is white and its parts are independent, so that energies add up.
+    Parts of noise are taken for independent, so that energies add up.
     """
 
     flows: list[Flow] = field(default_factory=list)
@@ -42,9 +56,10 @@ class NoisePaths:
 
     def added(self) -> dict[tuple[int, int], float]:
         """By storage and number of its coding: the energy that it adds to all gradients together."""
-        worth: dict[fx.Node, float] = {}
+        worth: dict[Place, float] = {}
         for node, _ in self.finals:
-            worth[node] = worth.get(node, 0.0) + 1.0
+            for kind in _KINDS:
+                worth[node, kind] = worth.get((node, kind), 0.0) + 1.0
         for flow in reversed(self.flows):
             worth[flow.source] = worth.get(flow.source, 0.0) + flow.gain * worth.get(flow.target, 0.0)
         added: dict[tuple[int, int], float] = {}
@@ -62,7 +77,7 @@ class NoisePaths:
         """
         added, chosen = self.added(), set(chosen)
         scale = {key: told.get(key, added[key]) / added[key] for key in chosen if added.get(key)}
-        energy: dict[fx.Node, float] = {}
+        energy: dict[Place, float] = {}
         for noise in self.noises:
             if (noise.storage, noise.number) in scale:
                 more = noise.energy * scale[noise.storage, noise.number]
@@ -72,5 +87,20 @@ class NoisePaths:
                 energy[flow.target] = energy.get(flow.target, 0.0) + flow.gain * energy[flow.source]
         found: dict[Source, float] = {}
         for node, source in self.finals:
-            found[source] = found.get(source, 0.0) + energy.get(node, 0.0)
+            found[source] = found.get(source, 0.0) + sum(energy.get((node, kind), 0.0) for kind in _KINDS)
         return found
+
+
+def split(noise: torch.Tensor, gradient: torch.Tensor, rest: str) -> dict[str, torch.Tensor]:
+    """Noise on a gradient, of its shape, by its kinds; rest: the kind of what does not lie along it."""
+    along = _along(noise, gradient)
+    return {"aligned": along, rest: noise - along}
+
+
+def _along(noise: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Noise projected on the gradient, each row by itself."""
+    if not gradient.dim():
+        return noise
+    squares = gradient.square().sum(-1, keepdim=True)
+    share = (noise * gradient).sum(-1, keepdim=True) / squares
+    return torch.where(squares > 0, share, 0.0) * gradient

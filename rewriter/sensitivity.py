@@ -3,18 +3,21 @@
 Backward is linear in what comes from the loss, so small noise travels through it independently of other noise. One run
 of the step (`replay.Replay`) measures, at each kernel of backward,
 
-    its gain: ‖f(g + n) − f(g)‖² / ‖n‖² for white noise n on each gradient g that it reads, and
+    its gain: ‖f(g + n) − f(g)‖² / ‖n‖² for noise n of each kind (`noise_paths`) on each gradient g that it reads, and
     the noise of a code: ‖f(decode(encode(v))) − f(v)‖² for each value v of forward that it reads and that has codecs.
 
 From the last kernel to the first, S(g) = Σ over readers of gain · S(what it makes) then says by how much noise of
 energy 1 in g raises E‖ĝ − g‖² over all parameters, with S = 1 for the parameters' own gradients; and what a codec adds
-is Σ over readers of noise · S. No kernel of forward runs more often than the schedule says, and a kernel of backward
-once more for each gradient and each codec that it reads; products (matrices, convolutions, attention) are measured with
-one codec of each family, and others of the family are scaled by their squared errors.
+is Σ over readers of noise · S. The noise that there is comes from one code of each value and is followed through
+backward beside the exact gradients. No kernel of forward runs more often than the schedule says, and a kernel of
+backward once more for each gradient and kind of noise, and for each codec that it reads; products (matrices,
+convolutions, attention) are measured with one codec of each family, and its others are scaled by their squared errors.
 
-Codecs that round to the nearest are biased: what they do adds up over samples and layers, as white noise does not. So
-the step runs once more for each of their names, with all values that have such a code as it gives them back, and what
-each adds is raised by as much as all together add more than foretold.
+Energies alone do not tell along which directions noise lies, nor where parts of it meet again: in trained networks what
+is foretold so is half or twice of what is. So the step runs once more for each class of values that are alike (not for
+each value), with the codes of all of them, and what each adds is scaled by what all together add. Codecs that round to
+the nearest are biased: what they do adds up over samples and layers. So it runs once more for each of their names, too,
+and there what each adds is never scaled down.
 
 The variance that the gradient has anyway, as an estimate from a batch of B samples, is measured where a kernel sums
 over samples: with signs σ_b = ±1 that add up to 0 on what comes in, E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is
@@ -23,7 +26,7 @@ the variance of the sum of B samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 
@@ -36,12 +39,11 @@ from ..passes.pose import Posed
 from ..passes.products import is_product
 from ..passes.step_graph import Kernel, StepGraph
 from ..solvers.schedule import Schedule
-from .noise_paths import Flow, Noise, NoisePaths
+from .noise_paths import Flow, Noise, NoisePaths, split
 from .replay import Instead, Replay
 from .sources import Source
 
-_NOISE = 0.1  # white noise, as a share of a gradient's root mean square; more where the dtype would round it away
-_COARSE_NOISE = 0.5
+_WORTH_A_RUN = 1e-3  # of what all codes add
 SEED = 0x10371DE  # of what is drawn while measuring: the same step gives the same plan
 
 
@@ -88,17 +90,27 @@ def sensitivity_of(
                 bench.see(kernel, made)
             else:
                 bench.see_forward(kernel, made)
-            if kernel.role == "accumulate" and bench.biased:
+            if kernel.role == "accumulate":
                 exact.append(replay.value(kernel.calls[0]))
         added = bench.added()
+
+        def measured(numbers: Mapping[int, int]) -> float:
+            """What codings all together add, as a multiple of what is foretold."""
+            foretold = sum(added[storage][number] for storage, number in numbers.items())
+            again = Replay(step, posed, tensors, device)
+            return _distance(again, schedule, bench, numbers, exact) / foretold if foretold else 1.0
+
+        for alike in _classes(bench.codings, added, step):
+            factor = measured(alike)
+            for storage in alike:
+                added[storage] = [factor * one for one in added[storage]]
         for name in bench.biased:
             numbers = {
                 s: n for s, told in bench.codings.items() for n, one in enumerate(told) if one.codec.name == name
             }
-            together = _distance(Replay(step, posed, tensors, device), schedule, bench, numbers, exact)
-            foretold = sum(added[storage][number] for storage, number in numbers.items())
+            factor = max(measured(numbers), 1.0)
             for storage, number in numbers.items():
-                added[storage][number] *= max(together / foretold, 1.0) if foretold else 1.0
+                added[storage][number] *= factor
     return bench.sensitivity(added)
 
 
@@ -107,8 +119,7 @@ def _distance(
 ) -> float:
     """‖ĝ − g‖² with all of some codings at once."""
     torch.manual_seed(SEED)
-    squares = 0.0
-    remaining = iter(exact)
+    squares, remaining = 0.0, iter(exact)
 
     def coded(kernel: Kernel) -> Instead:
         if kernel.phase == "forward" or kernel.role != "compute":
@@ -133,6 +144,7 @@ class _Bench:
     noisy: set[fx.Node] = field(default_factory=set)
     coded: dict[fx.Node, int] = field(default_factory=dict)  # what forward made: backward may write over it
     errors: dict[int, tuple[float, ...]] = field(default_factory=dict)  # of each coding, squared, relative
+    noise: dict[fx.Node, dict[str, torch.Tensor]] = field(default_factory=dict)  # by kind, on gradients that are alive
     squared_gradient: float = 0.0
     own_variance: float = 0.0
 
@@ -155,10 +167,11 @@ class _Bench:
             self.noisy.update(made)
         if kernel.role != "compute":
             return
+        self.noise = {node: noise for node, noise in self.noise.items() if node in self.replay.made}
         operands = self.replay.operands(kernel)
         self._see_codes(kernel, made, operands)
         for node in operands:
-            if node in self.noisy:
+            if node in self.noise:
                 self._see_gain(kernel, made, node)
         if any(node in self.noisy or self._codings(node) for node in operands):
             self.noisy.update(node for node, value in made.items() if value.is_floating_point())
@@ -172,7 +185,7 @@ class _Bench:
         return tuple(dict.fromkeys(one.name for one in codecs if one.fidelity == "approximate" and not one.draws))
 
     def added(self) -> dict[int, list[float]]:
-        """By storage, what each of its codings adds to E‖ĝ − g‖² as white noise."""
+        """By storage, what each of its codings adds to E‖ĝ − g‖² as noise."""
         told = self.paths.added()
         return {
             storage: [told.get((storage, number), 0.0) for number in range(len(several))]
@@ -210,12 +223,13 @@ class _Bench:
 
     def _see_gain(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], node: fx.Node) -> None:
         value = self.replay.made[node]
-        share = _NOISE if value.dtype in (torch.float32, torch.float64) else _COARSE_NOISE
-        rms = (_energy(value) / max(value.numel(), 1)) ** 0.5
-        noisy = value + share * (rms or 1.0) * torch.randn_like(value)
-        energy = _energy(noisy - value)
-        for target, off in self._differences(kernel, made, {node: noisy}):
-            self.paths.flows.append(Flow(node, target, off / energy if energy else 0.0))
+        for kind, noise in self.noise[node].items():
+            noisy = value + noise
+            energy = _energy(noisy - value)
+            if energy:
+                for target, off in self._differences(kernel, made, {node: noisy}):
+                    for into, part in self._add_noise(target, off, made[target], "travelled").items():
+                        self.paths.flows.append(Flow((node, kind), (target, into), _energy(part) / energy))
 
     def _see_codes(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], operands: Iterable[fx.Node]) -> None:
         for node in operands:
@@ -228,17 +242,32 @@ class _Bench:
                 coded = self.codings[storage][probe].coded(self.replay.made[node], SEED + storage)
                 errors = self.errors.get(storage) or (1.0,) * len(self.codings[storage])
                 for target, off in self._differences(kernel, made, {node: coded}):
-                    for number in numbers:
-                        scale = errors[number] / errors[probe] if errors[probe] else 0.0
-                        self.paths.noises.append(Noise(storage, number, target, off * scale))
+                    if probe == _usual(self.codings[storage]):
+                        parts = self._add_noise(target, off, made[target], "fresh")
+                    else:
+                        parts = split(off, made[target], "fresh")
+                    for kind, part in parts.items():
+                        energy = _energy(part)
+                        for number in numbers:
+                            scale = errors[number] / errors[probe] if errors[probe] else 0.0
+                            self.paths.noises.append(Noise(storage, number, (target, kind), energy * scale))
+
+    def _add_noise(
+        self, node: fx.Node, noise: torch.Tensor, gradient: torch.Tensor, rest: str
+    ) -> dict[str, torch.Tensor]:
+        there = self.noise.setdefault(node, {})
+        parts = split(noise, gradient, rest)
+        for kind, part in parts.items():
+            there[kind] = there[kind] + part if kind in there else part
+        return parts
 
     def _differences(
         self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], instead: Mapping[fx.Node, torch.Tensor]
-    ) -> Iterator[tuple[fx.Node, float]]:
+    ) -> Iterator[tuple[fx.Node, torch.Tensor]]:
         """How far off a kernel's results are with other operands."""
         for node, value in self.replay.results(kernel, instead, again=True).items():
             if value.is_floating_point():
-                yield node, _energy(value - made[node])
+                yield node, value - made[node]
 
 
 def _probes(codings: Sequence[Coding], is_intensive: bool) -> list[list[int]]:
@@ -251,6 +280,29 @@ def _probes(codings: Sequence[Coding], is_intensive: bool) -> list[list[int]]:
     # the middle one stands for the others: neither below the rounding of the product nor beyond small noise
     middles = {family: several[len(several) // 2] for family, several in families.items()}
     return [[middles[family], *(n for n in several if n != middles[family])] for family, several in families.items()]
+
+
+def _usual(codings: Sequence[Coding]) -> int:
+    """The number of the code whose noise stands for all: the middle one of those that round at random, if any do."""
+    family = next((one.codec.family for one in codings if one.codec.draws), codings[0].codec.family)
+    several = [number for number, one in enumerate(codings) if one.codec.family == family]
+    return several[len(several) // 2]
+
+
+def _classes(
+    codings: Mapping[int, Sequence[Coding]], added: Mapping[int, Sequence[float]], step: StepGraph
+) -> list[dict[int, int]]:
+    """Values that are alike, by storage, each with its usual code: made by the same operation and of the same shape.
+
+    Those that matter: whose usual codes together are foretold to add more than a share of what all do.
+    """
+    found: dict[Hashable, dict[int, int]] = {}
+    for storage, several in codings.items():
+        base, usual = step.storages[storage].base, _usual(several)
+        if several[usual].codec.draws:
+            found.setdefault((base.target, base.meta["val"].shape, several[usual].codec), {})[storage] = usual
+    worth = [sum(added[storage][number] for storage, number in alike.items()) for alike in found.values()]
+    return [alike for alike, one in zip(found.values(), worth, strict=True) if one >= _WORTH_A_RUN * sum(worth)]
 
 
 class _Signs:
