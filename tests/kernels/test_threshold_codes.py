@@ -5,6 +5,7 @@ from math import inf, nan
 import pytest
 import torch
 from lowtide.kernels import threshold_codes
+from lowtide.kernels.threshold_classes import class_codec, pack_classes, unpack_classes
 from lowtide.kernels.threshold_codes import Thresholds, pack_inside, threshold_codec, unpack_inside
 
 aten = torch.ops.aten
@@ -48,7 +49,21 @@ def values(thresholds: Thresholds, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("name", BACKWARDS)
 def test_backward_of_what_is_decoded_is_that_of_the_value(name, dtype):
     thresholds, backward = BACKWARDS[name]
-    codec = threshold_codec(thresholds, dtype)
+    check(threshold_codec(thresholds, dtype), thresholds, backward, dtype)
+
+
+@pytest.mark.parametrize("dtype", threshold_codes.DTYPES)
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (-1.0, 1.0), (-0.3, 3.0)])
+def test_backward_of_what_is_decoded_from_two_bits_is_that_of_the_value(low, high, dtype):
+    def clamp(gradient, x):
+        return torch.where((x >= low).logical_and(x <= high), gradient, 0.0)
+
+    for backward in (clamp, lambda g, x: g * torch.sgn(x)) if low == high else (clamp,):
+        check(class_codec(low, high, dtype), Thresholds(low, high), backward, dtype)
+
+
+def check(codec, thresholds, backward, dtype):
+    """Compares backward's bits at what is decoded and at the values, however they lie in memory."""
     if codec is None:  # a threshold between two numbers of 16 bits
         assert dtype.itemsize == 2 and thresholds.rounded_to(dtype) is None
         return
@@ -86,6 +101,10 @@ def test_what_a_type_cannot_tell_apart_has_no_codec():
     assert threshold_codec(Thresholds(), torch.float32) is None  # nothing is outside
     assert threshold_codec(Thresholds(1.0, -1.0), torch.float32) is None
     assert threshold_codec(Thresholds(high=0.0), torch.int64) is None
+    assert class_codec(0.1, 1.0, torch.bfloat16) is None
+    assert class_codec(1.0, 0.0, torch.float32) is None
+    assert class_codec(-inf, 0.0, torch.float32) is None
+    assert class_codec(0.0, 65504.0, torch.float16) is None  # nothing is above
 
 
 def test_a_code_of_another_size_is_refused():
@@ -94,6 +113,12 @@ def test_a_code_of_another_size_is_refused():
         ValueError, match="of 13 elements, for 200 bits and a plane for NaN or none: decode with the size"
     ):
         unpack_inside(code, 1.0, -1.0, [200], [1], torch.float32)
+    with pytest.raises(ValueError, match="of 13 elements, for 100 times two bits: decode with the size"):
+        unpack_classes(code, -1.0, 0.0, 1.0, [100], [1], torch.float32)
+    assert (
+        unpack_classes(pack_classes(torch.ones(0, 3), 0.0, 1.0), -1.0, 0.0, 2.0, [0, 3], [3, 1], torch.half).numel()
+        == 0
+    )
 
 
 def test_on_a_device_that_would_wait_nan_counts_as_torch_counts_it_there():
@@ -106,6 +131,8 @@ def test_on_a_device_that_would_wait_nan_counts_as_torch_counts_it_there():
 def test_the_operations_are_registered_as_torch_wants_them():
     x = torch.randn(3, 7)
     torch.library.opcheck(pack_inside, (x, 0.0, 6.0, True, True))
+    torch.library.opcheck(pack_classes, (x, 0.0, 6.0))
+    torch.library.opcheck(unpack_classes, (pack_classes(x, 0.0, 6.0), -1.0, 3.0, 7.0, [3, 7], [7, 1], torch.bfloat16))
     torch.library.opcheck(
         unpack_inside, (pack_inside(x, 0.0, 6.0, True, True), 3.0, 12.0, [3, 7], [7, 1], torch.bfloat16)
     )

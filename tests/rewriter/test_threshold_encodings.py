@@ -34,10 +34,12 @@ def codes_of(activation, **modes):
         (lambda x: x.clamp(min=0.5), "1-bit 0.5 ≤ x"),
         (lambda x: x.clamp(max=1), "1-bit x ≤ 1"),
         (lambda x: F.max_pool1d(F.relu(x), 2), "1-bit x ≤ 0"),
+        (lambda x: x.clamp(-1, 1), "2-bit -1 ≤ x, x ≤ 1"),
+        (torch.abs, "2-bit 0 ≤ x, x ≤ 0"),
         (lambda x: F.relu(x) + F.threshold(F.relu(x), 0.0, 3.0), "1-bit x ≤ 0"),
     ],
 )
-def test_what_is_compared_with_thresholds_alone_has_a_code_of_one_bit(activation, name):
+def test_what_is_compared_with_thresholds_alone_has_a_code_of_one_bit_or_two(activation, name):
     assert name in codes_of(activation)
 
 
@@ -46,11 +48,11 @@ def test_what_is_compared_with_thresholds_alone_has_a_code_of_one_bit(activation
     [
         lambda x: F.relu(x).square(),  # of which backward takes a product
         lambda x: F.leaky_relu(x) * F.hardsigmoid(x),  # two comparisons of one value
-        lambda x: x.clamp(-1, 1),  # this too
+        lambda x: x.clamp(0, 1) * x.clamp(0.5, 1),  # this too
     ],
 )
 def test_what_is_read_otherwise_too_has_none(activation):
-    assert not any(name.startswith("1-bit") for name in codes_of(activation))
+    assert not any("x" in name for name in codes_of(activation))
 
 
 ACTIVATIONS = (
@@ -59,6 +61,7 @@ ACTIVATIONS = (
     lambda m, x: F.hardsigmoid(x),
     lambda m, x: F.dropout(F.relu(x)),
     lambda m, x: m.frozen(F.relu(x)),
+    lambda m, x: x.clamp(-0.5, 0.5),
     lambda m, x: F.interpolate(F.max_pool2d(F.relu(x), 2), scale_factor=2),
 )
 
@@ -83,8 +86,8 @@ def test_at_a_tight_budget_bits_are_kept_and_training_is_exact(case):
     model, x, plans = case
     plan = max(plans, key=lambda one: len(one.encoded))
     names = {plan.problem.values[value].encodings[number].name for value, number in plan.encoded}
-    assert names == {"1-bit x ≤ 0", "1-bit 0 < x < 6", "1-bit -3 < x < 3"}
-    assert len(plan.encoded) == len(ACTIVATIONS) and plan.encoded_bytes == 32 * plan.code_bytes
+    assert names == {"1-bit x ≤ 0", "1-bit 0 < x < 6", "1-bit -3 < x < 3", "2-bit -0.5 ≤ x, x ≤ 0.5"}
+    assert len(plan.encoded) == len(ACTIVATIONS) and plan.code_bytes == plan.encoded_bytes // 28
     report = lowtide.verify(model, plan.peak_bytes, (x,), costs="flops")
     assert report.ok, str(report)
     assert report.measured_peak_bytes == report.plan.peak_bytes
