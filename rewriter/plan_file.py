@@ -93,8 +93,12 @@ def load_plan(path: str | Path) -> Plan:
     told = _read(path)
     try:
         return _plan_of(told)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ScheduleError) as error:
-        raise PlanError(f"{path} is a damaged plan ({type(error).__name__}: {error}); plan again") from error
+    except (ValueError, ScheduleError) as error:
+        raise PlanError(f"{path} is a damaged plan ({error}); plan again") from error
+    except KeyError as error:
+        raise PlanError(f"{path} is a damaged plan ({error} is missing); plan again") from error
+    except (TypeError, IndexError, AttributeError) as error:
+        raise PlanError(f"{path} is a damaged plan (a part of it is not what it is in a plan); plan again") from error
 
 
 def load_made_by(path: str | Path) -> dict[str, Any] | None:
@@ -124,14 +128,17 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 def _plan_of(told: dict[str, Any]) -> Plan:
     problem = Problem.from_json(json.dumps(told["problem"]))
+    unknown = next((name for name, *_ in told["instructions"] if name not in _INSTRUCTIONS), None)
+    if unknown is not None:
+        raise ValueError(f"an instruction {unknown!r} is none that plans have: {', '.join(_INSTRUCTIONS)}")
     instructions = tuple(_INSTRUCTIONS[name](*map(int, numbers)) for name, *numbers in told["instructions"])
     segments = tuple(Segment(*map(int, segment)) for segment in told["segments"])
     counts = {"op": len(problem.ops), "value": len(problem.values)}
-    for instruction in instructions:
+    for place, instruction in enumerate(instructions):
         for name, number in asdict(instruction).items():
             count = len(problem.values[instruction.value].encodings) if name == "encoding" else counts[name]  # pyright: ignore
             if not 0 <= number < count:
-                raise ValueError(f"instruction {instruction} names no {name} of the step")
+                raise ValueError(f"instruction {place} names {name} {number} of a step that has {count}")
     return make_plan(
         problem,
         Schedule(instructions, segments),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import fsum, inf, isfinite
 from typing import Any
 
 import torch
@@ -335,7 +335,11 @@ def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:
     """A plan that was made elsewhere, simulated with the costs found here."""
     difference = problem.first_difference(given.problem)
     if difference is not None:
-        raise PlanError(f"the plan was made for another step: {difference}; make a new one")
+        raise PlanError(
+            f"the plan was made for another step: {difference}; pass the options and inputs that it was made with, or "
+            "make a new one"
+        )
+    _check_errors(given, problem)
     allowed = replace(problem, error_budget=problem.error_budget * _ERROR_SLACK)
     try:
         plan = make_plan(allowed, given.schedule, solver=given.solver, budget_bytes=budget_bytes, notes=given.notes)
@@ -348,3 +352,15 @@ def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:
             f"it was made for {format_bytes(given.peak_bytes)}; raise the budget or make a new plan"
         )
     return plan
+
+
+def _check_errors(given: Plan, problem: Problem) -> None:
+    """Raises PlanError if the codes of a plan add more here than they may."""
+    added = fsum(problem.values[value].encodings[number].error for value, number in given.encoded)
+    if not added <= problem.error_budget * _ERROR_SLACK:
+        told = f"{added:.2g} of" if isfinite(added) else "more than can be told to"
+        raise PlanError(
+            f"the plan's codes add {told} the gradient's own variance on these inputs, where error_budget="
+            f"{problem.error_budget:g} and a quarter of it are allowed; they were planned to add "
+            f"{given.encoding_error:.2g}: raise error_budget or make a new plan"
+        )

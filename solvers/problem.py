@@ -9,6 +9,8 @@ from hashlib import sha256
 from math import fsum
 from typing import Literal
 
+from .difference import difference_of, encodings_told
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
@@ -157,31 +159,14 @@ class Problem:
         told = [(op.reads, op.makes, op.block, op.repeatable, op.random, op.kind) for op in self.ops]
         values = [
             # what has no encodings is told as it was before there were any, so that older plans stay valid
-            (value.size_bytes, value.held, value.resident) + ((_told(value),) if value.encodings else ())
+            (value.size_bytes, value.held, value.resident) + ((encodings_told(value),) if value.encodings else ())
             for value in self.values
         ]
         return sha256(repr((told, values, self.forward_length, self.block_classes)).encode()).hexdigest()[:16]
 
     def first_difference(self, other: Problem) -> str | None:
         """Where another problem is another program, in words; None if a schedule of one is one of the other."""
-        for index, (mine, its) in enumerate(zip(self.ops, other.ops, strict=False)):
-            for name in ("kind", "reads", "makes", "block", "repeatable", "random"):
-                here, there = getattr(mine, name), getattr(its, name)
-                if here != there:
-                    return f"operation {index} ({mine.name}): {name} is {here}, there {there}"
-        for index, (mine, its) in enumerate(zip(self.values, other.values, strict=False)):
-            for name in ("size_bytes", "held", "resident"):
-                here, there = getattr(mine, name), getattr(its, name)
-                if here != there:
-                    return f"value {index} ({mine.name}): {name} is {here}, there {there}"
-            if _told(mine) != _told(its):
-                return f"value {index} ({mine.name}): encodings are {_told(mine)}, there {_told(its)}"
-        for name in ("ops", "values"):
-            if len(getattr(self, name)) != len(getattr(other, name)):
-                return f"{len(getattr(self, name))} {name}, there {len(getattr(other, name))}"
-        if self.fingerprint != other.fingerprint:
-            return f"blocks {self.block_classes} with {self.forward_length} forward operations, there other ones"
-        return None
+        return difference_of(self, other)
 
     def to_json(self) -> str:
         """The problem as JSON, for files and for solving elsewhere."""
@@ -205,8 +190,3 @@ class Problem:
         for name in ("block_classes", "notes"):
             told[name] = tuple(told[name])
         return Problem(**told)
-
-
-def _told(value: Value) -> tuple[tuple[str, int, str], ...]:
-    """What of its encodings a schedule depends on: all but what they cost."""
-    return tuple((one.name, one.size_bytes, one.fidelity) for one in value.encodings)

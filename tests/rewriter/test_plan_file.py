@@ -52,7 +52,9 @@ def test_a_loaded_plan_is_run_without_solving(saved, monkeypatch):
 
 def test_a_plan_of_another_model_is_refused_with_the_first_difference(saved):
     _, plan, path = saved
-    with pytest.raises(PlanError, match=r"made for another step: operation \d+ \(.*\): .* there .*; make a new one"):
+    with pytest.raises(
+        PlanError, match=r"another step: addmm_default of 0\.0 is given f32\[48\] here, f32\[32\] there; pass"
+    ):
         lowtide.rewrite(model(width=48), plan.budget_bytes, (data(),), plan=path, costs="flops")
     with pytest.raises(PlanError, match=r"made for another step: .*"):
         lowtide.rewrite(model(), plan.budget_bytes, (data()[:32],), plan=plan, costs="flops")
@@ -69,6 +71,37 @@ def test_a_plan_for_the_step_before_an_optimizer_is_needed_does_not_hide_its_pea
     optimizer = torch.optim.AdamW(made.parameters())
     with pytest.raises(PlanError, match="above the budget"):
         lowtide.rewrite(made, plan.peak_bytes, (data(),), plan=path, costs="flops", optimizer=optimizer)
+
+
+def coded() -> tuple[nn.Module, torch.Tensor]:
+    """A network with values to encode, and what it is called with."""
+    made = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
+    return made, torch.randn(256, 64, generator=torch.Generator().manual_seed(1))
+
+
+APPROXIMATE = {"fidelity": "approximate", "error_budget": 1.0, "costs": "flops"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"costs": "flops"}, r"what \w+ of \d makes may be kept only as it is here, in \d+ codes \(.* more\) there"),
+        (
+            {**APPROXIMATE, "error_budget": 1e-6},
+            r"codes add .* of the gradient's own variance .* error_budget=1e-06 and",
+        ),
+    ],
+)
+def test_a_plan_with_codes_is_refused_where_they_are_not_allowed(tmp_path, options, message):
+    made, x = coded()
+    plan = lowtide.plan(made, "89%", (x,), **APPROXIMATE)
+    assert plan.encoding_error > 1e-5
+    lowtide.save_plan(plan, tmp_path / "plan.json")
+    small = lowtide.rewrite(copy.deepcopy(made), plan.budget_bytes, (x,), plan=tmp_path / "plan.json", **APPROXIMATE)
+    assert small.plan.encoded == plan.encoded
+    with pytest.raises(PlanError, match=message) as refused:
+        lowtide.rewrite(made, plan.budget_bytes, (x,), plan=tmp_path / "plan.json", **options)
+    assert len(str(refused.value)) < 300
 
 
 def test_files_that_are_no_plans_are_refused(saved, tmp_path):
@@ -142,6 +175,11 @@ def make_bytes_negative(told):
     told["problem"]["values"][-1]["size_bytes"] = -1_000_000
 
 
+SAID = {
+    name_no_operation: r"instruction 3 names op 10000 of a step that has \d+\)",
+    name_no_instruction: r"an instruction 'exec' is none that plans have: run, free",
+    drop_a_field: r"'segments' is missing",
+}
 DAMAGES = [
     drop_a_field,
     name_no_operation,
@@ -163,7 +201,7 @@ def test_a_damaged_plan_is_refused(saved, damage):
     told = json.loads(path.read_text())
     damage(told)
     path.write_text(json.dumps(told))
-    with pytest.raises(PlanError):
+    with pytest.raises(PlanError, match=SAID.get(damage, "plan")):
         loaded = lowtide.load_plan(path)
         lowtide.rewrite(made, plan.budget_bytes, (data(),), plan=loaded, costs="flops")
 
