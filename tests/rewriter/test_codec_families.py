@@ -7,6 +7,7 @@ import lowtide
 import pytest
 import torch
 from lowtide.kernels.approximate_codecs import FAMILIES, METHODS, USUAL_FAMILIES
+from lowtide.rewriter.measure import NOMINAL_FLOPS_PER_SECOND
 from lowtide.rewriter.planning import Options, capture_and_pose
 from lowtide.solvers.encoded import encoded_schedule, with_codes
 from lowtide.solvers.keep_all import trace_order
@@ -99,6 +100,16 @@ def test_a_family_by_its_name_is_all_that_values_are_kept_in(family):
     posed = capture_and_pose(model, (torch.randn(128, 64),), {}, options).posed
     found = {encoding.name for value in posed.problem.values for encoding in value.encodings}
     assert found and all(name.endswith(NAMES[family]) for name in found)
+
+
+def test_products_with_a_sketch_s_matrix_count_as_operations():
+    model, batch = case()
+    plan = lowtide.plan(model, "100%", (), batch, **OPTIONS, codecs=["gaussian", "dct"])
+    told = {one.name: one for value in plan.problem.values for one in value.encodings}
+    seconds = 2 * 256 * 32 * 128 / NOMINAL_FLOPS_PER_SECOND  # of 256 rows 128 are kept
+    for name in ("encode_seconds", "decode_seconds"):
+        by_matrix, by_transform = (getattr(told[f"0.5 sketch, {kind}"], name) for kind in ("gaussian", "dct"))
+        assert by_matrix - by_transform == pytest.approx(seconds)
 
 
 def test_by_default_these_four_families_are_chosen_among():
