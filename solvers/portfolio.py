@@ -17,7 +17,7 @@ from .encoded_ladder import Encoded, schedule_with_codes
 from .encoding_choices import choices_of
 from .envelope import Rated, envelope, rate
 from .errors import ScheduleError
-from .gentler import gentler
+from .gentler import gentler, gentlest
 from .greedy import Greedy
 from .hierarchical import Hierarchical
 from .ilp import Ilp
@@ -134,7 +134,7 @@ class Portfolio:
         fitting = [one for one in lowest if one.peak_bytes <= budget_bytes]
         if not fitting:
             raise infeasible(problem, budget_bytes, lowest[0], beside=stops)
-        best = fitting[-1]
+        best = gentlest(problem, fitting, budget_bytes)
         notes = (*_why(ladder, best, budget_bytes), *stops)
         return self._plan(problem, best, budget_bytes, started, notes)
 

@@ -160,6 +160,22 @@ def test_bytes_that_are_left_go_to_smaller_errors():
     assert errors[-1] == 4.0**-4 * len(before.encoded) < errors[1]
 
 
+def test_of_plans_that_take_equally_long_the_one_with_the_smallest_error_is_taken():
+    problem, portfolio = quantized(llama(layers=4), 1000.0), Portfolio(cache=None)
+    frontier = portfolio.frontier(problem, 60)
+    smaller = 0
+    for budget in (baseline_of(problem).peak_bytes * share // 100 for share in (25, 30, 35, 40, 45)):
+        plan = portfolio.solve(problem, budget)
+        fitting = [one for one in frontier if one.peak_bytes <= budget]
+        fastest = min(fitting, key=lambda one: one.seconds)
+        filled = make_plan(problem, gentler(problem, fastest.schedule, budget), solver="by hand")
+        assert plan.peak_bytes <= budget
+        assert plan.seconds <= fastest.seconds + 2.001e-3 * problem.seconds
+        assert plan.encoding_error <= filled.encoding_error * (1 + 1e-9)
+        smaller += plan.encoding_error < 0.5 * filled.encoding_error
+    assert smaller >= 4
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), share=st.integers(0, 30))
 def test_gentler_codes_keep_peak_time_and_all_else(seed, share):
