@@ -2,29 +2,24 @@
 
 import gc
 import json
-import math
 
 import lowtide
 import pytest
 import torch
+from encoded_plans import OPTIONS, with_all_encoded
 from lowtide.passes.encodings import Coding
 from lowtide.rewriter import runtime
 from lowtide.rewriter.audit import audit_of
-from lowtide.rewriter.planning import Options, capture_and_pose, situation_of
+from lowtide.rewriter.planning import Options, situation_of
 from lowtide.rewriter.replay import Replay
 from lowtide.rewriter.sensitivity import SEED, Sensitivity
 from lowtide.rewriter.tables import show, verify_text
-from lowtide.solvers.encoded import encoded_schedule, with_codes
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import schedule_of
-from lowtide.solvers.recoding import encodable
-from lowtide.solvers.simulate import make_plan
 from small_models import small_model
 from torch import nn
 
-OPTIONS = {"fidelity": "approximate", "costs": "flops", "error_budget": math.inf}
 CPU = torch.device("cpu")
-MIXED = ("4-bit groups", "3-bit groups, spread", "8-bit groups", "2-bit groups")
 
 
 class Perceptron(nn.Module):
@@ -47,19 +42,6 @@ def network(name: str, dtype: str = "float32"):
         return small_model(name, dtype=dtype)
     x = torch.randn(256, 64)
     return Perceptron(), {"x": x, "labels": (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()}
-
-
-def with_all_encoded(model, batch, names=MIXED):
-    """The plan that keeps all, each value by one of the encodings named, in turn, where it has it."""
-    problem = capture_and_pose(model, (), batch, Options(**OPTIONS, outputs=("loss",))).posed.problem
-    choice = []
-    for place, value in enumerate(encodable(problem)):
-        told = [encoding.name for encoding in problem.values[value].encodings]
-        wanted = [*names[place % len(names) :], *names]
-        found = next((n for name in wanted for n, one in enumerate(told) if one.startswith(name)), None)
-        choice += [(value, found)] if found is not None else []
-    order = with_codes(problem, tuple(choice), trace_order(problem))
-    return make_plan(problem, encoded_schedule(problem, tuple(choice), order), solver="all encoded")
 
 
 def verified(model, batch, plan):

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import lowtide
 import pytest
+from encoded_plans import OPTIONS as ENCODED
+from encoded_plans import with_all_encoded
 from lowtide.rewriter.batches import sample_batch
 from lowtide.rewriter.cli import app
 from lowtide.rewriter.models import build_model
 from lowtide.rewriter.plan_file import load_plan, save_plan
+from lowtide.rewriter.request import Request
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +155,18 @@ def test_inspect_prints_the_code_anew(plan_path):
     compile(code, "plan", "exec")
     assert "def forward_1(" in code and code.startswith("# One training step of GPT2LMHeadModel")
     assert told("inspect", str(plan_path), "--code")["code"].strip() == code.strip()
+
+
+def test_inspect_prints_the_code_of_an_approximate_plan_as_it_is_run(tmp_path):
+    sizes = {**SIZES, "n_layer": "1"}
+    request = Request("gpt2", sizes, batch=8, sequence=32, **ENCODED, outputs=("loss",))
+    model, batch = build_model("gpt2", overrides=sizes), sample_batch(build_model("gpt2", overrides=sizes), 8, 32)
+    plan = with_all_encoded(model, batch)
+    save_plan(plan, tmp_path / "plan.json", made_by=request.to_dict())
+    code = run("inspect", str(tmp_path / "plan.json"), "--code").stdout
+    small = lowtide.rewrite(model, plan.peak_bytes, (), batch, plan=plan, **ENCODED, outputs=["loss"])
+    assert "lowtide.encode_groups" in code and "seed=seed + " in code
+    assert code.strip() == small.code.strip()
 
 
 def test_the_code_of_a_plan_for_another_device_is_made_on_meta(tmp_path):
