@@ -26,9 +26,10 @@ SEQUENCE_TOKENS = 512
 
 
 def default_sequence(model: torch.nn.Module) -> int:
-    """The sequence length when nobody says one: 512 tokens or what positions allow; for images 224 pixels."""
+    """The sequence length when nobody says one: 512 tokens or what positions allow; for images their side in pixels,
+    which is 224 where the configuration does not fix it."""
     if head_of_model(model).task == "image class":
-        return IMAGE_SIDE_PIXELS
+        return max(_image_size(model, IMAGE_SIDE_PIXELS))
     return min(SEQUENCE_TOKENS, most_positions(model) or SEQUENCE_TOKENS)
 
 
@@ -90,11 +91,17 @@ _MAKERS = {
 def _images(model: torch.nn.Module, batch: int, side: int, seed: int) -> dict[str, Tensor]:
     config: Any = model.config
     seen: Any = getattr(config, "vision_config", config)
-    size = getattr(seen, "image_size", None) or side
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    height, width = _image_size(model, side)
     shown = pictures(batch, getattr(seen, "num_channels", 3), height, width, seed)
     labels = (shown.mean((1, 2, 3)).abs() * 1e4).long() % config.num_labels
     return {"pixel_values": shown, "labels": labels}
+
+
+def _image_size(model: torch.nn.Module, side: int) -> tuple[int, int]:
+    """Height and width of images, (side, side) where the configuration does not fix them."""
+    config: Any = model.config
+    size = getattr(getattr(config, "vision_config", config), "image_size", None) or side
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def pictures(batch: int, channels: int, height: int, width: int, seed: int) -> Tensor:

@@ -61,6 +61,7 @@ def build_model(
     """
     choice = choose_model(name, overrides)
     config = choice.config
+    config.architectures = config.architectures or []  # None is refused where a type has several heads for a task
     head = head_of_config(config)
     number_type = _dtype(dtype or choice.dtype)
     auto_class = getattr(transformers, head.auto_class)

@@ -32,6 +32,14 @@ def test_small_models_draw_random_numbers_when_trained(name):
     assert not torch.equal(before, torch.get_rng_state())
 
 
+def test_a_type_with_several_heads_for_its_task_is_built_with_images_of_the_side_it_fixes():
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    model = build_model("deit", overrides={**sizes, "image_size": 32, "patch_size": 8})
+    assert type(model).__name__ == "DeiTForImageClassification"
+    assert default_sequence(model) == 32
+    assert sample_batch(model, 2)["pixel_values"].shape == (2, 3, 32, 32)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mixtral", "gemma3_text"])
 def test_small_llamas_share_keys_and_values_between_heads(name):
     config = choose_model(name, {**SMALL, **UNSEEN}[name]).config
