@@ -40,8 +40,9 @@ def network(name: str, dtype: str = "float32"):
     torch.manual_seed(0)
     if name != "perceptron":
         return small_model(name, dtype=dtype)
-    x = torch.randn(256, 64)
-    return Perceptron(), {"x": x, "labels": (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()}
+    x, number_type = torch.randn(256, 64), getattr(torch, dtype)
+    labels = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
+    return Perceptron().to(number_type), {"x": x.to(number_type), "labels": labels}
 
 
 def verified(model, batch, plan):
@@ -169,6 +170,18 @@ def test_a_right_plan_passes_and_its_report_shows_what_was_audited(name, capsys)
     text = capsys.readouterr().out
     assert report.audit.told in " ".join(text.split()) and "measured over draws" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_in_bfloat16_the_rounding_of_the_dtype_comes_besides_what_codes_add():
+    model, batch = network("perceptron", "bfloat16")
+    plain = lowtide.verify(model, "100%", (), batch, fidelity="rounding", outputs=["loss"], costs="flops", steps=1)
+    coded = verified(model, batch, with_all_encoded(model, batch, ("8-bit groups",)))
+    rounding, predicted = plain.errors[0].relative ** 2, coded.predicted_error**2
+    measured = predicted * coded.noise.together.measured / coded.noise.together.predicted
+    assert rounding > 0.2 * predicted  # so that it matters
+    assert measured == pytest.approx(predicted + rounding, rel=0.3)
+    finer = verified(model, batch, with_all_encoded(model, batch, ("4-bit groups",)))
+    assert finer.ok and finer.noise.together.measured == pytest.approx(finer.plan.encoding_error, rel=0.3)
 
 
 def test_a_biased_codec_is_found_by_the_name_of_its_value(coded, monkeypatch):
