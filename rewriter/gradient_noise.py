@@ -112,8 +112,10 @@ class GradientNoise:
                 self._exact[what] = energy(one)
                 self._sums[what] = self._sums[what].add_(off) if what in self._sums else off
 
-    def found(self) -> NoiseFound:
-        """What the draws say, two at least."""
+    def found(self) -> NoiseFound | None:
+        """What the draws say, two at least; None if no gradient that noise reaches is there."""
+        if not self._energies:
+            return None
         draws = len(next(iter(self._energies.values())))
         elements = {what: told.numel() for what, told in self._sums.items()}
         mean = {what: sum(told) / draws for what, told in self._energies.items()}
