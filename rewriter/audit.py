@@ -14,7 +14,7 @@ from ..solvers.keep_all import trace_order
 from ..solvers.liveness import schedule_of
 from ..solvers.plan import Plan
 from ..solvers.schedule import Decode, Free, Run
-from .beside import Lane, energy, errors_beside
+from .beside import Lane, energy_of, errors_beside
 from .name_groups import plain_operation
 from .planning import PlannedStep
 from .replay import Replay
@@ -204,7 +204,7 @@ def _errors_of(coding: Coding, value: torch.Tensor, seeds: Sequence[int]) -> tup
     Products of errors, summed up by row, tell how far the cosine of unbiased ones strays from 0.
     """
     one, other = (coding.coded(value, seed).sub_(value) for seed in seeds)
-    squares, whole = (energy(one), energy(other)), energy(value)
+    squares, whole = (energy_of(one), energy_of(other)), energy_of(value)
     error = sum(squares) / len(squares) / whole if whole else 0.0
     if not coding.codec.draws or not all(squares):
         return error, (0.0, 0.0)

@@ -51,12 +51,12 @@ def errors_beside(
         elif kernel.role == "accumulate" and kernel.target is not None:
             right = replay.value(kernel.calls[0])
             squares = tuple(_squared_error(replay, kernel.calls[0], right, lane) for lane in lanes)
-            yield kernel.target.meta["source"], energy(right), squares
+            yield kernel.target.meta["source"], energy_of(right), squares
             del right
             replay.release(number)
 
 
-def energy(tensor: torch.Tensor) -> float:
+def energy_of(tensor: torch.Tensor) -> float:
     """‖tensor‖², summed up in float64."""
     parts = tensor.flatten().split(_CHUNK) if tensor.numel() else ()
     return sum(float(part.double().square_().sum()) for part in parts)
@@ -78,4 +78,4 @@ def _follow(
 def _squared_error(replay: Replay, node: fx.Node, right: torch.Tensor, lane: Lane) -> float:
     lane.off = {n: tensor for n, tensor in lane.off.items() if n in replay.made}
     found = replay.value(node, lane.off) if lane.off else right
-    return 0.0 if found is right else energy(found - right)
+    return 0.0 if found is right else energy_of(found - right)

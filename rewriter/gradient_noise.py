@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .beside import energy
+from .beside import energy_of
 from .planning import PlannedStep
 from .relative_errors import ALL_GRADIENTS, ALONE, GRADIENT, Told
 
@@ -108,8 +108,8 @@ class GradientNoise:
             one, other = eager.get(what), rewritten.get(what)
             if one is not None and other is not None and one.shape == other.shape:
                 off = other - one
-                self._energies.setdefault(what, []).append(energy(off))
-                self._exact[what] = energy(one)
+                self._energies.setdefault(what, []).append(energy_of(off))
+                self._exact[what] = energy_of(one)
                 self._sums[what] = self._sums[what].add_(off) if what in self._sums else off
 
     def found(self) -> NoiseFound | None:
@@ -119,7 +119,7 @@ class GradientNoise:
         draws = len(next(iter(self._energies.values())))
         elements = {what: told.numel() for what, told in self._sums.items()}
         mean = {what: sum(told) / draws for what, told in self._energies.items()}
-        bias = {what: (energy(self._sums[what]) / draws - mean[what]) / (draws - 1) for what in mean}
+        bias = {what: (energy_of(self._sums[what]) / draws - mean[what]) / (draws - 1) for what in mean}
         whole = sum(self.predicted[what] for what in mean)
         rounding, least = self.rounding**2, _SMALL * whole / sum(elements.values())
         alone = [

@@ -39,6 +39,7 @@ from ..passes.pose import Posed
 from ..passes.products import is_product
 from ..passes.step_graph import Kernel, StepGraph
 from ..solvers.schedule import Schedule
+from .beside import energy_of
 from .noise_paths import Flow, Noise, NoisePaths, split
 from .replay import Instead, Replay
 from .sources import Source
@@ -129,7 +130,7 @@ def _distance(
 
     for kernel, _ in replay.run(schedule, coded):
         if kernel.role == "accumulate":
-            squares += _energy(replay.value(kernel.calls[0]) - next(remaining))
+            squares += energy_of(replay.value(kernel.calls[0]) - next(remaining))
     return squares
 
 
@@ -154,8 +155,8 @@ class _Bench:
             storage = self.replay.step.storage_of[node]
             if storage in self.codings and value.is_floating_point():
                 self.coded[node] = storage
-                energy = _energy(value)
-                told = (_energy(one.coded(value, SEED) - value) for one in self.codings[storage])
+                energy = energy_of(value)
+                told = (energy_of(one.coded(value, SEED) - value) for one in self.codings[storage])
                 self.errors[storage] = tuple(error / energy if energy else 0.0 for error in told)
         self.signs.see_forward(kernel, made, self.replay)
 
@@ -215,7 +216,7 @@ class _Bench:
         assert kernel.target is not None
         node = kernel.calls[0]
         gradient = self.replay.value(node)
-        self.squared_gradient += _energy(gradient)
+        self.squared_gradient += energy_of(gradient)
         while node not in self.replay.made and node.all_input_nodes:
             node = node.all_input_nodes[0]
         self.paths.finals.append((node, kernel.target.meta["source"]))
@@ -225,11 +226,11 @@ class _Bench:
         value = self.replay.made[node]
         for kind, noise in self.noise[node].items():
             noisy = value + noise
-            energy = _energy(noisy - value)
+            energy = energy_of(noisy - value)
             if energy:
                 for target, off in self._differences(kernel, made, {node: noisy}):
                     for into, part in self._add_noise(target, off, made[target], "travelled").items():
-                        self.paths.flows.append(Flow((node, kind), (target, into), _energy(part) / energy))
+                        self.paths.flows.append(Flow((node, kind), (target, into), energy_of(part) / energy))
 
     def _see_codes(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], operands: Iterable[fx.Node]) -> None:
         for node in operands:
@@ -247,7 +248,7 @@ class _Bench:
                     else:
                         parts = split(off, made[target], "fresh")
                     for kind, part in parts.items():
-                        energy = _energy(part)
+                        energy = energy_of(part)
                         for number in numbers:
                             scale = errors[number] / errors[probe] if errors[probe] else 0.0
                             self.paths.noises.append(Noise(storage, number, (target, kind), energy * scale))
@@ -362,7 +363,7 @@ class _Signs:
         if node not in self.summed:
             return 0.0
         odd = self.samples / (self.samples - 1) if self.samples % 2 else 1.0
-        return _energy(self.summed[node]) * odd
+        return energy_of(self.summed[node]) * odd
 
     def _known(self, gradients: Sequence[fx.Node]) -> dict[fx.Node, torch.Tensor]:
         return {node: self.summed[node] for node in gradients if node in self.summed}
@@ -390,8 +391,3 @@ def _judged(coding: Coding, error: float) -> Coding:
     if coding.codec.fidelity != "approximate":
         return coding
     return replace(coding, error=error if isfinite(error) else inf)
-
-
-def _energy(tensor: torch.Tensor) -> float:
-    """‖tensor‖², in float64."""
-    return float(tensor.double().square().sum()) if tensor.numel() else 0.0
