@@ -169,7 +169,7 @@ class _Case:
     def _given(self, draw: int, value: torch.Tensor) -> torch.Tensor:
         if not self.seen:
             self.seen = True
-            self.value_error, self.alike = _errors_of(self.coding, value, [self._seed(d) for d in range(_SEEDS)])
+            self.value_error, self.alike = value_errors(self.coding, value, [self._seed(d) for d in range(_SEEDS)])
         return self.coding.coded(value, self._seed(draw))
 
     def _seed(self, draw: int) -> int:
@@ -198,16 +198,18 @@ class _Case:
         )
 
 
-def _errors_of(coding: Coding, value: torch.Tensor, seeds: Sequence[int]) -> tuple[float, tuple[float, float]]:
+def value_errors(coding: Coding, value: torch.Tensor, seeds: Sequence[int]) -> tuple[float, tuple[float, float]]:
     """The mean squared relative error of a value with two seeds; the cosine between their errors, and its limit.
 
-    Products of errors, summed up by row, tell how far the cosine of unbiased ones strays from 0.
+    Products of errors, summed up by what a codec draws at once (a row, along the features that it is told of; of a
+    vector each element), tell how far the cosine of unbiased ones strays from 0.
     """
     one, other = (coding.coded(value, seed).sub_(value) for seed in seeds)
     squares, whole = (energy_of(one), energy_of(other)), energy_of(value)
     error = sum(squares) / len(squares) / whole if whole else 0.0
     if not coding.codec.draws or not all(squares):
         return error, (0.0, 0.0)
-    rows = one.mul_(other).flatten(0, -2).sum(-1, dtype=torch.float64) / (squares[0] * squares[1]) ** 0.5
+    products = one.mul_(other) if one.dim() > 1 else one.mul_(other).unsqueeze(-1)
+    rows = products.sum(coding.codec.told[0].get("dim", -1), dtype=torch.float64) / (squares[0] * squares[1]) ** 0.5
     strays = float((rows - rows.mean()).square().sum()) ** 0.5
     return error, (float(rows.sum()), _MOST_ALIKE + _DEVIATIONS * strays)

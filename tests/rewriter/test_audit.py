@@ -9,14 +9,15 @@ import torch
 from encoded_plans import OPTIONS, with_all_encoded
 from lowtide.passes.encodings import Coding
 from lowtide.rewriter import runtime
-from lowtide.rewriter.audit import audit_of
-from lowtide.rewriter.planning import Options, situation_of
+from lowtide.rewriter.audit import audit_of, value_errors
+from lowtide.rewriter.planning import Options, capture_and_pose, situation_of
 from lowtide.rewriter.replay import Replay
 from lowtide.rewriter.sensitivity import SEED, Sensitivity
 from lowtide.rewriter.tables import show, verify_text
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import schedule_of
 from small_models import small_model
+from small_networks import Called
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -49,6 +50,16 @@ def verified(model, batch, plan):
     """The report on a plan."""
     options = {**OPTIONS, "outputs": ["loss"], "steps": 1, "plan": plan}
     return lowtide.verify(model, plan.peak_bytes, (), batch, **options)
+
+
+def coding_of(family: str, layer: nn.Module, x: torch.Tensor, families: tuple[str, ...]):
+    """The first coding of a family for what a layer reads, and such a value."""
+    torch.manual_seed(0)
+    scale = nn.Parameter(torch.ones(x.shape[-1]))
+    model = Called(lambda m, x: m.layer(x * m.scale).square().sum(), layer=layer, scale=scale)
+    posed = capture_and_pose(model, (x,), {}, Options("approximate", costs="flops", codecs=families)).posed
+    codings = (one for several in posed.codings.values() for one in several if one.codec.family == family)
+    return next(codings), x
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +193,21 @@ def test_in_bfloat16_the_rounding_of_the_dtype_comes_besides_what_codes_add():
     assert measured == pytest.approx(predicted + rounding, rel=0.3)
     finer = verified(model, batch, with_all_encoded(model, batch, ("4-bit groups",)))
     assert finer.ok and finer.noise.together.measured == pytest.approx(finer.plan.encoding_error, rel=0.3)
+
+
+def test_chance_is_judged_by_what_a_codec_draws_at_once():
+    """Of an image whole pixels are drawn or not: with few of them errors of two seeds are alike by chance."""
+    coding, value = coding_of("rows, norms", nn.Conv2d(64, 64, 1), torch.randn(4, 64, 7, 7), ("norms",))
+    alike, limits = zip(*(value_errors(coding, value, (2 * n, 2 * n + 1))[1] for n in range(20)), strict=True)
+    deviation = (sum(one**2 for one in alike) / len(alike)) ** 0.5
+    assert sum(limits) / len(limits) - 0.1 == pytest.approx(5 * deviation, rel=0.5)
+
+
+def test_a_vector_is_audited_element_by_element():
+    coding, value = coding_of("groups", nn.Flatten(0), torch.randn(4096), ("groups",))
+    error, (alike, limit) = value_errors(coding, value, (1, 2))
+    assert 0 < error < 0.1 and abs(alike) <= limit
+    assert limit == pytest.approx(0.1 + 5 / 64, rel=0.2)
 
 
 def test_a_biased_codec_is_found_by_the_name_of_its_value(coded, monkeypatch):
