@@ -137,13 +137,8 @@ def built(name: str, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def least_kept(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str, copied: bool = True, **told: Any
-) -> Any:
-    """The model rewritten for the plan that keeps least without a product run twice.
-
-    copied: with parameters of its own. told: options of `rewrite`.
-    """
+def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str, **told: Any) -> Any:
+    """The model rewritten for the plan that keeps least without a product run twice. told: options of `rewrite`."""
     options = {"fidelity": fidelity, "outputs": ["loss"], **told}
     problem = lowtide.plan(model, "100%", (), batch, **options).problem
     turn, room = problem.forward_length, baseline_of(problem).peak_bytes
@@ -160,8 +155,7 @@ def least_kept(
     plan = make_plan(problem, schedule, solver="least kept")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own = copy.deepcopy(model) if copied else model
-        return lowtide.rewrite(own, plan.peak_bytes, (), batch, plan=plan, **options)
+        return lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (), batch, plan=plan, **options)
 
 
 def ceiling_bytes(name: str) -> int:
