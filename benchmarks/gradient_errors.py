@@ -76,7 +76,7 @@ def row(model: Any, batches: Sequence[dict[str, torch.Tensor]], name: str, kinds
     """One line of the table, printed."""
     small, plan = all_encoded(model, batches[0], *kinds)
     sensitivity = small.lowtide.planned.costs.sensitivity
-    predicted = plan.encoding_error * sensitivity.own_variance / sensitivity.squared_gradient
+    predicted = small.lowtide.planned.noise_energy / sensitivity.squared_gradient
     errors = [gradient_error(model, small, batch, seed) ** 2 for seed, batch in enumerate(batches)]
     found = {
         "name": name,

@@ -100,7 +100,8 @@ def audit_of(planned: PlannedStep, tensors: Mapping[Source, torch.Tensor], most_
     readers = _approximate_readers(plan)
     if sensitivity is None or not readers or most_values < 1:
         return Audit(encoded=len(readers))
-    predicted = {(v, n): plan.problem.values[v].encodings[n].error for v, n in readers}
+    own = sensitivity.own_variance
+    predicted = {(v, n): sensitivity.added[planned.posed.storages[v]][n] / own for v, n in readers}
     cases = [_Case(planned, v, n, readers[v, n]) for v, n in _sample(plan, predicted, most_values)]
     schedule = schedule_of(planned.posed.problem, trace_order(planned.posed.problem))
     device = planned.costs.device
@@ -110,7 +111,6 @@ def audit_of(planned: PlannedStep, tensors: Mapping[Source, torch.Tensor], most_
             torch.manual_seed(SEED)
             replay = Replay(planned.step, planned.posed, tensors, device)
             case.squares = sum(sum(squares) for _, _, squares in errors_beside(replay, schedule, case.lanes()))
-    own = sensitivity.own_variance
     return Audit(tuple(case.audited(predicted[case.value, case.number], own) for case in cases), len(readers))
 
 

@@ -94,10 +94,7 @@ class GradientNoise:
         sensitivity, plan = planned.costs.sensitivity, planned.plan
         if sensitivity is None or not plan.encoding_error > 0:
             return None
-        codecs = {
-            (planned.posed.storages[value], number): planned.posed.codings[planned.posed.storages[value]][number].codec
-            for value, number in plan.encoded
-        }
+        codecs = {(s, number): planned.posed.codings[s][number].codec for s, number in planned.coded}
         nearest = [key for key, codec in codecs.items() if codec.fidelity == "approximate" and not codec.draws]
         told = {f"{GRADIENT}{source.name}": noise for source, noise in sensitivity.by_gradient(codecs).items()}
         return GradientNoise(told, sum(sensitivity.by_gradient(nearest).values()), rounding, sensitivity.own_variance)

@@ -54,12 +54,15 @@ class NoisePaths:
     noises: list[Noise] = field(default_factory=list)
     finals: list[tuple[fx.Node, Source]] = field(default_factory=list)
 
-    def added(self) -> dict[tuple[int, int], float]:
-        """By storage and number of its coding: the energy that it adds to all gradients together."""
+    def added(self, weights: Mapping[Source, float] | None = None) -> dict[tuple[int, int], float]:
+        """By storage and number of its coding: the energy that it adds to all gradients together.
+
+        weights: what the energy in each gradient is multiplied by, 1 if not given.
+        """
         worth: dict[Place, float] = {}
-        for node, _ in self.finals:
+        for node, source in self.finals:
             for kind in _KINDS:
-                worth[node, kind] = worth.get((node, kind), 0.0) + 1.0
+                worth[node, kind] = worth.get((node, kind), 0.0) + (1.0 if weights is None else weights[source])
         for flow in reversed(self.flows):
             worth[flow.source] = worth.get(flow.source, 0.0) + flow.gain * worth.get(flow.target, 0.0)
         added: dict[tuple[int, int], float] = {}

@@ -19,6 +19,11 @@ each value), with the codes of all of them, and what each adds is scaled by what
 the nearest are biased: what they do adds up over samples and layers. So it runs once more for each of their names, too,
 and there what each adds is never scaled down.
 
+A coding's error is what it adds as a share of the variance that the gradient has anyway: of all gradients together, or
+of each by itself in the mean over their elements, whichever is more. Adam and its like divide each element by its own
+size, so that noise which is nothing in the sum may be all there is of some: attention's queries and keys have tiny
+gradients for long.
+
 The variance that the gradient has anyway, as an estimate from a batch of B samples, is measured where a kernel sums
 over samples: with signs σ_b = ±1 that add up to 0 on what comes in, E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is
 the variance of the sum of B samples.
@@ -28,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite
+from math import fsum, inf, isfinite
 
 import torch
 from torch import fx
@@ -45,6 +50,7 @@ from .replay import Instead, Replay
 from .sources import Source
 
 _WORTH_A_RUN = 1e-3  # of what all codes add
+_LEAST_VARIANCE = 1e-2  # of the average element's, that each is taken to have: some are nothing but rounding
 SEED = 0x10371DE  # of what is drawn while measuring: the same step gives the same plan
 
 
@@ -64,6 +70,10 @@ class Sensitivity:
         """What codings, each given as storage and number, add to E‖ĝ − g‖² of each parameter's or input's gradient."""
         told = {(storage, number): one for storage, several in self.added.items() for number, one in enumerate(several)}
         return self.paths.by_gradient(chosen, told)
+
+    def energy(self, chosen: Iterable[tuple[int, int]]) -> float:
+        """What codings, each given as storage and number, add to E‖ĝ − g‖² of all gradients together."""
+        return fsum(self.added[storage][number] for storage, number in chosen)
 
 
 def sensitivity_of(
@@ -93,34 +103,50 @@ def sensitivity_of(
                 bench.see_forward(kernel, made)
             if kernel.role == "accumulate":
                 exact.append(replay.value(kernel.calls[0]))
-        added = bench.added()
+        found = _Added(bench.added(), bench.added(bench.weights()))
 
-        def measured(numbers: Mapping[int, int]) -> float:
-            """What codings all together add, as a multiple of what is foretold."""
-            foretold = sum(added[storage][number] for storage, number in numbers.items())
+        def scale(numbers: Mapping[int, int], alone: bool, least: float) -> None:
             again = Replay(step, posed, tensors, device)
-            return _distance(again, schedule, bench, numbers, exact) / foretold if foretold else 1.0
+            found.scale(numbers, _distances(again, schedule, bench, numbers, exact), bench, alone, least)
 
-        for alike in _classes(bench.codings, added, step):
-            factor = measured(alike)
-            for storage in alike:
-                added[storage] = [factor * one for one in added[storage]]
+        for alike in _classes(bench.codings, found.energies, step):
+            scale(alike, False, 0.0)
         for name in bench.biased:
-            numbers = {
-                s: n for s, told in bench.codings.items() for n, one in enumerate(told) if one.codec.name == name
-            }
-            factor = max(measured(numbers), 1.0)
+            named = {s: n for s, told in bench.codings.items() for n, one in enumerate(told) if one.codec.name == name}
+            scale(named, True, 1.0)
+    return bench.sensitivity(found)
+
+
+@dataclass
+class _Added:
+    """By storage, for each of its codings: its energy in all gradients, and the same weighted (`_Bench.weights`)."""
+
+    energies: dict[int, list[float]]
+    shares: dict[int, list[float]]
+
+    def scale(
+        self, numbers: Mapping[int, int], measured: Sequence[float], bench: _Bench, alone: bool, least: float
+    ) -> None:
+        """Scales codings to what all `numbers` together were measured to add to each gradient, in turn.
+
+        alone: only these, not all codings of their storages. least: the factor at least.
+        """
+        weights = bench.weights()
+        weighted = fsum(weights[source] * one for (_, source), one in zip(bench.paths.finals, measured, strict=True))
+        for told, whole in ((self.energies, fsum(measured)), (self.shares, weighted)):
+            foretold = fsum(told[storage][number] for storage, number in numbers.items())
+            factor = max(whole / foretold, least) if foretold else 1.0
             for storage, number in numbers.items():
-                added[storage][number] *= factor
-    return bench.sensitivity(added)
+                several = told[storage]
+                told[storage] = [one * factor if not alone or n == number else one for n, one in enumerate(several)]
 
 
-def _distance(
+def _distances(
     replay: Replay, schedule: Schedule, bench: _Bench, numbers: Mapping[int, int], exact: Sequence[torch.Tensor]
-) -> float:
-    """‖ĝ − g‖² with all of some codings at once."""
+) -> list[float]:
+    """‖ĝ − g‖² of each gradient in turn, with all of some codings at once."""
     torch.manual_seed(SEED)
-    squares, remaining = 0.0, iter(exact)
+    squares: list[float] = []
 
     def coded(kernel: Kernel) -> Instead:
         if kernel.phase == "forward" or kernel.role != "compute":
@@ -130,7 +156,7 @@ def _distance(
 
     for kernel, _ in replay.run(schedule, coded):
         if kernel.role == "accumulate":
-            squares += energy_of(replay.value(kernel.calls[0]) - next(remaining))
+            squares.append(energy_of(replay.value(kernel.calls[0]) - exact[len(squares)]))
     return squares
 
 
@@ -147,7 +173,8 @@ class _Bench:
     errors: dict[int, tuple[float, ...]] = field(default_factory=dict)  # of each coding, squared, relative
     noise: dict[fx.Node, dict[str, torch.Tensor]] = field(default_factory=dict)  # by kind, on gradients that are alive
     squared_gradient: float = 0.0
-    own_variance: float = 0.0
+    own: dict[Source, float] = field(default_factory=dict)  # variance of each gradient
+    elements: dict[Source, int] = field(default_factory=dict)
 
     def see_forward(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
         """Notes how far off each codec is on what forward made."""
@@ -185,29 +212,42 @@ class _Bench:
         codecs = (one.codec for told in self.codings.values() for one in told)
         return tuple(dict.fromkeys(one.name for one in codecs if one.fidelity == "approximate" and not one.draws))
 
-    def added(self) -> dict[int, list[float]]:
-        """By storage, what each of its codings adds to E‖ĝ − g‖² as noise."""
-        told = self.paths.added()
+    @property
+    def own_variance(self) -> float:
+        """Of all gradients together."""
+        return fsum(self.own.values())
+
+    def weights(self) -> dict[Source, float]:
+        """By what the energy in each gradient is multiplied for the share of an element's own variance, in the mean."""
+        count = sum(self.elements.values())
+        own, average = self.own_variance, self.own_variance / max(count, 1)
+        weights = {}
+        for source, variance in self.own.items():
+            each = max(variance / max(self.elements[source], 1), _LEAST_VARIANCE * average)
+            # where a gradient's own variance is not known, its noise counts as it does in the sum
+            weights[source] = 1 / (count * each) if variance else (1 / own if own else 0.0)
+        return weights
+
+    def added(self, weights: Mapping[Source, float] | None = None) -> dict[int, list[float]]:
+        """By storage, what each of its codings adds to E‖ĝ − g‖² as noise; weights: of gradients."""
+        told = self.paths.added(weights)
         return {
             storage: [told.get((storage, number), 0.0) for number in range(len(several))]
             for storage, several in self.codings.items()
         }
 
-    def sensitivity(self, added: Mapping[int, Sequence[float]]) -> Sensitivity:
+    def sensitivity(self, found: _Added) -> Sensitivity:
         """What follows from all of it."""
         own = self.own_variance
-        return Sensitivity(
-            {
-                storage: tuple(
-                    _judged(one, told / own if own else inf) for one, told in zip(several, added[storage], strict=True)
-                )
-                for storage, several in self.codings.items()
-            },
-            {storage: tuple(told) for storage, told in added.items()},
-            self.own_variance,
-            self.squared_gradient,
-            self.paths,
-        )
+        codings = {
+            storage: tuple(
+                _judged(one, max(added / own, share) if own else inf)
+                for one, added, share in zip(several, found.energies[storage], found.shares[storage], strict=True)
+            )
+            for storage, several in self.codings.items()
+        }
+        added = {storage: tuple(told) for storage, told in found.energies.items()}
+        return Sensitivity(codings, added, own, self.squared_gradient, self.paths)
 
     def _codings(self, node: fx.Node) -> tuple[Coding, ...]:
         return self.codings[self.coded[node]] if node in self.coded else ()
@@ -219,8 +259,10 @@ class _Bench:
         self.squared_gradient += energy_of(gradient)
         while node not in self.replay.made and node.all_input_nodes:
             node = node.all_input_nodes[0]
-        self.paths.finals.append((node, kernel.target.meta["source"]))
-        self.own_variance += self.signs.variance(node)
+        source = kernel.target.meta["source"]
+        self.paths.finals.append((node, source))
+        self.own[source] = self.own.get(source, 0.0) + self.signs.variance(node)
+        self.elements[source] = gradient.numel()
 
     def _see_gain(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], node: fx.Node) -> None:
         value = self.replay.made[node]

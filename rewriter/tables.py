@@ -68,7 +68,7 @@ def _codes(plan: Plan) -> list[tuple[str, str]]:
         rows.append(
             (
                 "variance added",
-                f"{plan.encoding_error:.3%} of the gradient's own, limit {plan.problem.error_budget:.2%}",
+                f"at most {plan.encoding_error:.3%} of the gradient's own, limit {plan.problem.error_budget:.2%}",
             )
         )
     return rows

@@ -108,8 +108,7 @@ def _noise_found(noise: GradientNoise | None, runners: Sequence[_Runner]) -> Noi
 
 def noise_of(planned: PlannedStep) -> float:
     """The distance by which the approximate codes of a plan are predicted to move all gradients together."""
-    sensitivity = planned.costs.sensitivity
-    return (planned.plan.encoding_error * sensitivity.own_variance) ** 0.5 if sensitivity is not None else 0.0
+    return planned.noise_energy**0.5
 
 
 def _relative(noise: float, planned: PlannedStep) -> float:

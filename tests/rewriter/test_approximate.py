@@ -59,7 +59,7 @@ def test_noise_is_as_predicted_and_without_bias_where_rounding_is_at_random(case
         noise.append(found - exact)
     noise = torch.stack(noise)
     measured = float(noise.square().sum(1).mean())
-    told = small.plan.encoding_error * small.lowtide.planned.costs.sensitivity.own_variance
+    told = small.lowtide.planned.noise_energy
     assert measured == pytest.approx(told, rel=0.25)
     # of independent noise the mean over n draws keeps an n-th of the energy
     assert float(noise.mean(0).square().sum()) < 1.5 * measured / draws

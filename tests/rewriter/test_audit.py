@@ -88,8 +88,10 @@ def test_all_values_are_audited_if_they_are_few(case, found):
     plan = planned.plan
     assert len(found.values) == found.encoded == len(plan.encoded) > 4
     for one, (value, number) in zip(found.values, sorted(plan.encoded), strict=True):
-        encoding = plan.problem.values[value].encodings[number]
-        assert (one.codec, one.predicted, one.code_bytes) == (encoding.name, encoding.error, encoding.size_bytes)
+        encoding, sensitivity = plan.problem.values[value].encodings[number], planned.costs.sensitivity
+        assert (one.codec, one.code_bytes) == (encoding.name, encoding.size_bytes)
+        added = sensitivity.added[planned.posed.storages[value]][number]
+        assert one.predicted == added / sensitivity.own_variance <= encoding.error * (1 + 1e-9)
         assert one.size_bytes == plan.problem.values[value].size_bytes
         assert one.module in {op.module for op in plan.problem.ops}
         if "bit groups" in one.codec:

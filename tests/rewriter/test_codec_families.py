@@ -86,7 +86,7 @@ def check_noise(model, small, batch, draws):
         noise.append(flat(found) - flat(exact))
     noise = torch.stack(noise)
     variance = float(noise.square().sum(1).mean())
-    told = small.plan.encoding_error * small.lowtide.planned.costs.sensitivity.own_variance
+    told = small.lowtide.planned.noise_energy
     assert told == pytest.approx(variance, rel=0.25)
     # of independent noise the mean over n draws keeps an n-th of the energy
     assert float(noise.mean(0).square().sum()) < 1.5 * variance / draws

@@ -87,7 +87,7 @@ def test_what_codes_add_is_predicted_within_a_quarter_each_and_15_percent_in_all
         uncertain.append(2 * statistics.stdev(drawn) / DRAWS**0.5)  # few tokens may have most of a value's noise
         predicted.append(steps.sensitivity.added[storage][number])
         ratios.append(predicted[-1] / measured[-1])
-        assert coding.error == pytest.approx(predicted[-1] / steps.sensitivity.own_variance)
+        assert coding.error >= predicted[-1] / steps.sensitivity.own_variance * (1 - 1e-9)
     matters = [told for told in zip(predicted, measured, uncertain, strict=True) if told[1] > 1e-3 * sum(measured)]
     assert len(matters) > 4
     assert all(abs(p - m) <= 0.25 * m + error for p, m, error in matters), matters
@@ -110,6 +110,20 @@ def test_in_a_trained_model_noise_of_each_class_of_values_is_predicted_though_it
     matters = [found[0] / found[1] for found in classes.values() if found[1] > 0.02 * measured]
     assert len(matters) > 4
     assert all(0.75 <= ratio <= 1.25 for ratio in matters), matters
+
+
+def test_noise_counts_beside_the_variance_of_the_parameter_that_it_reaches():
+    """Queries and keys have tiny gradients at random weights: noise in them alone is little in the sum."""
+    steps = Steps("llama")
+    own = steps.sensitivity.own_variance
+    larger = {}
+    for storage, codings in steps.sensitivity.codings.items():
+        shares = [one.error * own / told for one, told in zip(codings, steps.sensitivity.added[storage], strict=True)]
+        readers = [k.calls[-1] for k in steps.step.kernels if k.phase == "backward" and storage in k.reads]
+        attends = all("attention" in str(call.target) for call in readers)
+        larger.setdefault(attends, []).extend(shares)
+    assert min(larger[True]) > 3
+    assert min(larger[False]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
