@@ -139,16 +139,6 @@ class PlannedStep:
         """What the approximate codes of the plan are predicted to add to E‖ĝ − g‖² of all gradients together."""
         return self.costs.sensitivity.energy(self.coded) if self.costs.sensitivity is not None else 0.0
 
-    @property
-    def coded(self) -> tuple[tuple[int, int], ...]:
-        """What the plan encodes, each once: storage and number of the coding."""
-        return tuple((self.posed.storages[value], number) for value, number in self.plan.encoded)
-
-    @property
-    def noise_energy(self) -> float:
-        """What the approximate codes of the plan are predicted to add to E‖ĝ − g‖² of all gradients together."""
-        return self.costs.sensitivity.energy(self.coded) if self.costs.sensitivity is not None else 0.0
-
 
 def capture_step(
     model: torch.nn.Module,

@@ -122,8 +122,8 @@ class Report:
         if self.time_ratio is not None:
             rows.append(("step time / eager's", f"{self.time_ratio:.3f} (median of {self.timed_pairs} pairs)"))
         if self.predicted_error:
-            added = f"at most {_share(plan.encoding_error)} of the gradient's own, limit {plan.problem.error_budget:.2%}"
-            rows.append(("variance added, predicted", added))
+            added, limit = _share(plan.encoding_error), f"{plan.problem.error_budget:.2%}"
+            rows.append(("variance added, predicted", f"at most {added} of the gradient's own, limit {limit}"))
             rows += self._noise()
             rows.append(("relative error, predicted", f"{self.predicted_error:.1e}: all gradients together"))
         rows += [("relative error", f"{one.relative:.1e}, limit {one.limit:.0e}: {one.what}") for one in self.errors]

@@ -52,8 +52,8 @@ def rewrite(
     device: the name of a device preset to plan for. Only planning: such a module cannot be run here.
     time_limit: seconds of solving after which the best plan so far is taken; recipes are always tried.
     error_budget: with "approximate", by how much of its own variance (from one batch to the next) the gradient's
-        variance may grow: of all parameters together, and of each one's elements in the mean, which is what Adam sees. The
-        noise of each code is measured on the sample inputs, at the weights that there are.
+        variance may grow: of all parameters together, and of each one's elements in the mean, which is what Adam sees.
+        The noise of each code is measured on the sample inputs, at the weights that there are.
     codecs: with "approximate", the codes to choose among. By default "groups" (of a few bits), "spread" (the same after
         a Hadamard transform), "derivatives" (of activations, in a few levels) and "rows" (some of the rows that weights
         multiply); besides, of such rows, "gaussian", "rademacher", "hadamard" and "dct" (sketches of all of them),
