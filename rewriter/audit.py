@@ -23,7 +23,7 @@ from .sources import Source
 
 MOST_VALUES = 24  # that are audited unless asked otherwise
 _SEEDS = 2
-_MOST_ALIKE = 0.1  # of unbiased errors; half-precision results, rounded to the nearest, are a little alike
+_MOST_ALIKE = 0.1  # of unbiased errors, besides what rounding to the nearest number of the dtype makes alike
 _DEVIATIONS = 5.0
 
 
@@ -202,7 +202,8 @@ def value_errors(coding: Coding, value: torch.Tensor, seeds: Sequence[int]) -> t
     """The mean squared relative error of a value with two seeds; the cosine between their errors, and its limit.
 
     Products of errors, summed up by what a codec draws at once (a row, along the features that it is told of; of a
-    vector each element), tell how far the cosine of unbiased ones strays from 0.
+    vector each element), tell how far the cosine of unbiased ones strays from 0. Decoded values are rounded to the
+    nearest of their dtype, which biases each by half its spacing at most.
     """
     one, other = (coding.coded(value, seed).sub_(value) for seed in seeds)
     squares, whole = (energy_of(one), energy_of(other)), energy_of(value)
@@ -210,6 +211,8 @@ def value_errors(coding: Coding, value: torch.Tensor, seeds: Sequence[int]) -> t
     if not coding.codec.draws or not all(squares):
         return error, (0.0, 0.0)
     products = one.mul_(other) if one.dim() > 1 else one.mul_(other).unsqueeze(-1)
-    rows = products.sum(coding.codec.told[0].get("dim", -1), dtype=torch.float64) / (squares[0] * squares[1]) ** 0.5
+    norms = (squares[0] * squares[1]) ** 0.5
+    rows = products.sum(coding.codec.told[0].get("dim", -1), dtype=torch.float64) / norms
     strays = float((rows - rows.mean()).square().sum()) ** 0.5
-    return error, (float(rows.sum()), _MOST_ALIKE + _DEVIATIONS * strays)
+    rounded = (torch.finfo(value.dtype).eps / 2) ** 2 * whole / norms
+    return error, (float(rows.sum()), _MOST_ALIKE + _DEVIATIONS * strays + rounded)

@@ -55,7 +55,7 @@ def verified(model, batch, plan):
 def coding_of(family: str, layer: nn.Module, x: torch.Tensor, families: tuple[str, ...]):
     """The first coding of a family for what a layer reads, and such a value."""
     torch.manual_seed(0)
-    scale = nn.Parameter(torch.ones(x.shape[-1]))
+    scale = nn.Parameter(torch.ones(x.shape[-1], dtype=x.dtype))
     model = Called(lambda m, x: m.layer(x * m.scale).square().sum(), layer=layer, scale=scale)
     posed = capture_and_pose(model, (x,), {}, Options("approximate", costs="flops", codecs=families)).posed
     codings = (one for several in posed.codings.values() for one in several if one.codec.family == family)
@@ -210,6 +210,17 @@ def test_a_vector_is_audited_element_by_element():
     error, (alike, limit) = value_errors(coding, value, (1, 2))
     assert 0 < error < 0.1 and abs(alike) <= limit
     assert limit == pytest.approx(0.1 + 5 / 64, rel=0.2)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.95])
+def test_half_precision_s_rounding_is_no_bias_of_a_code_and_a_factor_is(factor, monkeypatch):
+    right = Coding.coded
+    monkeypatch.setattr(Coding, "coded", lambda self, value, seed: right(self, value, seed).mul_(factor))
+    x = torch.sigmoid(0.4 * torch.randn(128, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
+    coding, value = coding_of("groups", nn.Identity(), x, ("groups",))
+    _, (alike, limit) = value_errors(coding, value, (1, 2))
+    assert coding.codec.name == "8-bit groups" and alike > 0.1  # steps of the code are finer than those of bfloat16
+    assert (alike <= limit) == (factor == 1.0)
 
 
 def test_a_biased_codec_is_found_by_the_name_of_its_value(coded, monkeypatch):
