@@ -32,6 +32,11 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
         return (normalized, *(statistic.float() for statistic in statistics))
     if func is aten.native_group_norm_backward.default and _is_mixed(args) and out[0] is not None:
         return (out[0].to(args[1].dtype), *out[1:])
+    if func in _POINTWISE_BACKWARDS:
+        first, second = _POINTWISE_BACKWARDS[func]
+        return torch.empty_like(args[first] * args[second], dtype=out.dtype)
+    if func in _CONTIGUOUS_BACKWARDS:
+        return torch.empty_like(out, memory_format=torch.contiguous_format)
     return out
 
 
@@ -57,6 +62,23 @@ _MEANS_IN_PLACE = (
     aten.binary_cross_entropy.default,
     aten.soft_margin_loss.default,
 )
+
+# Derivatives times the incoming gradient: laid out as a product of the two is, which the fake kernels do not do where
+# they are laid out in different ways. The places of the two, in the order in which the kernel looks at them.
+_POINTWISE_BACKWARDS = {
+    aten.threshold_backward.default: (1, 0),
+    aten.leaky_relu_backward.default: (1, 0),
+    aten.rrelu_with_noise_backward.default: (1, 0),
+    aten.hardtanh_backward.default: (0, 1),
+    aten.elu_backward.default: (0, 5),
+    aten.hardswish_backward.default: (0, 1),
+    aten.hardsigmoid_backward.default: (0, 1),
+    aten.softplus_backward.default: (0, 1),
+    aten.logit_backward.default: (0, 1),
+}
+
+# Contiguous whatever they are computed from.
+_CONTIGUOUS_BACKWARDS = (aten.mse_loss_backward.default, aten.smooth_l1_loss_backward.default)
 
 # What functionalization makes of writes into views: each copies all of the storage that its operand is a view of.
 _COPIES_THE_WHOLE = (
