@@ -63,12 +63,16 @@ class Options:
             raise ValueError(f"there is no solver {self.solver!r}: choose among {', '.join(SOLVER_NAMES)}")
         if not self.time_limit_seconds > 0:
             raise ValueError(f"time_limit={self.time_limit_seconds!r} is no time: pass seconds above 0")
+        if isinstance(self.error_budget, bool) or not isinstance(self.error_budget, (int, float)):
+            raise ValueError(f"error_budget={self.error_budget!r} is no number: pass a share of a variance, like 0.01")
         if not self.error_budget >= 0:
             raise ValueError(
                 f"error_budget={self.error_budget!r} is no share of a variance: pass 0 or more, 0.01 for a hundredth"
             )
         self.preset()
         for name, item in (("outputs", "loss"), ("differentiable", "loss"), ("codecs", "groups")):
+            if not isinstance(getattr(self, name), (tuple, str, type(None))):
+                raise ValueError(f'{name}={getattr(self, name)!r} is no list of names: {name}=["{item}"]')
             if isinstance(getattr(self, name), str):
                 raise ValueError(f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["{item}"]')
         if self.codecs is not None:
@@ -216,10 +220,12 @@ def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None
 
 
 def _batch(situation: Situation) -> tuple[int, int]:
-    """How many samples the inputs have, and how many tokens each: the first two dimensions of the first of them."""
+    """How many samples the inputs have, and how many tokens each: the first two dimensions of the first of them, if it
+    is one of ids [samples, tokens] or of vectors [samples, tokens, features]; a picture has no tokens."""
     for source, tensor in situation.tensors.items():
         if source.kind == "input" and tensor.dim():
-            return tensor.shape[0], tensor.shape[1] if tensor.dim() > 1 else 1
+            has_tokens = tensor.dim() == (3 if tensor.is_floating_point() else 2)
+            return tensor.shape[0], tensor.shape[1] if has_tokens else 1
     return 1, 1
 
 

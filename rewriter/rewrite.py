@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -164,4 +164,6 @@ def _check_inputs(args: Any, kwargs: Any) -> None:
 
 def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
     # A single string would be taken for its letters; Options refuses it by name.
-    return names if names is None or isinstance(names, str) else tuple(names)  # pyright: ignore[reportReturnType]
+    if names is None or isinstance(names, str) or not isinstance(names, Iterable):
+        return names  # pyright: ignore[reportReturnType]
+    return tuple(names)

@@ -85,7 +85,8 @@ class Portfolio:
     """Answers every budget from the lower envelope of all candidates of all solvers.
 
     The candidates are the same for every budget, so under one cost table a smaller budget never gives a
-    higher peak or a shorter time, and no plan costs more than the best recipe that fits. Of candidates
+    higher peak or a shorter time (but for what `gentlest` gives for smaller errors), and no plan costs more than the
+    best recipe that fits. Of candidates
     equally fast the one with the lower peak is taken, then the one whose solver comes first. Where values have
     encodings, the solvers' candidates are joined by those with values kept encoded (`Encoded`), so that no budget is
     answered worse than without.
@@ -109,7 +110,8 @@ class Portfolio:
         progress: Progress | None = None,
         time_limit_seconds: float = inf,
     ) -> Plan:
-        """The fastest plan that peaks at no more than `budget_bytes`.
+        """The fastest plan that peaks at no more than `budget_bytes`; of those that keep values approximately and take
+        no more than a thousandth of a step longer, the one with the smallest errors (`gentlest`).
 
         solver: "auto" for all of `solvers`, or the name of one of them or of `named`, or that of `exact`, which is
         asked for this budget alone. progress: told the share done and what is being done. time_limit_seconds: after
@@ -144,7 +146,8 @@ class Portfolio:
         """At most `count` plans of the lower envelope, from the highest peak to the lowest.
 
         They are the answers to `count` budgets spread evenly between the smallest peak and that of the
-        fastest plan, each once; the budget of each is its own peak, its time that until it was there.
+        fastest plan, each once; the budget of each is its own peak, its time that until it was there. They are the
+        fastest ones: for the same budget `solve` may find smaller errors of approximate codes.
         time_limit_seconds: as in `solve`; the notes of each plan tell what was stopped.
         """
         started = perf_counter()

@@ -200,6 +200,13 @@ def test_with_one_sample_tokens_count_as_samples():
     assert told.own_variance > 0
 
 
+def test_one_picture_shows_no_variance_so_nothing_is_kept_approximately():
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3), nn.Flatten())
+    found = capture_and_pose(model, (torch.randn(1, 8, 16, 16),), {}, Options(fidelity="approximate", costs="flops"))
+    assert found.costs.sensitivity.own_variance == 0
+    assert any("no finite variance" in note for note in found.posed.problem.notes)
+
+
 def test_measuring_leaves_the_model_its_buffers_and_the_generator_alone():
     model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(), nn.Flatten())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
