@@ -5,7 +5,8 @@
 A byte-level language model (GPT-2's architecture, 4 layers, d 128) is trained for 300 steps on the sources of the
 standard library; then, on 6 batches that it has not seen, ‖ĝ − g‖² / ‖g‖² over all gradients, with every value that has
 the code encoded and nothing else. "predicted" is what one step on the first of them foretells
-(`rewriter/sensitivity.py`), "added" the same as a share of the variance that the gradient has between batches.
+(`rewriter/sensitivity.py`), "added" what counts for the error budget: the same as a share of the variance that the
+gradient has between batches, or its elements have in the mean, whichever is more.
 """
 
 from __future__ import annotations
