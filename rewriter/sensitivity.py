@@ -22,11 +22,7 @@ and there what each adds is never scaled down.
 A coding's error is what it adds as a share of the variance that the gradient has anyway: of all gradients together, or
 of each by itself in the mean over their elements, whichever is more. Adam and its like divide each element by its own
 size, so that noise which is nothing in the sum may be all there is of some: attention's queries and keys have tiny
-gradients for long.
-
-The variance that the gradient has anyway, as an estimate from a batch of B samples, is measured where a kernel sums
-over samples: with signs σ_b = ±1 that add up to 0 on what comes in, E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is
-the variance of the sum of B samples.
+gradients for long. What the gradient has anyway `sample_signs` tells, from the same run.
 """
 
 from __future__ import annotations
@@ -38,7 +34,6 @@ from math import fsum, inf, isfinite
 import torch
 from torch import fx
 
-from ..kernels.linear_cross_entropy import linear_cross_entropy
 from ..passes.encodings import Coding
 from ..passes.pose import Posed
 from ..passes.products import is_product
@@ -47,6 +42,7 @@ from ..solvers.schedule import Schedule
 from .beside import energy_of
 from .noise_paths import Flow, Noise, NoisePaths, split
 from .replay import Instead, Replay
+from .sample_signs import SampleSigns
 from .sources import Source
 
 _WORTH_A_RUN = 1e-3  # of what all codes add
@@ -94,7 +90,7 @@ def sensitivity_of(
     with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices=devices):
         torch.manual_seed(SEED)
         replay = Replay(step, posed, tensors, device)
-        bench = _Bench(replay, dict(codings), _Signs(*batch, device))
+        bench = _Bench(replay, dict(codings), SampleSigns(*batch, SEED, device))
         exact: list[torch.Tensor] = []
         for kernel, made in replay.run(schedule):
             if kernel.phase == "backward":
@@ -103,11 +99,12 @@ def sensitivity_of(
                 bench.see_forward(kernel, made)
             if kernel.role == "accumulate":
                 exact.append(replay.value(kernel.calls[0]))
-        found = _Added(bench.added(), bench.added(bench.weights()))
+        weights = bench.weights()
+        found = _Added(bench.added(), bench.added(weights), [weights[source] for _, source in bench.paths.finals])
 
         def scale(numbers: Mapping[int, int], alone: bool, least: float) -> None:
             again = Replay(step, posed, tensors, device)
-            found.scale(numbers, _distances(again, schedule, bench, numbers, exact), bench, alone, least)
+            found.scale(numbers, _distances(again, schedule, bench, numbers, exact), alone, least)
 
         for alike in _classes(bench.codings, found.energies, step):
             scale(alike, False, 0.0)
@@ -119,20 +116,21 @@ def sensitivity_of(
 
 @dataclass
 class _Added:
-    """By storage, for each of its codings: its energy in all gradients, and the same weighted (`_Bench.weights`)."""
+    """By storage, for each of its codings: its energy in all gradients, and the same weighted.
+
+    weights: of the gradients in turn (`_Bench.weights`).
+    """
 
     energies: dict[int, list[float]]
     shares: dict[int, list[float]]
+    weights: Sequence[float]
 
-    def scale(
-        self, numbers: Mapping[int, int], measured: Sequence[float], bench: _Bench, alone: bool, least: float
-    ) -> None:
+    def scale(self, numbers: Mapping[int, int], measured: Sequence[float], alone: bool, least: float) -> None:
         """Scales codings to what all `numbers` together were measured to add to each gradient, in turn.
 
         alone: only these, not all codings of their storages. least: the factor at least.
         """
-        weights = bench.weights()
-        weighted = fsum(weights[source] * one for (_, source), one in zip(bench.paths.finals, measured, strict=True))
+        weighted = fsum(weight * one for weight, one in zip(self.weights, measured, strict=True))
         for told, whole in ((self.energies, fsum(measured)), (self.shares, weighted)):
             foretold = fsum(told[storage][number] for storage, number in numbers.items())
             factor = max(whole / foretold, least) if foretold else 1.0
@@ -166,7 +164,7 @@ class _Bench:
 
     replay: Replay
     codings: dict[int, tuple[Coding, ...]]
-    signs: _Signs
+    signs: SampleSigns
     paths: NoisePaths = field(default_factory=NoisePaths)
     noisy: set[fx.Node] = field(default_factory=set)
     coded: dict[fx.Node, int] = field(default_factory=dict)  # what forward made: backward may write over it
@@ -346,86 +344,6 @@ def _classes(
             found.setdefault((base.target, base.meta["val"].shape, several[usual].codec), {})[storage] = usual
     worth = [sum(added[storage][number] for storage, number in alike.items()) for alike in found.values()]
     return [alike for alike, one in zip(found.values(), worth, strict=True) if one >= _WORTH_A_RUN * sum(worth)]
-
-
-class _Signs:
-    """Balanced signs for the samples of a batch, and the sums over samples that they change.
-
-    A gradient has a place for each sample if its first dimension is a multiple of their number; with one sample alone,
-    each token counts as one.
-    """
-
-    def __init__(self, samples: int, tokens: int, device: torch.device) -> None:
-        self.samples = samples if samples > 1 else max(tokens, 1)
-        half = self.samples // 2
-        signs = torch.tensor([1.0] * half + [-1.0] * half + [0.0] * (self.samples % 2))
-        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(SEED))
-        self.signs = signs[order].to(device)
-        self.summed: dict[fx.Node, torch.Tensor] = {}
-
-    def see(
-        self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay, gradients: Sequence[fx.Node]
-    ) -> None:
-        """Sums over samples with signs, where a kernel sums; follows such sums through what adds and scales them."""
-        self.summed = {node: tensor for node, tensor in self.summed.items() if node in replay.made}
-        if any(node in self.summed for node in gradients):
-            sizes = {self.summed[node].numel() for node in gradients if node in self.summed}
-            others = {n: torch.zeros_like(replay.made[n]) for n in gradients if replay.made[n].numel() in sizes}
-            self.summed.update(replay.results(kernel, {**others, **self._known(gradients)}, again=True))
-            return
-        batched = [node for node in gradients if self._rows(replay.made[node])]
-        sums = [n for n, value in made.items() if not any(_keeps_rows(value, replay.made[g]) for g in batched)]
-        if batched and sums and self.samples > 1:
-            signed = {node: self._signed(replay.made[node]) for node in batched}
-            found = replay.results(kernel, signed, again=True)
-            self.summed.update((node, found[node]) for node in sums if found[node].is_floating_point())
-
-    def see_forward(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay) -> None:
-        """A fused loss makes gradients in forward: of the positive samples alone where the others' rows are ignored."""
-        call = kernel.calls[-1] if kernel.role == "compute" else None
-        if call is None or call.target is not linear_cross_entropy or self.samples < 2:
-            return
-        place, class_weight, reduction, ignored = call.args[3], call.args[4], call.args[5], call.args[6]
-        assert isinstance(place, fx.Node)
-        target = replay.value(place)
-        if len(target) % self.samples:
-            return
-        positive = self.signs.repeat_interleave(len(target) // self.samples) > 0
-        weight = (target != ignored).double()
-        if isinstance(class_weight, fx.Node):
-            weight *= replay.value(class_weight).double()[target.clamp(min=0)]
-        share = float(weight[positive].sum() / weight.sum()) if reduction == 1 else 1.0
-        halves = replay.results(kernel, {place: target.masked_fill(~positive, ignored)}, again=True)
-        for node, whole in made.items():
-            if node.args[1] in (2, 3) and whole.numel():  # the weight's and the bias's
-                self.summed[node] = 2 * share * halves[node] - whole
-
-    def variance(self, node: fx.Node) -> float:
-        """Of a parameter's gradient; 0 where it is not known."""
-        if node not in self.summed:
-            return 0.0
-        odd = self.samples / (self.samples - 1) if self.samples % 2 else 1.0
-        return energy_of(self.summed[node]) * odd
-
-    def _known(self, gradients: Sequence[fx.Node]) -> dict[fx.Node, torch.Tensor]:
-        return {node: self.summed[node] for node in gradients if node in self.summed}
-
-    def _rows(self, gradient: torch.Tensor) -> int:
-        """How many rows of a gradient belong to each sample; 0 if it has no place for samples."""
-        if gradient.dim() == 0:
-            return 0
-        rows = gradient.shape[0] if gradient.shape[0] > 1 or gradient.dim() == 1 else gradient.shape[1]
-        return 0 if rows % self.samples else rows // self.samples
-
-    def _signed(self, gradient: torch.Tensor) -> torch.Tensor:
-        rows = self.signs.repeat_interleave(self._rows(gradient)).to(gradient.dtype)
-        leading = gradient.dim() if gradient.shape[0] > 1 or gradient.dim() == 1 else gradient.dim() - 1
-        return gradient * rows.view(-1, *[1] * (leading - 1))
-
-
-def _keeps_rows(made: torch.Tensor, read: torch.Tensor) -> bool:
-    """Whether a result still has a place for each sample."""
-    return made.numel() == read.numel() or (made.dim() > 1 and made.shape[0] == read.shape[0])
 
 
 def _judged(coding: Coding, error: float) -> Coding:
