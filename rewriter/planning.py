@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import fsum, inf, isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -372,7 +372,7 @@ def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:
 
 def _check_errors(given: Plan, problem: Problem) -> None:
     """Raises PlanError if the codes of a plan add more here than they may."""
-    added = fsum(problem.values[value].encodings[number].error for value, number in given.encoded)
+    added = problem.error_of(given.encoded)
     if not added <= problem.error_budget * _ERROR_SLACK:
         told = f"{added:.2g} of" if isfinite(added) else "more than can be told to"
         raise PlanError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import fsum
 
 import numpy as np
 
@@ -67,22 +66,17 @@ def gentlest(problem: Problem, fitting: Sequence[Rated], budget_bytes: int) -> R
     Cost: `gentler` for two dozen of them at most.
     """
     fastest = fitting[-1]
+    if not fastest.choice or problem.error_of(encoded_schedule(problem, fastest.choice, fastest.order).encoded) == 0:
+        return fastest
     limit = fastest.seconds + _SECONDS_SHARE * problem.seconds
     alike = [one for one in fitting if one.seconds <= limit]
     tried = [alike[place] for place in sorted({len(alike) * n // _MOST_TRIED for n in range(_MOST_TRIED)})]
-    if not fastest.choice or _error(problem, encoded_schedule(problem, fastest.choice, fastest.order)) == 0:
-        return fastest
 
     def error(one: Rated) -> float:
-        return _error(problem, gentler(problem, encoded_schedule(problem, one.choice, one.order), budget_bytes))
+        schedule = encoded_schedule(problem, one.choice, one.order)
+        return problem.error_of(gentler(problem, schedule, budget_bytes).encoded)
 
     return min((fastest, *tried), key=error)
-
-
-def _error(problem: Problem, schedule: Schedule) -> float:
-    """What all that a schedule encodes adds."""
-    codes = {(one.value, one.encoding) for one in schedule.instructions if isinstance(one, Encode)}
-    return fsum(problem.values[value].encodings[number].error for value, number in codes)
 
 
 def _codes(problem: Problem, schedule: Schedule) -> list[_Code]:

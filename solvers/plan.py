@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import fsum
 
 from .problem import Problem
-from .schedule import Encode, Schedule
+from .schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class Plan:
     @property
     def encoded(self) -> tuple[tuple[int, int], ...]:
         """(value, number of its encoding) of all that is encoded, each once, in the order of the schedule."""
-        told = (one for one in self.schedule.instructions if isinstance(one, Encode))
-        return tuple(dict.fromkeys((one.value, one.encoding) for one in told))
+        return self.schedule.encoded
 
     @property
     def encoded_bytes(self) -> int:
@@ -69,4 +67,4 @@ class Plan:
     @property
     def encoding_error(self) -> float:
         """What all that is encoded adds to the gradient's variance, as a share of the variance that it has anyway."""
-        return fsum(self.problem.values[value].encodings[number].error for value, number in self.encoded)
+        return self.problem.error_of(self.encoded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -119,6 +120,10 @@ class Problem:
         # Hashed once: what is computed from a problem is cached by problem, and problems have thousands of
         # parts.
         return hash((self.fingerprint, self.costs, self.seconds))
+
+    def error_of(self, encoded: Iterable[tuple[int, int]]) -> float:
+        """What encodings, each given as value and number, add up to of `error_budget`."""
+        return fsum(self.values[value].encodings[number].error for value, number in encoded)
 
     @cached_property
     def maker(self) -> tuple[int, ...]:

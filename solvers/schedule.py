@@ -86,3 +86,9 @@ class Schedule:
     def forward_length(self) -> int:
         """How many instructions belong to forward."""
         return self.segments[len(self.segments) // 2].start if self.segments else 0
+
+    @property
+    def encoded(self) -> tuple[tuple[int, int], ...]:
+        """(value, number of its encoding) of all that is encoded, each once, in the order of the instructions."""
+        told = (one for one in self.instructions if isinstance(one, Encode))
+        return tuple(dict.fromkeys((one.value, one.encoding) for one in told))
