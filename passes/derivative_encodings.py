@@ -14,33 +14,31 @@ from .call_signature import arguments_of, operation_name
 from .step_graph import Kernel, StepGraph
 
 Arguments = dict[str, Any]
+Factor = tuple[str, SavedDerivative]  # what a backward multiplies by: of which of its operands, and which derivative
 
 
-Made = tuple[str, SavedDerivative]  # from which operand of a backward, and which derivative of it
-
-
-def _gelu(told: Arguments) -> Made:
+def _gelu(told: Arguments) -> Factor:
     return "self", SavedDerivative("gelu_tanh" if told["approximate"] == "tanh" else "gelu")
 
 
-def _elu(told: Arguments) -> Made:
+def _elu(told: Arguments) -> Factor:
     saved = "output" if told["is_result"] else "input"
     parameters = tuple(float(told[name]) for name in ("alpha", "scale", "input_scale"))
     return "self_or_result", SavedDerivative("elu", saved, parameters)
 
 
-def _softplus(told: Arguments) -> Made:
+def _softplus(told: Arguments) -> Factor:
     return "self", SavedDerivative("softplus", "input", (float(told["beta"]), float(told["threshold"])))
 
 
-def _logsigmoid(told: Arguments) -> Made:
+def _logsigmoid(told: Arguments) -> Factor:
     """On a CPU of the buffer, with the input's sign, which `threshold_encodings` keeps; a GPU has no buffer."""
     if told["buffer"].meta["val"].numel():
         return "buffer", SavedDerivative("logsigmoid", "buffer")
     return "self", SavedDerivative("logsigmoid")
 
 
-_DERIVATIVES: dict[str, Callable[[Arguments], Made]] = {
+_DERIVATIVES: dict[str, Callable[[Arguments], Factor]] = {
     "gelu_backward": _gelu,
     "silu_backward": lambda told: ("self", SavedDerivative("silu")),
     "mish_backward": lambda told: ("self", SavedDerivative("mish")),
@@ -56,22 +54,9 @@ _DERIVATIVES: dict[str, Callable[[Arguments], Made]] = {
 _COMPARING = (
     *("threshold_backward", "hardtanh_backward", "leaky_relu_backward", "elu_backward", "hardswish_backward"),
     *("hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "rrelu_with_noise_backward"),
-    *(
-        "log_sigmoid_backward",
-        "_prelu_kernel_backward",
-        "relu",
-        "clamp",
-        "sign",
-        "sgn",
-        "where",
-        "max",
-        "min",
-        "amax",
-        "amin",
-        "maximum",
-        "minimum",
-    ),
-    *("le", "lt", "ge", "gt", "eq", "ne", "abs", "floor", "ceil", "round", "sort", "topk"),
+    *("log_sigmoid_backward", "_prelu_kernel_backward", "relu", "clamp", "sign", "sgn", "where", "max", "min"),
+    *("amax", "amin", "maximum", "minimum", "le", "lt", "ge", "gt", "eq", "ne", "abs", "floor", "ceil", "round"),
+    *("sort", "topk"),
 )
 
 

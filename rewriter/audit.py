@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -152,7 +152,7 @@ class _Case:
     squares: float = 0.0
     value_error: float = 0.0
     alike: tuple[float, float] = (0.0, 0.0)
-    seen: bool = field(default=False)
+    seen: bool = False
 
     @property
     def storage(self) -> int:

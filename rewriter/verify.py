@@ -66,14 +66,9 @@ def verify(
         modules = (copy.deepcopy(model).train(), copy.deepcopy(model).train(), small)
         runners = [_Runner(module, args, kwargs, options, make_optimizer, constants) for module in modules]
         limit = None if first.costs.options.fidelity == "bitwise" else limit_of(_dtypes_made(first))
-        comparison = Comparison(limit, noise_of(first))
         audit = audit_of(first, runners[2].situation().tensors, audited)
         noise = _noise_found(GradientNoise.of(first, limit), runners) if limit is not None else None
-        for step in range(steps):
-            if limit is not None:
-                for runner in runners[1:]:
-                    runner.take_over(runners[0])
-            comparison.add(step, *(runner.step(step) for runner in runners))
+        comparison = _compared(runners, steps, limit, first.noise_energy**0.5)
         peaks = _peaks(runners[0], runners[2])
         ratio = _time_ratio(runners[0], runners[2], timed_pairs) if timed_pairs else None
     return Report(
@@ -91,10 +86,21 @@ def verify(
         device_type=first.costs.device.type,
         notes=first.posed.problem.notes,
         errors=comparison.errors,
-        predicted_error=_relative(comparison.noise, first),
+        predicted_error=_predicted_error(first),
         audit=audit,
         noise=noise,
     )
+
+
+def _compared(runners: Sequence[_Runner], steps: int, limit: float | None, noise: float) -> Comparison:
+    """What each step gives, in turn; with a limit all begin from the same parameters."""
+    comparison = Comparison(limit, noise)
+    for step in range(steps):
+        if limit is not None:
+            for runner in runners[1:]:
+                runner.take_over(runners[0])
+        comparison.add(step, *(runner.step(step) for runner in runners))
+    return comparison
 
 
 def _noise_found(noise: GradientNoise | None, runners: Sequence[_Runner]) -> NoiseFound | None:
@@ -106,15 +112,10 @@ def _noise_found(noise: GradientNoise | None, runners: Sequence[_Runner]) -> Noi
     return noise.found()
 
 
-def noise_of(planned: PlannedStep) -> float:
-    """The distance by which the approximate codes of a plan are predicted to move all gradients together."""
-    return planned.noise_energy**0.5
-
-
-def _relative(noise: float, planned: PlannedStep) -> float:
-    """The same as a share of the gradient on which it was predicted."""
-    sensitivity = planned.costs.sensitivity
-    return noise / sensitivity.squared_gradient**0.5 if sensitivity is not None and noise else 0.0
+def _predicted_error(planned: PlannedStep) -> float:
+    """How far the approximate codes of a plan move all gradients together, as a share of those it was predicted on."""
+    sensitivity, energy = planned.costs.sensitivity, planned.noise_energy
+    return (energy / sensitivity.squared_gradient) ** 0.5 if sensitivity is not None and energy else 0.0
 
 
 def _dtypes_made(planned: PlannedStep) -> set[torch.dtype]:
