@@ -110,7 +110,7 @@ def rows_of(problem: Problem, count: int) -> list[Row]:
     """A row for each of so many budgets, the largest first."""
     plain, portfolio = without_encodings(problem), Portfolio(cache=None)
     before = problem.resident_bytes
-    plans = portfolio.frontier(problem, 200)
+    plans = portfolio.frontier(problem, 2)
     low, high = plans[-1].peak_bytes - before, max(portfolio.frontier(plain, 2)[0].peak_bytes, plans[0].peak_bytes)
     ratio = ((high - before) / low) ** (1 / (count - 1))
     budgets = [high, *(before + round(low * ratio**power) for power in range(count - 2, 0, -1)), before + low]

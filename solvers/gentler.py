@@ -38,9 +38,21 @@ def gentler(problem: Problem, schedule: Schedule, budget_bytes: int) -> Schedule
     budget_bytes: what it may peak at. What runs when stays as it is. Cost: two simulations, and for each code and each
     of its value's encodings an addition for each instruction while it is there.
     """
+    numbers = _gentler_numbers(problem, schedule, budget_bytes)
+    if not numbers:
+        return schedule
+    found = _exchanged(schedule, numbers)
+    try:
+        return found if simulate(problem, found).peak_bytes <= budget_bytes else schedule
+    except ScheduleError:
+        return schedule
+
+
+def _gentler_numbers(problem: Problem, schedule: Schedule, budget_bytes: int) -> dict[int, int]:
+    """For each value with an approximate code the number of the encoding that it may have instead."""
     codes = _codes(problem, schedule)
     if not codes:
-        return schedule
+        return {}
     room = budget_bytes - np.array(simulate(problem, schedule).moment_bytes, dtype=np.int64)
     left_seconds = _SECONDS_SHARE * problem.seconds
     for _, code, number in sorted(_exchanges(problem, codes), key=lambda one: -one[0]):
@@ -53,17 +65,13 @@ def gentler(problem: Problem, schedule: Schedule, budget_bytes: int) -> Schedule
             while_there -= after.size_bytes - before.size_bytes
             left_seconds -= max(more_seconds, 0.0)
             code.number = number
-    found = _exchanged(schedule, {code.value: code.number for code in codes})
-    try:
-        return found if simulate(problem, found).peak_bytes <= budget_bytes else schedule
-    except ScheduleError:
-        return schedule
+    return {code.value: code.number for code in codes}
 
 
 def gentlest(problem: Problem, fitting: Sequence[Rated], budget_bytes: int) -> Rated:
     """Of candidates that fit a budget, of which the last is the fastest, one that is hardly slower and errs least.
 
-    Cost: `gentler` for two dozen of them at most.
+    Cost: a simulation, and what `gentler` adds, for two dozen of them at most.
     """
     fastest = fitting[-1]
     if not fastest.choice or problem.error_of(encoded_schedule(problem, fastest.choice, fastest.order).encoded) == 0:
@@ -74,7 +82,8 @@ def gentlest(problem: Problem, fitting: Sequence[Rated], budget_bytes: int) -> R
 
     def error(one: Rated) -> float:
         schedule = encoded_schedule(problem, one.choice, one.order)
-        return problem.error_of(gentler(problem, schedule, budget_bytes).encoded)
+        numbers = _gentler_numbers(problem, schedule, budget_bytes)
+        return problem.error_of((value, numbers.get(value, number)) for value, number in schedule.encoded)
 
     return min((fastest, *tried), key=error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -145,9 +146,9 @@ class Portfolio:
     ) -> list[Plan]:
         """At most `count` plans of the lower envelope, from the highest peak to the lowest.
 
-        They are the answers to `count` budgets spread evenly between the smallest peak and that of the
-        fastest plan, each once; the budget of each is its own peak, its time that until it was there. They are the
-        fastest ones: for the same budget `solve` may find smaller errors of approximate codes.
+        They are what `solve` answers at the peaks of the fastest candidates for `count` budgets spread evenly between
+        the smallest peak and that of the fastest plan, each once; the budget of each is that peak, its time that until
+        it was there.
         time_limit_seconds: as in `solve`; the notes of each plan tell what was stopped.
         """
         started = perf_counter()
@@ -155,12 +156,13 @@ class Portfolio:
         lowest = envelope(one for told in ladders for one in told.rungs)
         stops = tuple(text for told in ladders for text in told.told())
         low, high = lowest[0].peak_bytes, lowest[-1].peak_bytes
-        chosen: dict[int, Rated] = {}
-        for step in range(count):
-            budget_bytes = high - (high - low) * step // max(count - 1, 1)
-            best = next(one for one in reversed(lowest) if one.peak_bytes <= budget_bytes)
-            chosen[best.peak_bytes] = best
-        return [self._plan(problem, best, best.peak_bytes, started, stops) for best in chosen.values()]
+        peaks = [one.peak_bytes for one in lowest]
+        spread = (high - (high - low) * step // max(count - 1, 1) for step in range(count))
+        plans = []
+        for place in dict.fromkeys(bisect_right(peaks, budget_bytes) for budget_bytes in spread):
+            best = gentlest(problem, lowest[:place], peaks[place - 1])
+            plans.append(self._plan(problem, best, peaks[place - 1], started, stops))
+        return sorted(plans, key=lambda plan: -plan.peak_bytes)
 
     def _offered(self, problem: Problem, solver: str, progress: Progress | None, limit: _Limit) -> list[_Ladder]:
         """The candidates of one solver or of all, rated."""
