@@ -56,13 +56,15 @@ def ways(x: Tensor, y: Tensor) -> Iterator[Way]:
     """Groups in 1 to 8 bits, and sketches and samples of as many bytes as 4 bits take."""
     size, stride, whole = list(x.shape), list(x.stride()), (x.T @ y).square().sum()
     weights = y.square().sum(1, keepdim=True)
-    for bits in (8, 4, 3, 2, 1):
+    for bits in (8, 6, 5, 4, 3, 2, 1):
         for transformed in (False, True):
             error = (expected_squared_error(x, bits, 256, True, transformed, 0) * weights).sum() / whole
             yield Way(
                 f"groups, bits: {bits}{', Hadamard before' if transformed else ''}",
                 lambda seed, b=bits, h=transformed: encode_groups(x, b, 256, True, h, seed),
-                lambda code, seed, b=bits, h=transformed: decode_groups(code, b, 256, h, seed, size, stride, x.dtype),
+                lambda code, seed, told=(bits, 256, True, transformed): decode_groups(
+                    code, *told, seed, size, stride, x.dtype
+                ),
                 float(error),
             )
     kept = size[0] // 8

@@ -230,7 +230,7 @@ def group_speed(count: int, bits: int, rounds: int) -> float:
     for seed in range(rounds + 1):
         started = time.thread_time()
         code = encode_groups(x, bits, 256, True, False, seed)
-        decode_groups(code, bits, 256, False, seed, [count], [1], x.dtype)
+        decode_groups(code, bits, 256, True, False, seed, [count], [1], x.dtype)
         seconds.append(time.thread_time() - started)
     torch.set_num_threads(threads)
     return x.nbytes / statistics.median(seconds[1:])

@@ -62,12 +62,12 @@ def _drawn(
 
 def _quantized(bits: int, is_spread: bool) -> Codec:
     family = "groups, spread" if is_spread else "groups"
-    options = (bits, _GROUP, True, is_spread), (bits, _GROUP, is_spread)
-    return _drawn(f"{bits}-bit {family}", family, encode_groups, options[0], decode_groups, options[1])
+    options = bits, _GROUP, True, is_spread
+    return _drawn(f"{bits}-bit {family}", family, encode_groups, options, decode_groups, options)
 
 
 QUANTIZED: Mapping[str, tuple[Codec, ...]] = {
-    family: tuple(_quantized(bits, is_spread) for bits in (8, 4, 3, 2))
+    family: tuple(_quantized(bits, is_spread) for bits in (8, 6, 5, 4, 3, 2))
     for family, is_spread in (("groups", False), ("spread", True))
 }
 """Groups of 256 elements, rounded at random without bias; "spread" by a randomized Hadamard transform before."""

@@ -1,11 +1,14 @@
 """Tensors in 8, 4, 3, 2 or 1 bits to an element: groups of elements, each with an offset and a scale of its own.
 
-Kept: ceil(n b / 8) + 4 ceil(n / group) bytes: offset and scale of each group in bfloat16, then the codes. An element
-is decoded to offset + code * scale. The offset is rounded down and the scale up, so that a group lies within its levels
-and rounding at random is unbiased for each of its elements, with the variance scale² f (1 - f), f the part of a level
-that the element lies above one ("ActNN", arXiv 2104.14129, section 3; "GACT", arXiv 2206.11357); over an even spread of
-f that is scale² / 6, and rounding to the nearest errs by scale² / 12. A randomized Hadamard transform before it makes
-scales of tensors with outliers smaller ("QuaRot", arXiv 2404.00456).
+Kept: ceil(n b / 8) + 4 ceil(n / group) bytes: offset and scale of each group in bfloat16, then the codes. The offset is
+rounded down and the scale up, so that a group lies within its levels ("ActNN", arXiv 2104.14129, section 3; "GACT",
+arXiv 2206.11357). Rounding to the nearest, an element is decoded to offset + code * scale. Rounding at random, it is
+rounded up if a number u of [0, 1) is below the part of a level that it lies above one, and decoded to offset +
+(code + u - 1/2) * scale, with the same u, drawn again: the error is then even over a level and independent of the
+element (subtractive dither: Roberts, "Picture coding using pseudo-random noise", 1962; Schuchman, "Dither signals and
+their effect on quantization noise", 1964), without bias and with the variance scale² / 12, half of what rounding at
+random has over an even spread when nothing is taken off. A randomized Hadamard transform before it makes scales of
+tensors with outliers smaller ("QuaRot", arXiv 2404.00456).
 
 A group with an infinity or NaN, or one so wide that its levels overflow, is decoded to NaN throughout. float64 and
 float16 are encoded as float32.
@@ -124,14 +127,19 @@ static void decode_tile(const uint8_t *code, const Way *way, int64_t start, int6
     const uint16_t *parameters = (const uint16_t *)code;
     uint8_t codes[TILE] = {0};
     int64_t groups = (all + way->group - 1) / way->group;
+    float numbers[TILE], steps[TILE];
     unpack_tile(code + 4 * groups + start / 8 * way->bits, codes, count, way->bits);
+    if (way->stochastic) random_tile(way->state, start, numbers);
+    else for (int k = 0; k < TILE; k++) numbers[k] = 8388608.0f;
+    #pragma omp simd
+    for (int k = 0; k < TILE; k++) steps[k] = (float)(int32_t)codes[k] + (numbers[k] * 0x1p-24f - 0.5f);
     for (int64_t i = 0; i < count;) {
         int64_t group = (start + i) / way->group, end = (group + 1) * way->group - start;
         float offset = float_of((uint32_t)parameters[2 * group] << 16);
         float scale = float_of((uint32_t)parameters[2 * group + 1] << 16);
         if (end > TILE) end = TILE;
         #pragma omp simd
-        for (int64_t k = i; k < end; k++) to[k] = offset + (float)(int32_t)codes[k] * scale;
+        for (int64_t k = i; k < end; k++) to[k] = offset + steps[k] * scale;
         i = end;
     }
     if (way->transformed) spread_tile(to, count, 1, way->signs, start);
@@ -215,6 +223,11 @@ def _above(groups: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     return (groups - offset).div_(torch.where(scale > 0, scale, 1))
 
 
+def _numbers(seed: int, start: int, groups: Tensor) -> Tensor:
+    """Numbers of 24 bits for the elements of groups, the first of which is `start`."""
+    return halves(state_of(seed), start, groups.numel(), groups.device).view_as(groups)
+
+
 def encode_plainly(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:
     """`encode_groups` in plain torch."""
     parameters, codes = [], []
@@ -223,7 +236,7 @@ def encode_plainly(x: Tensor, bits: int, group: int, stochastic: bool, hadamard:
         offset, scale = parameters_plainly(groups, bits)
         above = _above(groups, offset, scale).nan_to_num_(0)
         code = above.floor()
-        number = halves(state_of(seed), start, groups.numel(), x.device).view_as(groups) if stochastic else _NEAREST
+        number = _numbers(seed, start, groups) if stochastic else _NEAREST
         code += number < (above - code).mul_(2.0**24)
         codes.append(pack_codes_plainly(code.clamp_(max=2**bits - 1).to(torch.uint8).view(-1)[: len(part)], bits))
         parameters.append(_words(torch.cat([offset, scale], 1)).bitwise_right_shift(16).to(torch.int16).view(-1))
@@ -231,7 +244,7 @@ def encode_plainly(x: Tensor, bits: int, group: int, stochastic: bool, hadamard:
     return torch.cat([empty, *(part.view(torch.uint8) for part in parameters), *codes])
 
 
-def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, hadamard: bool, seed: int) -> None:
+def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> None:
     """`decode_groups` in plain torch, into x, a tensor of one dimension."""
     groups = -(-len(x) // group)
     parameters = (code[: 4 * groups].clone().view(torch.int16).int() << 16).view(torch.float32).view(-1, 2, 1)
@@ -241,6 +254,8 @@ def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, hadamard: boo
         part = packed[start // 8 * bits : bytes_of_codes(start + count, bits)]
         codes = _grouped(unpack_codes_plainly(part, bits, count).float(), group)
         offset, scale = parameters[start // group : start // group + len(codes)].unbind(1)
+        if stochastic:
+            codes += _numbers(seed, start, codes).mul_(2.0**-24).sub_(0.5)
         found = (offset + codes * scale).view(-1)[:count]
         x[start : start + count] = spread_plainly(found, True, state_of_signs(seed), start) if hadamard else found
 
@@ -262,6 +277,7 @@ def _decode(
     code: Tensor,
     bits: int,
     group: int,
+    stochastic: bool,
     hadamard: bool,
     seed: int,
     size: list[int],
@@ -273,9 +289,9 @@ def _decode(
     kind = KINDS.get(dtype)
     run = native(SOURCE, "decode_groups", _POINTERS) if kind is not None and code.device.type == "cpu" else None
     if run is None:
-        decode_plainly(code, flat(x), bits, group, hadamard, seed)
+        decode_plainly(code, flat(x), bits, group, stochastic, hadamard, seed)
     else:
-        way = _Way(0, state_of_signs(seed), group, bits, False, hadamard, kind)
+        way = _Way(state_of(seed), state_of_signs(seed), group, bits, stochastic, hadamard, kind)
         run(pointer(code), byref(way), pointer(x), x.numel())
     return x
 
@@ -285,8 +301,8 @@ def expected_squared_error(
 ) -> Tensor:
     """The squared error that encoding x (dense) would make, of each element: float32, laid out like x.
 
-    Rounding at random: its expectation, scale² f (1 - f). To the nearest: the error itself, which is not random. With
-    the transform, the mean over a block, which is each element's expectation. NaN where decoding gives NaN. The error
+    Rounding at random: its expectation, scale² / 12. To the nearest: the error itself, which is not random. With the
+    transform, the mean over a block, which is each element's expectation. NaN where decoding gives NaN. The error
     of Xᵀ Y for X of (rows, columns) is then the sum over rows of the row's errors times |y|².
     """
     check_dense(x)
@@ -295,9 +311,11 @@ def expected_squared_error(
     for start, part in _chunks(x, hadamard, seed):
         groups = _grouped(part, group)
         offset, scale = parameters_plainly(groups, bits)
-        above = _above(groups, offset, scale)
-        left = above - above.floor()
-        left = left * (1 - left) if stochastic else torch.minimum(left, 1 - left).square_()
+        if stochastic:
+            left = torch.full_like(groups, 1 / 12)
+        else:
+            above = _above(groups, offset, scale)
+            left = torch.minimum(above - above.floor(), above.ceil() - above).square_()
         error = (left * scale.square()).view(-1)[: len(part)]
         for begin, end, size in blocks(len(error)) if hadamard else ():
             mean = error[begin:end].view(-1, size).mean(1, keepdim=True)
@@ -320,10 +338,10 @@ or else to the nearest. hadamard: transformed before, with signs by the seed.
 """
 
 decode_groups = define(
-    "decode_groups(Tensor code, int bits, int group, bool hadamard, int seed, int[] size, int[] stride,"
-    " ScalarType dtype) -> Tensor",
+    "decode_groups(Tensor code, int bits, int group, bool stochastic, bool hadamard, int seed, int[] size,"
+    " int[] stride, ScalarType dtype) -> Tensor",
     _decode,
-    lambda code, bits, group, hadamard, seed, size, stride, dtype: torch.empty_strided(
+    lambda code, bits, group, stochastic, hadamard, seed, size, stride, dtype: torch.empty_strided(
         size, stride, dtype=dtype, device=code.device
     ),
 )
