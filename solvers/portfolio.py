@@ -158,11 +158,12 @@ class Portfolio:
         low, high = lowest[0].peak_bytes, lowest[-1].peak_bytes
         peaks = [one.peak_bytes for one in lowest]
         spread = (high - (high - low) * step // max(count - 1, 1) for step in range(count))
-        plans = []
+        found: dict[int, Plan] = {}
         for place in dict.fromkeys(bisect_right(peaks, budget_bytes) for budget_bytes in spread):
             best = gentlest(problem, lowest[:place], peaks[place - 1])
-            plans.append(self._plan(problem, best, peaks[place - 1], started, stops))
-        return sorted(plans, key=lambda plan: -plan.peak_bytes)
+            plan = self._plan(problem, best, peaks[place - 1], started, stops)
+            found[plan.peak_bytes] = plan
+        return [found[peak_bytes] for peak_bytes in sorted(found, reverse=True)]
 
     def _offered(self, problem: Problem, solver: str, progress: Progress | None, limit: _Limit) -> list[_Ladder]:
         """The candidates of one solver or of all, rated."""
