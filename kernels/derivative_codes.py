@@ -33,7 +33,12 @@ _USUAL_SAMPLES = 1 << 12
 
 @cache
 def derivative_codecs(derivative: SavedDerivative) -> tuple[Codec, ...]:
-    """Codecs for what only the backward of an activation reads: levels of its derivative in 1 to 8 bits."""
+    """Codecs for what only the backward of an activation reads: levels of its derivative in 1 to 8 bits.
+
+    None where its parameters leave it no levels.
+    """
+    if not derivative.has_levels:
+        return ()
     return tuple(
         Codec(
             f"{bits}-bit {derivative.name}'",

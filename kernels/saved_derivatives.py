@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .derivatives import Activation, activation_of
 from .input_weights import InputWeight, Normal, Uniform
+
+_LOOKED_AT = 257  # inputs
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,16 @@ class SavedDerivative:
     def activation(self) -> Activation:
         """A function of what is saved, the derivative."""
         return _form(self)[0]
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether it is a finite number wherever what is saved usually lies, and not the same one everywhere: SoftPlus
+        with beta = 0 multiplies by a half, ELU with an infinite alpha by what is no number."""
+        try:
+            slopes = self.activation.slopes(np.linspace(*self.usual_weight.support, _LOOKED_AT))
+        except ValueError:
+            return False
+        return bool(np.ptp(slopes) > 0)
 
     @property
     def usual_weight(self) -> InputWeight:
@@ -57,7 +71,7 @@ def _softplus(beta: float, threshold: float) -> Form:
     def derivative(x: Tensor) -> Tensor:
         return torch.where(x * beta > threshold, 1.0, torch.sigmoid(x * beta))
 
-    return derivative, Normal(0.0, 1.0), (threshold / beta,)
+    return derivative, Normal(0.0, 1.0), (threshold / beta,) if beta else ()
 
 
 _FORMS: dict[tuple[str, str], Callable[..., Form]] = {
@@ -77,4 +91,5 @@ def _form(told: SavedDerivative) -> tuple[Activation, InputWeight]:
     if form is None:
         return activation_of(told.name), Normal(0.0, 1.0)
     derivative, weight, breakpoints = form(*told.parameters)
+    breakpoints = tuple(filter(isfinite, breakpoints))
     return Activation(f"{told.name} of its {told.saved}", torch.nn.Identity(), derivative, breakpoints), weight
