@@ -210,6 +210,7 @@ def value_errors(coding: Coding, value: torch.Tensor, seeds: Sequence[int]) -> t
     error = sum(squares) / len(squares) / whole if whole else 0.0
     if not coding.codec.draws or not all(squares):
         return error, (0.0, 0.0)
+    one = one.to(torch.promote_types(one.dtype, torch.float32))  # half precision has no products of small errors
     products = one.mul_(other) if one.dim() > 1 else one.mul_(other).unsqueeze(-1)
     norms = (squares[0] * squares[1]) ** 0.5
     rows = products.sum(coding.codec.told[0].get("dim", -1), dtype=torch.float64) / norms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf, isnan
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +38,13 @@ class NoisyGradient:
     def is_within(self) -> bool:
         """Whether there is no more of it than there may be; NaN is."""
         return self.measured <= self.limit
+
+    @property
+    def share_of_limit(self) -> float:
+        """What there is of what there may be: infinite where there may be none and is some, and for NaN."""
+        if self.limit > 0 and not isnan(self.measured):
+            return self.measured / self.limit
+        return 0.0 if self.is_within else inf
 
 
 @dataclass(frozen=True)

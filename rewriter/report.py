@@ -142,7 +142,7 @@ class Report:
         draws, together = self.noise.draws, self.noise.together
         yield "  measured over draws", f"{_share(together.measured)}, limit {_share(together.limit)}, {draws} draws"
         yield "  the same in all draws", f"{_share(max(self.noise.bias, 0.0))}, limit {_share(self.noise.bias_limit)}"
-        furthest = max(self.noise.alone, key=lambda one: one.measured / one.limit if one.limit else 0.0)
+        furthest = max(self.noise.alone, key=lambda one: one.share_of_limit)
         told = f"{_share(furthest.measured)}, limit {_share(furthest.limit)}"
         yield "  of that nearest its limit", f"{told}: {furthest.what.removeprefix(GRADIENT)}"
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from math import inf, nan
 
 import lowtide
 import pytest
@@ -10,6 +11,7 @@ from encoded_plans import OPTIONS, with_all_encoded
 from lowtide.passes.encodings import Coding
 from lowtide.rewriter import runtime
 from lowtide.rewriter.audit import audit_of, value_errors
+from lowtide.rewriter.gradient_noise import NoisyGradient
 from lowtide.rewriter.planning import Options, capture_and_pose, situation_of
 from lowtide.rewriter.replay import Replay
 from lowtide.rewriter.sensitivity import SEED, Sensitivity
@@ -212,6 +214,17 @@ def test_a_vector_is_audited_element_by_element():
     assert limit == pytest.approx(0.1 + 5 / 64, rel=0.2)
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.98])
+def test_a_bias_is_found_where_half_precision_has_no_squares_of_errors(factor, monkeypatch):
+    right = Coding.coded
+    monkeypatch.setattr(Coding, "coded", lambda self, value, seed: right(self, value, seed).mul_(factor))
+    x = (2e-3 * torch.randn(256, 64, generator=torch.Generator().manual_seed(0))).half()
+    coding, value = coding_of("groups", nn.Identity(), x, ("groups",))
+    error, (alike, limit) = value_errors(coding, value, (1, 2))
+    assert 0 < (coding.coded(value, 1) - value).abs().max() < 2**-12 and error > 0  # least of its numbers: 2⁻²⁴
+    assert (alike <= limit) == (factor == 1.0)
+
+
 @pytest.mark.parametrize("factor", [1.0, 0.95])
 def test_half_precision_s_rounding_is_no_bias_of_a_code_and_a_factor_is(factor, monkeypatch):
     right = Coding.coded
@@ -252,6 +265,15 @@ def test_noise_that_was_not_predicted_is_found_by_the_name_of_its_gradient(coded
     faults = verified(*coded).faults
     assert any(fault.startswith("all gradients together: codes add") for fault in faults)
     assert any(fault.startswith("gradient of layers.0") and "was predicted" in fault for fault in faults)
+
+
+def test_the_gradient_with_most_of_what_it_may_have_is_the_one_beyond_a_limit_of_nothing():
+    names = ("within", "beyond", "none", "no number", "far within")
+    told = [(0.5, 1.0), (1e-9, 0.0), (0.0, 0.0), (nan, 1.0), (0.1, 1.0)]
+    found = [NoisyGradient(name, 0.0, *one) for name, one in zip(names, told, strict=True)]
+    assert [one.share_of_limit for one in found] == [0.5, inf, 0.0, inf, 0.1]
+    for one in found:
+        assert (one.share_of_limit <= 1) == one.is_within
 
 
 def test_nothing_is_audited_where_nothing_is_approximate():
