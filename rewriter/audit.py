@@ -164,7 +164,7 @@ class _Case:
 
     def lanes(self) -> list[Lane]:
         """One for each seed."""
-        return [Lane(self.storage, self.readers, partial(self._given, draw)) for draw in range(_SEEDS)]
+        return [Lane({self.storage: partial(self._given, draw)}, self.readers) for draw in range(_SEEDS)]
 
     def _given(self, draw: int, value: torch.Tensor) -> torch.Tensor:
         if not self.seen:

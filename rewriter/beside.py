@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,19 +13,20 @@ from ..solvers.schedule import Schedule
 from .replay import Replay
 from .sources import Source
 
+CARRIED = torch.bfloat16
+"""In which noise on its way is kept: each time it is rounded that adds less than a hundred-thousandth of its energy."""
 _CHUNK = 1 << 16  # elements that are squared in float64 at once
 
 
 @dataclass(eq=False)
 class Lane:
-    """A backward in which one value of forward is another: `given` makes it of the right one.
+    """A backward in which some values of forward are others: `given` makes each of the right one, by its storage.
 
-    storage: of the value; readers: which operations, by number, read the other one. off: what differs now, by node.
+    readers: which operations, by number, read the others. off: by how much what backward makes differs, by node.
     """
 
-    storage: int
+    given: Mapping[int, Callable[[torch.Tensor], torch.Tensor]]
     readers: Container[int]
-    given: Callable[[torch.Tensor], torch.Tensor]
     off: dict[fx.Node, torch.Tensor] = field(default_factory=dict, repr=False)
 
 
@@ -35,8 +36,8 @@ def errors_beside(
     """Runs a schedule once; yields for each parameter's or input's gradient g: what it belongs to, ‖g‖², and for each
     lane ‖ĝ − g‖².
 
-    Only kernels that a value of a lane reaches run again for it. What is alive besides the schedule's values are each
-    lane's gradients on their way; gradients that are done are freed, unless they are read later.
+    Only kernels that a value of a lane reaches run again for it. What is alive besides the schedule's values is what
+    differs in each lane, in half of its bytes; gradients that are done are freed, unless they are read later.
     """
     of_forward: dict[int, fx.Node] = {}
     number_of = {id(kernel): number for number, kernel in enumerate(replay.posed.kernels)}
@@ -45,37 +46,66 @@ def errors_beside(
         if kernel.phase == "forward":
             of_forward.update((replay.step.storage_of[node], node) for node in made)
         elif kernel.role == "compute":
-            operands = set(replay.operands(kernel))
+            again, operands = Again(replay, kernel, made), set(replay.operands(kernel))
             for lane in lanes:
-                _follow(replay, kernel, number, lane, of_forward.get(lane.storage), operands)
+                read = lane.given if number in lane.readers else ()
+                others = {of_forward[s]: s for s in read if of_forward.get(s) in operands}
+                _follow(again, lane, others, operands)
         elif kernel.role == "accumulate" and kernel.target is not None:
-            right = replay.value(kernel.calls[0])
-            squares = tuple(_squared_error(replay, kernel.calls[0], right, lane) for lane in lanes)
-            yield kernel.target.meta["source"], energy_of(right), squares
-            del right
+            right = energy_of(replay.value(kernel.calls[0]))
+            squares = tuple(_squared_error(replay, kernel.calls[0], lane) for lane in lanes)
+            yield kernel.target.meta["source"], right, squares
             replay.release(number)
 
 
-def energy_of(tensor: torch.Tensor) -> float:
-    """‖tensor‖², summed up in float64."""
-    parts = tensor.flatten().split(_CHUNK) if tensor.numel() else ()
-    return sum(float(part.double().square_().sum()) for part in parts)
+def energy_of(tensor: torch.Tensor, less: torch.Tensor | None = None) -> float:
+    """‖tensor‖², or ‖tensor − less‖², summed up in float64."""
+    if not tensor.numel():
+        return 0.0
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)  # as it lies: flattened without a copy
+    parts = tensor.permute(order).flatten().split(_CHUNK)
+    if less is None:
+        return sum(float(part.double().square_().sum()) for part in parts)
+    others = less.permute(order).flatten().split(_CHUNK)
+    return sum(float(one.double().sub_(other).square_().sum()) for one, other in zip(parts, others, strict=True))
 
 
-def _follow(
-    replay: Replay, kernel: Kernel, number: int, lane: Lane, node: fx.Node | None, operands: set[fx.Node]
-) -> None:
-    """Runs a kernel again where it reads what is off in a lane."""
-    lane.off = {n: tensor for n, tensor in lane.off.items() if n in replay.made}
-    instead = {n: tensor for n, tensor in lane.off.items() if n in operands}
-    if node in operands and number in lane.readers:
-        instead[node] = lane.given(replay.made[node])  # pyright: ignore[reportArgumentType]
+class Again:
+    """A kernel that has run, and made what `made` tells, to be run with other operands."""
+
+    def __init__(self, replay: Replay, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
+        self.replay, self.kernel, self.made = replay, kernel, made
+        inside = set(kernel.calls)
+        read = (replay.value(node) for call in kernel.calls for node in call.all_input_nodes if node not in inside)
+        held = {value.untyped_storage().data_ptr() for value in read if isinstance(value, torch.Tensor)}
+        self._aliased = any(tensor.untyped_storage().data_ptr() in held for tensor in made.values())
+
+    def differences(self, instead: Mapping[fx.Node, torch.Tensor]) -> Iterator[tuple[fx.Node, torch.Tensor]]:
+        """By how much what it makes differs with other operands: tensors that nobody else holds."""
+        found = self.replay.results(self.kernel, instead, again=True)
+        while found:
+            node, other = found.popitem()
+            if other.is_floating_point():
+                yield node, other - self.made[node] if self._aliased else other.sub_(self.made[node])
+
+
+def _follow(again: Again, lane: Lane, others: Mapping[fx.Node, int], operands: set[fx.Node]) -> None:
+    """Runs a kernel again where it reads what is off in a lane. others: values of forward that are, with storages."""
+    made = again.replay.made
+    lane.off = {node: off for node, off in lane.off.items() if node in made}
+    instead = {node: made[node] + off for node, off in lane.off.items() if node in operands}
+    instead.update((node, lane.given[storage](made[node])) for node, storage in others.items())
     if instead:
-        found = replay.results(kernel, instead, again=True)
-        lane.off.update((n, tensor) for n, tensor in found.items() if tensor.is_floating_point())
+        lane.off.update((node, off.to(CARRIED)) for node, off in again.differences(instead))
 
 
-def _squared_error(replay: Replay, node: fx.Node, right: torch.Tensor, lane: Lane) -> float:
-    lane.off = {n: tensor for n, tensor in lane.off.items() if n in replay.made}
-    found = replay.value(node, lane.off) if lane.off else right
-    return 0.0 if found is right else energy_of(found - right)
+def _squared_error(replay: Replay, node: fx.Node, lane: Lane) -> float:
+    base = base_of(replay, node)
+    return energy_of(replay.value(node, lane.off)) if base in lane.off else 0.0
+
+
+def base_of(replay: Replay, node: fx.Node) -> fx.Node:
+    """What a node is a view of among all that has been made."""
+    while node not in replay.made and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
