@@ -39,7 +39,7 @@ _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _WORDS = (c_uint64, c_int64, c_void_p, c_int64)
 
 
-def _signed(word: int) -> int:
+def signed_word(word: int) -> int:
     """64 bits as torch's int64 holds them."""
     word &= 2**64 - 1
     return word - 2**64 if word >= 2**63 else word
@@ -58,9 +58,9 @@ def state_of(seed: int, stream: int = 0) -> int:
 
 def words_plainly(states: Tensor, places: Tensor) -> Tensor:
     """`random_words` in plain torch: int64 in the broadcast shape of states and places, both int64."""
-    words = places * _signed(_STEP) + states
+    words = places * signed_word(_STEP) + states
     for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1])):
-        words.bitwise_xor_((words >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(_signed(factor))
+        words.bitwise_xor_((words >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(signed_word(factor))
     return words.bitwise_xor_((words >> 31).bitwise_and_(2**33 - 1))
 
 
@@ -69,7 +69,7 @@ def random_words(state: int, start: int, count: int, device: torch.device) -> Te
     run = native(SOURCE, "random_words", _WORDS) if device.type == "cpu" else None
     if run is None:
         places = torch.arange(start, start + count, dtype=torch.int64, device=device)
-        return words_plainly(torch.tensor(_signed(state), device=device), places)
+        return words_plainly(torch.tensor(signed_word(state), device=device), places)
     words = torch.empty(count, dtype=torch.int64)
     run(state, start, pointer(words), count)
     return words

@@ -25,6 +25,7 @@ from .library import define
 from .native import native, pointer
 from .packed_codes import bytes_of_codes, check_packed, pack_codes_plainly, unpack_codes_plainly
 from .tiles import KINDS
+from .triton_versions import triton_version
 
 SOURCE = (
     INTERVALS_SOURCE
@@ -231,6 +232,8 @@ def _encode(x: Tensor, borders: list[float], level_of_interval: list[int], bits:
         told = f"levels {min(level_of_interval)} to {max(level_of_interval)} in {bits} bits"
         raise ValueError(f"{told}: they must be 0 to {2**bits - 1}; give more bits or other levels")
     limits, levels = ascending(borders, "border", _wide(x.dtype)), torch.tensor(level_of_interval, dtype=torch.int32)
+    if fast := triton_version("few_bit", x.device):
+        return fast.encode(x, limits, levels, bits)
     run = _in_c("encode_intervals", _ENCODE, x)
     if run is None:
         return encode_plainly(x, limits, levels, bits)
@@ -248,6 +251,8 @@ def _round(derivative: Tensor, levels: list[float], bits: int, seed: int) -> Ten
     if len(table) == 1:
         return torch.zeros(size_bytes, dtype=torch.uint8, device=derivative.device)
     factors = table.diff().reciprocal_().mul_(2.0**24)
+    if fast := triton_version("few_bit", derivative.device):
+        return fast.round_at_random(derivative, table, factors, bits, state_of(seed))
     run = _in_c("round_to_levels", _ROUND, derivative)
     if run is None:
         return round_plainly(derivative, table, factors, bits, state_of(seed))
@@ -269,6 +274,9 @@ def _decode(
     y = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
     check_packed(code, bytes_of_codes(y.numel(), bits))
     table = _table(representatives, bits, dtype)
+    if fast := triton_version("few_bit", y.device):
+        fast.decode(code, table, bits, y)
+        return y
     run = native(SOURCE, f"decode_{dtype.itemsize}", _DECODE) if code.device.type == "cpu" else None
     if run is None:
         flat(y).copy_(table.to(code.device)[unpack_codes_plainly(code, bits, y.numel()).int()])
@@ -281,6 +289,8 @@ def _multiply(gradient: Tensor, code: Tensor, levels: list[float], bits: int) ->
     check_dense(gradient)
     check_packed(code, bytes_of_codes(gradient.numel(), bits))
     table = _table(levels, bits, _wide(gradient.dtype))
+    if fast := triton_version("few_bit", gradient.device):
+        return fast.multiply(gradient, code, table, bits)
     run = _in_c("multiply_levels", _MULTIPLY, gradient)
     if run is None:
         return multiply_plainly(gradient, code, table, bits)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .bits import dense, flat
 from .library import define
 from .native import native, pointer
+from .triton_versions import triton_version
 
 SOURCE = r"""
 #include <stdint.h>
@@ -136,6 +137,8 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
     size_bytes = bytes_of_codes(codes.numel(), bits)
     if codes.dtype != torch.uint8 or not dense(codes):
         raise ValueError(f"codes are {codes.dtype} with strides {codes.stride()}: pass uint8 that fill their memory")
+    if fast := triton_version("packed_codes", codes.device):
+        return fast.pack(codes, bits)
     run = native(SOURCE, "pack_codes", _POINTERS) if codes.device.type == "cpu" else None
     if run is None:
         return pack_codes_plainly(flat(codes), bits)
@@ -146,6 +149,8 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
 
 def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     check_packed(packed, bytes_of_codes(count, bits))
+    if fast := triton_version("packed_codes", packed.device):
+        return fast.unpack(packed, bits, count)
     run = native(SOURCE, "unpack_codes", _POINTERS) if packed.device.type == "cpu" else None
     if run is None:
         return unpack_codes_plainly(packed, bits, count)

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .packed_codes_triton import elements_of, groups_here, store_codes
 from .triton_versions import launch, needs_int64
 
 MOST_BITS = 8  # of a code: eight codes are put together in 64 bits
@@ -31,7 +32,6 @@ def _pool(
     y,
     codes,
     count,
-    code_bytes,
     height,
     width,
     rows,
@@ -46,16 +46,12 @@ def _pool(
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     BITS: tl.constexpr,
-    BYTES: tl.constexpr,
     COMPUTED: tl.constexpr,
     INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    if INT64:
-        block = block.to(tl.int64)
-    group, place = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 8)
-    element = group[:, None] * 8 + place[None, :]
+    group = groups_here(INT64, BLOCK)
+    element = elements_of(group)
     window, within = element // inner, element % inner
     top = window // columns % rows * stride_h - padding_h
     left = window % columns * stride_w - padding_w
@@ -76,11 +72,7 @@ def _pool(
             code = tl.where(larger, i * KERNEL_W + j, code)
     tl.store(y + element, most, mask=element < count)
     if BITS > 0:
-        word = tl.sum(tl.where(element < count, code, 0).to(tl.int64) << (place * BITS)[None, :], axis=1)
-        number = tl.arange(0, BYTES)
-        byte = group[:, None] * BITS + number[None, :]
-        part = (word[:, None] >> (number * 8)[None, :]) & 255
-        tl.store(codes + byte, part.to(tl.uint8), mask=(number < BITS)[None, :] & (byte < code_bytes))
+        store_codes(codes, code, group, count, BITS)
 
 
 @triton.jit
@@ -163,12 +155,11 @@ def pool(
         _pool,
         -(-count // (8 * _GROUPS)),
         x.device,
-        *(x, y, codes, count, codes.numel()),
+        *(x, y, codes, count),
         *(*x.shape[-2:], *y.shape[-2:], inner, *stride, *padding, *dilation),
         KERNEL_H=kernel[0],
         KERNEL_W=kernel[1],
         BITS=bits,
-        BYTES=triton.next_power_of_2(max(1, bits)),
         COMPUTED=_computed(x),
         INT64=needs_int64(max(x.numel(), count * max(1, bits))),
         BLOCK=_GROUPS,

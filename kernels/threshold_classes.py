@@ -1,7 +1,7 @@
 """What is compared with two thresholds, kept in two bits for each element: below, between, above, or NaN.
 
 Kept: 2 ceil(n / 8) bytes for n elements, where eager keeps 4 n in float32: a plane of bits for low ≤ x and one for
-x ≤ high. Only NaN is in neither, so that it is given back on every device. Plain torch around the bits.
+x ≤ high. Only NaN is in neither, so that it is given back on every device. Plain torch around the bits, but on a GPU.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .bits import bytes_of_bits, dense, flat, pack_bits, unpack_bits
 from .codecs import Codec
 from .library import define
 from .threshold_codes import DTYPES, Thresholds
+from .triton_versions import triton_version
 
 
 @cache
@@ -43,6 +44,8 @@ def _pack(x: Tensor, low: float, high: float) -> Tensor:
     if not dense(x):
         x = x.contiguous()
     x = flat(x.detach())
+    if fast := triton_version("threshold_codes", x.device):
+        return fast.pack_classes(x, low, high)
     return torch.cat([pack_bits(x >= low), pack_bits(x <= high)])
 
 
@@ -56,6 +59,9 @@ def _unpack(
             f"the code is {code.dtype} of {len(code)} elements, for {y.numel()} times two bits: decode with the size "
             "with which it was encoded"
         )
+    if fast := triton_version("threshold_codes", y.device):
+        fast.unpack_classes(code, torch.tensor([nan, above, below, between], dtype=dtype), y)
+        return y
     not_below, not_above = code.split(plane_bytes) if len(code) else (code, code)
     lying.fill_(between)
     for bits, side in (

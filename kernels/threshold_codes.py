@@ -23,6 +23,7 @@ from .bits import bytes_of_bits, dense, flat, pack_bits, unpack_bits
 from .codecs import Codec
 from .library import define
 from .native import native, pointer
+from .triton_versions import triton_version
 
 SOURCE = (
     BITS_SOURCE
@@ -176,6 +177,8 @@ def _pack(x: Tensor, low: float, high: float, is_open: bool, nan_inside: bool) -
     if not dense(x):
         x = x.contiguous()
     x, thresholds = flat(x.detach()), Thresholds(low, high, is_open, nan_inside)
+    if fast := triton_version("threshold_codes", x.device):
+        return fast.pack_inside(x, thresholds)
     name = _NAMES.get(x.dtype)
     run = native(SOURCE, name, _INSIDE) if name and x.device.type == "cpu" else None
     if run is not None:
@@ -201,7 +204,9 @@ def _unpack(
     y = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
     sides = torch.tensor([outside, inside], dtype=dtype)
     run = native(SOURCE, f"sides_{dtype.itemsize}", _SIDES) if code.device.type == "cpu" else None
-    if run is None:
+    if fast := triton_version("threshold_codes", y.device):
+        fast.unpack_inside(code[:plane_bytes], sides, y)
+    elif run is None:
         is_inside = unpack_bits(code[:plane_bytes], [count], [1])
         torch.where(is_inside, *sides.flip(0).to(code.device), out=flat(y))
     else:

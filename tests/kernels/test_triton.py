@@ -14,7 +14,7 @@ from lowtide.kernels.triton_versions import triton_version
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU = torch.device("cuda", 0)
-MODULES = ("bits", "pooling", "linear_cross_entropy", "norms")
+MODULES = ("bits", "packed_codes", "pooling", "linear_cross_entropy", "norms")
 needs_triton = pytest.mark.skipif(not triton_versions.find_spec("triton"), reason="triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -108,6 +108,49 @@ def test_products_with_bits_compile_for_a_gpu(compiled, dtype, elements, monkeyp
         assert "cvt.rn.bf16" in compiled[2].asm["ptx"]
 
 
+def assert_rounds_as_torch(made: list) -> None:
+    """That nothing is computed with less than torch has: approximate quotients, numbers below the normal ones as 0."""
+    for kernel in made:
+        assert not any(found in kernel.asm["ptx"] for found in (".ftz", ".approx", "div.full"))
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "int32_elements"),
+    [(1, torch.bfloat16, 2**31), (3, torch.float32, 1000), (3, torch.float64, 2**31), (8, torch.float32, 2**31)],
+)
+def test_codes_in_few_bits_compile_for_a_gpu(compiled, bits, dtype, int32_elements, monkeypatch):
+    from lowtide.kernels import few_bit_triton, packed_codes_triton
+
+    monkeypatch.setattr(triton_versions, "_INT32_ELEMENTS", int32_elements)
+    x = torch.ones(1 << 13, dtype=dtype)
+    table = torch.arange(2**bits, dtype=torch.promote_types(dtype, torch.float32))
+    code = packed_codes_triton.pack(torch.ones(1 << 13, dtype=torch.uint8), bits)
+    packed_codes_triton.unpack(code, bits, len(x))
+    few_bit_triton.encode(x, table[1:], table.int(), bits)
+    few_bit_triton.round_at_random(x, table, table[1:], bits, 2**64 - 5)
+    few_bit_triton.decode(code, table.to(dtype), bits, x)
+    few_bit_triton.multiply(x, code, table, bits)
+    assert_machine_code(compiled, 6)
+    assert_rounds_as_torch(compiled)
+    if dtype == torch.bfloat16:
+        assert "cvt.rn.bf16" in compiled[5].asm["ptx"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_open", "nan_inside"), [(torch.float64, False, False), (torch.bfloat16, True, True)]
+)
+def test_comparisons_with_thresholds_compile_for_a_gpu(compiled, dtype, is_open, nan_inside):
+    from lowtide.kernels import threshold_codes_triton
+    from lowtide.kernels.threshold_codes import Thresholds
+
+    x = torch.ones(1 << 13, dtype=dtype)
+    bits = threshold_codes_triton.pack_inside(x, Thresholds(0.5, is_open=is_open, nan_inside=nan_inside))
+    threshold_codes_triton.unpack_inside(bits, x[:2], x)
+    threshold_codes_triton.unpack_classes(threshold_codes_triton.pack_classes(x, -0.5, 0.5), x[:4], x)
+    assert_machine_code(compiled, 4)
+    assert_rounds_as_torch(compiled)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kernel", [[1, 1], [3, 2]], ids=str)
 def test_pooling_compiles_for_a_gpu(compiled, dtype, kernel):
@@ -148,8 +191,10 @@ def test_kernels_that_run_on_a_cpu_do_not_import_triton():
         f"import importlib.util as u, sys, torch; {load}; sys.modules['lowtide'] = u.module_from_spec(spec)\n"
         "import lowtide.kernels.linear_cross_entropy, lowtide.kernels.norms\n"
         "from lowtide.kernels.bits import pack_bits\n"
+        "from lowtide.kernels.few_bit import decode_levels, encode_by_borders\n"
         "from lowtide.kernels.pooling import max_pool2d_codes\n"
         "pack_bits(torch.ones(9, dtype=torch.bool))\n"
+        "decode_levels(encode_by_borders(torch.ones(9), [0.0], [0, 1], 1), [0.0, 1.0], 1, [9], [1], torch.float32)\n"
         "max_pool2d_codes(torch.ones(1, 1, 4, 4), [2, 2], [], [0, 0], [1, 1], False)\n"
         "print('triton' in sys.modules)"
     )

@@ -5,16 +5,31 @@ from importlib import import_module
 
 import pytest
 import torch
-from lowtide.kernels import bits, linear_cross_entropy, norms, pooling, triton_versions
+from lowtide.kernels import (
+    bits,
+    few_bit,
+    linear_cross_entropy,
+    norms,
+    packed_codes,
+    pooling,
+    threshold_classes,
+    threshold_codes,
+    triton_versions,
+)
 from lowtide.kernels.bits import multiply_bits, multiply_plainly, pack_bits, pack_plainly, unpack_bits
+from lowtide.kernels.few_bit import decode_levels, encode_by_borders, multiply_levels, round_to_levels
 from lowtide.kernels.linear_cross_entropy import MEAN, SUM, linear_cross_entropy_plainly
 from lowtide.kernels.norms import BIAS, INPUT, WEIGHT
+from lowtide.kernels.packed_codes import pack_codes, pack_codes_plainly, unpack_codes
 from lowtide.kernels.pooling import bits_of_code, max_pool2d_backward_from_codes, max_pool2d_codes
+from lowtide.kernels.threshold_classes import pack_classes, unpack_classes
+from lowtide.kernels.threshold_codes import Thresholds, pack_inside, truths_elsewhere, unpack_inside
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-SERVED = {"bits": bits, "pooling": pooling, "linear_cross_entropy": linear_cross_entropy, "norms": norms}
+LAUNCHING = ("bits", "packed_codes", "pooling", "linear_cross_entropy", "norms")
+SERVED = (bits, packed_codes, few_bit, threshold_codes, threshold_classes, pooling, linear_cross_entropy, norms)
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 aten = torch.ops.aten
 
@@ -47,10 +62,10 @@ def launches(monkeypatch):
     if INTERPRETED:
         interpreter = import_module("triton.runtime.interpreter")
         monkeypatch.setattr(interpreter, "_convert_float", conversions_of_torch(interpreter._convert_float))
-    for name, module in SERVED.items():
-        version = import_module(f"lowtide.kernels.{name}_triton")
-        monkeypatch.setattr(version, "launch", counted)
-        if INTERPRETED:
+    for name in LAUNCHING:
+        monkeypatch.setattr(import_module(f"lowtide.kernels.{name}_triton"), "launch", counted)
+    if INTERPRETED:
+        for module in SERVED:
             monkeypatch.setattr(module, "triton_version", lambda n, _: import_module(f"lowtide.kernels.{n}_triton"))
     torch.manual_seed(0)
     yield names
@@ -115,6 +130,121 @@ def test_bits_lie_in_the_order_of_memory():
 def test_nothing_packs_to_nothing(launches):
     assert pack_bits(torch.empty(0, dtype=torch.bool, device=DEVICE)).numel() == 0
     assert unpack_bits(torch.empty(0, dtype=torch.uint8, device=DEVICE), [0, 3], [3, 1]).shape == (0, 3)
+    assert not launches
+    launches.append("none was needed")
+
+
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+SPECIAL = [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-42, -1e-42, 3e38, -3e38]
+
+
+def special(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbers of a normal distribution behind special ones."""
+    x = randn(count, dtype=dtype)
+    x[: len(SPECIAL)] = torch.tensor(SPECIAL)[:count].to(DEVICE, dtype)
+    return x
+
+
+@pytest.mark.usefixtures("either_width")
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_codes_pack_to_the_bytes_of_the_plain_version_and_come_back(bits):
+    for count in (1, 7, 9, 2048, 2053):
+        codes = torch.randint(256, (count,), dtype=torch.uint8).to(DEVICE)
+        packed = pack_codes(codes, bits)
+        assert torch.equal(packed, pack_codes_plainly(codes, bits))
+        assert torch.equal(unpack_codes(packed, bits, count), codes & 2**bits - 1)
+    last = pack_codes(codes[:3], bits)  # bits behind the last code are zeros, as the plain version leaves them
+    assert sum(int(byte) << 8 * i for i, byte in enumerate(last)) < 2 ** (3 * bits)
+
+
+@pytest.mark.usefixtures("either_width")
+@pytest.mark.parametrize(
+    ("border_count", "bits", "dtype"),
+    [
+        (0, 1, torch.float32),
+        (1, 1, torch.bfloat16),
+        (3, 2, torch.float64),
+        (6, 3, torch.float32),
+        (32, 4, torch.float16),
+        (33, 5, torch.float32),
+        (62, 6, torch.float64),
+        (100, 7, torch.bfloat16),
+        (300, 8, torch.float32),
+    ],
+    ids=str,
+)
+def test_intervals_and_draws_between_levels_are_those_of_the_plain_version(border_count, bits, dtype):
+    x, wide = special(2053, dtype), torch.promote_types(dtype, torch.float32)
+    borders = torch.linspace(-2, 2, border_count + 2, dtype=wide)[1:-1]
+    x[20 : 20 + border_count] = borders.to(DEVICE, dtype)  # a border belongs to the interval above
+    numbers = [7 * place % 2**bits for place in range(border_count + 1)]
+    code = encode_by_borders(x, borders.tolist(), numbers, bits)
+    assert torch.equal(code, few_bit.encode_plainly(x, borders, torch.tensor(numbers), bits))
+    levels = torch.linspace(-2, 2, 2 + min(border_count, 2**bits - 2), dtype=wide)
+    code, factors = round_to_levels(x, levels.tolist(), bits, 7), levels.diff().reciprocal().mul(2.0**24)
+    assert torch.equal(code, few_bit.round_plainly(x, levels, factors, bits, few_bit.state_of(7)))
+    assert not torch.equal(round_to_levels(x, levels.tolist(), bits, 8), code)
+
+
+@pytest.mark.usefixtures("either_width")
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_levels_and_products_with_them_are_those_of_the_plain_version(bits):
+    dtype = FLOATS[bits % 4]
+    x = special(2053, dtype)[1:]  # does not begin at a whole word
+    code = pack_codes(torch.randint(2**bits, x.shape, dtype=torch.uint8).to(DEVICE), bits)
+    levels = torch.linspace(-0.1, 1.1, 2**bits - (bits > 1), dtype=torch.float64)  # the last code has none: NaN
+    for_each = torch.cat([levels, torch.full((2**bits - len(levels),), torch.nan)])
+    numbers = unpack_codes(code, bits, len(x)).int()
+    decoded = decode_levels(code, levels.tolist(), bits, [len(x)], [1], dtype)
+    assert_same_bits(decoded, for_each.to(DEVICE, dtype)[numbers])
+    table = for_each.to(torch.promote_types(dtype, torch.float32))
+    assert_same_bits(multiply_levels(x, code, levels.tolist(), bits), few_bit.multiply_plainly(x, code, table, bits))
+
+
+@pytest.mark.usefixtures("either_width")
+@pytest.mark.parametrize(
+    ("thresholds", "dtype"),
+    [
+        (Thresholds(high=0.0), torch.float32),
+        (Thresholds(low=-0.5), torch.float16),
+        (Thresholds(-0.5, 1.5, True, True), torch.bfloat16),
+        (Thresholds(-0.5, 1.5, nan_inside=True), torch.float32),
+        (Thresholds(0.0, 0.0), torch.float64),
+    ],
+    ids=str,
+)
+def test_what_is_compared_with_thresholds_is_kept_as_by_the_plain_version(thresholds, dtype):
+    x = special(2053, dtype)
+    x[20:23] = torch.tensor([-0.5, 0.0, 1.5])
+    low, high = thresholds.low, thresholds.high
+    bits, inside = pack_inside(x, *vars(thresholds).values()), truths_elsewhere(x, thresholds)
+    assert torch.equal(bits, pack_plainly(inside))
+    layout = [len(x)], [1], dtype
+    assert_same_bits(unpack_inside(bits, 3.0, -0.0, *layout), torch.where(inside, 3.0, -0.0).to(dtype))
+    planes = pack_classes(x, low, high)
+    assert torch.equal(planes, torch.cat([pack_plainly(x >= low), pack_plainly(x <= high)]))
+    expected = torch.where(x < low, -7.0, torch.where(x > high, 8.0, torch.where(x.isnan(), torch.nan, 0.5)))
+    assert_same_bits(unpack_classes(planes, -7.0, 0.5, 8.0, *layout), expected.to(dtype))
+
+
+def test_codes_lie_in_the_order_of_memory_and_take_tensors_that_require_gradients():
+    x = randn(3, 5, 7).transpose(0, 2).requires_grad_()
+    code = encode_by_borders(x, [0.0], [0, 1], 1)
+    assert not code.requires_grad and not round_to_levels(x, [0.0, 1.0], 1, 0).requires_grad
+    assert torch.equal(decode_levels(code, [0.0, 1.0], 1, [7, 5, 3], list(x.stride()), x.dtype), (x >= 0).float())
+    product = multiply_levels(x, code, [0.0, 1.0], 1)
+    assert product.stride() == x.stride() and torch.equal(product, x.detach().relu())
+
+
+def test_nothing_has_an_empty_code(launches):
+    x = randn(0, 4)
+    code = encode_by_borders(x, [0.0], [0, 1], 1)
+    assert (
+        code.shape == round_to_levels(x, [0.0, 1.0], 1, 0).shape == pack_inside(x, 0.0, 1.0, True, True).shape == (0,)
+    )
+    assert decode_levels(code, [0.0, 1.0], 1, [0, 4], [4, 1], torch.float32).shape == (0, 4)
+    assert multiply_levels(x, code, [0.0, 1.0], 1).shape == (0, 4)
+    assert unpack_classes(pack_classes(x, 0.0, 1.0), 0.0, 1.0, 2.0, [0, 4], [4, 1], x.dtype).shape == (0, 4)
     assert not launches
     launches.append("none was needed")
 
