@@ -50,15 +50,6 @@ _DERIVATIVES: dict[str, Callable[[Arguments], Factor]] = {
     "log_sigmoid_backward": _logsigmoid,
 }
 
-# What compares its operand with a threshold: noise that moves a value across it does not average out.
-_COMPARING = (
-    *("threshold_backward", "hardtanh_backward", "leaky_relu_backward", "elu_backward", "hardswish_backward"),
-    *("hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "rrelu_with_noise_backward"),
-    *("log_sigmoid_backward", "_prelu_kernel_backward", "relu", "clamp", "sign", "sgn", "where", "max", "min"),
-    *("amax", "amin", "maximum", "minimum", "le", "lt", "ge", "gt", "eq", "ne", "abs", "floor", "ceil", "round"),
-    *("sort", "topk"),
-)
-
 
 def codecs_of_derivatives(step: StepGraph, storage: int, readers: Sequence[Kernel]) -> Iterator[Codec]:
     """The codecs of a derivative for a storage, if all kernels of backward that read it multiply by it."""
@@ -67,13 +58,6 @@ def codecs_of_derivatives(step: StepGraph, storage: int, readers: Sequence[Kerne
     (derivative,) = derivatives if len(derivatives) == 1 else (None,)
     if derivative is not None:
         yield from derivative_codecs(derivative)
-
-
-def compares(kernel: Kernel) -> bool:
-    """Whether a kernel compares what it reads with a threshold."""
-    if kernel.role != "compute":
-        return False
-    return any(operation_name(call) in _COMPARING for call in kernel.calls)
 
 
 def _sole_call(kernel: Kernel) -> fx.Node | None:

@@ -10,7 +10,8 @@ from ..kernels.approximate_codecs import FAMILIES, QUANTIZED, row_codecs
 from ..kernels.codecs import Codec
 from ..kernels.tensor_rows import has_rows
 from .call_signature import arguments_of, operation_name
-from .derivative_encodings import codecs_of_derivatives, compares
+from .comparisons import is_compared
+from .derivative_encodings import codecs_of_derivatives
 from .products import is_product
 from .step_graph import Kernel, StepGraph
 
@@ -24,7 +25,7 @@ def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -
     chosen = [family for family in FAMILIES if family in families]
     if "derivatives" in chosen:
         yield from codecs_of_derivatives(step, storage, readers)
-    if any(map(compares, readers)):
+    if is_compared(step, storage, readers):
         return
     for family in chosen:
         yield from QUANTIZED.get(family, ())

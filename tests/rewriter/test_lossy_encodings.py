@@ -1,16 +1,19 @@
 """Which values may be kept approximately, and what is told of those that are."""
 
 import json
+from math import inf
 
 import lowtide
 import pytest
 import torch
+import torch.nn.functional as F
 from lowtide.rewriter.bytes_text import format_bytes
 from lowtide.rewriter.planning import Options, capture_and_pose
 from lowtide.rewriter.tables import plan_text
 from lowtide.rewriter.timeline import peak_of
 from lowtide.solvers.schedule import Decode, Encode
 from rich.console import Console
+from small_networks import Called
 from torch import nn
 
 
@@ -44,6 +47,69 @@ def test_what_only_an_activation_s_backward_reads_has_codes_of_its_derivative(ac
 def test_what_is_compared_with_a_threshold_is_not_rounded(activation):
     model = nn.Sequential(nn.Linear(64, 64), activation)  # the last layer's input is what backward compares
     assert not any("groups" in name for name in codecs_of(model, torch.randn(512, 64)))
+
+
+TARGET = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
+CLASSES = TARGET.argmax(1)
+
+
+def sampled(h):
+    """Of an image what is at places, both made of what a layer made."""
+    image, places = h.exp().reshape(1, 8, 64, 64), torch.tanh(h).reshape(1, 256, 64, 2)
+    return F.grid_sample(image, places, align_corners=False).mean()
+
+
+def exact_values(loss):
+    """The names of the values that two layers and a loss do not keep in groups of a few bits."""
+    model = Called(
+        lambda m, x: loss(m.second(torch.tanh(m.first(x)))), first=nn.Linear(64, 64), second=nn.Linear(64, 64)
+    )
+    posed = capture_and_pose(model, (TARGET,), {}, Options(fidelity="approximate", costs="flops")).posed
+    coded = {value.name for value in posed.problem.values if any("groups" in one.name for one in value.encodings)}
+    assert "tanh_default" in coded  # which a product reads, and tanh's backward
+    return {value.name for value in posed.problem.values} - coded
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda h: F.smooth_l1_loss(h, TARGET),
+        lambda h: F.huber_loss(h, TARGET, delta=0.1),
+        lambda h: F.multi_margin_loss(h, CLASSES),
+        lambda h: torch.cdist(h, TARGET[:32], p=1).mean(),
+        lambda h: torch.cdist(h, TARGET[:32], p=inf).mean(),
+        lambda h: F.pdist(h, p=1).mean(),
+        lambda h: F.softplus(h, 1.0, 0.0).mean(),
+        lambda h: h.renorm(2, 0, 1.0).mean(),  # whose backward makes norms, and compares them
+    ],
+)
+def test_what_backward_compares_in_any_way_is_not_rounded(loss):
+    assert "addmm_default_1" in exact_values(loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "value"),
+    [
+        (lambda h: torch.logit(torch.sigmoid(h), 0.1).mean(), "sigmoid_default"),
+        (lambda h: F.binary_cross_entropy(torch.sigmoid(h), TARGET.sigmoid()), "sigmoid_default"),
+        (lambda h: torch.remainder(TARGET, h.exp()).mean(), "exp_default"),
+        (sampled, "tanh_default_1"),
+    ],
+)
+def test_nor_is_what_an_activation_made(loss, value):
+    assert value in exact_values(loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "value"),
+    [
+        (lambda h: torch.cdist(h, TARGET[:32], p=3.0).mean(), "addmm_default_1"),
+        (lambda h: F.softplus(h).mean(), "addmm_default_1"),
+        (sampled, "exp_default"),
+    ],
+)
+def test_what_the_same_kernels_read_without_comparing_it_may_be(loss, value):
+    assert value not in exact_values(loss)
 
 
 class Attention(nn.Module):
