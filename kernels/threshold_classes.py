@@ -29,7 +29,7 @@ def class_codec(low: float, high: float, dtype: torch.dtype) -> Codec | None:
     if not all(isfinite(float(torch.tensor(one, dtype=dtype))) for one in (below, above)):
         return None
     return Codec(
-        f"2-bit {rounded.low:g} ≤ x, x ≤ {rounded.high:g}",
+        f"2-bit {_told(rounded.low, rounded.high)}",
         pack_classes,
         unpack_classes,
         (dtype,),
@@ -38,6 +38,11 @@ def class_codec(low: float, high: float, dtype: torch.dtype) -> Codec | None:
         tells_dtype=True,
         stands_in=True,
     )
+
+
+def _told(low: float, high: float) -> str:
+    """What is asked; zeros without their signs."""
+    return f"x against {low + 0.0:g}" if low == high else f"{low + 0.0:g} ≤ x, x ≤ {high + 0.0:g}"
 
 
 def _pack(x: Tensor, low: float, high: float) -> Tensor:

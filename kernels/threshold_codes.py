@@ -3,15 +3,14 @@
 Kept: ceil(n / 8) bytes for n elements, where eager keeps 4 n in float32. Decoded is one number inside and one outside,
 for which the backward of a piecewise linear activation does what it does for the element itself, bit for bit.
 
-NaN is given back as NaN on a CPU: torch's kernels there may take it for inside where they work on vectors, and for
-outside in the last elements. A code of a tensor with NaN has a second plane of bits for it, and so twice the bytes
-that a plan counts. On other devices, which would have to wait to know of it, NaN counts as `Thresholds` says.
+NaN counts to where `Thresholds` says, as in torch's kernels. Some of those for a CPU take it for inside where they work
+on vectors, and for outside in the last elements: for them a second plane of bits tells NaN, which is given back.
 """
 
 from __future__ import annotations
 
 from ctypes import c_double, c_int, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import inf, isfinite
 
@@ -38,29 +37,26 @@ static inline float float_of(uint16_t upper) {
 }
 #define ITSELF(x) (x)
 
-/* has_nan is set to 1 where there is one */
-#define PACK_INSIDE(name, kept, number, read)                                                                   \
-    static int name##_stretch(const kept *x, number low, number high, int is_open, uint8_t *bits, int count) {  \
-        uint8_t truths[STRETCH] = {0};                                                                          \
-        int unordered = 0;                                                                                      \
-        if (is_open)                                                                                            \
-            for (int i = 0; i < count; i++) truths[i] = (read(x[i]) > low) & (read(x[i]) < high);               \
-        else                                                                                                    \
-            for (int i = 0; i < count; i++) truths[i] = (read(x[i]) >= low) & (read(x[i]) <= high);             \
-        for (int i = 0; i < count; i++) unordered |= read(x[i]) != read(x[i]);                                  \
-        for (int i = 0; i < (count + 7) / 8; i++) bits[i] = packed(truths + 8 * i);                             \
-        return unordered;                                                                                       \
-    }                                                                                                           \
-    void name(const kept *x, double low, double high, int is_open, uint8_t *bits, int64_t count,                \
-              int32_t *has_nan) {                                                                               \
-        int unordered = 0;                                                                                      \
-        int64_t whole = count / STRETCH * STRETCH;                                                              \
-        _Pragma("omp parallel for schedule(static) reduction(|:unordered) if (count > 32768)")                  \
-        for (int64_t i = 0; i < whole; i += STRETCH)                                                            \
-            unordered |= name##_stretch(x + i, (number)low, (number)high, is_open, bits + i / 8, STRETCH);      \
-        unordered |= name##_stretch(x + whole, (number)low, (number)high, is_open, bits + whole / 8,            \
-                                    (int)(count - whole));                                                      \
-        *has_nan = unordered;                                                                                   \
+#define PACK_INSIDE(name, kept, number, read)                                                                    \
+    static void name##_stretch(const kept *x, number low, number high, int is_open, int nan_inside,              \
+                               uint8_t *bits, int count) {                                                       \
+        uint8_t truths[STRETCH] = {0};                                                                           \
+        if (is_open)                                                                                             \
+            for (int i = 0; i < count; i++) truths[i] = (read(x[i]) > low) & (read(x[i]) < high);                \
+        else                                                                                                     \
+            for (int i = 0; i < count; i++) truths[i] = (read(x[i]) >= low) & (read(x[i]) <= high);              \
+        if (nan_inside)                                                                                          \
+            for (int i = 0; i < count; i++) truths[i] |= read(x[i]) != read(x[i]);                               \
+        for (int i = 0; i < (count + 7) / 8; i++) bits[i] = packed(truths + 8 * i);                              \
+    }                                                                                                            \
+    void name(const kept *x, double low, double high, int is_open, int nan_inside, uint8_t *bits,                \
+              int64_t count) {                                                                                   \
+        int64_t whole = count / STRETCH * STRETCH;                                                               \
+        _Pragma("omp parallel for schedule(static) if (count > 32768)")                                          \
+        for (int64_t i = 0; i < whole; i += STRETCH)                                                             \
+            name##_stretch(x + i, (number)low, (number)high, is_open, nan_inside, bits + i / 8, STRETCH);        \
+        name##_stretch(x + whole, (number)low, (number)high, is_open, nan_inside, bits + whole / 8,              \
+                       (int)(count - whole));                                                                    \
     }
 PACK_INSIDE(inside_float, float, float, ITSELF)
 PACK_INSIDE(inside_double, double, double, ITSELF)
@@ -95,7 +91,7 @@ UNPACK_INSIDE(sides_8, uint64_t, int64_t)
 """
 )
 
-_INSIDE = (c_void_p, c_double, c_double, c_int, c_void_p, c_int64, c_void_p)
+_INSIDE = (c_void_p, c_double, c_double, c_int, c_int, c_void_p, c_int64)
 _SIDES = (c_void_p, c_void_p, c_void_p, c_int64)
 _NAMES = {
     torch.float32: "inside_float",
@@ -107,45 +103,57 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What is inside: low ≤ x ≤ high, or low < x < high if `is_open`. nan_inside: where NaN counts to on a GPU."""
+    """What is inside: low ≤ x ≤ high, or low < x < high if `is_open`. nan_inside: whether NaN is.
+
+    nan_varies: whether a CPU's kernels take NaN now for inside, now for outside, by its place in memory.
+    """
 
     low: float = -inf
     high: float = inf
     is_open: bool = False
     nan_inside: bool = False
+    nan_varies: bool = False
 
     def contain(self, x: Tensor) -> Tensor:
-        """Truth values of x.shape: which elements are inside; none that is NaN."""
-        if self.is_open:
-            return (x > self.low) & (x < self.high)
-        return (x >= self.low) & (x <= self.high)
+        """Truth values of x.shape: which elements are inside."""
+        inside = (x > self.low) & (x < self.high) if self.is_open else (x >= self.low) & (x <= self.high)
+        return inside.logical_or_(x.isnan()) if self.nan_inside else inside
 
     def rounded_to(self, dtype: torch.dtype) -> Thresholds | None:
         """The same as elements of a type are compared with them; None where that depends on the device."""
         low, high = (float(torch.tensor(one, dtype=dtype)) for one in (self.low, self.high))
         if dtype.itemsize < 4 and (low, high) != (self.low, self.high):
             return None  # some kernels round thresholds to 16 bits, some compare in float32
-        return Thresholds(low, high, self.is_open, self.nan_inside)
+        return replace(self, low=low, high=high)
 
     def __str__(self) -> str:
+        if self.low == self.high:
+            return f"x = {self.low + 0.0:g}"
         sign = "<" if self.is_open else "≤"
-        low, high = f"{self.low:g} {sign} ", f" {sign} {self.high:g}"
+        low, high = f"{self.low + 0.0:g} {sign} ", f" {sign} {self.high + 0.0:g}"  # -0 + 0 is 0
         return f"{low if isfinite(self.low) else ''}x{high if isfinite(self.high) else ''}"
 
 
+_NAN = Thresholds(inf, -inf, nan_inside=True)
+
+
 @cache
-def threshold_codec(thresholds: Thresholds, dtype: torch.dtype) -> Codec | None:
-    """The codec for what is only compared with thresholds; None if the type does not tell its sides apart."""
+def threshold_codec(thresholds: Thresholds, dtype: torch.dtype, device_type: str = "cpu") -> Codec | None:
+    """The codec for what is only compared with thresholds; None if the type does not tell its sides apart.
+
+    A bit for each element, and one more where NaN varies.
+    """
     rounded = thresholds.rounded_to(dtype) if dtype in DTYPES else None
     sides = _sides(rounded, dtype) if rounded is not None else None
     if rounded is None or sides is None:
         return None
+    tells_nan = rounded.nan_varies and device_type == "cpu"
     return Codec(
-        f"1-bit {rounded}",
+        f"{1 + tells_nan}-bit {rounded}",
         pack_inside,
         unpack_inside,
         (dtype,),
-        encode_options=(rounded.low, rounded.high, rounded.is_open, rounded.nan_inside),
+        encode_options=(rounded.low, rounded.high, rounded.is_open, rounded.nan_inside, tells_nan),
         decode_options=sides,
         tells_dtype=True,
         stands_in=True,
@@ -167,28 +175,25 @@ def _sides(thresholds: Thresholds, dtype: torch.dtype) -> tuple[float, float] | 
     return float(tried[inside][0]), float(tried[~inside][0])
 
 
-def truths_elsewhere(x: Tensor, thresholds: Thresholds) -> Tensor:
-    """Which elements are inside (bool, x.shape) where NaN is on a side too: off the CPU."""
-    inside = thresholds.contain(x)
-    return inside.logical_or_(x.isnan()) if thresholds.nan_inside else inside
-
-
-def _pack(x: Tensor, low: float, high: float, is_open: bool, nan_inside: bool) -> Tensor:
+def _pack(x: Tensor, low: float, high: float, is_open: bool, nan_inside: bool, tells_nan: bool = False) -> Tensor:
     if not dense(x):
         x = x.contiguous()
     x, thresholds = flat(x.detach()), Thresholds(low, high, is_open, nan_inside)
+    planes = (thresholds, _NAN) if tells_nan else (thresholds,)
     if fast := triton_version("threshold_codes", x.device):
-        return fast.pack_inside(x, thresholds)
+        bits = [fast.pack_inside(x, one) for one in planes]
+        return torch.cat(bits) if tells_nan else bits[0]
+    plane_bytes = bytes_of_bits(len(x))
+    bits = torch.empty(len(planes) * plane_bytes, dtype=torch.uint8, device=x.device)
     name = _NAMES.get(x.dtype)
     run = native(SOURCE, name, _INSIDE) if name and x.device.type == "cpu" else None
-    if run is not None:
-        bits, has_nan = torch.empty(bytes_of_bits(len(x)), dtype=torch.uint8), torch.empty((), dtype=torch.int32)
-        run(pointer(x), low, high, is_open, pointer(bits), len(x), pointer(has_nan))
-    elif x.device.type == "cpu":
-        bits, has_nan = pack_bits(thresholds.contain(x)), x.isnan().any()
-    else:
-        return pack_bits(truths_elsewhere(x, thresholds))
-    return torch.cat([bits, pack_bits(x.isnan())]) if has_nan else bits
+    for plane, one in enumerate(planes):
+        there = bits[plane * plane_bytes : (plane + 1) * plane_bytes]
+        if run is None:
+            there.copy_(pack_bits(one.contain(x)))
+        else:
+            run(pointer(x), one.low, one.high, one.is_open, one.nan_inside, pointer(there), len(x))
+    return bits
 
 
 def _unpack(
@@ -217,13 +222,15 @@ def _unpack(
 
 
 pack_inside = define(
-    "pack_inside(Tensor x, float low, float high, bool is_open, bool nan_inside) -> Tensor",
+    "pack_inside(Tensor x, float low, float high, bool is_open, bool nan_inside, bool tells_nan=False) -> Tensor",
     _pack,
-    lambda x, low, high, is_open, nan_inside: x.new_empty((bytes_of_bits(x.numel()),), dtype=torch.uint8),
+    lambda x, low, high, is_open, nan_inside, tells_nan=False: x.new_empty(
+        ((1 + tells_nan) * bytes_of_bits(x.numel()),), dtype=torch.uint8
+    ),
 )
 """x (dense) → uint8 [ceil(n / 8)]: which elements lie inside of `Thresholds`, in the order of memory.
 
-On a CPU as many bytes again follow where x has NaN, which is said there to be NaN."""
+As many bytes again follow if it `tells_nan`: which elements are NaN."""
 
 unpack_inside = define(
     "unpack_inside(Tensor code, float inside, float outside, int[] size, int[] stride, ScalarType dtype) -> Tensor",

@@ -20,11 +20,11 @@ Compared = tuple[Thresholds | None, ...]  # None for anything else than a compar
 
 
 def _between(told: Arguments) -> Compared:
-    return (Thresholds(told["min_val"], told["max_val"], is_open=True, nan_inside=True),)
+    return (Thresholds(told["min_val"], told["max_val"], is_open=True, nan_inside=True, nan_varies=True),)
 
 
 def _shrunk(told: Arguments) -> Compared:
-    return (Thresholds(-told["lambd"], told["lambd"]),)
+    return (Thresholds(-told["lambd"], told["lambd"], nan_varies=True),)
 
 
 def _sloped(told: Arguments) -> Compared:
@@ -66,15 +66,16 @@ def codecs_that_compare(step: StepGraph, storage: int) -> Iterator[Codec]:
     if any(node.meta["val"].dtype != dtype for _, node in looking):
         return
     compared = {one for call, node in looking for one in _compared(call, node)}
-    codec = _codec({one for one in compared if one is not None}, dtype) if None not in compared else None
+    device = step.storages[storage].base.meta["val"].device
+    codec = _codec({one for one in compared if one is not None}, dtype, device) if None not in compared else None
     if codec is not None:
         yield codec
 
 
-def _codec(compared: set[Thresholds], dtype: torch.dtype) -> Codec | None:
+def _codec(compared: set[Thresholds], dtype: torch.dtype, device: torch.device) -> Codec | None:
     """For what is compared with these thresholds: with all the same, or with a lower and an upper one."""
     if len(compared) == 1:
-        return threshold_codec(*compared, dtype)
+        return threshold_codec(*compared, dtype, device.type)
     low, high = max((one.low for one in compared), default=inf), min((one.high for one in compared), default=-inf)
     is_closed = not any(one.is_open for one in compared)
     two_sides = {(one.low, one.high) for one in compared} == {(low, inf), (-inf, high)}

@@ -13,11 +13,11 @@ WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 BACKWARDS = {
     "relu": (Thresholds(high=0.0), lambda g, x: aten.threshold_backward(g, x, 0)),
     "threshold": (Thresholds(high=0.1), lambda g, x: aten.threshold_backward(g, x, 0.1)),
-    "relu6": (Thresholds(0.0, 6.0, True, True), lambda g, x: aten.hardtanh_backward(g, x, 0.0, 6.0)),
-    "hardtanh": (Thresholds(-0.3, inf, True, True), lambda g, x: aten.hardtanh_backward(g, x, -0.3, inf)),
+    "relu6": (Thresholds(0.0, 6.0, True, True, True), lambda g, x: aten.hardtanh_backward(g, x, 0.0, 6.0)),
+    "hardtanh": (Thresholds(-0.3, inf, True, True, True), lambda g, x: aten.hardtanh_backward(g, x, -0.3, inf)),
     "hardsigmoid": (Thresholds(-3.0, 3.0, True), aten.hardsigmoid_backward),
-    "hardshrink": (Thresholds(-0.5, 0.5), lambda g, x: aten.hardshrink_backward(g, x, 0.5)),
-    "softshrink": (Thresholds(-0.0, 0.0), lambda g, x: aten.softshrink_backward(g, x, 0.0)),
+    "hardshrink": (Thresholds(-0.5, 0.5, nan_varies=True), lambda g, x: aten.hardshrink_backward(g, x, 0.5)),
+    "softshrink": (Thresholds(-0.0, 0.0, nan_varies=True), lambda g, x: aten.softshrink_backward(g, x, 0.0)),
     "leaky": (Thresholds(high=0.0, nan_inside=True), lambda g, x: aten.leaky_relu_backward(g, x, 0.01, False)),
     "leaky, output": (Thresholds(high=0.0, nan_inside=True), lambda g, x: aten.leaky_relu_backward(g, x, 0.2, True)),
     "clamp": (Thresholds(low=0.7), lambda g, x: torch.where(x >= 0.7, g, 0.0)),
@@ -82,17 +82,35 @@ def check(codec, thresholds, backward, dtype):
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("dtype", threshold_codes.DTYPES)
 @pytest.mark.parametrize("count", [0, 1, 7, 511, 512, 513, 70_001])
-def test_a_code_takes_a_bit_for_each_element_and_twice_that_with_nan(count, dtype):
+def test_a_code_takes_a_bit_for_each_element_and_twice_that_if_it_tells_nan(count, dtype):
     x = torch.randn(count, generator=torch.Generator().manual_seed(count)).to(dtype)
-    code = pack_inside(x, -0.5, 1.0, True, False)
-    assert code.shape == ((count + 7) // 8,)
-    decoded = unpack_inside(code, 2.0, -3.0, [count], [1], dtype)
-    assert torch.equal(decoded, torch.where((x > -0.5) & (x < 1.0), 2.0, -3.0).to(dtype))
-    if count:
-        x[count // 2] = nan
-        code = pack_inside(x, -0.5, 1.0, True, False)
-        assert code.shape == (2 * ((count + 7) // 8),)
-        assert torch.equal(unpack_inside(code, 2.0, -3.0, [count], [1], dtype).isnan(), x.isnan())
+    x[count // 2 : count // 2 + 1] = nan
+    for nan_inside in (False, True):
+        code = pack_inside(x, -0.5, 1.0, True, nan_inside)
+        assert code.shape == ((count + 7) // 8,)
+        decoded = unpack_inside(code, 2.0, -3.0, [count], [1], dtype)
+        inside = (x > -0.5) & (x < 1.0) | x.isnan() & nan_inside
+        assert torch.equal(decoded, torch.where(inside, 2.0, -3.0).to(dtype))
+    code = pack_inside(x, -0.5, 1.0, True, True, True)
+    assert code.shape == (2 * ((count + 7) // 8),)
+    found = unpack_inside(code, 2.0, -3.0, [count], [1], dtype)
+    assert torch.equal(found.isnan(), x.isnan())
+    assert torch.equal(found[~x.isnan()], decoded[~x.isnan()])
+
+
+@pytest.mark.parametrize(
+    ("codec", "name"),
+    [
+        (threshold_codec(Thresholds(-0.0, 0.0, nan_varies=True), torch.float32), "2-bit x = 0"),
+        (threshold_codec(Thresholds(-0.0, 0.0, nan_varies=True), torch.float32, "cuda"), "1-bit x = 0"),
+        (threshold_codec(Thresholds(high=-0.0), torch.float32), "1-bit x ≤ 0"),
+        (threshold_codec(Thresholds(-0.0, 6.0, is_open=True), torch.float32), "1-bit 0 < x < 6"),
+        (class_codec(-0.0, 0.0, torch.float32), "2-bit x against 0"),
+        (class_codec(-1.0, -0.0, torch.float32), "2-bit -1 ≤ x, x ≤ 0"),
+    ],
+)
+def test_a_code_is_named_by_what_it_tells(codec, name):
+    assert codec.name == name
 
 
 def test_what_a_type_cannot_tell_apart_has_no_codec():
@@ -121,16 +139,10 @@ def test_a_code_of_another_size_is_refused():
     )
 
 
-def test_on_a_device_that_would_wait_nan_counts_as_torch_counts_it_there():
-    x = torch.tensor([nan, 1.0, -1.0])
-    for nan_inside in (False, True):
-        inside = threshold_codes.truths_elsewhere(x, Thresholds(0.0, nan_inside=nan_inside))
-        assert inside.tolist() == [nan_inside, True, False]
-
-
 def test_the_operations_are_registered_as_torch_wants_them():
     x = torch.randn(3, 7)
     torch.library.opcheck(pack_inside, (x, 0.0, 6.0, True, True))
+    torch.library.opcheck(pack_inside, (x, 0.0, 6.0, True, True, True))
     torch.library.opcheck(pack_classes, (x, 0.0, 6.0))
     torch.library.opcheck(unpack_classes, (pack_classes(x, 0.0, 6.0), -1.0, 3.0, 7.0, [3, 7], [7, 1], torch.bfloat16))
     torch.library.opcheck(

@@ -23,7 +23,7 @@ from lowtide.kernels.norms import BIAS, INPUT, WEIGHT
 from lowtide.kernels.packed_codes import pack_codes, pack_codes_plainly, unpack_codes
 from lowtide.kernels.pooling import bits_of_code, max_pool2d_backward_from_codes, max_pool2d_codes
 from lowtide.kernels.threshold_classes import pack_classes, unpack_classes
-from lowtide.kernels.threshold_codes import Thresholds, pack_inside, truths_elsewhere, unpack_inside
+from lowtide.kernels.threshold_codes import Thresholds, pack_inside, unpack_inside
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -217,7 +217,7 @@ def test_what_is_compared_with_thresholds_is_kept_as_by_the_plain_version(thresh
     x = special(2053, dtype)
     x[20:23] = torch.tensor([-0.5, 0.0, 1.5])
     low, high = thresholds.low, thresholds.high
-    bits, inside = pack_inside(x, *vars(thresholds).values()), truths_elsewhere(x, thresholds)
+    bits, inside = pack_inside(x, *vars(thresholds).values()), thresholds.contain(x)
     assert torch.equal(bits, pack_plainly(inside))
     layout = [len(x)], [1], dtype
     assert_same_bits(unpack_inside(bits, 3.0, -0.0, *layout), torch.where(inside, 3.0, -0.0).to(dtype))
