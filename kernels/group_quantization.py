@@ -32,6 +32,7 @@ from .native import native, pointer
 from .packed_codes import bytes_of_codes, check_packed, pack_codes_plainly, unpack_codes_plainly
 from .tiles import KINDS
 from .tiles import SOURCE as TILES_SOURCE
+from .triton_versions import triton_version
 
 SOURCE = (
     "#include <math.h>\n"
@@ -263,6 +264,8 @@ def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, stochastic: b
 def _encode(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:
     check_dense(x)
     size_bytes = bytes_of_groups(x.numel(), bits, group)
+    if fast := triton_version("group_quantization", x.device):
+        return fast.encode(x, bits, group, stochastic, hadamard, seed)
     kind = KINDS.get(x.dtype)
     run = native(SOURCE, "encode_groups", _POINTERS) if kind is not None and x.device.type == "cpu" else None
     if run is None:
@@ -286,6 +289,9 @@ def _decode(
 ) -> Tensor:
     x = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
     check_packed(code, bytes_of_groups(x.numel(), bits, group))
+    if fast := triton_version("group_quantization", x.device):
+        fast.decode(code, flat(x), bits, group, stochastic, hadamard, seed)
+        return x
     kind = KINDS.get(dtype)
     run = native(SOURCE, "decode_groups", _POINTERS) if kind is not None and code.device.type == "cpu" else None
     if run is None:

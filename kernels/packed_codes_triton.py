@@ -91,7 +91,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return codes
 
 
-def over_groups(kernel, count: int, device: torch.device, *arguments, **constants) -> None:
-    """Runs a kernel over all groups of eight of `count` elements."""
-    programs = -(-count // (8 * _GROUPS))
-    launch(kernel, programs, device, *arguments, count, **constants, INT64=needs_int64(count), BLOCK=_GROUPS)
+def over_groups(kernel, count: int, device: torch.device, *arguments, block: int = _GROUPS, **constants) -> None:
+    """Runs a kernel over all groups of eight of `count` elements, so many groups to a program."""
+    launch(
+        kernel, -(-count // (8 * block)), device, *arguments, count, **constants, INT64=needs_int64(count), BLOCK=block
+    )

@@ -67,7 +67,7 @@ def compiled(monkeypatch, tmp_path):
 
     made = []
 
-    def compile_for_gpu(kernel, programs, device, *arguments, num_warps=4, **constants):
+    def compile_for_gpu(kernel, programs, device, *arguments, num_warps=4, enable_fp_fusion=True, **constants):
         constants |= {
             kernel.arg_names[i]: 1 for i, value in enumerate(arguments) if isinstance(value, int) and value == 1
         }
@@ -81,7 +81,8 @@ def compiled(monkeypatch, tmp_path):
             if isinstance(value, torch.Tensor) or value % 16 == 0:
                 aligned[(i,)] = [["tt.divisibility", 16]]
         source = ASTSource(kernel, signature, constants, aligned)
-        made.append(triton.compile(source, GPUTarget("cuda", 90, 32), {"num_warps": num_warps}))
+        options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
+        made.append(triton.compile(source, GPUTarget("cuda", 90, 32), options))
 
     for name in MODULES:
         monkeypatch.setattr(import_module(f"lowtide.kernels.{name}_triton"), "launch", compile_for_gpu)
@@ -134,6 +135,29 @@ def test_codes_in_few_bits_compile_for_a_gpu(compiled, bits, dtype, int32_elemen
     assert_rounds_as_torch(compiled)
     if dtype == torch.bfloat16:
         assert "cvt.rn.bf16" in compiled[5].asm["ptx"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "dtype", "stochastic", "hadamard", "int32_elements"),
+    [
+        (4, 256, torch.bfloat16, True, True, 2**31),
+        (3, 8, torch.float32, False, False, 1000),
+        (2, 4096, torch.float64, True, True, 2**31),
+    ],
+)
+def test_codes_of_groups_compile_for_a_gpu(
+    compiled, bits, group, dtype, stochastic, hadamard, int32_elements, monkeypatch
+):
+    from lowtide.kernels import group_quantization_triton
+
+    monkeypatch.setattr(triton_versions, "_INT32_ELEMENTS", int32_elements)
+    x = torch.ones(1 << 13, dtype=dtype)
+    code = group_quantization_triton.encode(x, bits, group, stochastic, hadamard, 7)
+    group_quantization_triton.decode(code, x, bits, group, stochastic, hadamard, 7)
+    assert_machine_code(compiled, 2)
+    assert_rounds_as_torch(compiled)
+    assert "div.rn.f32" in compiled[0].asm["ptx"]
+    assert not any("fma.rn.f32" in kernel.asm["ptx"] for kernel in compiled)  # products are rounded by themselves
 
 
 @pytest.mark.parametrize(
@@ -191,9 +215,11 @@ def test_kernels_that_run_on_a_cpu_do_not_import_triton():
         f"import importlib.util as u, sys, torch; {load}; sys.modules['lowtide'] = u.module_from_spec(spec)\n"
         "import lowtide.kernels.linear_cross_entropy, lowtide.kernels.norms\n"
         "from lowtide.kernels.bits import pack_bits\n"
+        "from lowtide.kernels.group_quantization import encode_groups\n"
         "from lowtide.kernels.few_bit import decode_levels, encode_by_borders\n"
         "from lowtide.kernels.pooling import max_pool2d_codes\n"
         "pack_bits(torch.ones(9, dtype=torch.bool))\n"
+        "encode_groups(torch.ones(9), 4, 8, True, True, 0)\n"
         "decode_levels(encode_by_borders(torch.ones(9), [0.0], [0, 1], 1), [0.0, 1.0], 1, [9], [1], torch.float32)\n"
         "max_pool2d_codes(torch.ones(1, 1, 4, 4), [2, 2], [], [0, 0], [1, 1], False)\n"
         "print('triton' in sys.modules)"

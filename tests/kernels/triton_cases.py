@@ -8,6 +8,7 @@ import torch
 from lowtide.kernels import (
     bits,
     few_bit,
+    group_quantization,
     linear_cross_entropy,
     norms,
     packed_codes,
@@ -18,6 +19,7 @@ from lowtide.kernels import (
 )
 from lowtide.kernels.bits import multiply_bits, multiply_plainly, pack_bits, pack_plainly, unpack_bits
 from lowtide.kernels.few_bit import decode_levels, encode_by_borders, multiply_levels, round_to_levels
+from lowtide.kernels.group_quantization import decode_groups, encode_groups
 from lowtide.kernels.linear_cross_entropy import MEAN, SUM, linear_cross_entropy_plainly
 from lowtide.kernels.norms import BIAS, INPUT, WEIGHT
 from lowtide.kernels.packed_codes import pack_codes, pack_codes_plainly, unpack_codes
@@ -29,7 +31,10 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 LAUNCHING = ("bits", "packed_codes", "pooling", "linear_cross_entropy", "norms")
-SERVED = (bits, packed_codes, few_bit, threshold_codes, threshold_classes, pooling, linear_cross_entropy, norms)
+SERVED = (
+    *(bits, packed_codes, few_bit, group_quantization, threshold_codes, threshold_classes),
+    *(pooling, linear_cross_entropy, norms),
+)
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 aten = torch.ops.aten
 
@@ -227,9 +232,55 @@ def test_what_is_compared_with_thresholds_is_kept_as_by_the_plain_version(thresh
     assert_same_bits(unpack_classes(planes, -7.0, 0.5, 8.0, *layout), expected.to(dtype))
 
 
+def assert_grouped_as_plainly(x: Tensor, bits: int, group: int, *way: bool | int) -> Tensor:
+    """That a code and what it is decoded to are those of the plain version; returns the latter. way: as encoded."""
+    code = encode_groups(x, bits, group, *way)
+    assert torch.equal(code, group_quantization.encode_plainly(x, bits, group, *way))
+    found, expected = (torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE) for _ in range(2))
+    found = decode_groups(code, bits, group, *way, list(x.shape), list(x.stride()), x.dtype)
+    group_quantization.decode_plainly(code, expected.as_strided((x.numel(),), (1,)), bits, group, *way)
+    assert_same_bits(found, expected)
+    return found
+
+
+@pytest.mark.usefixtures("either_width")
+@pytest.mark.parametrize(
+    ("bits", "group", "count", "dtype"),
+    [
+        (1, 8, 1, torch.float32),
+        (2, 256, 255, torch.float32),
+        (3, 64, 256, torch.float64),
+        (4, 256, 2 * 2048 + 37, torch.float32),
+        (5, 16, 2047, torch.bfloat16),
+        (6, 2048, 2303, torch.float16),
+        (7, 32, 513, torch.float32),
+        (8, 4096, 4096 + 7, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_groups_are_coded_as_by_the_plain_version(bits, group, count, dtype):
+    x = (randn(count, dtype=torch.float64) * torch.logspace(-3, 3, count, dtype=torch.float64).to(DEVICE)).to(dtype)
+    for stochastic, hadamard in ((False, False), (True, False), (False, True), (True, True)):
+        assert_grouped_as_plainly(x, bits, group, stochastic, hadamard, 7)
+
+
+def test_groups_that_are_equal_tiny_or_cannot_be_coded_are_those_of_the_plain_version():
+    x = randn(12, 8)
+    x[1], x[2], x[3], x[4, 0], x[5, 1], x[6, 2] = 0.0, -0.0, -1.3, torch.inf, -torch.inf, torch.nan
+    x[7, 0], x[7, 1] = -3e38, 3e38  # levels overflow
+    x[8] = torch.arange(8) * 1e-42
+    x[9, 3], x[10] = -1e-42, 3.0 + torch.arange(8).to(DEVICE) * 2.0**-22
+    for way in ((False, False, 1), (True, False, 2), (True, True, 3)):
+        found = assert_grouped_as_plainly(x, 3, 8, *way)
+        if not way[1]:
+            assert found.isnan().any(1).nonzero().flatten().tolist() == [4, 5, 6, 7]
+
+
 def test_codes_lie_in_the_order_of_memory_and_take_tensors_that_require_gradients():
     x = randn(3, 5, 7).transpose(0, 2).requires_grad_()
     code = encode_by_borders(x, [0.0], [0, 1], 1)
+    assert_grouped_as_plainly(x, 4, 8, True, True, 5)
+    assert not encode_groups(x, 4, 8, True, True, 5).requires_grad
     assert not code.requires_grad and not round_to_levels(x, [0.0, 1.0], 1, 0).requires_grad
     assert torch.equal(decode_levels(code, [0.0, 1.0], 1, [7, 5, 3], list(x.stride()), x.dtype), (x >= 0).float())
     product = multiply_levels(x, code, [0.0, 1.0], 1)
@@ -244,6 +295,7 @@ def test_nothing_has_an_empty_code(launches):
     )
     assert decode_levels(code, [0.0, 1.0], 1, [0, 4], [4, 1], torch.float32).shape == (0, 4)
     assert multiply_levels(x, code, [0.0, 1.0], 1).shape == (0, 4)
+    assert assert_grouped_as_plainly(x, 4, 8, True, True, 5).shape == (0, 4)
     assert unpack_classes(pack_classes(x, 0.0, 1.0), 0.0, 1.0, 2.0, [0, 4], [4, 1], x.dtype).shape == (0, 4)
     assert not launches
     launches.append("none was needed")
