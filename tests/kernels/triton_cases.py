@@ -224,8 +224,11 @@ def test_what_is_compared_with_thresholds_is_kept_as_by_the_plain_version(thresh
     low, high = thresholds.low, thresholds.high
     bits, inside = pack_inside(x, *vars(thresholds).values()), thresholds.contain(x)
     assert torch.equal(bits, pack_plainly(inside))
-    layout = [len(x)], [1], dtype
-    assert_same_bits(unpack_inside(bits, 3.0, -0.0, *layout), torch.where(inside, 3.0, -0.0).to(dtype))
+    layout, expected = ([len(x)], [1], dtype), torch.where(inside, 3.0, -0.0)
+    assert_same_bits(unpack_inside(bits, 3.0, -0.0, *layout), expected.to(dtype))
+    with_nan = pack_inside(x, low, high, thresholds.is_open, thresholds.nan_inside, True)
+    assert torch.equal(with_nan, torch.cat([bits, pack_plainly(x.isnan())]))
+    assert_same_bits(unpack_inside(with_nan, 3.0, -0.0, *layout), expected.to(dtype).masked_fill(x.isnan(), torch.nan))
     planes = pack_classes(x, low, high)
     assert torch.equal(planes, torch.cat([pack_plainly(x >= low), pack_plainly(x <= high)]))
     expected = torch.where(x < low, -7.0, torch.where(x > high, 8.0, torch.where(x.isnan(), torch.nan, 0.5)))
