@@ -70,6 +70,11 @@ def energy_of(tensor: torch.Tensor, less: torch.Tensor | None = None) -> float:
     return sum(float(one.double().sub_(other).square_().sum()) for one, other in zip(parts, others, strict=True))
 
 
+def carried(right: torch.Tensor, off: torch.Tensor) -> torch.Tensor:
+    """What differs by `off` from what is right, in its dtype."""
+    return (right + off).to(right.dtype)
+
+
 class Again:
     """A kernel that has run, and made what `made` tells, to be run with other operands."""
 
@@ -80,9 +85,13 @@ class Again:
         held = {value.untyped_storage().data_ptr() for value in read if isinstance(value, torch.Tensor)}
         self._aliased = any(tensor.untyped_storage().data_ptr() in held for tensor in made.values())
 
-    def differences(self, instead: Mapping[fx.Node, torch.Tensor]) -> Iterator[tuple[fx.Node, torch.Tensor]]:
-        """By how much what it makes differs with other operands: tensors that nobody else holds."""
+    def differences(self, instead: dict[fx.Node, torch.Tensor]) -> Iterator[tuple[fx.Node, torch.Tensor]]:
+        """By how much what it makes differs with other operands: tensors that nobody else holds.
+
+        Empties `instead` once it has run, so that operands need not stay.
+        """
         found = self.replay.results(self.kernel, instead, again=True)
+        instead.clear()
         while found:
             node, other = found.popitem()
             if other.is_floating_point():
@@ -93,7 +102,7 @@ def _follow(again: Again, lane: Lane, others: Mapping[fx.Node, int], operands: s
     """Runs a kernel again where it reads what is off in a lane. others: values of forward that are, with storages."""
     made = again.replay.made
     lane.off = {node: off for node, off in lane.off.items() if node in made}
-    instead = {node: made[node] + off for node, off in lane.off.items() if node in operands}
+    instead = {node: carried(made[node], off) for node, off in lane.off.items() if node in operands}
     instead.update((node, lane.given[storage](made[node])) for node, storage in others.items())
     if instead:
         lane.off.update((node, off.to(CARRIED)) for node, off in again.differences(instead))

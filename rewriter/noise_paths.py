@@ -22,6 +22,7 @@ Place = tuple[fx.Node, str]
 """A gradient and a kind of noise on it."""
 
 _KINDS = ("aligned", "fresh", "travelled")
+_CHUNK = 1 << 18  # elements that are multiplied at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,14 @@ class NoisePaths:
             added[key] = added.get(key, 0.0) + noise.energy * worth.get(noise.target, 0.0)
         return added
 
+    def settled(self, chosen: Iterable[tuple[int, int]]) -> bool:
+        """Whether no kernel reads what the codings chosen, each given as storage and number, make noisy.
+
+        What they add is then what was measured where they brought it in.
+        """
+        chosen, read = set(chosen), {flow.source[0] for flow in self.flows}
+        return not any(noise.target[0] in read for noise in self.noises if (noise.storage, noise.number) in chosen)
+
     def by_gradient(
         self, chosen: Iterable[tuple[int, int]], told: Mapping[tuple[int, int], float]
     ) -> dict[Source, float]:
@@ -94,16 +103,23 @@ class NoisePaths:
         return found
 
 
-def split(noise: torch.Tensor, gradient: torch.Tensor, rest: str) -> dict[str, torch.Tensor]:
-    """Noise on a gradient, of its shape, by its kinds; rest: the kind of what does not lie along it."""
-    along = _along(noise, gradient)
-    return {"aligned": along, rest: noise - along}
+def squares_of_rows(gradient: torch.Tensor) -> torch.Tensor:
+    """‖row‖² of each row (the last dimension) of a gradient, which stays as a dimension of 1."""
+    dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(gradient, dim=-1, keepdim=gradient.dim() > 0, dtype=dtype).square_()
 
 
-def _along(noise: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Noise projected on the gradient, each row by itself."""
-    if not gradient.dim():
-        return noise
-    squares = gradient.square().sum(-1, keepdim=True)
-    share = (noise * gradient).sum(-1, keepdim=True) / squares
-    return torch.where(squares > 0, share, 0.0) * gradient
+def split(noise: torch.Tensor, gradient: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """By what each row of a gradient is multiplied for the part of the noise on it that is aligned with it.
+
+    squares: of the gradient's rows. Takes that part off the noise, in place.
+    """
+    if gradient.dim() > 1:
+        step = max(_CHUNK * len(gradient) // max(gradient.numel(), 1), 1)
+        parts = zip(noise.split(step), gradient.split(step), strict=True)
+        products = torch.cat([(one * other).sum(-1, keepdim=True, dtype=squares.dtype) for one, other in parts])
+    else:
+        products = (noise * gradient).sum(-1, keepdim=gradient.dim() > 0, dtype=squares.dtype)
+    share = torch.where(squares > 0, products / squares, 0.0)
+    noise.addcmul_(share.to(gradient.dtype), gradient, value=-1)
+    return share

@@ -210,7 +210,14 @@ def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None
     step, posed = pose_step(replace(costs, codings={}), situation)
     plan = Portfolio().frontier(posed.problem, 2)[-1]
     found = sensitivity_of(
-        step, posed, plan.schedule, situation.tensors, costs.codings, _batch(situation), costs.device
+        step,
+        posed,
+        plan.schedule,
+        situation.tensors,
+        costs.codings,
+        _batch(situation),
+        costs.device,
+        costs.options.error_budget,
     )
     notes = costs.captured.notes
     if costs.codings and not found.own_variance > 0:
