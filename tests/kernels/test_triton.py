@@ -1,4 +1,4 @@
-"""Kernels in Triton: where they serve, that they compile for a GPU, and that `triton_cases.py` passes."""
+"""Kernels in Triton: where they serve, that they compile for a GPU, and that `triton_cases` pass."""
 
 import os
 import subprocess
@@ -27,8 +27,8 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def assert_cases_pass(folder: Path, **environment: str) -> None:
-    cases = str(Path(__file__).with_name("triton_cases.py"))
-    done = python("-m", "pytest", "-p", "no:cacheprovider", cases, TRITON_CACHE_DIR=str(folder), **environment)
+    cases = sorted(map(str, Path(__file__).with_name("triton_cases").glob("*_cases.py")))
+    done = python("-m", "pytest", "-p", "no:cacheprovider", *cases, TRITON_CACHE_DIR=str(folder), **environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
