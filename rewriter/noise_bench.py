@@ -42,7 +42,6 @@ class NoiseBench:
     codings: dict[int, tuple[Coding, ...]]
     signs: SampleSigns
     paths: NoisePaths = field(default_factory=NoisePaths)
-    noisy: set[fx.Node] = field(default_factory=set)
     coded: dict[fx.Node, int] = field(default_factory=dict)
     noise: dict[fx.Node, dict[str, torch.Tensor]] = field(default_factory=dict)
     squared_gradient: float = 0.0
@@ -60,7 +59,7 @@ class NoiseBench:
             if kernel.phase == "forward":
                 self._see_forward(kernel, made)
             elif kernel.role == "tangent":
-                self.noisy.update(made)
+                self.signs.see_tangents(made)
             elif kernel.role == "compute":
                 self._see(kernel, made)
             elif kernel.role == "accumulate" and kernel.target is not None:
@@ -93,10 +92,7 @@ class NoiseBench:
         operands = self.replay.operands(kernel)
         if any(node in self.noise or self._codings(node) for node in operands):
             _Measured(self, kernel, made).see(operands)
-        if any(node in self.noisy or self._codings(node) for node in operands):
-            self.noisy.update(node for node, value in made.items() if value.is_floating_point())
-        summed = self.signs.summed
-        self.signs.see(kernel, made, self.replay, [node for node in operands if node in self.noisy or node in summed])
+        self.signs.see(kernel, made, self.replay)
 
     def class_of(self, storage: int) -> Hashable:
         """What values that are alike have in common: the operation that makes them, and their shape."""

@@ -1,25 +1,25 @@
 """How much the gradient varies from one batch to the next, measured in one step on one batch.
 
-The variance that the gradient has anyway, as an estimate from a batch of B samples, is measured where a kernel sums
-over samples: with signs σ_b = ±1 that add up to 0 on what comes in, E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is
-the variance of the sum of B samples.
+The variance that the gradient has anyway, as an estimate from a batch of B samples: with signs σ_b = ±1 that add up to
+0 on the samples' losses, E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is the variance of the sum of B samples. Signs
+are given to the first gradients of backward that have a place for each sample; all that comes of them is linear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import fx
 
 from ..kernels.linear_cross_entropy import linear_cross_entropy
 from ..passes.step_graph import Kernel
-from .beside import energy_of
+from .beside import CARRIED, energy_of
 from .replay import Replay
 
 
 class SampleSigns:
-    """Balanced signs for the samples of a batch, and the sums over samples that they change.
+    """Balanced signs for the samples of a batch, and the gradient of their losses with these signs.
 
     A gradient has a place for each sample if its first dimension is a multiple of their number; with one sample alone,
     each token counts as one. seed: of which samples get which sign.
@@ -31,24 +31,31 @@ class SampleSigns:
         signs = torch.tensor([1.0] * half + [-1.0] * half + [0.0] * (self.samples % 2))
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(seed))
         self.signs = signs[order].to(device)
-        self.summed: dict[fx.Node, torch.Tensor] = {}
+        self.signed: dict[fx.Node, torch.Tensor] = {}
+        self._gradients: set[fx.Node] = set()
 
-    def see(
-        self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay, gradients: Sequence[fx.Node]
-    ) -> None:
-        """Sums over samples with signs, where a kernel sums; follows such sums through what adds and scales them."""
-        self.summed = {node: tensor for node, tensor in self.summed.items() if node in replay.made}
-        if any(node in self.summed for node in gradients):
-            sizes = {self.summed[node].numel() for node in gradients if node in self.summed}
-            others = {n: torch.zeros_like(replay.made[n]) for n in gradients if replay.made[n].numel() in sizes}
-            self.summed.update(replay.results(kernel, {**others, **self._known(gradients)}, again=True))
+    def see_tangents(self, made: Mapping[fx.Node, torch.Tensor]) -> None:
+        """Gives signs to gradients that come in from outside."""
+        self._gradients.update(made)
+        self._give_signs(made)
+
+    def see(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay) -> None:
+        """Follows what has signs through a kernel of backward, or gives some to what it makes of gradients."""
+        self.signed = {node: tensor for node, tensor in self.signed.items() if node in replay.made}
+        operands = replay.operands(kernel)
+        with_signs = {n: self.signed[n].to(replay.made[n].dtype) for n in operands if n in self.signed}
+        if not with_signs and not any(node in self._gradients for node in operands):
             return
-        batched = [node for node in gradients if self._rows(replay.made[node])]
-        sums = [n for n, value in made.items() if not any(_keeps_rows(value, replay.made[g]) for g in batched)]
-        if batched and sums and self.samples > 1:
-            signed = {node: self._signed(replay.made[node]) for node in batched}
-            found = replay.results(kernel, signed, again=True)
-            self.summed.update((node, found[node]) for node in sums if found[node].is_floating_point())
+        self._gradients.update(made)
+        if not with_signs:
+            self._give_signs(made)
+            return
+        # what is added to it and belongs to no sample does not vary
+        sizes = {tensor.numel() for tensor in with_signs.values()}
+        others = (n for n in operands if n in self._gradients and n not in with_signs)
+        instead = {n: torch.zeros_like(replay.made[n]) for n in others if replay.made[n].numel() in sizes}
+        found = replay.results(kernel, {**instead, **with_signs}, again=True)
+        self.signed.update((node, tensor.to(CARRIED)) for node, tensor in found.items() if tensor.is_floating_point())
 
     def see_forward(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay) -> None:
         """A fused loss makes gradients in forward: of the positive samples alone where the others' rows are ignored."""
@@ -68,17 +75,22 @@ class SampleSigns:
         halves = replay.results(kernel, {place: target.masked_fill(~positive, ignored)}, again=True)
         for node, whole in made.items():
             if node.args[1] in (2, 3) and whole.numel():  # the weight's and the bias's
-                self.summed[node] = 2 * share * halves[node] - whole
+                self.signed[node] = (2 * share * halves[node] - whole).to(CARRIED)
 
     def variance(self, node: fx.Node) -> float:
         """Of a parameter's gradient; 0 where it is not known."""
-        if node not in self.summed:
+        if node not in self.signed:
             return 0.0
         odd = self.samples / (self.samples - 1) if self.samples % 2 else 1.0
-        return energy_of(self.summed[node]) * odd
+        return energy_of(self.signed[node]) * odd
 
-    def _known(self, gradients: Sequence[fx.Node]) -> dict[fx.Node, torch.Tensor]:
-        return {node: self.summed[node] for node in gradients if node in self.summed}
+    def _give_signs(self, made: Mapping[fx.Node, torch.Tensor]) -> None:
+        for node, gradient in made.items():
+            rows = self._rows(gradient)
+            if rows and self.samples > 1 and gradient.is_floating_point():
+                leading = gradient.dim() if gradient.shape[0] > 1 or gradient.dim() == 1 else gradient.dim() - 1
+                signs = self.signs.repeat_interleave(rows).view(-1, *[1] * (leading - 1))
+                self.signed[node] = (gradient * signs.to(gradient.dtype)).to(CARRIED)
 
     def _rows(self, gradient: torch.Tensor) -> int:
         """How many rows of a gradient belong to each sample; 0 if it has no place for samples."""
@@ -86,13 +98,3 @@ class SampleSigns:
             return 0
         rows = gradient.shape[0] if gradient.shape[0] > 1 or gradient.dim() == 1 else gradient.shape[1]
         return 0 if rows % self.samples else rows // self.samples
-
-    def _signed(self, gradient: torch.Tensor) -> torch.Tensor:
-        rows = self.signs.repeat_interleave(self._rows(gradient)).to(gradient.dtype)
-        leading = gradient.dim() if gradient.shape[0] > 1 or gradient.dim() == 1 else gradient.dim() - 1
-        return gradient * rows.view(-1, *[1] * (leading - 1))
-
-
-def _keeps_rows(made: torch.Tensor, read: torch.Tensor) -> bool:
-    """Whether a result still has a place for each sample."""
-    return made.numel() == read.numel() or (made.dim() > 1 and made.shape[0] == read.shape[0])

@@ -55,14 +55,19 @@ _LEAST_VARIANCE = 1e-2  # of the average element's, that each is taken to have: 
 @dataclass(frozen=True)
 class Sensitivity:
     """codings: by storage, fitted to what was there, with their errors. added: for each of them what it adds to
-    E‖ĝ − g‖². own_variance: of the gradient, from one batch to the next; squared_gradient: ‖g‖². paths: where the noise
-    of each goes."""
+    E‖ĝ − g‖². own: the variance of each parameter's or input's gradient, from one batch to the next; squared_gradient:
+    ‖g‖². paths: where the noise of each goes."""
 
     codings: Mapping[int, tuple[Coding, ...]]
     added: Mapping[int, tuple[float, ...]]
-    own_variance: float
+    own: Mapping[Source, float]
     squared_gradient: float
     paths: NoisePaths = field(default_factory=NoisePaths, repr=False)
+
+    @property
+    def own_variance(self) -> float:
+        """Of all gradients together."""
+        return fsum(self.own.values())
 
     def by_gradient(self, chosen: Iterable[tuple[int, int]]) -> dict[Source, float]:
         """What codings, each given as storage and number, add to E‖ĝ − g‖² of each parameter's or input's gradient."""
@@ -201,7 +206,7 @@ class _Found:
             for storage, several in self.bench.codings.items()
         }
         added = {storage: tuple(told) for storage, told in self.energies.added.items()}
-        return Sensitivity(codings, added, self.own_variance, self.bench.squared_gradient, self.bench.paths)
+        return Sensitivity(codings, added, self.bench.own, self.bench.squared_gradient, self.bench.paths)
 
     def _weights(self) -> dict[Source, float]:
         """By what the energy in each gradient is multiplied for the share of an element's own variance, in the mean."""

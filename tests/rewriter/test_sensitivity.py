@@ -34,6 +34,9 @@ MODELS = {
 }
 
 
+WITHOUT_DROPOUT = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}
+
+
 class Steps:
     """A small model's step, with which values of forward can be replaced by what a codec gives back."""
 
@@ -172,6 +175,30 @@ def test_the_gradient_s_own_variance_is_what_other_batches_show():
     options = Options(fidelity="approximate", costs="flops")
     told = [capture_and_pose(model, (), batch(), options).costs.sensitivity.own_variance for _ in range(4)]
     assert sum(told) / len(told) == pytest.approx(actual, rel=0.2)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_each_gradient_s_own_variance_is_what_its_samples_show(name):
+    """Signs on samples reach every layer, through all that adds gradients up."""
+    torch.manual_seed(0)
+    overrides, samples, length = MODELS[name]
+    model = build_model(name, overrides={**overrides, **WITHOUT_DROPOUT.get(name, {})}).train()
+    model.config.use_cache = False
+    batch = sample_batch(model, samples, length)
+    options = Options(fidelity="approximate", outputs=("loss",), costs="flops")
+    told = capture_and_pose(model, (), batch, options).costs.sensitivity.own
+    gradients = []
+    for one in range(samples):
+        model(**{key: tensor[one : one + 1] for key, tensor in batch.items()}).loss.backward()
+        gradients.append({name: p.grad / samples for name, p in model.named_parameters()})
+        model.zero_grad()
+    ratios = []
+    for source, variance in told.items():
+        each = torch.stack([gradient[source.name] for gradient in gradients])
+        ratios.append(variance / float((each - each.mean(0)).square().sum() * samples / (samples - 1)))
+    assert len(ratios) == len(list(model.parameters()))
+    assert all(0.4 < ratio < 2.5 for ratio in ratios), ratios
+    assert statistics.median(ratios) == pytest.approx(1, abs=0.2)
 
 
 def test_measuring_frees_what_the_schedule_frees_without_waiting_for_garbage():
