@@ -33,8 +33,10 @@ import lowtide
 import torch
 from lowtide.rewriter.batches import sample_batch
 from lowtide.rewriter.models import build_model
+from lowtide.rewriter.planning import Options, capture_and_pose
 from lowtide.solvers.plan import Plan
 from lowtide.solvers.portfolio import Portfolio
+from lowtide.solvers.problem import Problem
 from lowtide.solvers.schedule import Run
 from lowtide.solvers.simulate import baseline_of, make_plan
 
@@ -139,8 +141,16 @@ def built(name: str, seed: int = 0) -> torch.nn.Module:
 
 def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str, **told: Any) -> Any:
     """The model rewritten for the plan that keeps least without a product run twice. told: options of `rewrite`."""
-    options = {"fidelity": fidelity, "outputs": ["loss"], **told}
-    problem = lowtide.plan(model, "100%", (), batch, **options).problem
+    options = {"fidelity": fidelity, "outputs": ("loss",), **told}
+    ways = capture_and_pose(model, (), batch, Options(**options)).ways
+    plan = min((least_kept_plan(way.posed.problem) for way in ways), key=kept_bytes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (), batch, plan=plan, **options)
+
+
+def least_kept_plan(problem: Problem) -> Plan:
+    """The plan that keeps least without a product run twice."""
     turn, room = problem.forward_length, baseline_of(problem).peak_bytes
     posed = replace(
         problem,
@@ -152,10 +162,7 @@ def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity:
         ),
     )
     schedule = Portfolio(cache=None).frontier(posed, 2)[-1].schedule
-    plan = make_plan(problem, schedule, solver="least kept")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (), batch, plan=plan, **options)
+    return make_plan(problem, schedule, solver="least kept")
 
 
 def ceiling_bytes(name: str) -> int:

@@ -16,6 +16,7 @@ from .free_factories import FreeFactories
 from .in_place import RunInPlace
 from .packed_indices import PackIndices
 from .packed_masks import PackMasks
+from .remade import made_again
 from .saved_outputs import InvertOutputs, SaveOutputs
 from .savings import Saving, applied, copied
 from .shape_only import ForgetShapes
@@ -59,10 +60,28 @@ def run_passes(
     fidelity: str = "bitwise",
 ) -> StepGraph:
     """The step graph of a joint graph after all passes of the fidelity asked for, cut into blocks."""
-    allowed = allowed_at(fidelity)
-    graph, savings = applied(graph, [one for one in GRAPH_PASSES if one.fidelity in allowed])
+    graph, savings = applied(graph, [one for one in GRAPH_PASSES if one.fidelity in allowed_at(fidelity)])
+    return _step_of(graph, mutations, is_random, fidelity, savings)
+
+
+def run_again_in_backward(
+    graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable[[fx.Node], bool], step: StepGraph
+) -> tuple[fx.GraphModule, StepGraph] | None:
+    """A copy of an approximate step's graph, passes done, in which backward makes again what it can of what it reads
+    anyway (`made_again`), and its step graph; None if there is nothing."""
+    again = made_again(graph, frozenset(mutations), is_random)
+    return None if again is None else (again, _step_of(again, mutations, is_random, "approximate", step.savings))
+
+
+def _step_of(
+    graph: fx.GraphModule,
+    mutations: tuple[Any, ...],
+    is_random: Callable[[fx.Node], bool],
+    fidelity: str,
+    savings: tuple[Saving, ...],
+) -> StepGraph:
     step = replace(build(graph, mutations, is_random), savings=savings)
     for step_pass in STEP_PASSES:
-        if step_pass.fidelity in allowed:
+        if step_pass.fidelity in allowed_at(fidelity):
             step = step_pass(step)
     return assign_blocks(step)

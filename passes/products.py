@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from .call_signature import operation_name
 from .step_graph import Kernel
 
@@ -21,5 +23,10 @@ _INTENSIVE = (
 
 def is_product(kernel: Kernel) -> bool:
     """Whether a kernel multiplies matrices, convolves or attends: what selective checkpointing keeps."""
-    names = {operation_name(call) for call in kernel.calls if kernel.role == "compute"}
-    return any(word in name for name in names for word in _INTENSIVE) and not any("softmax" in n for n in names)
+    return kernel.role == "compute" and any(multiplies(call) for call in kernel.calls)
+
+
+def multiplies(call: fx.Node) -> bool:
+    """Whether a call multiplies matrices, convolves or attends."""
+    name = operation_name(call)
+    return "softmax" not in name and any(word in name for word in _INTENSIVE)

@@ -122,7 +122,7 @@ def sweep(
         subject = subject_of(model, asked)
         from .plan_file import summary_of
         from .rewrite import sweep as sweep_step
-        from .tables import spread_out
+        from .solving import spread_out
 
         # a picture's line needs more plans than a table has rows
         fine = max(count, _PLANS_DRAWN) if plot is not None else count

@@ -21,11 +21,12 @@ from .captured import NothingToDifferentiate
 from .emit import emit
 from .errors import LowtideError, LowtideWarning
 from .header import header_of
-from .planning import Options, PlannedStep, StepCosts, calibrated, capture_step, pose_step, situation_of, solve_step
+from .planning import Options, PlannedStep, StepCosts, calibrated, capture_step, pose_ways, situation_of
 from .program import Program
 from .progress import shown_progress
 from .runtime import run_forward
 from .settings import Settings
+from .solving import solve_step
 from .sources import Owners, Source
 
 # Plans kept at once. Each costs only host memory, but a training loop whose every batch is another shape would
@@ -180,12 +181,13 @@ class Rewriting:
             costs = calibrated(found, situation, progress) if costs is None else found
             # A given plan is for the first kind of call; a kept one, of a copy, serves where it happens to fit.
             given = self.given_plan if not self._ready else None
-            step, posed = pose_step(costs, situation)
-            if given is None and self.kept_plan is not None and self.kept_plan.fingerprint == posed.problem.fingerprint:
+            posed = pose_ways(costs, situation)
+            known = {way.posed.problem.fingerprint for way in posed.ways}
+            if given is None and self.kept_plan is not None and self.kept_plan.fingerprint in known:
                 given = self.kept_plan
-            planned = solve_step(costs, step, posed, self.budget, self.portfolio, progress, given)
+            planned = solve_step(posed, self.budget, self.portfolio, progress, given)
         program = emit(
-            costs.captured,
+            planned.costs.captured,
             planned.step,
             planned.posed,
             planned.plan.schedule,

@@ -14,6 +14,7 @@ from ..solvers.infeasible import neediest_operation
 from ..solvers.plan import Plan
 from ..solvers.problem import Problem
 from ..solvers.recipes import Recipes
+from ..solvers.simulate import baseline_of
 from .bytes_text import format_bytes
 from .errors import LowtideError
 from .timeline import Moment, moments_of, peak_of
@@ -80,7 +81,8 @@ def draw_frontier(plans: Sequence[Plan], title: str, path: Path) -> list[Rated]:
 
     Between two plans the line is at the one with the lower peak: that is what a budget between them gets.
     """
-    problem = plans[0].problem
+    problems = list(dict.fromkeys(plan.problem for plan in plans))
+    problem = next((one for one in problems if one.reference is None), problems[0])
     recipes = [rate(problem, "recipes", candidate) for candidate in Recipes().candidates(problem)]
     figure = new_figure(9, 5.6)
     axes = figure.subplots()
@@ -89,7 +91,7 @@ def draw_frontier(plans: Sequence[Plan], title: str, path: Path) -> list[Rated]:
     high = plans[0].baseline_peak_bytes
     left, right = low - 0.1 * (high - low), high + 0.04 * (high - low)
     top = _top(plans, recipes)
-    _shade_impossible(axes, problem, (left, right), top, divisor)
+    _shade_impossible(axes, problems, (left, right), top, divisor)
     _draw_recipes(axes, problem, recipes, divisor)
     ordered = sorted(plans, key=lambda plan: plan.peak_bytes)
     peaks = [plan.peak_bytes / divisor for plan in ordered]
@@ -179,12 +181,15 @@ def _top(plans: Sequence[Plan], recipes: Sequence[Rated]) -> float:
     return 100 * 1.15 * max([plan.extra_share for plan in plans] + known + [0.01])
 
 
-def _shade_impossible(axes: Axes, problem: Problem, limits: tuple[float, float], top: float, divisor: float) -> None:
-    """What no schedule reaches: faster than the proven bound, or smaller than the neediest operation."""
-    needed = neediest_operation(problem)[0]
+def _shade_impossible(
+    axes: Axes, problems: Sequence[Problem], limits: tuple[float, float], top: float, divisor: float
+) -> None:
+    """What no schedule of any problem reaches: faster than the proven bound, or smaller than the neediest operation."""
     peaks = np.linspace(*limits, 200)
-    bound = [100 * lower_bound_seconds(problem, int(peak)) / problem.seconds for peak in peaks]
-    bound = np.where(peaks < needed, top, bound)
+    bound = np.full(len(peaks), np.inf)
+    for problem in problems:
+        proven = [100 * lower_bound_seconds(problem, int(peak)) / baseline_of(problem).seconds for peak in peaks]
+        bound = np.minimum(bound, np.where(peaks < neediest_operation(problem)[0], top, proven))
     label = "no schedule can be here"
     axes.fill_between(peaks / divisor, -top, bound, color=COLOURS["impossible"], linewidth=0, label=label)
 
@@ -194,7 +199,7 @@ def _draw_recipes(axes: Axes, problem: Problem, recipes: Sequence[Rated], diviso
     for start, label, marker, colour, size in _RECIPES:
         found = [one for one in recipes if one.told.startswith(start)]
         peaks = [one.peak_bytes / divisor for one in found]
-        extra = [100 * (one.seconds / problem.seconds - 1) for one in found]
+        extra = [100 * (one.seconds / baseline_of(problem).seconds - 1) for one in found]
         axes.scatter(peaks, extra, size, color=colour, marker=marker, zorder=4 if size > 30 else 3, label=label)
 
 

@@ -1,27 +1,27 @@
-"""From a module and sample inputs to a plan: capture, passes, measure, pose, solve."""
+"""From a module and sample inputs to scheduling problems: capture, passes, measure, pose."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite
+from itertools import chain
+from math import inf
 from typing import Any
 
 import torch
+from torch import fx
 
 from ..kernels.approximate_codecs import USUAL_FAMILIES, check_families
 from ..passes.accumulate import hand_over_gradients
 from ..passes.encodings import Coding, codings_of
-from ..passes.pipeline import FIDELITIES, allowed_at, run_passes
+from ..passes.pipeline import FIDELITIES, allowed_at, run_again_in_backward, run_passes
 from ..passes.pose import Posed, pose
 from ..passes.savings import Saving
 from ..passes.step_graph import StepGraph
-from ..solvers.errors import ScheduleError
 from ..solvers.plan import Plan
 from ..solvers.portfolio import SOLVER_NAMES, Portfolio
-from ..solvers.problem import Problem
-from ..solvers.simulate import baseline_of, make_plan
-from .bytes_text import Share, format_bytes, parse_bytes
+from ..solvers.simulate import baseline_of
+from .bytes_text import format_bytes
 from .calls import is_random
 from .capture import bind, capture
 from .captured import Captured
@@ -37,7 +37,6 @@ Progress = Callable[[float, str], None]
 
 # What torch.get_rng_state() returns for the CPU's generator; a CUDA generator's state lives on the host.
 _CPU_STATE_BYTES = 5056
-_ERROR_SLACK = 1.25  # for a plan made elsewhere, whose errors were measured on other data
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,8 @@ class Options:
 @dataclass(frozen=True)
 class StepCosts:
     """A captured step, its step graph, how its storages may be encoded, and what all that costs: what stays the same
-    while `.grad` comes and goes. sensitivity: of the gradient to what is approximate, if anything may be."""
+    while `.grad` comes and goes. sensitivity: of the gradient to what is approximate, if anything may be. beside: the
+    same step with more made again in backward (`run_again_in_backward`), which needs fewer approximate codes."""
 
     captured: Captured
     step: StepGraph
@@ -102,6 +102,7 @@ class StepCosts:
     device: torch.device
     name: str
     sensitivity: Sensitivity | None = None
+    beside: StepCosts | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,19 @@ class Situation:
 
 @dataclass(frozen=True)
 class PosedStep:
-    """A step in a situation, ready to be solved. step: with its gradients handed over as the situation has them."""
+    """A step in a situation, ready to be solved. step: with its gradients handed over as the situation has them.
+    beside: the step beside it, if there is one, compared with this one (`Problem.reference`)."""
 
     costs: StepCosts = field(repr=False)
     situation: Situation
     step: StepGraph
     posed: Posed
+    beside: PosedStep | None = field(default=None, repr=False)
+
+    @property
+    def ways(self) -> tuple[PosedStep, ...]:
+        """All ways to make the step's gradients."""
+        return (self,) if self.beside is None else (self, self.beside)
 
 
 @dataclass(frozen=True)
@@ -166,16 +174,42 @@ def capture_step(
     )
     step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
-    codings = codings_of(step, allowed_at(options.fidelity), options.codecs or USUAL_FAMILIES)
-    calls = [call for kernel in step.kernels if kernel.role == "compute" for call in kernel.calls]
-    calls += [call for several in codings.values() for one in several for call in (one.encode, one.decode)]
+    found = StepCosts(captured, step, _codings(step, options), {}, options, device, type(model).__name__)
+    if options.fidelity == "approximate":
+        found = replace(found, beside=_beside(found))
+    calls = [call for one in (found, found.beside) if one is not None for call in _calls(one)]
     told = (
         (lambda done, total, name: progress(0.1 + 0.5 * done / max(total, 1), f"measuring {name}"))
         if progress
         else None
     )
     costs = measure_costs(calls, device, options.costs, preset, told)
-    return StepCosts(captured, step, codings, costs, options, device, type(model).__name__)
+    return replace(found, costs=costs, beside=found.beside and replace(found.beside, costs=costs))
+
+
+def _codings(step: StepGraph, options: Options) -> Mapping[int, tuple[Coding, ...]]:
+    return codings_of(step, allowed_at(options.fidelity), options.codecs or USUAL_FAMILIES)
+
+
+def _calls(costs: StepCosts) -> Iterator[fx.Node]:
+    """All that a step may call."""
+    for kernel in costs.step.kernels:
+        yield from kernel.calls if kernel.role == "compute" else ()
+    for one in chain.from_iterable(costs.codings.values()):
+        yield from (one.encode, one.decode)
+
+
+def _beside(costs: StepCosts) -> StepCosts | None:
+    """The same step with more made again in backward, if any can be."""
+    captured = costs.captured
+    found = run_again_in_backward(captured.graph, captured.mutations, is_random, costs.step)
+    if found is None:
+        return None
+    graph, step = found
+    notes = (*captured.notes, "backward makes again what it can of what it reads anyway")
+    return replace(
+        costs, captured=replace(captured, graph=graph, notes=notes), step=step, codings=_codings(step, costs.options)
+    )
 
 
 def capture_and_pose(
@@ -189,8 +223,17 @@ def capture_and_pose(
     """The scheduling problem of a step in the situation that there is now. Raises CaptureError, MeasureError."""
     costs = capture_step(model, args, kwargs, options, progress)
     situation = situation_of(model, args, kwargs, options, costs.device, costs.captured.constants, optimizer)
-    costs = calibrated(costs, situation, progress)
-    return PosedStep(costs, situation, *pose_step(costs, situation))
+    return pose_ways(calibrated(costs, situation, progress), situation)
+
+
+def pose_ways(costs: StepCosts, situation: Situation) -> PosedStep:
+    """The scheduling problem of a calibrated step in a situation, and that of the step beside it."""
+    found = PosedStep(costs, situation, *pose_step(costs, situation))
+    if costs.beside is None:
+        return found
+    step, posed = pose_step(costs.beside, situation)
+    posed = replace(posed, problem=replace(posed.problem, reference=baseline_of(found.posed.problem)))
+    return replace(found, beside=PosedStep(costs.beside, situation, step, posed))
 
 
 def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None = None) -> StepCosts:
@@ -207,6 +250,8 @@ def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None
         )
     if progress:
         progress(0.6, "measuring errors")
+    if costs.beside is not None:
+        costs = replace(costs, beside=calibrated(costs.beside, situation, progress))
     step, posed = pose_step(replace(costs, codings={}), situation)
     plan = Portfolio().frontier(posed.problem, 2)[-1]
     found = sensitivity_of(
@@ -321,69 +366,3 @@ def rounding_bytes(device: torch.device, preset: DevicePreset | None) -> int:
     if preset is not None:
         return preset.allocator_rounding_bytes
     return 512 if device.type == "cuda" else 1
-
-
-def solve_step(
-    costs: StepCosts,
-    step: StepGraph,
-    posed: Posed,
-    budget: int | str,
-    portfolio: Portfolio,
-    progress: Progress | None = None,
-    given_plan: Plan | None = None,
-) -> PlannedStep:
-    """The plan of a posed step. Raises BudgetError, InfeasibleBudget.
-
-    given_plan: is taken instead of solving; PlanError if it is for another step or peaks above the budget here.
-    """
-    problem = posed.problem
-    budget_bytes = _budget_bytes(budget, problem)
-    if given_plan is not None:
-        return PlannedStep(step, posed, _taken(given_plan, problem, budget_bytes), costs)
-    told = (lambda share, text: progress(0.6 + 0.4 * share, text)) if progress else None
-    options = costs.options
-    plan = portfolio.solve(problem, budget_bytes, options.solver, told, options.time_limit_seconds)
-    return PlannedStep(step, posed, plan, costs)
-
-
-def _budget_bytes(budget: int | str, problem: Problem) -> int:
-    """A budget in bytes; a share is one of the peak with everything kept."""
-    wanted = parse_bytes(budget)
-    if not isinstance(wanted, Share):
-        return wanted
-    return int(wanted.fraction * max(baseline_of(problem).peak_bytes, problem.floor_bytes))
-
-
-def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:
-    """A plan that was made elsewhere, simulated with the costs found here."""
-    difference = problem.first_difference(given.problem)
-    if difference is not None:
-        raise PlanError(
-            f"the plan was made for another step: {difference}; pass the options and inputs that it was made with, or "
-            "make a new one"
-        )
-    _check_errors(given, problem)
-    allowed = replace(problem, error_budget=problem.error_budget * _ERROR_SLACK)
-    try:
-        plan = make_plan(allowed, given.schedule, solver=given.solver, budget_bytes=budget_bytes, notes=given.notes)
-    except ScheduleError as error:
-        raise PlanError(f"the plan cannot be taken over: {error}; make a new one") from error
-    if plan.peak_bytes > budget_bytes:
-        raise PlanError(
-            f"the plan peaks at {format_bytes(plan.peak_bytes)} here, above the budget of "
-            f"{format_bytes(budget_bytes)}: "
-            f"it was made for {format_bytes(given.peak_bytes)}; raise the budget or make a new plan"
-        )
-    return plan
-
-
-def _check_errors(given: Plan, problem: Problem) -> None:
-    """Raises PlanError if the codes of a plan add more here than they may."""
-    added = problem.error_of(given.encoded)
-    if not added <= problem.error_budget * _ERROR_SLACK:
-        told = f"{added:.2g} of" if isfinite(added) else "more than can be told to"
-        raise PlanError(
-            f"the plan's codes add {told} the gradient's own variance on these inputs, where error_budget="
-            f"{problem.error_budget:g} and a quarter of it are allowed; they were planned to add "
-            f"{given.encoding_error:.2g}: raise error_budget or make a new plan"
-        )

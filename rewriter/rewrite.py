@@ -15,8 +15,9 @@ from .bytes_text import parse_bytes
 from .errors import PlanError
 from .module import Rewriting, make_rewritten
 from .plan_file import load_plan
-from .planning import Options, capture_and_pose, solve_step
+from .planning import Options, capture_and_pose
 from .progress import shown_progress
+from .solving import frontier_of, solve_step
 
 
 def rewrite(
@@ -105,7 +106,7 @@ def plan(
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
         found = capture_and_pose(model, told_args, told_kwargs, options, optimizer, progress)
-        return solve_step(found.costs, found.step, found.posed, budget, Portfolio(), progress).plan
+        return solve_step(found, budget, Portfolio(), progress).plan
 
 
 def sweep(
@@ -138,7 +139,7 @@ def sweep(
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
         found = capture_and_pose(model, told_args, told_kwargs, options, optimizer, progress)
-        return Portfolio().frontier(found.posed.problem, count, progress, time_limit)
+        return frontier_of(found, count, Portfolio(), progress, time_limit)
 
 
 def _check_optimizer(optimizer: Any, model: torch.nn.Module) -> None:

@@ -102,17 +102,6 @@ def verify_text(title: str, report: Report) -> RenderableType:
     return Group(Text(title, style="bold"), Text(str(report)), *shown)
 
 
-def spread_out(plans: Sequence[Plan], count: int) -> list[Plan]:
-    """At most `count` of a frontier's plans, spread evenly over their peaks, with the first and the last."""
-    high, low = plans[0].peak_bytes, plans[-1].peak_bytes
-    chosen: dict[int, Plan] = {}
-    for step in range(count):
-        budget_bytes = high - (high - low) * step // max(count - 1, 1)
-        best = next(plan for plan in plans if plan.peak_bytes <= budget_bytes)
-        chosen[best.peak_bytes] = best
-    return list(chosen.values())
-
-
 def profile_text(title: str, profile: Profile) -> RenderableType:
     """The totals of a step, what each module keeps and takes, and what takes most of the kept bytes."""
     plan = profile.plan

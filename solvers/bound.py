@@ -50,6 +50,8 @@ def lower_bound_seconds(problem: Problem, budget_bytes: int) -> float:
     and of decoding by the end: codecs run beyond what every schedule runs. In the cut it is kept at the lesser cost,
     which is concave in the price as well.
 
+    Extra is what goes beyond the step with everything kept, or beyond `Problem.reference`.
+
     The bound is the largest over moments and prices, at least 0. Bytes and seconds; cost: some tens of cuts
     per distinct block the first time, then microseconds.
     """
@@ -70,7 +72,8 @@ def proven_seconds(problem: Problem, proofs: Iterable[Proof], budget_bytes: int)
             least = proof.worth[ahead] - proof.price * (budget_bytes - taken_bytes)
             best = max(best, float(least.max()) - proof.needless_seconds)
     # times are summed in floats: stay below what is proven by more than their error
-    return max(0.0, best - 1e-9 * problem.seconds)
+    proven = max(0.0, best - 1e-9 * problem.seconds)
+    return proven if problem.reference is None else max(0.0, proven + problem.seconds - problem.reference.seconds)
 
 
 @lru_cache(maxsize=8)

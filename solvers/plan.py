@@ -14,7 +14,7 @@ class Plan:
 
     problem: the step it is for. live_bytes[i] is what is alive after instruction i, everything counted (resident
     bytes too); peak_bytes is the highest moment, inside an instruction; `baseline_*` is the step with everything
-    kept, in trace order.
+    kept, in trace order, or `Problem.reference`.
     lower_bound_seconds: no schedule under budget_bytes takes less extra time (None if not computed).
     """
 

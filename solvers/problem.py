@@ -89,6 +89,14 @@ class Op:
     module: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a step that plans are compared with takes, with everything kept."""
+
+    seconds: float
+    peak_bytes: int
+
+
 @dataclass(frozen=True)
 class Problem:
     """A training step as a scheduling problem.
@@ -102,6 +110,8 @@ class Problem:
     state_bytes: what a recorded generator state takes (5,056 on CPU).
     floor_bytes: a peak outside the schedule that no schedule lowers (the optimizer's own `step`); 0 if none.
     error_budget: what the approximate encodings of a schedule may add up to (`Encoding.error`).
+    reference: the step that plans are compared with, where that is another one than this with everything kept: one that
+        makes the same gradients with less.
     """
 
     ops: tuple[Op, ...]
@@ -115,6 +125,7 @@ class Problem:
     name: str = "step"
     costs: str = "measured"
     notes: tuple[str, ...] = field(default=())
+    reference: Reference | None = None
 
     def __hash__(self) -> int:
         # Hashed once: what is computed from a problem is cached by problem, and problems have thousands of
@@ -179,6 +190,8 @@ class Problem:
         for value in told["values"]:
             if not value["encodings"]:
                 del value["encodings"]
+        if self.reference is None:
+            del told["reference"]
         return json.dumps(told)
 
     @staticmethod
@@ -194,4 +207,6 @@ class Problem:
         )
         for name in ("block_classes", "notes"):
             told[name] = tuple(told[name])
+        if told.get("reference") is not None:
+            told["reference"] = Reference(**told["reference"])
         return Problem(**told)

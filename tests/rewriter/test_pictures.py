@@ -7,7 +7,7 @@ import pytest
 from lowtide.rewriter.errors import LowtideError
 from lowtide.rewriter.name_groups import grouped, one_name, plain_operation, shortened
 from lowtide.rewriter.pictures import check_drawable, draw_frontier, draw_timeline
-from lowtide.rewriter.tables import spread_out
+from lowtide.rewriter.solving import spread_out
 from lowtide.rewriter.timeline import kept_values, moments_of, peak_of
 from lowtide.solvers.plan import Plan
 from small_models import small_model

@@ -1,0 +1,133 @@
+"""From posed steps to plans: of all ways to make a step's gradients the fastest that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from math import isfinite
+
+from ..solvers.errors import InfeasibleBudget, ScheduleError
+from ..solvers.plan import Plan
+from ..solvers.portfolio import Portfolio
+from ..solvers.problem import Problem
+from ..solvers.simulate import baseline_of, make_plan
+from .bytes_text import Share, format_bytes, parse_bytes
+from .errors import PlanError
+from .planning import PlannedStep, PosedStep, Progress
+
+_GRAIN = 1e-3  # of a step's seconds, by which plans are told apart
+_ERROR_SLACK = 1.25  # for a plan made elsewhere, whose errors were measured on other data
+
+
+def solve_step(
+    found: PosedStep,
+    budget: int | str,
+    portfolio: Portfolio,
+    progress: Progress | None = None,
+    given_plan: Plan | None = None,
+) -> PlannedStep:
+    """The plan of a posed step: the faster one of those for all ways to make its gradients (`PosedStep.ways`); of
+    plans equally fast the one with the smaller error. Raises BudgetError, InfeasibleBudget.
+
+    given_plan: is taken instead of solving; PlanError if it is for another step or peaks above the budget here.
+    """
+    budget_bytes = _budget_bytes(budget, found.posed.problem)
+    if given_plan is not None:
+        fitting = [way for way in found.ways if way.posed.problem.first_difference(given_plan.problem) is None]
+        way = (*fitting, found)[0]
+        return PlannedStep(way.step, way.posed, _taken(given_plan, way.posed.problem, budget_bytes), way.costs)
+    told = (lambda share, text: progress(0.6 + 0.4 * share, text)) if progress else None
+    options = found.costs.options
+    plans: list[PlannedStep] = []
+    shortfalls: list[InfeasibleBudget] = []
+    for way in found.ways:
+        try:
+            plan = portfolio.solve(way.posed.problem, budget_bytes, options.solver, told, options.time_limit_seconds)
+        except InfeasibleBudget as shortfall:
+            shortfalls.append(shortfall)
+            continue
+        plans.append(PlannedStep(way.step, way.posed, plan, way.costs))
+        if not plan.extra_seconds:
+            break
+    if not plans:
+        raise min(shortfalls, key=lambda one: one.smallest_bytes)
+    best = min(plans, key=lambda one: _worth(one.plan))
+    bounds = [one.plan.lower_bound_seconds for one in plans]
+    bound = min((one for one in bounds if one is not None), default=None)
+    return replace(best, plan=replace(best.plan, lower_bound_seconds=bound))
+
+
+def _worth(plan: Plan) -> tuple[float, float]:
+    """Smaller for the better of two plans: seconds to a thousandth of the step's, then errors."""
+    grain_seconds = _GRAIN * plan.baseline_seconds or 1.0
+    return round(plan.seconds / grain_seconds), plan.encoding_error
+
+
+def frontier_of(
+    found: PosedStep, count: int, portfolio: Portfolio, progress: Progress | None, time_limit_seconds: float
+) -> list[Plan]:
+    """At most `count` plans of the frontier of a posed step, all ways to make its gradients together."""
+    frontiers = [portfolio.frontier(way.posed.problem, count, progress, time_limit_seconds) for way in found.ways]
+    if len(frontiers) == 1:
+        return frontiers[0]
+    plans = sorted(chain.from_iterable(frontiers), key=lambda one: (one.peak_bytes, one.seconds), reverse=True)
+    lowest: list[Plan] = []
+    for plan in reversed(plans):
+        if not lowest or plan.seconds < lowest[-1].seconds:
+            lowest.append(plan)
+    return spread_out(lowest[::-1], count)
+
+
+def spread_out(plans: Sequence[Plan], count: int) -> list[Plan]:
+    """At most `count` of a frontier's plans, spread evenly over their peaks, with the first and the last."""
+    high, low = plans[0].peak_bytes, plans[-1].peak_bytes
+    chosen: dict[int, Plan] = {}
+    for step in range(count):
+        budget_bytes = high - (high - low) * step // max(count - 1, 1)
+        best = next(plan for plan in plans if plan.peak_bytes <= budget_bytes)
+        chosen[best.peak_bytes] = best
+    return list(chosen.values())
+
+
+def _budget_bytes(budget: int | str, problem: Problem) -> int:
+    """A budget in bytes; a share is one of the peak with everything kept."""
+    wanted = parse_bytes(budget)
+    if not isinstance(wanted, Share):
+        return wanted
+    return int(wanted.fraction * max(baseline_of(problem).peak_bytes, problem.floor_bytes))
+
+
+def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:
+    """A plan that was made elsewhere, simulated with the costs found here."""
+    difference = problem.first_difference(given.problem)
+    if difference is not None:
+        raise PlanError(
+            f"the plan was made for another step: {difference}; pass the options and inputs that it was made with, or "
+            "make a new one"
+        )
+    _check_errors(given, problem)
+    allowed = replace(problem, error_budget=problem.error_budget * _ERROR_SLACK)
+    try:
+        plan = make_plan(allowed, given.schedule, solver=given.solver, budget_bytes=budget_bytes, notes=given.notes)
+    except ScheduleError as error:
+        raise PlanError(f"the plan cannot be taken over: {error}; make a new one") from error
+    if plan.peak_bytes > budget_bytes:
+        raise PlanError(
+            f"the plan peaks at {format_bytes(plan.peak_bytes)} here, above the budget of "
+            f"{format_bytes(budget_bytes)}: "
+            f"it was made for {format_bytes(given.peak_bytes)}; raise the budget or make a new plan"
+        )
+    return plan
+
+
+def _check_errors(given: Plan, problem: Problem) -> None:
+    """Raises PlanError if the codes of a plan add more here than they may."""
+    added = problem.error_of(given.encoded)
+    if not added <= problem.error_budget * _ERROR_SLACK:
+        told = f"{added:.2g} of" if isfinite(added) else "more than can be told to"
+        raise PlanError(
+            f"the plan's codes add {told} the gradient's own variance on these inputs, where error_budget="
+            f"{problem.error_budget:g} and a quarter of it are allowed; they were planned to add "
+            f"{given.encoding_error:.2g}: raise error_budget or make a new plan"
+        )
