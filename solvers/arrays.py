@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import fsum
 
 import numpy as np
 
-from .problem import Problem
+from .problem import Op, Problem
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Arrays:
     momentary_bytes: np.ndarray  # allocated at most while the operation runs
     random: np.ndarray
     makes_again: np.ndarray  # whether an earlier one makes the same: only of what decodes (`encoded.Recoding`)
+    is_view: np.ndarray  # whether what it makes is a view of what it reads,
+    view_bytes: np.ndarray  # and what that takes besides
+    saved_seconds: np.ndarray  # by leaving out a second run: of a view also what made that of which it is one
     size_bytes: np.ndarray  # per value
     held: np.ndarray  # per value
 
@@ -53,7 +57,7 @@ def arrays_of(problem: Problem) -> Arrays:
     """The arrays of a problem, computed once."""
     ops, values = problem.ops, problem.values
     size_bytes = [value.size_bytes for value in values]
-    made_bytes = [sum(size_bytes[value] for value in op.makes) for op in ops]
+    made_bytes = [sum(size_bytes[v] for v in op.makes) if op.view_bytes is None else op.view_bytes for op in ops]
     reads = [[v for v in dict.fromkeys(op.reads) if not values[v].resident] for op in ops]
     return Arrays(
         reads=Ragged.of(reads),
@@ -62,9 +66,18 @@ def arrays_of(problem: Problem) -> Arrays:
         momentary_bytes=np.array([max(op.working_bytes, made) for op, made in zip(ops, made_bytes, strict=True)]),
         random=np.array([op.random for op in ops], dtype=bool),
         makes_again=np.array(_making_again(problem), dtype=bool),
+        is_view=np.array([op.view_bytes is not None for op in ops], dtype=bool),
+        view_bytes=np.array([op.view_bytes or 0 for op in ops], dtype=np.int64),
+        saved_seconds=np.array([_saved_seconds(problem, op) for op in ops], dtype=float),
         size_bytes=np.array(size_bytes, dtype=np.int64),
         held=np.array([value.held for value in values], dtype=bool),
     )
+
+
+def _saved_seconds(problem: Problem, op: Op) -> float:
+    if op.view_bytes is None:
+        return op.seconds
+    return op.seconds + fsum(problem.ops[problem.maker[value]].seconds for value in op.reads)
 
 
 def _making_again(problem: Problem) -> list[bool]:

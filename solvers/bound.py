@@ -114,8 +114,8 @@ def _moments(problem: Problem) -> tuple[tuple[int, int], ...]:
         made = sum(values[value].size_bytes for value in op.makes)
         ahead = op.block if op.block in begun else op.block + 1
         begun.add(op.block)
-        # what it reads it reads as it is; until then a code would do
-        decoded = sum(values[v].size_bytes - least_bytes(v) for v in set(op.reads) if v in waiting)
+        # what it reads it reads as it is, or a code that is read itself; until then any code would do
+        decoded = sum(values[v].least_read_bytes - least_bytes(v) for v in set(op.reads) if v in waiting)
         fullest[ahead] = max(fullest.get(ahead, 0), alive + decoded + max(op.working_bytes, made))
         for value in op.makes:
             reader = last_reader.get(value, -1)

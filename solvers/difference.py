@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _MOST_NAMED = 3  # encodings, of the many that a value may have
 _MOST_LETTERS = 60  # of what an operation is told
+_READ = ", read as it is"  # of a code from which backward computes
 _STRIDES = re.compile(r"(\[[\d, ]*\])\([\d, ]*\)\w*")
 
 # What a schedule depends on, and how it is told.
@@ -65,7 +66,7 @@ def _fate(value: Value) -> str:
 
 def encodings_told(value: Value) -> tuple[tuple[str, int, str], ...]:
     """What of its encodings a schedule depends on: all but what they cost."""
-    return tuple((one.name, one.size_bytes, one.fidelity) for one in value.encodings)
+    return tuple((f"{one.name}{_READ * one.is_read_itself}", one.size_bytes, one.fidelity) for one in value.encodings)
 
 
 def _told_encodings(value: Value, other: Value) -> str:

@@ -30,6 +30,7 @@ def undone(recoding: Recoding, order: RunOrder) -> RunOrder:
     What is decoded while the value itself is alive need not be, and what is encoded and not decoded neither. So the
     value is alive in the merged problem only where it, or what was decoded from it, is alive in the reduced one.
     """
+    order = _with_late_views(recoding, order)
     lives = lives_of(recoding.reduced, order)
     decodes = np.array([isinstance(one, Decode) for one in recoding.operations], dtype=bool)
     value_of = np.array([one.value if isinstance(one, Decode) else -1 for one in recoding.operations], dtype=np.int64)
@@ -39,6 +40,27 @@ def undone(recoding: Recoding, order: RunOrder) -> RunOrder:
     if needless.any():
         order = without_runs(order, needless)
     return without_idle_codes(recoding, order)
+
+
+def _with_late_views(recoding: Recoding, order: RunOrder) -> RunOrder:
+    """The order with codes that are read themselves decoded right before they are read: the value may be gone by then,
+    where one that is kept instead would have to stay."""
+    ops = recoding.reduced.ops
+    views = {place for place, op in enumerate(recoding.merged.ops) if op.view_bytes is not None}
+    if not views:
+        return order
+    waiting: dict[int, int] = {}  # by what they make
+    written = []
+    for segment in order:
+        runs: list[int] = []
+        for op in segment:
+            if op in views:
+                waiting[ops[op].makes[0]] = op
+            else:
+                runs += [waiting.pop(value) for value in ops[op].reads if value in waiting]
+                runs.append(op)
+        written.append(tuple(runs))
+    return tuple(written)
 
 
 def _alive_at(lives: Lives, values: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -99,15 +99,19 @@ def _order(schedule: Schedule) -> RunOrder:
 def _in_code_sizes(problem: Problem, choice: Choice) -> Problem:
     """The problem in which chosen values are never larger than their codes, but for what reads them while it runs."""
     values = [replace(value, encodings=()) for value in problem.values]
-    saved = [0] * len(values)
+    saved, saved_in_backward = [0] * len(values), [0] * len(values)
     for value, number in choice:
-        code_bytes = problem.values[value].encodings[number].size_bytes
-        saved[value] = values[value].size_bytes - code_bytes
-        values[value] = replace(values[value], size_bytes=code_bytes)
+        told = problem.values[value]
+        encoding = told.encodings[number]
+        saved[value] = saved_in_backward[value] = told.size_bytes - encoding.size_bytes
+        if encoding.is_read_itself:
+            saved_in_backward[value] = told.decoded_bytes(number)
+        values[value] = replace(values[value], size_bytes=encoding.size_bytes)
     ops = []
-    for op in problem.ops:
+    for index, op in enumerate(problem.ops):
         made_bytes = sum(problem.values[value].size_bytes for value in op.makes)
-        decoded_bytes = sum(saved[value] for value in dict.fromkeys(op.reads))
+        more_bytes = saved if index < problem.forward_length else saved_in_backward
+        decoded_bytes = sum(more_bytes[value] for value in dict.fromkeys(op.reads))
         ops.append(replace(op, working_bytes=max(op.working_bytes, made_bytes) + decoded_bytes))
     return replace(problem, ops=tuple(ops), values=tuple(values))
 

@@ -110,7 +110,8 @@ def _exchanges(problem: Problem, codes: list[_Code]) -> Iterator[tuple[float, _C
         encodings = problem.values[code.value].encodings
         before = encodings[code.number]
         for number, after in enumerate(encodings):
-            if after.error < before.error and after.size_bytes < problem.values[code.value].size_bytes:
+            alike = after.is_read_itself == before.is_read_itself  # or else the code stays too short
+            if alike and after.error < before.error and after.size_bytes < problem.values[code.value].size_bytes:
                 yield (before.error - after.error) / max(after.size_bytes - before.size_bytes, 1), code, number
 
 
@@ -118,7 +119,9 @@ def _more_bytes(before: Encoding, after: Encoding) -> int:
     """By how much the fullest moment may rise while one code is made, kept or decoded and not the other."""
     more = after.size_bytes - before.size_bytes
     encoding = after.encode_working_bytes - before.encode_working_bytes
-    return max(more, encoding, more + after.decode_working_bytes - before.decode_working_bytes)
+    decoding = after.decode_working_bytes - before.decode_working_bytes
+    decoded = (after.decoded_bytes or 0) - (before.decoded_bytes or 0)
+    return max(more, encoding, more + decoding, more + decoded)
 
 
 def _exchanged(schedule: Schedule, numbers: dict[int, int]) -> Schedule:

@@ -43,8 +43,8 @@ def neediest_operation(problem: Problem) -> tuple[int, int | None]:
     """(bytes, operation) of the operation that must run and has the most bytes alive around it in any schedule.
 
     Alive in any schedule: what is resident, held values made by operations that run once and earlier, what
-    the operation reads, what it needs to work. Only operations that cannot be left out are looked at: a lower
-    bound.
+    the operation reads (or codes that it reads themselves), what it needs to work. Only operations that
+    cannot be left out are looked at: a lower bound.
     """
     most: tuple[int, int | None] = (problem.resident_bytes, None)
     held_before: dict[int, int] = {}
@@ -53,7 +53,7 @@ def neediest_operation(problem: Problem) -> tuple[int, int | None]:
             continue
         reads = {value for value in op.reads if not problem.values[value].resident}
         made = sum(problem.values[value].size_bytes for value in op.makes)
-        around = held_before | {value: problem.values[value].size_bytes for value in reads}
+        around = held_before | {value: problem.values[value].least_read_bytes for value in reads}
         needs = problem.resident_bytes + sum(around.values()) + max(op.working_bytes, made)
         if needs > most[0]:
             most = needs, index

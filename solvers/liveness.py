@@ -51,15 +51,17 @@ class Lives:
     """When the values of a run order die. Positions count runs through all segments.
 
     A value dies after the last read before its maker runs again (or ever), or right after its maker's run if
-    nothing reads it before then. Held values never die.
+    nothing reads it before then. Held values never die. What reads a view reads what it is a view of too.
     """
 
     runs: np.ndarray  # operation run at each position
     again: np.ndarray  # per position: whether the operation has run before, or makes again what another has made
     dies_at: np.ndarray  # positions, and
-    dies: np.ndarray  # the values that die there
+    dies: np.ndarray  # the values that die there,
+    dies_bytes: np.ndarray  # with what they take
     born_at: np.ndarray  # positions, and
-    born: np.ndarray  # the values that come alive there
+    born: np.ndarray  # the values that come alive there,
+    born_bytes: np.ndarray  # with what they take
     recorded_at: np.ndarray  # positions of first runs of random operations that run again
     forgotten_at: np.ndarray  # positions of their last runs
 
@@ -79,8 +81,11 @@ def lives_of(problem: Problem, order: RunOrder) -> Lives:
     made_at, made = arrays.makes.gather(runs)
     span = 2 * len(runs) + 2
     event = np.sort(np.concatenate((read * span + 2 * read_at, made * span + 2 * made_at + 1)))
+    if arrays.is_view[runs].any():
+        event = _with_reads_of_views(arrays, runs, event, span)
     value, when = event // span, event % span
     is_make = when & 1 == 1
+    life_bytes = _life_bytes(arrays, runs, value, when >> 1, is_make)
     ends_life = np.append((value[1:] != value[:-1]) | is_make[1:], np.ones(min(len(event), 1), dtype=bool))
     dies = ends_life & ~arrays.held[value]
     born = is_make & ~(arrays.held[value] & again[when >> 1])
@@ -91,11 +96,39 @@ def lives_of(problem: Problem, order: RunOrder) -> Lives:
         again=again,
         dies_at=when[dies] >> 1,
         dies=value[dies],
+        dies_bytes=life_bytes[dies],
         born_at=when[born] >> 1,
         born=value[born],
+        born_bytes=life_bytes[born],
         recorded_at=first[drawn_again],
         forgotten_at=last[drawn_again],
     )
+
+
+def _with_reads_of_views(arrays: Arrays, runs: np.ndarray, event: np.ndarray, span: int) -> np.ndarray:
+    """Events, sorted, with a read of what is viewed for each read of a view of it, sorted again."""
+    position, is_make = event % span >> 1, event & 1 == 1
+    begin = _beginnings(is_make)
+    reads_view = np.flatnonzero(~is_make & is_make[begin] & arrays.is_view[runs[position[begin]]])
+    entry, viewed = arrays.reads.gather(runs[position[begin[reads_view]]])
+    return np.sort(np.concatenate((event, viewed * span + 2 * position[reads_view[entry]])))
+
+
+def _life_bytes(
+    arrays: Arrays, runs: np.ndarray, value: np.ndarray, position: np.ndarray, is_make: np.ndarray
+) -> np.ndarray:
+    """What the value of each event takes in the life that the event belongs to; events are sorted."""
+    size_bytes = arrays.size_bytes[value]
+    if not arrays.is_view[runs].any():
+        return size_bytes
+    begin = _beginnings(is_make)
+    maker = runs[position[begin]]
+    return np.where(is_make[begin] & arrays.is_view[maker], arrays.view_bytes[maker], size_bytes)
+
+
+def _beginnings(is_make: np.ndarray) -> np.ndarray:
+    """For each event, sorted by value and position, the one with which the life that it belongs to begins."""
+    return np.maximum.accumulate(np.where(is_make, np.arange(len(is_make)), 0))
 
 
 def forecast(problem: Problem, order: RunOrder) -> Forecast:
@@ -119,18 +152,18 @@ def moments_of(problem: Problem, lives: Lives) -> np.ndarray:
     """Bytes allocated at the fullest moment of each run, everything counted."""
     arrays = arrays_of(problem)
     recorded = np.bincount(lives.recorded_at, minlength=len(lives.runs)) * problem.state_bytes
-    moments = problem.resident_bytes + _live_before(arrays, lives, recorded, problem.state_bytes)
+    moments = problem.resident_bytes + _live_before(lives, recorded, problem.state_bytes)
     moments += arrays.momentary_bytes[lives.runs]
     moments += problem.state_bytes * (lives.again & arrays.random[lives.runs])
     return moments
 
 
-def _live_before(arrays: Arrays, lives: Lives, recorded: np.ndarray, state_bytes: int) -> np.ndarray:
+def _live_before(lives: Lives, recorded: np.ndarray, state_bytes: int) -> np.ndarray:
     """Bytes alive when each run begins, beyond the resident ones; its own recorded state included."""
     count = len(lives.runs)
     # bincount adds in floats, which are exact up to 2**53 bytes
-    born = np.bincount(lives.born_at, weights=arrays.size_bytes[lives.born], minlength=count)
-    died = np.bincount(lives.dies_at, weights=arrays.size_bytes[lives.dies], minlength=count)
+    born = np.bincount(lives.born_at, weights=lives.born_bytes, minlength=count)
+    died = np.bincount(lives.dies_at, weights=lives.dies_bytes, minlength=count)
     forgotten = np.bincount(lives.forgotten_at, minlength=count) * state_bytes
     after = np.cumsum((born - died).astype(np.int64) + recorded - forgotten)
     before = np.empty(count, dtype=np.int64)
@@ -161,8 +194,9 @@ def schedule_of(problem: Problem, order: RunOrder) -> Schedule:
             if position in forgotten:
                 instructions.append(Forget(op))
             if position in dying:
-                told = problem.ops[op].reads + problem.ops[op].makes
-                instructions.extend(Free(value) for value in dict.fromkeys(told) if value in dying[position])
+                told = dict.fromkeys((*problem.ops[op].reads, *problem.ops[op].makes))
+                viewed = sorted(dying[position] - told.keys())  # that the operation reads through a view
+                instructions.extend(Free(value) for value in (*told, *viewed) if value in dying[position])
             position += 1
         segments.append(Segment(block, start, len(instructions)))
     return Schedule(tuple(instructions), tuple(segments))

@@ -7,7 +7,7 @@ from itertools import compress
 
 import numpy as np
 
-from .arrays import arrays_of, highest_between
+from .arrays import Arrays, arrays_of, highest_between
 from .liveness import Lives, RunOrder, lives_of, moments_of
 from .problem import Problem
 
@@ -19,12 +19,13 @@ _AT_ONCE = 1024
 class _Omissions:
     """Second runs that may be left out, one per entry, the most worthwhile first.
 
-    Left out, the run at `positions` keeps `sizes` bytes more alive from `starts` on: for each of its `gaps` a value of
-    `gap_sizes` bytes that is dead after `gap_starts` until this run.
+    Left out, the run at `positions` keeps `sizes` bytes more alive from `starts` to `ends`: for each of its `gaps` a
+    value of `gap_sizes` bytes that is dead after `gap_starts` until this run; where that makes a view, until it dies.
     """
 
     positions: np.ndarray
     starts: np.ndarray
+    ends: np.ndarray
     sizes: np.ndarray
     gaps: tuple[range, ...]
     gap_starts: np.ndarray
@@ -56,11 +57,11 @@ def _left_out(problem: Problem, order: RunOrder, peak_bytes: int) -> np.ndarray:
     while len(pending):
         # few fit once the bytes are spent: telling that for all at once is quicker than one by one
         for entry in pending[:_AT_ONCE].tolist():
-            position, start = omissions.positions[entry], omissions.starts[entry]
-            if moments[start + 1 : position + 1].max() + omissions.sizes[entry] <= peak_bytes:
+            start, end = omissions.starts[entry], omissions.ends[entry]
+            if moments[start + 1 : end + 1].max() + omissions.sizes[entry] <= peak_bytes:
                 for gap in omissions.gaps[entry]:
-                    moments[omissions.gap_starts[gap] + 1 : position + 1] += omissions.gap_sizes[gap]
-                left_out[position] = True
+                    moments[omissions.gap_starts[gap] + 1 : end + 1] += omissions.gap_sizes[gap]
+                left_out[omissions.positions[entry]] = True
         pending = _fitting(omissions, pending[_AT_ONCE:], moments, peak_bytes)
     return left_out
 
@@ -88,7 +89,7 @@ def _omissions(problem: Problem, lives: Lives) -> _Omissions:
     change moments elsewhere.
     """
     arrays, count = arrays_of(problem), len(lives.runs)
-    tried = np.flatnonzero(lives.again & (arrays.seconds[lives.runs] > 0) & ~arrays.random[lives.runs])
+    tried = np.flatnonzero(lives.again & (arrays.saved_seconds[lives.runs] > 0) & ~arrays.random[lives.runs])
     entry, value = arrays.makes.gather(lives.runs[tried])
     # the latest death of each value before it is made again
     deaths = np.sort(lives.dies * (count + 1) + lives.dies_at)
@@ -98,18 +99,31 @@ def _omissions(problem: Problem, lives: Lives) -> _Omissions:
     sizes = np.bincount(entry, weights=gap_sizes, minlength=len(tried)).astype(np.int64)
     starts = tried.copy()
     np.minimum.at(starts, entry, gap_starts)
-    held_bytes = np.bincount(entry, weights=gap_sizes * (tried[entry] - gap_starts), minlength=len(tried))
-    worth = arrays.seconds[lives.runs[tried]] / np.maximum(held_bytes, 1)
+    ends = _ends(arrays, lives, tried)
+    held_bytes = np.bincount(entry, weights=gap_sizes * (ends[entry] - gap_starts), minlength=len(tried))
+    worth = arrays.saved_seconds[lives.runs[tried]] / np.maximum(held_bytes, 1)
     chosen = np.flatnonzero(starts < tried)
     chosen = chosen[np.lexsort((tried[chosen], -worth[chosen]))]
     bounds = np.searchsorted(entry, np.arange(len(tried) + 1)).tolist()
     gaps = tuple(range(bounds[i], bounds[i + 1]) for i in chosen.tolist())
-    return _Omissions(tried[chosen], starts[chosen], sizes[chosen], gaps, gap_starts, gap_sizes)
+    return _Omissions(tried[chosen], starts[chosen], ends[chosen], sizes[chosen], gaps, gap_starts, gap_sizes)
+
+
+def _ends(arrays: Arrays, lives: Lives, tried: np.ndarray) -> np.ndarray:
+    """Until when what second runs make takes more bytes if they are left out: of a view as long as it lives."""
+    ends = tried.copy()
+    views = np.flatnonzero(arrays.is_view[lives.runs[tried]])
+    if len(views):
+        span = len(lives.runs) + 1
+        deaths = np.sort(lives.dies * span + lives.dies_at)
+        entry, value = arrays.makes.gather(lives.runs[tried[views]])
+        ends[views[entry]] = deaths[np.searchsorted(deaths, value * span + tried[views[entry]])] % span
+    return ends
 
 
 def _fitting(omissions: _Omissions, entries: np.ndarray, moments: np.ndarray, peak_bytes: int) -> np.ndarray:
     """Those of some entries that fit by themselves."""
-    highest = highest_between(moments, omissions.starts[entries] + 1, omissions.positions[entries] + 1)
+    highest = highest_between(moments, omissions.starts[entries] + 1, omissions.ends[entries] + 1)
     return entries[highest + omissions.sizes[entries] <= peak_bytes]
 
 

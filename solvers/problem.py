@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from math import fsum
-from typing import Literal
+from typing import Any, Literal
 
 from .difference import difference_of, encodings_told
 
@@ -22,6 +22,9 @@ class Encoding:
     that differs by rounding, or an approximate one, which only backward may read. `error` is what it adds to the
     variance of the gradient, as a share of the variance that the gradient has anyway (`Problem.error_budget`). An exact
     one `stands_in` if decoding gives back something else, of which backward, and it alone, makes the same bits.
+
+    `decoded_bytes` is None if decoding gives back the value, in its own size. Else it makes nothing: the one operation
+    of backward that reads the value computes from the code itself, which stays until then, with so many bytes more.
     """
 
     name: str
@@ -33,11 +36,17 @@ class Encoding:
     fidelity: Literal["bitwise", "rounding", "approximate"] = "bitwise"
     error: float = 0.0
     stands_in: bool = False
+    decoded_bytes: int | None = None
 
     @property
     def for_backward_alone(self) -> bool:
         """Whether forward, run again, may not read what decoding gives back."""
-        return self.stands_in or self.fidelity == "approximate"
+        return self.stands_in or self.fidelity == "approximate" or self.is_read_itself
+
+    @property
+    def is_read_itself(self) -> bool:
+        """Whether backward computes from the code itself, so that decoding makes nothing."""
+        return self.decoded_bytes is not None
 
     @property
     def seconds(self) -> float:
@@ -62,6 +71,17 @@ class Value:
     resident: bool = False
     encodings: tuple[Encoding, ...] = ()
 
+    def decoded_bytes(self, number: int) -> int:
+        """What the value takes once it is decoded by one of its encodings, besides the code."""
+        told = self.encodings[number].decoded_bytes
+        return self.size_bytes if told is None else told
+
+    @property
+    def least_read_bytes(self) -> int:
+        """The fewest bytes in which backward can read it: as it is, or a code with what computing from it takes."""
+        read_themselves = [one.size_bytes + (one.decoded_bytes or 0) for one in self.encodings if one.is_read_itself]
+        return min([self.size_bytes, *read_themselves])
+
 
 @dataclass(frozen=True, slots=True)
 class Op:
@@ -73,7 +93,8 @@ class Op:
     generator: its first runs keep trace order, and a second run needs the generator state recorded before
     the first one. `kind` is equal for operations that are equal up to renaming. `intensive` marks matrix
     products, convolutions and fused attention, which selective checkpointing keeps. `block` is the index of
-    the block in whose forward or backward segment the operation first runs.
+    the block in whose forward or backward segment the operation first runs. `view_bytes`, if not None, says that what
+    the operation makes is a view of what it reads, which stays alive as long, and takes so many bytes besides.
     """
 
     name: str
@@ -87,6 +108,7 @@ class Op:
     intensive: bool = False
     kind: str = ""
     module: str = ""
+    view_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +209,13 @@ class Problem:
     def to_json(self) -> str:
         """The problem as JSON, for files and for solving elsewhere."""
         told = asdict(self)
+        for op in told["ops"]:
+            _leave_out(op, "view_bytes", None)
         for value in told["values"]:
-            if not value["encodings"]:
-                del value["encodings"]
-        if self.reference is None:
-            del told["reference"]
+            _leave_out(value, "encodings", ())
+            for encoding in value.get("encodings", ()):
+                _leave_out(encoding, "decoded_bytes", None)
+        _leave_out(told, "reference", None)
         return json.dumps(told)
 
     @staticmethod
@@ -210,3 +234,9 @@ class Problem:
         if told.get("reference") is not None:
             told["reference"] = Reference(**told["reference"])
         return Problem(**told)
+
+
+def _leave_out(told: dict[str, Any], name: str, usual: object) -> None:
+    """Takes out what says nothing, so that files are as they were before it could be said."""
+    if told[name] == usual:
+        del told[name]

@@ -20,9 +20,10 @@ class Recoding:
     reduced: the problem that ordinary solvers take. A value is encoded after its last reader of forward up to the
         lowest block whose backward reads it (after its maker if there is none), so that its code belongs to one block
         wherever one block alone needs it. Each block whose backward reads it decodes it for itself. Only backward
-        reads what is decoded: forward, run again, reads the value.
-    merged: the same operations, with all that is decoded from a value being that value. A run order of either is one
-        of the other. What is alive in `merged` is what is alive in the schedule of the original problem.
+        reads what is decoded, and its code besides if that is read itself: forward, run again, reads the value.
+    merged: the same operations, with all that is decoded from a value being that value, or a view of its code. A run
+        order of either is one of the other. What is alive in `merged` is what is alive in the schedule of the original
+        problem.
     operations: what each of their operations is in the original problem.
     codes: what the values are a code of that the original problem does not have; values keep their numbers.
     """
@@ -76,7 +77,7 @@ class _Draft:
         self.codes: dict[int, tuple[int, int]] = {}
         self.encodes: dict[int, list[_Added]] = {}  # by the operation that they come after
         self.decodes: dict[int, list[_Added]] = {}  # by the operation that they come before
-        self.instead: dict[int, dict[int, int]] = {}  # for each operation of backward what it reads instead of what
+        self.instead: dict[int, dict[int, tuple[int, ...]]] = {}  # for each one of backward what it reads for what
 
     def encode(self, value: int, number: int) -> None:
         """Add what encodes a value and what decodes it."""
@@ -131,7 +132,7 @@ class _Draft:
 
     def _add_decode(self, value: int, number: int, code: int, readers: list[int]) -> None:
         told, encoding = self.problem.values[value], self.problem.values[value].encodings[number]
-        decoded = self._value(told.name, told.size_bytes)
+        decoded = self._value(told.name, told.decoded_bytes(number))
         op = Op(
             name=f"{told.name}.decode",
             reads=(code,),
@@ -139,13 +140,13 @@ class _Draft:
             seconds=encoding.decode_seconds,
             working_bytes=encoding.decode_working_bytes,
             block=self.problem.ops[readers[0]].block,
-            kind=f"decode {encoding.name}",
+            kind=f"{'read' if encoding.is_read_itself else 'decode'} {encoding.name}",
             module=self.problem.ops[self.problem.maker[value]].module,
         )
-        added = _Added(op, replace(op, makes=(value,)), Decode(value, number))
+        added = _Added(op, replace(op, makes=(value,), view_bytes=encoding.decoded_bytes), Decode(value, number))
         self.decodes.setdefault(readers[0], []).append(added)
         for reader in readers:
-            self.instead.setdefault(reader, {})[value] = decoded
+            self.instead.setdefault(reader, {})[value] = (decoded, code) if encoding.is_read_itself else (decoded,)
 
     def _value(self, name: str, size_bytes: int) -> int:
         self.values.append(Value(name, size_bytes))
@@ -153,7 +154,9 @@ class _Draft:
 
     def _reading_decoded(self, index: int) -> Op:
         op, instead = self.problem.ops[index], self.instead.get(index)
-        return replace(op, reads=tuple(instead.get(value, value) for value in op.reads)) if instead else op
+        if not instead:
+            return op
+        return replace(op, reads=tuple(one for value in op.reads for one in instead.get(value, (value,))))
 
     def _block_classes(self) -> tuple[int, ...]:
         """Classes of blocks in which the same has been added at the same places."""

@@ -44,7 +44,10 @@ class Encode:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Make `value` alive again from its code by encoding number `encoding`; the code stays alive."""
+    """Make `value` alive again from its code by encoding number `encoding`; the code stays alive.
+
+    If the code is read itself (`Encoding.is_read_itself`), what reads the value needs the code to be alive then.
+    """
 
     value: int
     encoding: int

@@ -40,7 +40,7 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
     makes; of a second run, copies of values still alive are dropped at its end. A second run of a random
     operation needs the state recorded just before its first run, and saves the present state meanwhile. `Encode` and
     `Decode` need what they read alive and what they make not alive, and momentarily take the larger of their working
-    bytes and what they make.
+    bytes and what they make. What reads a value whose code is read itself needs the code alive too.
 
     What has been decoded from an approximate code, or stands in, may be read by backward alone: forward run again would
     carry its error to where nobody has predicted it. Errors of approximate codes may add up to `Problem.error_budget`.
@@ -145,6 +145,7 @@ class _Bench:
         self.states: set[int] = set()  # random operations whose generator state is recorded
         self.codes: set[tuple[int, int]] = set()  # values and the encodings by which their codes are alive
         self.approximate: set[int] = set()  # values that are alive as an approximate code gave them back
+        self.decoded: dict[int, int] = {}  # values that are alive as one of their encodings gave them back
         self.errors: dict[tuple[int, int], float] = {}
         self.last_once = self.last_draw = -1  # the latest operation that runs once; that drew for the first time
 
@@ -157,6 +158,8 @@ class _Bench:
                 raise self.error(f"{op.name} reads {problem.values[value].name}, which is not alive")
             if value in self.approximate and op_index < problem.forward_length:
                 raise self.error(f"{op.name} of forward reads {problem.values[value].name}, which is approximate")
+            if value in self.decoded:
+                self._check_code(op_index, value, self.decoded[value])
         if not op.repeatable:
             self._check_runs_once(op_index, again)
         if op.random:
@@ -182,7 +185,8 @@ class _Bench:
             raise self.error(f"frees {value.name}, which is {'resident' if value.resident else 'held'}")
         self.alive[value_index] = 0
         self.approximate.discard(value_index)
-        self.live_bytes -= value.size_bytes
+        number = self.decoded.pop(value_index, None)
+        self.live_bytes -= value.size_bytes if number is None else value.decoded_bytes(number)
 
     def record(self, op_index: int, schedule: Schedule) -> None:
         """Record the generator state that a random operation is about to draw from."""
@@ -224,11 +228,12 @@ class _Bench:
             raise self.error(f"decodes {value.name}, whose code by {encoding.name} is not alive")
         if self.alive[value_index]:
             raise self.error(f"decodes {value.name}, which is alive already")
-        self._rise(self.live_bytes + max(encoding.decode_working_bytes, value.size_bytes))
+        self._rise(self.live_bytes + max(encoding.decode_working_bytes, value.decoded_bytes(number)))
         self.alive[value_index] = 1
+        self.decoded[value_index] = number
         if encoding.for_backward_alone:
             self.approximate.add(value_index)
-        self.live_bytes += value.size_bytes
+        self.live_bytes += value.decoded_bytes(number)
         self.seconds.append(encoding.decode_seconds)
 
     def free_code(self, value_index: int, number: int) -> None:
@@ -261,6 +266,12 @@ class _Bench:
         if not 0 <= number < len(value.encodings):
             raise self.error(f"names encoding {number} of {value.name}, which has {len(value.encodings)}")
         return value.encodings[number]
+
+    def _check_code(self, op_index: int, value_index: int, number: int) -> None:
+        value, encoding = self.problem.values[value_index], self.problem.values[value_index].encodings[number]
+        if encoding.is_read_itself and (value_index, number) not in self.codes:
+            reader = self.problem.ops[op_index].name
+            raise self.error(f"{reader} reads the code of {value.name} by {encoding.name}, which is not alive")
 
     def _rise(self, bytes_now: int) -> None:
         self.moment_bytes = max(self.moment_bytes, bytes_now)

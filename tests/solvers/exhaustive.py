@@ -13,7 +13,8 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
 
     Dijkstra over (values and codes alive, operations run once so far). Values and codes may be freed at any moment,
     any repeatable operation run at any moment, and what is alive encoded and decoded; operations that run once do so
-    in trace order. Written independently of the solvers.
+    in trace order. A value whose code is read itself may be read while both the code and a view of it are alive.
+    Written independently of the solvers.
     """
     ops, values = problem.ops, problem.values
     once = [i for i, op in enumerate(ops) if not op.repeatable]
@@ -26,6 +27,15 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
     sizes = [0 if value.resident else value.size_bytes for value in values]
     codes = [(i, code) for i, value in enumerate(values) for code in value.encodings if not value.resident]
     sizes += [code.size_bytes for _, code in codes]
+    views: dict[int, int] = {}  # by the place of a code
+    for place, (_, code) in enumerate(codes, len(values)):
+        if code.decoded_bytes is not None:
+            views[place] = len(sizes)
+            sizes.append(code.decoded_bytes)
+
+    def readable(alive: int) -> int:
+        viewed = mask(codes[c - len(values)][0] for c, view in views.items() if alive >> c & alive >> view & 1)
+        return alive | viewed
 
     def size(alive: int) -> int:
         return problem.resident_bytes + sum(s for i, s in enumerate(sizes) if alive >> i & 1)
@@ -47,11 +57,12 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
             has_value, has_code = alive >> value & 1, alive >> i & 1
             if has_value and not has_code and live + max(code.encode_working_bytes, code.size_bytes) <= budget_bytes:
                 steps.append((code.encode_seconds, alive | 1 << i, done))
-            decoding = max(code.decode_working_bytes, values[value].size_bytes)
+            made = views.get(i, value)
+            decoding = max(code.decode_working_bytes, sizes[made])
             if has_code and not has_value and live + decoding <= budget_bytes:
-                steps.append((code.decode_seconds, alive | 1 << value, done))
+                steps.append((code.decode_seconds, alive | 1 << made, done))
         for i, op in enumerate(ops):
-            if reads[i] & ~alive:
+            if reads[i] & ~readable(alive):
                 continue
             if not op.repeatable:
                 if done == len(once) or once[done] != i:

@@ -239,14 +239,16 @@ def tiny(seed: int) -> Problem:
 
 
 def with_encodings(problem: Problem, seed: int, share: float = 0.6, error_budget: float = 1.0) -> Problem:
-    """The problem with one or two random encodings for a share of its values."""
+    """The problem with one or two random encodings for a share of its values, some of which are read themselves."""
     draw = random.Random(seed)
     values = []
-    for value in problem.values:
+    for value, readers in zip(problem.values, problem.readers, strict=True):
         encodings = []
+        read_once = sum(reader >= problem.forward_length for reader in readers) == 1
         if value.size_bytes and draw.random() < share:
             for number in range(draw.choice((1, 1, 2))):
                 size_bytes = draw.randint(0, value.size_bytes)
+                read_bytes = draw.choice((None, 0, value.size_bytes // 4)) if read_once else None
                 encodings.append(
                     Encoding(
                         f"code{number}",
@@ -254,10 +256,11 @@ def with_encodings(problem: Problem, seed: int, share: float = 0.6, error_budget
                         encode_seconds=draw.choice((0.0, 0.5, 1.0, 2.0)),
                         decode_seconds=draw.choice((0.0, 0.25, 1.0, 3.0)),
                         encode_working_bytes=size_bytes + draw.choice((0, 0, 4)),
-                        decode_working_bytes=value.size_bytes + draw.choice((0, 0, 4)),
+                        decode_working_bytes=value.size_bytes + draw.choice((0, 0, 4)) if read_bytes is None else 0,
                         fidelity=draw.choice(("bitwise", "rounding", "approximate")),
                         error=draw.choice((0.001, 0.003, 0.01)),
                         stands_in=number == 1,
+                        decoded_bytes=read_bytes,
                     )
                 )
         values.append(replace(value, encodings=tuple(encodings)))
