@@ -4,9 +4,10 @@
 
 All run in one process, in turn: a round runs torch's way, then lowtide's, and gives one ratio; printed are medians and
 quartiles. Dropout, cross-entropy and GELU are forward and backward together. GELU keeps its derivative in 3 bits: once
-as a plan runs it (GELU's own forward, encoding, decoding to inputs, GELU's own backward), once with a backward that
-multiplies with the levels, which no plan uses. Last comes what encoding to 4 bits in groups of 256, rounded at random,
-and decoding take in one thread: bytes of float32 that go in, divided by the processor seconds of both, in 10⁹.
+as a plan runs it (GELU's own forward, encoding, the gradient times the code's levels), once as a plan does where the
+gradient lies in memory unlike the input did (decoding to inputs, GELU's own backward). Last comes what encoding to 4
+bits in groups of 256, rounded at random, and decoding take in one thread: bytes of float32 that go in, divided by the
+processor seconds of both, in 10⁹.
 Float32 on the CPU, and where there is a GPU larger sizes there too.
 """
 
@@ -98,8 +99,8 @@ def cases() -> list[Case]:
         _dropout(_CPU, 8, 6, 256, 256),
         _cross_entropy(_CPU, 2048, 384, 8000),
         _pooling(_CPU, 16, 32, 64),
-        _gelu(_CPU, 1 << 22, multiplies=False),
-        _gelu(_CPU, 1 << 22, multiplies=True),
+        _gelu(_CPU, 1 << 22, decodes=False),
+        _gelu(_CPU, 1 << 22, decodes=True),
     ]
     if torch.cuda.is_available():
         found += [
@@ -107,8 +108,8 @@ def cases() -> list[Case]:
             _dropout(_GPU, 64, 12, 1024, 64),
             _cross_entropy(_GPU, 8192, 768, 50257),
             _pooling(_GPU, 256, 64, 112),
-            _gelu(_GPU, 1 << 26, multiplies=False),
-            _gelu(_GPU, 1 << 26, multiplies=True),
+            _gelu(_GPU, 1 << 26, decodes=False),
+            _gelu(_GPU, 1 << 26, decodes=True),
         ]
     return found
 
@@ -201,8 +202,8 @@ def _pooling(device: torch.device, batch: int, channels: int, side: int) -> Case
     return Case(device, name, theirs, ours, 4 * x.numel() + 8 * gradient.numel(), gradient.numel() // 2)
 
 
-def _gelu(device: torch.device, count: int, multiplies: bool) -> Case:
-    """multiplies: whether backward multiplies with levels instead of taking GELU's derivative at decoded inputs."""
+def _gelu(device: torch.device, count: int, decodes: bool) -> Case:
+    """decodes: whether backward takes GELU's derivative at decoded inputs instead of multiplying with levels."""
     x, gradient = torch.randn(count, device=device, requires_grad=True), torch.randn(count, device=device)
     backward = torch.ops.aten.gelu_backward.default
     encoding, decoding = usual_codes(SavedDerivative("gelu"), _BITS)
@@ -215,11 +216,11 @@ def _gelu(device: torch.device, count: int, multiplies: bool) -> Case:
 
     def ours() -> tuple[Tensor, Tensor]:
         y, code = functional.gelu(x.detach()), encode_by_borders(x.detach(), **encoding)
-        if multiplies:
-            return y, multiply_levels(gradient, code, levels, _BITS)
-        return y, backward(gradient, decode_levels(code, **decoding, size=[count], stride=[1], dtype=x.dtype))
+        if decodes:
+            return y, backward(gradient, decode_levels(code, **decoding, size=[count], stride=[1], dtype=x.dtype))
+        return y, multiply_levels(gradient, code, levels, _BITS)
 
-    name = f"GELU of {count:,} numbers, {_BITS} bits" + (", multiplied" if multiplies else "")
+    name = f"GELU of {count:,} numbers, {_BITS} bits" + (", decoded" if decodes else "")
     return Case(device, name, theirs, ours, 4 * count, -(-count * _BITS // 8))
 
 

@@ -23,7 +23,9 @@ class Codec:
     told: what encoding and decoding are told by name besides; fit: the same for a tensor and the gradient that its only
     reader multiplies with a function of it. family: of codecs that differ in one number, and whose errors are alike but
     for a factor. stands_in: what decoding gives back is another tensor, of which its readers in backward make the same
-    bits; forward must not read it.
+    bits; forward must not read it. multiply: called with a gradient, the code, and by name the `levels` with which its
+    reader multiplies gradients where decoding gives back `representatives` (both told by name), and `bits`: as decoding
+    and reading, without decoding.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Codec:
     fit: Callable[[Tensor, Tensor], tuple[dict[str, Any], dict[str, Any]]] | None = None
     family: str = ""
     stands_in: bool = False
+    multiply: Any = None
 
     def takes(self, value: Tensor) -> bool:
         """Whether it can encode such a tensor."""

@@ -1,7 +1,8 @@
 """What only an activation's backward reads, kept as the number of a level of its derivative: forward stays exact.
 
 Kept: ceil(n b / 8) bytes at b bits, where eager keeps the input or the output, 4 n. Decoded is, for each level, a value
-at which the derivative is that level: the activation's own backward then multiplies with the level. The levels are the
+at which the derivative is that level: the activation's own backward then multiplies with the level. Where the gradient
+lies in memory as the value did it is multiplied with the code's levels, and nothing is decoded. The levels are the
 best ones for the values of f' ("Few-Bit Backward", arXiv 2202.00441, and `value_codes`) at the inputs that there are,
 each weighted by the square of the gradient that f' is multiplied with: E‖g (f'(x) - level)‖² is least.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .codecs import Codec
-from .few_bit import decode_levels, encode_by_borders
+from .few_bit import decode_levels, encode_by_borders, multiply_levels
 from .input_weights import Uniform
 from .sample_levels import levels_of_samples
 from .saved_derivatives import SavedDerivative
@@ -50,6 +51,7 @@ def derivative_codecs(derivative: SavedDerivative) -> tuple[Codec, ...]:
             told=usual_codes(derivative, bits),
             fit=partial(fitted_codes, derivative, bits),
             family=f"{derivative.name}'",
+            multiply=multiply_levels,
         )
         for bits in BITS
     )

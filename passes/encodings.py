@@ -12,6 +12,7 @@ from torch import fx
 
 from ..kernels.codecs import CODECS, Codec
 from .index_bounds import codecs_that_narrow
+from .level_products import LevelProduct, Multiplying, level_product, multiplying
 from .lossy_encodings import codecs_that_lose
 from .step_graph import StepGraph
 from .threshold_encodings import codecs_that_compare
@@ -26,6 +27,7 @@ class Coding:
 
     fitted: what each is told by name, for the values that there are. error: what it adds to the gradient's variance, as
     a share of that which the gradient has anyway; 0 if it is exact, infinite as long as nobody has measured it.
+    product: what may run in the place of the value's reader, so that nothing need be decoded.
     """
 
     codec: Codec
@@ -33,6 +35,12 @@ class Coding:
     decode: fx.Node
     fitted: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
     error: float = 0.0
+    product: LevelProduct | None = None
+
+    @property
+    def calls(self) -> tuple[fx.Node, ...]:
+        """All that may be called for it."""
+        return self.encode, self.decode, *((self.product.call,) if self.product else ())
 
     @property
     def code_bytes(self) -> int:
@@ -43,6 +51,12 @@ class Coding:
         """What `encode` or `decode` is told by name."""
         fitted = self.fitted[0 if call is self.encode else 1]
         return {**call.kwargs, **fitted, **({"seed": seed} if "seed" in call.kwargs else {})}
+
+    def levels_named(self) -> dict[str, Any]:
+        """What `product` is told by name."""
+        assert self.product is not None
+        told = self.named(self.decode, None)
+        return {"levels": self.product.replaced.levels(told["representatives"]), "bits": told["bits"]}
 
     def coded(self, value: torch.Tensor, seed: int) -> torch.Tensor:
         """A value as it is after encoding and decoding."""
@@ -77,7 +91,9 @@ def codings_of(
             *codecs_that_compare(step, storage),
             *codecs_that_lose(step, storage, families),
         )
-        codings = tuple(_coding(codec, value) for codec in codecs if codec.fidelity in allowed and codec.takes(value))
+        taken = [codec for codec in codecs if codec.fidelity in allowed and codec.takes(value)]
+        replaced = multiplying(step, storage) if any(codec.multiply for codec in taken) else None
+        codings = tuple(_coding(codec, value, replaced) for codec in taken)
         if codings:
             found[storage] = codings
     made_bytes = sum(step.storages[storage].size_bytes for kernel in step.kernels for storage in kernel.makes)
@@ -85,7 +101,7 @@ def codings_of(
     return found if worth else {}
 
 
-def _coding(codec: Codec, value: torch.Tensor) -> Coding:
+def _coding(codec: Codec, value: torch.Tensor, replaced: Multiplying | None) -> Coding:
     graph = fx.Graph()
     stand_in = graph.placeholder("value")
     stand_in.meta["val"] = value
@@ -95,4 +111,5 @@ def _coding(codec: Codec, value: torch.Tensor) -> Coding:
     told = codec.told[1] | codec.layout(value) | ({"seed": 0} if codec.redraws else {})
     decode = graph.call_function(codec.decode, (encode, *codec.decode_options), told)
     decode.meta["val"] = codec.decode(encode.meta["val"], *codec.decode_options, **told)
-    return Coding(codec, encode, decode, error=inf if codec.fidelity == "approximate" else 0.0)
+    product = level_product(graph, codec, encode, replaced) if codec.multiply and replaced else None
+    return Coding(codec, encode, decode, error=inf if codec.fidelity == "approximate" else 0.0, product=product)

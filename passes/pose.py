@@ -62,7 +62,11 @@ def pose(
             size_bytes=rounded(step.storages[s].size_bytes),
             held=s in held,
             resident=s not in made,
-            encodings=tuple(_encoding(one, cost_of, rounded) for one in (codings or {}).get(s, ()) if s not in held),
+            encodings=tuple(
+                _encoding(one, step.storages[s].size_bytes, cost_of, rounded)
+                for one in (codings or {}).get(s, ())
+                if s not in held
+            ),
         )
         for s in used
     )
@@ -84,9 +88,18 @@ def pose(
 
 
 def _encoding(
-    coding: Coding, cost_of: Callable[[fx.Node], tuple[float, int]], rounded: Callable[[int], int]
+    coding: Coding, size_bytes: int, cost_of: Callable[[fx.Node], tuple[float, int]], rounded: Callable[[int], int]
 ) -> Encoding:
     (encode_seconds, encode_bytes), (decode_seconds, decode_bytes) = cost_of(coding.encode), cost_of(coding.decode)
+    decoded_bytes = None
+    if coding.product is not None:
+        seconds, product_bytes = cost_of(coding.product.call)
+        replaced_seconds, replaced_bytes = cost_of(coding.product.replaced.call)
+        more_bytes = max(rounded(product_bytes) - rounded(replaced_bytes), 0)
+        if more_bytes < size_bytes:  # or else what is decoded takes less
+            # solvers take no operation for less than nothing, so a product counts as no faster than what it replaces
+            decode_seconds, decode_bytes = max(seconds - replaced_seconds, 0.0), more_bytes
+            decoded_bytes = more_bytes
     return Encoding(
         name=coding.codec.name,
         size_bytes=rounded(coding.code_bytes),
@@ -97,6 +110,7 @@ def _encoding(
         fidelity=coding.codec.fidelity,
         error=coding.error,
         stands_in=coding.codec.stands_in,
+        decoded_bytes=decoded_bytes,
     )
 
 

@@ -120,6 +120,8 @@ class _Writer:
         self.captured = captured
         self.alive: set[int] = set()
         self.codes: dict[Key, int] = {}  # with their bytes
+        self.read_themselves: dict[int, Key] = {}  # codes in the place of storages, and
+        self.products: dict[fx.Node, Key] = {}  # of the calls that read these
         self.started: set[int] = set()
         self.last_forward = len(schedule.segments) // 2 - 1
 
@@ -201,15 +203,15 @@ class _Writer:
     def _compute(self, scope: _Scope, op: int, kernel: Kernel) -> None:
         again = op in self.started
         self.started.add(op)
-        wanted = [s for s in kernel.makes if s not in self.alive]
+        wanted = [s for s in kernel.makes if s not in self.alive and s not in self.read_themselves]
         first, *rest = kernel.calls
-        arguments = self._arguments(scope, first, without=kernel.updates if again else ())
+        called = self._called(scope, first, without=kernel.updates if again else ())
         state = self._other(scope, ("state", op)) if again and kernel.random else None
         for storage in wanted:
             # A value that is made anew replaces what the name stood for before it was freed.
             scope.names.pop(self.step.storages[storage].base, None)
         result = self._targets(scope, kernel.calls[-1], wanted)
-        lines = [f"{result}{first.target}({arguments})"]
+        lines = [f"{result}{called}"]
         for call in rest:
             name = scope.names[kernel.calls[-1]]
             others = self._arguments(scope, call, skip_first=True)
@@ -225,6 +227,17 @@ class _Writer:
             scope.rendered.again.append((_hint(kernel.calls[-1]), size_bytes))
         self.alive.update(wanted)
         scope.rendered.gives.extend(wanted)
+
+    def _called(self, scope: _Scope, call: fx.Node, without: tuple[fx.Node, ...]) -> str:
+        """A call, or the product with a code's levels that stands for it."""
+        if call not in self.products:
+            return f"{call.target}({self._arguments(scope, call, without=without)})"
+        key = self.products[call]
+        coding = self._coding(key[1], key[2])  # pyright: ignore
+        assert coding.product is not None
+        told = [self._expression(scope, coding.product.replaced.gradient), self._other(scope, key)]
+        told += [f"{name}={scope.rendered.literal(one)}" for name, one in coding.levels_named().items()]
+        return f"{coding.product.call.target}({', '.join(told)})"
 
     def _targets(self, scope: _Scope, node: fx.Node, wanted: list[int]) -> str:
         """The left side of an assignment that takes the wanted outputs of a call, `name = `, and names them."""
@@ -290,8 +303,7 @@ class _Writer:
         return scope.names[base]
 
     def _encode(self, scope: _Scope, value: int, encoding: int) -> None:
-        storage = self.posed.storages[value]
-        base, coding = self.step.storages[storage].base, self.posed.codings[storage][encoding]
+        base, coding = self.step.storages[self.posed.storages[value]].base, self._coding(value, encoding)
         source = self._expression(scope, base)
         others = self._told_codec(scope, coding, coding.encode, value)
         codec = re.sub(r"\W", "_", coding.codec.name)
@@ -300,14 +312,21 @@ class _Writer:
         self.codes[("code", value, encoding)] = coding.code_bytes
 
     def _decode(self, scope: _Scope, value: int, encoding: int) -> None:
-        storage = self.posed.storages[value]
-        base, coding = self.step.storages[storage].base, self.posed.codings[storage][encoding]
-        code = self._other(scope, ("code", value, encoding))
+        storage, coding = self.posed.storages[value], self._coding(value, encoding)
+        if self.posed.problem.values[value].encodings[encoding].is_read_itself:
+            assert coding.product is not None
+            key = self.read_themselves[storage] = ("code", value, encoding)
+            self.products[coding.product.replaced.call] = key
+            return
+        base, code = self.step.storages[storage].base, self._other(scope, ("code", value, encoding))
         others = self._told_codec(scope, coding, coding.decode, value)
         scope.names[base] = scope.fresh(_hint(base))
         scope.rendered.line(f"{scope.names[base]} = {coding.decode.target}({', '.join((code, *others))})")
         self.alive.add(storage)
         scope.rendered.gives.append(storage)
+
+    def _coding(self, value: int, encoding: int) -> Coding:
+        return self.posed.codings[self.posed.storages[value]][encoding]
 
     def _told_codec(self, scope: _Scope, coding: Coding, call: fx.Node, value: int) -> list[str]:
         """What a codec is told besides the value or code. Each value has its own seed, another one in each step."""
@@ -341,6 +360,9 @@ class _Writer:
         self.codes.pop(key, None)
 
     def _free(self, scope: _Scope, storage: int) -> None:
+        if (code := self.read_themselves.pop(storage, None)) is not None:
+            self.products = {call: key for call, key in self.products.items() if key != code}
+            return
         base = self.step.storages[storage].base
         if base not in scope.names:
             self._take(scope, storage)

@@ -196,7 +196,7 @@ def _calls(costs: StepCosts) -> Iterator[fx.Node]:
     for kernel in costs.step.kernels:
         yield from kernel.calls if kernel.role == "compute" else ()
     for one in chain.from_iterable(costs.codings.values()):
-        yield from (one.encode, one.decode)
+        yield from one.calls
 
 
 def _beside(costs: StepCosts) -> StepCosts | None:

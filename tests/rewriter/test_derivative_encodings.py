@@ -1,14 +1,19 @@
 """Activations' derivatives kept in few bits: which values have such codes, and training with them."""
 
+import ast
+import copy
 from math import inf
 
 import lowtide
 import pytest
 import torch
 import torch.nn.functional as F
+from encoded_plans import OPTIONS, with_all_encoded
 from lowtide.rewriter.planning import Options, capture_and_pose
+from lowtide.rewriter.timeline import peak_of
 from small_networks import Called
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 
 def codes_of(activation):
@@ -80,3 +85,79 @@ def test_a_step_with_such_codes_is_as_far_from_eager_s_as_predicted():
     assert report.ok, str(report)
     assert 0 < report.plan.encoding_error <= 0.02
     assert report.measured_peak_bytes == report.plan.peak_bytes
+
+
+def told_by_name(code, operation):
+    """What the one call of an operation in generated code is told by name."""
+    calls = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
+    (call,) = (one for one in calls if ast.unparse(one.func) == f"lowtide.{operation}.default")
+    return {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+
+
+class Levels(torch.autograd.Function):
+    """An activation whose derivative is constant between borders."""
+
+    @staticmethod
+    def forward(ctx, x, activation, borders, level_of_interval, levels):
+        """The exact activation."""
+        levels = torch.tensor(levels)[torch.tensor(level_of_interval)]
+        ctx.save_for_backward(levels.to(x.dtype)[torch.bucketize(x.detach(), torch.tensor(borders), right=True)])
+        return activation(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """The gradient times levels."""
+        return gradient * ctx.saved_tensors[0], None, None, None, None
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
+def test_backward_multiplies_with_the_levels_of_the_code_itself(activation):
+    torch.manual_seed(0)
+    sizes = {"n_layer": 1, "n_embd": 96, "n_head": 2, "vocab_size": 61, "n_positions": 32}
+    drops = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, **drops, activation_function=activation))
+    ids = torch.randint(61, (4, 32))
+    batch = {"input_ids": ids, "labels": ids}
+    plan = with_all_encoded(model, batch, ("3-bit gelu",))
+    ((value, number),) = plan.encoded
+    encoding = plan.problem.values[value].encodings[number]
+    assert encoding.decoded_bytes is not None
+    small = lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (), batch, plan=plan, **OPTIONS, outputs=["loss"])
+    code = small.code
+    assert "decode_levels" not in code
+    assert "gelu_backward.default" not in code
+
+    borders = told_by_name(code, "encode_by_borders")
+    levels = told_by_name(code, "multiply_levels")["levels"]
+    original = model.transformer.h[0].mlp.act
+    exact = model.transformer.h[0].mlp.act = Called(
+        lambda m, x: Levels.apply(x, m.activation, borders["borders"], borders["level_of_interval"], levels),
+        activation=original,
+    )
+    for one in (small, model):
+        one(**batch)["loss"].backward()
+    for (name, mine), brute in zip(small.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, brute.grad, rtol=2e-5, atol=1e-7, msg=lambda told, n=name: f"{n}: {told}")
+    exact.activation = None
+    model.transformer.h[0].mlp.act = original
+    report = lowtide.verify(model, plan.peak_bytes, (), batch, plan=plan, **OPTIONS, outputs=["loss"])
+    assert peak_of(plan).operation == "gelu_backward"
+    assert report.measured_peak_bytes == plan.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("loss", "read_themselves"),
+    [
+        (lambda m, x: F.gelu(m.layer(x)).square().sum(), True),
+        (lambda m, x: F.gelu(m.layer(x).view(8, 64, 64)).square().sum(), True),
+        (lambda m, x: F.gelu(m.layer(x)).sum(), False),  # the gradient is one number for all elements
+        (lambda m, x: F.gelu(m.layer(x)).t().contiguous().square().sum(), False),  # and here it lies in columns
+        (lambda m, x: F.gelu(m.layer(x)[:, :32]).square().sum(), False),
+        (lambda m, x: F.logsigmoid(m.layer(x)).square().sum(), False),  # the derivative is a function of the sign too
+    ],
+)
+def test_codes_are_read_themselves_where_the_gradient_lies_in_memory_as_the_value_did(loss, read_themselves):
+    model = Called(loss, layer=nn.Linear(64, 64))
+    posed = capture_and_pose(model, (torch.randn(512, 64),), {}, Options(fidelity="approximate", costs="flops")).posed
+    told = [one for value in posed.problem.values for one in value.encodings if one.name.endswith("'")]
+    assert {one.is_read_itself for one in told} == {read_themselves}
