@@ -11,6 +11,7 @@ from lowtide.solvers.encoded import encoded_schedule, is_exact_where_due, undone
 from lowtide.solvers.encoding_choices import choices_of
 from lowtide.solvers.errors import InfeasibleBudget, ScheduleError
 from lowtide.solvers.greedy import Greedy
+from lowtide.solvers.infeasible import neediest_operation
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import forecast, schedule_of
 from lowtide.solvers.polish import polished
@@ -22,21 +23,23 @@ from lowtide.solvers.schedule import Decode, Encode, Free, FreeCode, Run
 from lowtide.solvers.simulate import baseline_of, make_plan, simulate
 from made_problems import Draft, chain_of_blocks, llama, with_encodings, with_halves
 
+QUARTER = Encoding("quarter", 25, 0.5, 0.25, 30, 104, "rounding", 0.125)
 
-def skip() -> Problem:
+
+def skip(encoding: Encoding = QUARTER, wide_bytes: int = 120, gradient_bytes: int = 3) -> Problem:
     """A value of 100 bytes, read in the first block and in the backward of the same; it has a code of 25 bytes."""
     draft = Draft()
     source = draft.value("source", 1, resident=True)
     many = draft.op("many", [source], [100], 5.0, 0)[0]
     first = draft.op("first", [many], [10], 1.0, 0)[0]
-    wide = draft.op("wide", [first], [120], 1.0, 1)[0]
+    wide = draft.op("wide", [first], [wide_bytes], 1.0, 1)[0]
     draft.op("loss", [wide], [1], 1.0, 1, held=(0,))
     draft.forward_length = 4
     gradient = draft.op("back_loss", [wide], [10], 1.0, 1, repeatable=False)[0]
-    draft.op("back_many", [many, gradient], [3], 1.0, 0, repeatable=False, held=(0,))
+    draft.op("back_many", [many, gradient], [gradient_bytes], 1.0, 0, repeatable=False, held=(0,))
     problem = draft.problem([0, 1])
     values = list(problem.values)
-    values[many] = replace(values[many], encodings=(Encoding("quarter", 25, 0.5, 0.25, 30, 104, "rounding", 0.125),))
+    values[many] = replace(values[many], encodings=(encoding,))
     return replace(problem, values=tuple(values))
 
 
@@ -67,6 +70,17 @@ def test_a_recoded_problem_encodes_after_the_last_reader_of_forward_and_decodes_
     assert coded.peak_bytes == 1 + 25 + 1 + 120 + 10 < kept.peak_bytes
     plan = make_plan(problem, schedule, solver="by hand")
     assert (plan.encoded, plan.encoded_bytes, plan.code_bytes, plan.encoding_error) == (((1, 0),), 100, 25, 0.125)
+
+
+def test_a_code_that_is_read_itself_lowers_what_backward_needs():
+    levels = Encoding("levels", 25, 0.5, 0.0, 25, 0, decoded_bytes=0)
+    problem = skip(levels, wide_bytes=5, gradient_bytes=60)
+    encoding_bytes, whole_bytes = 1 + 100 + 10 + 25, 1 + 1 + 100 + 10 + 60
+    assert neediest_operation(problem)[0] < encoding_bytes < whole_bytes
+    plan = Portfolio(cache=None).solve(problem, encoding_bytes)
+    assert (plan.peak_bytes, plan.extra_seconds, plan.encoded) == (encoding_bytes, 0.5, ((1, 0),))
+    assert plan.lower_bound_seconds <= 0.5
+    assert not Portfolio(cache=None).solve(problem, whole_bytes).encoded
 
 
 def test_what_waits_in_a_run_order_is_encoded_and_kept_instead_where_there_are_bytes_for_it():
@@ -114,7 +128,8 @@ def test_any_run_order_with_codes_is_simulated_as_forecast(seed, blocks, randomn
     for candidate in Recipes(mixture_count=4).candidates(problem):
         order = with_codes(problem, choice, candidate.order)
         assert is_exact_where_due(problem, choice, order)
-        for told in (order, polished(merged, order, forecast(merged, order).peak_bytes)):
+        limit = forecast(merged, order).peak_bytes
+        for told in (order, polished(merged, order, limit)):
             if not is_exact_where_due(problem, choice, told):
                 with pytest.raises(ScheduleError, match=r"of forward reads .* which is approximate"):
                     simulate(problem, encoded_schedule(problem, choice, told))
@@ -122,6 +137,7 @@ def test_any_run_order_with_codes_is_simulated_as_forecast(seed, blocks, randomn
             schedule = encoded_schedule(problem, choice, told)
             found, seen = simulate(problem, schedule), forecast(merged, told)
             assert (seen.peak_bytes, seen.seconds) == (found.peak_bytes, found.seconds)
+            assert found.peak_bytes <= limit
             decoded = {(one.value, one.encoding) for one in schedule.instructions if isinstance(one, Decode)}
             assert decoded <= {(one.value, one.encoding) for one in schedule.instructions if isinstance(one, Encode)}
 
