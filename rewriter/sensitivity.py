@@ -1,4 +1,4 @@
-"""What noise in a value does to the gradient: measured in one forward and backward, for each value and each codec.
+"""What noise in a value does to the gradient: measured for each value and each codec in a few runs of a step.
 
 Backward is linear in what comes from the loss, so small noise travels through it independently of other noise. One run
 of the step (`replay.Replay`) measures, at each kernel of backward,
@@ -9,20 +9,22 @@ of the step (`replay.Replay`) measures, at each kernel of backward,
 From the last kernel to the first, S(g) = Σ over readers of gain · S(what it makes) then says by how much noise of
 energy 1 in g raises E‖ĝ − g‖² over all parameters, with S = 1 for the parameters' own gradients; and what a codec adds
 is Σ over readers of noise · S. The noise that there is comes from one code of each value and is followed through
-backward beside the exact gradients. No kernel of forward runs more often than the schedule says, and a kernel of
-backward once more for each gradient and kind of noise, and for each codec that it reads; products (matrices,
-convolutions, attention) are measured with one codec of each family, and its others are scaled by their squared errors.
+backward beside the exact gradients. A kernel of backward runs once more for each gradient and kind of noise, and for
+one codec of each family that it reads, whose others are scaled by the squared errors of values that are alike. Where a
+kernel is cheap codecs with large errors, which need not be in proportion, run themselves. What has few elements, a
+scalar at most, is measured with as many draws as it takes to tell an energy (`noise_bench.FEW`).
 
 Energies alone do not tell along which directions noise lies, nor where parts of it meet again: in trained networks what
-is foretold so is half or twice of what is. So the step runs once more for each class of values that are alike (not for
-each value), with the codes of all of them, and what each adds is scaled by what all together add. Codecs that round to
-the nearest are biased: what they do adds up over samples and layers. So it runs once more for each of their names, too,
-and there what each adds is never scaled down.
+is foretold so is half or twice of what is. So backward is followed once more (`beside`) for each class of values that
+are alike, not for each value, with the codes of all of them, and what each adds is scaled by what all together add.
+Where no kernel reads what they make noisy, as of inputs of weights' products, what they add has been measured already.
+Codecs that round to the nearest are biased: what they do adds up over samples and layers. So it is followed once more
+for each of their names, too, if what they add matters and a plan may have them, and there it is never scaled down.
 
 A coding's error is what it adds as a share of the variance that the gradient has anyway: of all gradients together, or
 of each by itself in the mean over their elements, whichever is more. Adam and its like divide each element by its own
 size, so that noise which is nothing in the sum may be all there is of some: attention's queries and keys have tiny
-gradients for long. What the gradient has anyway `sample_signs` tells, from the same run.
+gradients for long. What the gradient has anyway `sample_signs` tells, from the first run.
 """
 
 from __future__ import annotations
