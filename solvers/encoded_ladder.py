@@ -32,8 +32,9 @@ class Encoded:
     There are three sources of run orders for a choice:
 
         those that `asked` found without encodings, with chosen values encoded wherever they wait (`with_codes`);
-        those of `solver` for the problem in which chosen values have the size of their codes wherever nothing reads
-            them, with the same done to them: they leave out the codecs, and what is decoded between two readers;
+        where approximate codes are chosen, those of `solver` for the problem in which chosen values have the size of
+            their codes wherever nothing reads them, with the same done to them: they leave out the codecs, and what is
+            decoded between two readers;
         for the largest choice, those of `solver` for the recoded problem (`Recoding.reduced`): they count everything
             right, and run nothing again from what is decoded.
 
@@ -58,9 +59,10 @@ class Encoded:
             ladder = _Ladder(problem, choice, plain)
             for one in plain:
                 yield from ladder.rated(one.solver, one.told, with_codes(problem, choice, one.order))
-            for candidate in self.solver.candidates(_in_code_sizes(problem, choice)):
-                order = with_codes(problem, choice, candidate.order)
-                yield from ladder.rated(self.solver.name, candidate.told, order)
+            if _is_approximate(problem, choice):
+                for candidate in self.solver.candidates(_in_code_sizes(problem, choice)):
+                    order = with_codes(problem, choice, candidate.order)
+                    yield from ladder.rated(self.solver.name, candidate.told, order)
             if choice == choices[-1]:
                 recoding = recoding_of(problem, choice)
                 for candidate in self.solver.candidates(recoding.reduced):
@@ -94,6 +96,11 @@ def _order(schedule: Schedule) -> RunOrder:
     """What each segment of a schedule runs."""
     runs = (schedule.instructions[segment.start : segment.stop] for segment in schedule.segments)
     return tuple(tuple(one.op for one in segment if isinstance(one, Run)) for segment in runs)
+
+
+def _is_approximate(problem: Problem, choice: Choice) -> bool:
+    """Whether a choice has approximate codes, which are of most values; exact ones are of few."""
+    return any(problem.values[value].encodings[number].fidelity == "approximate" for value, number in choice)
 
 
 def _in_code_sizes(problem: Problem, choice: Choice) -> Problem:

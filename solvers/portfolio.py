@@ -42,7 +42,9 @@ NAMED: tuple[Solver, ...] = (Dp(),)
 # Asked by name only, for one budget at a time, as it takes long.
 EXACT = Ilp()
 SOLVER_NAMES = ("auto", *(solver.name for solver in (*SOLVERS, *NAMED, EXACT)))
-_FEWER_RUNGS = 2  # of what is solved once more for each choice of values to encode
+# Of what is solved once more for each choice of values to encode: these shares of the work find as much.
+_FEWER_RUNGS = 2
+_FEWER_VISITS = 8
 _MOST_LADDERS = 64  # held in memory, some megabytes each for deep models: of about a dozen kinds of calls
 _ALWAYS_FINISH = ("keep_all", "recipes")  # however short the time, so that no recipe that fits is better
 
@@ -264,7 +266,8 @@ def _encoded(problem: Problem, asked: Sequence[Solver]) -> Encoded | None:
         return None
     main = next((one for one in able if isinstance(one, Hierarchical)), able[-1])
     if isinstance(main, Hierarchical):
-        main = replace(main, dp=replace(main.dp, rungs=max(main.dp.rungs // _FEWER_RUNGS, 1)))
+        dp = replace(main.dp, rungs=max(main.dp.rungs // _FEWER_RUNGS, 1))
+        main = replace(main, dp=dp, visits=main.visits // _FEWER_VISITS)
     return Encoded(tuple(asked), main)
 
 

@@ -8,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowtide import solvers
 from lowtide.solvers.encoded import encoded_schedule, with_codes
+from lowtide.solvers.encoded_ladder import Encoded
 from lowtide.solvers.encoding_choices import choices_of
+from lowtide.solvers.envelope import rate
 from lowtide.solvers.errors import ScheduleError
 from lowtide.solvers.gentler import gentler
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem import Encoding, Problem
+from lowtide.solvers.recipes import Recipes
 from lowtide.solvers.recoding import encodable
 from lowtide.solvers.schedule import Decode, Encode, Free, FreeCode, Run, Schedule, Segment
 from lowtide.solvers.simulate import baseline_of, make_plan, simulate
@@ -74,6 +77,26 @@ def test_errors_beyond_the_budget_are_refused():
 def test_without_an_error_budget_nothing_approximate_is_chosen():
     assert choices_of(read_twice(error_budget=0.0)) == ()
     assert choices_of(read_twice(error=0.0, error_budget=0.0)) == (((1, 0),),)
+
+
+@pytest.mark.parametrize(("fidelity", "solved"), [("bitwise", 1), ("approximate", 2)])
+def test_only_with_approximate_codes_the_step_is_solved_without_codecs_too(fidelity, solved):
+    problem, asked = read_twice(), []
+    wide = replace(problem.values[1], encodings=(replace(problem.values[1].encodings[0], fidelity=fidelity, error=0),))
+    problem = replace(problem, values=(problem.values[0], wide, *problem.values[2:]))
+
+    class Asked(Recipes):
+        """Recipes that remember what they were asked."""
+
+        def candidates(self, problem):
+            """Its run orders."""
+            asked.append(problem)
+            return super().candidates(problem)
+
+    found = list(
+        Encoded((Recipes(),), Asked()).rated(problem, [rate(problem, "", one) for one in Recipes().candidates(problem)])
+    )
+    assert len(choices_of(problem)) == 1 and len(asked) == solved and any(one.choice for one in found)
 
 
 @settings(max_examples=30, deadline=None)
