@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -66,11 +66,17 @@ def _quantized(bits: int, is_spread: bool) -> Codec:
     return _drawn(f"{bits}-bit {family}", family, encode_groups, options, decode_groups, options)
 
 
-QUANTIZED: Mapping[str, tuple[Codec, ...]] = {
-    family: tuple(_quantized(bits, is_spread) for bits in (8, 6, 5, 4, 3, 2))
+_QUANTIZED = {
+    family: {bits: _quantized(bits, is_spread) for bits in (8, 6, 5, 4, 3, 2)}
     for family, is_spread in (("groups", False), ("spread", True))
 }
-"""Groups of 256 elements, rounded at random without bias; "spread" by a randomized Hadamard transform before."""
+
+
+def group_codecs(families: Iterable[str], fewest_bits: int = 1) -> tuple[Codec, ...]:
+    """Codecs of groups of 256 elements, rounded at random without bias; "spread" by a randomized Hadamard transform
+    before."""
+    told = (_QUANTIZED.get(family, {}).items() for family in families)
+    return tuple(codec for several in told for bits, codec in several if bits >= fewest_bits)
 
 
 def row_codecs(value: torch.Tensor, dim: int, families: Iterable[str]) -> tuple[Codec, ...]:

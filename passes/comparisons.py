@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Any
 
@@ -54,22 +54,25 @@ _COMPARING_IF: dict[str, Callable[[Arguments], bool]] = {
 
 
 def is_compared(step: StepGraph, storage: int, readers: Sequence[Kernel]) -> bool:
-    """Whether kernels of backward, `readers`, compare what lies in a storage, or what they make of it alone.
+    """Whether kernels of backward, `readers`, compare what lies in a storage, or what they make of it alone."""
+    return any(_compares(step, call, read) for call, read in reads_of_values(step, storage, readers))
 
-    What is made of values of forward is followed, and what is made of gradients is not: those are compared nowhere.
+
+def reads_of_values(step: StepGraph, storage: int, readers: Sequence[Kernel]) -> Iterator[tuple[fx.Node, int]]:
+    """Calls of backward with a storage that they may read: this one, or what `readers` make of it alone.
+
+    What is made of values of forward is followed, and what is made of gradients is not: those are factors everywhere.
     """
     found, waiting = {storage}, [(storage, kernel) for kernel in readers]
     while waiting:
         read, kernel = waiting.pop()
         if kernel.role != "compute":
             continue
-        if any(_compares(step, call, read) for call in kernel.calls):
-            return True
+        yield from ((call, read) for call in kernel.calls)
         if kernel.repeatable:  # and so made of no gradient
             made = set(kernel.makes) - found
             found |= made
             waiting += [(one, later) for one in made for later in step.kernels if one in later.reads]
-    return False
 
 
 def is_comparison(call: fx.Node) -> bool:

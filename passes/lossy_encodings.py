@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterator
 
 from torch import fx
 
-from ..kernels.approximate_codecs import FAMILIES, QUANTIZED, row_codecs
+from ..kernels.approximate_codecs import FAMILIES, group_codecs, row_codecs
 from ..kernels.codecs import Codec
 from ..kernels.tensor_rows import has_rows
 from .call_signature import arguments_of, operation_name
 from .comparisons import is_compared
 from .derivative_encodings import codecs_of_derivatives
+from .exponentials import FEWEST_BITS, is_exponentiated
 from .products import is_product
 from .step_graph import Kernel, StepGraph
 
@@ -27,8 +28,10 @@ def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -
         yield from codecs_of_derivatives(step, storage, readers)
     if is_compared(step, storage, readers):
         return
-    for family in chosen:
-        yield from QUANTIZED.get(family, ())
+    if is_exponentiated(step, storage, readers):
+        yield from group_codecs(chosen, FEWEST_BITS)
+        return
+    yield from group_codecs(chosen)
     dims = {_feature_dim(step, storage, kernel) for kernel in readers}
     dim = dims.pop()
     if not dims and dim is not None and value.dim() > 1 and has_rows(value, dim):

@@ -49,6 +49,49 @@ def test_what_is_compared_with_a_threshold_is_not_rounded(activation):
     assert not any("groups" in name for name in codecs_of(model, torch.randn(512, 64)))
 
 
+class Attending(nn.Module):
+    """One layer of attention, and how sharp it is."""
+
+    def __init__(self, sharpness=1.0, width=64):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.sharpness = sharpness
+
+    def forward(self, x):
+        """The mean of squares."""
+        heads = [part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)]
+        heads[0] = self.sharpness * heads[0]
+        return F.scaled_dot_product_attention(*heads, is_causal=True).square().mean()
+
+
+def test_what_attention_exponentiates_has_codes_of_many_bits_only():
+    options = Options(fidelity="approximate", costs="flops", codecs=("groups",))
+    posed = capture_and_pose(Attending(), (torch.randn(8, 64, 64),), {}, options).posed
+    of_attention = {v for op in posed.problem.ops if "attention" in op.name and "backward" in op.name for v in op.reads}
+    told = [posed.problem.values[value] for value in of_attention if posed.problem.values[value].encodings]
+    bits = sorted({min(int(one.name[0]) for one in value.encodings) for value in told})
+    assert bits == [2, 6] and len(told) >= 4
+    exponentiated = [value for value in told if min(int(one.name[0]) for one in value.encodings) == 6]
+    assert len(exponentiated) == 3  # queries, keys, and the logarithms of sums
+
+
+@pytest.mark.parametrize("function", [torch.exp, torch.expm1, lambda h: torch.log_softmax(h, -1)])
+def test_what_a_formula_exponentiates_has_codes_of_many_bits_only(function):
+    def product(module, x):
+        h = module.first(x)
+        return module.second(function(h) * h).square().mean()
+
+    model = Called(product, first=nn.Linear(64, 64), second=nn.Linear(64, 64))
+    options = Options(fidelity="approximate", costs="flops", codecs=("groups",))
+    told = []
+    for way in capture_and_pose(model, (torch.randn(512, 64),), {}, options).ways:
+        problem = way.posed.problem
+        exponentials = (op for op in problem.ops[problem.forward_length :] if op.name.startswith(("exp", "_log_")))
+        told += [problem.values[value].encodings for op in exponentials for value in op.reads]
+    assert any(told)
+    assert all(int(one.name[0]) >= 6 for encodings in told for one in encodings)
+
+
 TARGET = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
 CLASSES = TARGET.argmax(1)
 
