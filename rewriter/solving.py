@@ -74,7 +74,7 @@ def frontier_of(
     plans = sorted(chain.from_iterable(frontiers), key=lambda one: (one.peak_bytes, one.seconds), reverse=True)
     lowest: list[Plan] = []
     for plan in reversed(plans):
-        if not lowest or plan.seconds < lowest[-1].seconds:
+        if not lowest or _worth(plan) < _worth(lowest[-1]):  # equally fast ones have smaller errors in more bytes
             lowest.append(plan)
     return spread_out(lowest[::-1], count)
 
