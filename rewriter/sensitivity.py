@@ -51,7 +51,7 @@ _WORTH_A_LANE = 1e-3  # of what all codes add,
 _WORTH_OF_BUDGET = 1e-2  # or of the error budget, and no more of the gradient's own variance than
 _NEGLIGIBLE = 1e-4
 _LANES = 4  # followed at once: each holds half of the bytes of the gradients on their way
-_LEAST_VARIANCE = 1e-2  # of the average element's, that each is taken to have: some are nothing but rounding
+_LEAST_VARIANCE = 1e-4  # of the average element's, that each is taken to have: some are nothing but rounding
 
 
 @dataclass(frozen=True)
