@@ -50,10 +50,14 @@ def _several(family: str, unit: str, amounts: tuple[str, ...], kind: Callable[[s
 EXACT = Setting("exact", "", "", ())
 SETTINGS = (
     EXACT,
-    *_several(DERIVATIVES, "bits", ("2", "3", "4"), lambda bits: named(f"{bits}-bit gelu'")),
+    *_several(DERIVATIVES, "bits", ("1", "2", "3", "4"), lambda bits: named(f"{bits}-bit gelu'")),
     *_several(
         ROWS, "kept", ("0.5", "0.2", "0.1"), lambda share: of_linear_inputs(f"{share} of rows, without_replacement")
     ),
     *_several(PRODUCTS, "bits", ("8", "4", "2"), lambda bits: named(f"{bits}-bit groups", only_products=True)),
-    *_several(ALL, "bits", ("8", "4", "2"), lambda bits: named(f"{bits}-bit groups")),
+    *(
+        # what attention exponentiates has 6 bits at least
+        Setting(f"{ALL}, {bits} bits", ALL, bits, (named(f"{bits}-bit groups"), named("6-bit groups")))
+        for bits in ("8", "4", "2")
+    ),
 )

@@ -61,6 +61,8 @@ def main() -> None:
     unknown = [name for name in options.names if name not in MODELS]
     if unknown:
         parser.error(f"there is no model {unknown[0]!r}: choose among {', '.join(MODELS)}")
+    if options.rounds < 2:
+        parser.error(f"--rounds {options.rounds} has no quartiles: pass 2 at least")
     print(f"{'':<22} {'kept, MB':>9} {'eager /':>8} {'products again':>15} {'step time / eager':>24}  gradients")
     told = {name: _rows(name, options.rounds) for name in options.names or MODELS}
     print(told_rounds(options.rounds))
