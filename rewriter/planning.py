@@ -37,6 +37,7 @@ Progress = Callable[[float, str], None]
 
 # What torch.get_rng_state() returns for the CPU's generator; a CUDA generator's state lives on the host.
 _CPU_STATE_BYTES = 5056
+_NOISY = {"groups", "spread"}  # codes of values from which others may be made again
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def capture_step(
     step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
     found = StepCosts(captured, step, _codings(step, options), {}, options, device, type(model).__name__)
-    if options.fidelity == "approximate":
+    if options.fidelity == "approximate" and _NOISY & set(options.codecs or USUAL_FAMILIES):
         found = replace(found, beside=_beside(found))
     calls = [call for one in (found, found.beside) if one is not None for call in _calls(one)]
     told = (
