@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from math import isfinite
+from time import perf_counter
 
 from ..solvers.errors import InfeasibleBudget, ScheduleError
 from ..solvers.plan import Plan
@@ -16,6 +17,7 @@ from .bytes_text import Share, format_bytes, parse_bytes
 from .errors import PlanError
 from .planning import PlannedStep, PosedStep, Progress
 
+_LEAST_SECONDS = 1e-3  # for a solver: recipes are tried in any case
 _GRAIN = 1e-3  # of a step's seconds, by which plans are told apart
 _ERROR_SLACK = 1.25  # for a plan made elsewhere, whose errors were measured on other data
 
@@ -27,8 +29,8 @@ def solve_step(
     progress: Progress | None = None,
     given_plan: Plan | None = None,
 ) -> PlannedStep:
-    """The plan of a posed step: the faster one of those for all ways to make its gradients (`PosedStep.ways`); of
-    plans equally fast the one with the smaller error. Raises BudgetError, InfeasibleBudget.
+    """The plan of a posed step: the fastest one of those for all ways to make its gradients (`PosedStep.ways`); of
+    plans equally fast that of the first way. Raises BudgetError, InfeasibleBudget.
 
     given_plan: is taken instead of solving; PlanError if it is for another step or peaks above the budget here.
     """
@@ -41,9 +43,11 @@ def solve_step(
     options = found.costs.options
     plans: list[PlannedStep] = []
     shortfalls: list[InfeasibleBudget] = []
+    started = perf_counter()
     for way in found.ways:
+        left_seconds = max(options.time_limit_seconds - (perf_counter() - started), _LEAST_SECONDS)
         try:
-            plan = portfolio.solve(way.posed.problem, budget_bytes, options.solver, told, options.time_limit_seconds)
+            plan = portfolio.solve(way.posed.problem, budget_bytes, options.solver, told, left_seconds)
         except InfeasibleBudget as shortfall:
             shortfalls.append(shortfall)
             continue
@@ -52,7 +56,7 @@ def solve_step(
             break
     if not plans:
         raise min(shortfalls, key=lambda one: one.smallest_bytes)
-    best = min(plans, key=lambda one: _worth(one.plan))
+    best = min(plans, key=lambda one: _worth(one.plan)[0])
     bounds = [one.plan.lower_bound_seconds for one in plans]
     bound = min((one for one in bounds if one is not None), default=None)
     return replace(best, plan=replace(best.plan, lower_bound_seconds=bound))
