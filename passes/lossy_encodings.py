@@ -13,6 +13,7 @@ from .call_signature import arguments_of, operation_name
 from .comparisons import is_compared
 from .derivative_encodings import codecs_of_derivatives
 from .exponentials import FEWEST_BITS, is_exponentiated
+from .poles import has_a_pole
 from .products import is_product
 from .step_graph import Kernel, StepGraph
 
@@ -26,7 +27,7 @@ def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -
     chosen = [family for family in FAMILIES if family in families]
     if "derivatives" in chosen:
         yield from codecs_of_derivatives(step, storage, readers)
-    if is_compared(step, storage, readers):
+    if is_compared(step, storage, readers) or has_a_pole(step, storage, readers):
         return
     if is_exponentiated(step, storage, readers):
         yield from group_codecs(chosen, FEWEST_BITS)

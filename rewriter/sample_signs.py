@@ -1,8 +1,9 @@
 """How much the gradient varies from one batch to the next, measured in one step on one batch.
 
 The variance that the gradient has anyway, as an estimate from a batch of B samples: with signs σ_b = ±1 that add up to
-0 on the samples' losses, E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is the variance of the sum of B samples. Signs
-are given to the first gradients of backward that have a place for each sample; all that comes of them is linear.
+0 on the samples' losses, E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is the variance of the sum of B samples.
+Signs are given to the first gradients of backward that have a place for each sample; all that comes of them is linear.
+Terms of a loss that depend on parameters alone (a penalty of their size) belong to no sample and do not vary.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import fx
 
 from ..kernels.linear_cross_entropy import linear_cross_entropy
-from ..passes.step_graph import Kernel
+from ..passes.step_graph import Kernel, StepGraph
 from .beside import CARRIED, energy_of
 from .replay import Replay
 
@@ -33,6 +34,7 @@ class SampleSigns:
         self.signs = signs[order].to(device)
         self.signed: dict[fx.Node, torch.Tensor] = {}
         self._gradients: set[fx.Node] = set()
+        self._constant: frozenset[int] | None = None
 
     def see_tangents(self, made: Mapping[fx.Node, torch.Tensor]) -> None:
         """Gives signs to gradients that come in from outside."""
@@ -48,7 +50,8 @@ class SampleSigns:
             return
         self._gradients.update(made)
         if not with_signs:
-            self._give_signs(made)
+            if kernel.sequence not in self._of_no_sample(replay.step):
+                self._give_signs(made)
             return
         # what is added to it and belongs to no sample does not vary
         sizes = {tensor.numel() for tensor in with_signs.values()}
@@ -84,6 +87,11 @@ class SampleSigns:
         odd = self.samples / (self.samples - 1) if self.samples % 2 else 1.0
         return energy_of(self.signed[node]) * odd
 
+    def _of_no_sample(self, step: StepGraph) -> frozenset[int]:
+        if self._constant is None:
+            self._constant = _without_samples(step)
+        return self._constant
+
     def _give_signs(self, made: Mapping[fx.Node, torch.Tensor]) -> None:
         for node, gradient in made.items():
             rows = self._rows(gradient)
@@ -98,3 +106,15 @@ class SampleSigns:
             return 0
         rows = gradient.shape[0] if gradient.shape[0] > 1 or gradient.dim() == 1 else gradient.shape[1]
         return 0 if rows % self.samples else rows // self.samples
+
+
+def _without_samples(step: StepGraph) -> frozenset[int]:
+    """Autograd's numbers of operations of forward that depend on no input."""
+    varying = {number for number, storage in enumerate(step.storages) if storage.kind == "input"}
+    numbers: dict[bool, set[int]] = {False: set(), True: set()}
+    for kernel in step.kernels:
+        if kernel.phase == "forward" and kernel.role == "compute":
+            varies = not varying.isdisjoint(kernel.reads)
+            varying.update(kernel.makes if varies else ())
+            numbers[varies].add(kernel.sequence)
+    return frozenset(numbers[False] - numbers[True])

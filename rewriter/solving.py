@@ -8,6 +8,7 @@ from itertools import chain
 from math import isfinite
 from time import perf_counter
 
+from ..solvers.bound import lower_bound_seconds
 from ..solvers.errors import InfeasibleBudget, ScheduleError
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
@@ -43,6 +44,7 @@ def solve_step(
     options = found.costs.options
     plans: list[PlannedStep] = []
     shortfalls: list[InfeasibleBudget] = []
+    bounds: list[float | None] = []
     started = perf_counter()
     for way in found.ways:
         left_seconds = max(options.time_limit_seconds - (perf_counter() - started), _LEAST_SECONDS)
@@ -50,16 +52,17 @@ def solve_step(
             plan = portfolio.solve(way.posed.problem, budget_bytes, options.solver, told, left_seconds)
         except InfeasibleBudget as shortfall:
             shortfalls.append(shortfall)
+            bounds.append(lower_bound_seconds(way.posed.problem, budget_bytes))  # others may find what none did here
             continue
+        bounds.append(plan.lower_bound_seconds)
         plans.append(PlannedStep(way.step, way.posed, plan, way.costs))
         if not plan.extra_seconds:
             break
     if not plans:
         raise min(shortfalls, key=lambda one: one.smallest_bytes)
     best = min(plans, key=lambda one: _worth(one.plan)[0])
-    bounds = [one.plan.lower_bound_seconds for one in plans]
-    bound = min((one for one in bounds if one is not None), default=None)
-    return replace(best, plan=replace(best.plan, lower_bound_seconds=bound))
+    known = [one for one in bounds if one is not None]
+    return replace(best, plan=replace(best.plan, lower_bound_seconds=min(known) if len(known) == len(bounds) else None))
 
 
 def _worth(plan: Plan) -> tuple[float, float]:

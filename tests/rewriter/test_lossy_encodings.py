@@ -92,6 +92,32 @@ def test_what_a_formula_exponentiates_has_codes_of_many_bits_only(function):
     assert all(int(one.name[0]) >= 6 for encodings in told for one in encodings)
 
 
+@pytest.mark.parametrize(
+    ("function", "read"),
+    [
+        (torch.log, "add"),
+        (torch.sqrt, "sqrt"),  # of which its backward takes twice the result for a denominator
+        (lambda v: v**1.5, "add"),
+        (lambda v: v**-2.0, "add"),
+    ],
+)
+def test_what_backward_divides_by_or_takes_a_root_of_is_kept_without_noise(function, read):
+    def divided(module, x):
+        h = module.first(x)
+        return module.second(function(h * h + 0.5)).square().mean()
+
+    model = Called(divided, first=nn.Linear(64, 64), second=nn.Linear(64, 64))
+    for way in capture_and_pose(model, (torch.randn(512, 64),), {}, Options("approximate", costs="flops")).ways:
+        problem = way.posed.problem
+        kept = [
+            problem.values[value]
+            for value, maker in enumerate(problem.maker)
+            if 0 <= maker < problem.forward_length and max(problem.readers[value], default=0) >= problem.forward_length
+        ]
+        told = {value.name.split("_")[0]: bool(value.encodings) for value in kept if value.size_bytes >= 512 * 64 * 4}
+        assert told[read] is False and told["addmm"] is True
+
+
 TARGET = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
 CLASSES = TARGET.argmax(1)
 
@@ -253,7 +279,7 @@ def test_a_plan_tells_what_is_encoded_and_what_it_adds():
     plan = next(one for one in coded_plans() if one.encoding_error)
     console = Console(width=100, record=True)
     console.print(plan_text("case", plan))
-    text = console.export_text()
+    text = " ".join(console.export_text().split())
     assert "variance added" in text and "to the gradient's variance" in text
     assert format_bytes(plan.peak_bytes) in text
 

@@ -15,6 +15,7 @@ from lowtide.rewriter.sensitivity import SEED
 from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.liveness import schedule_of
 from lowtide.solvers.simulate import simulate
+from small_networks import Called
 from torch import nn
 
 DRAWS = 5
@@ -288,3 +289,21 @@ def test_measuring_leaves_the_model_its_buffers_and_the_generator_alone():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("penalty", [0.1, 10.0])
+def test_a_penalty_of_parameters_is_no_variance_between_samples(penalty):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8))
+
+    def loss(module, x, weight):
+        return module.net(x).square().mean() + weight * sum(p.square().sum() for p in module.net.parameters())
+
+    def own_variance(weight):
+        model = Called(lambda module, x: loss(module, x, weight), net=net)
+        options = Options(fidelity="approximate", costs="flops")
+        return capture_and_pose(
+            model, (torch.ones(32, 16).cumsum(0).sin(),), {}, options
+        ).costs.sensitivity.own_variance
+
+    assert own_variance(penalty) == pytest.approx(own_variance(0.0), rel=0.05)
