@@ -21,7 +21,7 @@ from .captured import NothingToDifferentiate
 from .emit import emit
 from .errors import LowtideError, LowtideWarning
 from .header import header_of
-from .planning import Options, PlannedStep, StepCosts, calibrated, capture_step, pose_ways, situation_of
+from .planning import Options, PlannedStep, PosedStep, StepCosts, calibrated, capture_step, pose_step, situation_of
 from .program import Program
 from .progress import shown_progress
 from .runtime import run_forward
@@ -181,10 +181,11 @@ class Rewriting:
             costs = calibrated(found, situation, progress) if costs is None else found
             # A given plan is for the first kind of call; a kept one, of a copy, serves where it happens to fit.
             given = self.given_plan if not self._ready else None
-            posed = pose_ways(costs, situation)
-            known = {way.posed.problem.fingerprint for way in posed.ways}
-            if given is None and self.kept_plan is not None and self.kept_plan.fingerprint in known:
-                given = self.kept_plan
+            posed = PosedStep(costs, situation, *pose_step(costs, situation))
+            kept = self.kept_plan
+            if given is None and kept is not None:
+                fits = any(way.posed.problem.fingerprint == kept.fingerprint for way in posed.ways)
+                given = kept if fits else None
             planned = solve_step(posed, self.budget, self.portfolio, progress, given)
         program = emit(
             planned.costs.captured,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from math import inf
 from typing import Any
@@ -92,7 +93,7 @@ class Options:
 @dataclass(frozen=True)
 class StepCosts:
     """A captured step, its step graph, how its storages may be encoded, and what all that costs: what stays the same
-    while `.grad` comes and goes. sensitivity: of the gradient to what is approximate, if anything may be. beside: the
+    while `.grad` comes and goes. sensitivity: of the gradient to what is approximate, if anything may be. remade: the
     same step with more made again in backward (`run_again_in_backward`), which needs fewer approximate codes."""
 
     captured: Captured
@@ -103,7 +104,21 @@ class StepCosts:
     device: torch.device
     name: str
     sensitivity: Sensitivity | None = None
-    beside: StepCosts | None = field(default=None, repr=False)
+    remade: Remade | None = field(default=None, repr=False)
+
+
+@dataclass(eq=False)
+class Remade:
+    """The step with more made again in backward, whose noise is measured when it is first asked for."""
+
+    costs: StepCosts
+    measured: StepCosts | None = None
+
+    def calibrated(self, situation: Situation) -> StepCosts:
+        """As `calibrated`; of later situations the same."""
+        if self.measured is None:
+            self.measured = calibrated(self.costs, situation)
+        return self.measured
 
 
 @dataclass(frozen=True)
@@ -118,19 +133,29 @@ class Situation:
 
 @dataclass(frozen=True)
 class PosedStep:
-    """A step in a situation, ready to be solved. step: with its gradients handed over as the situation has them.
-    beside: the step beside it, if there is one, compared with this one (`Problem.reference`)."""
+    """A step in a situation, ready to be solved. step: with its gradients handed over as the situation has them."""
 
     costs: StepCosts = field(repr=False)
     situation: Situation
     step: StepGraph
     posed: Posed
-    beside: PosedStep | None = field(default=None, repr=False)
+
+    @cached_property
+    def remade(self) -> PosedStep | None:
+        """The step with more made again in backward, compared with this one; None if nothing is."""
+        if self.costs.remade is None:
+            return None
+        costs = self.costs.remade.calibrated(self.situation)
+        step, posed = pose_step(costs, self.situation)
+        posed = replace(posed, problem=replace(posed.problem, reference=baseline_of(self.posed.problem)))
+        return PosedStep(costs, self.situation, step, posed)
 
     @property
-    def ways(self) -> tuple[PosedStep, ...]:
-        """All ways to make the step's gradients."""
-        return (self,) if self.beside is None else (self, self.beside)
+    def ways(self) -> Iterator[PosedStep]:
+        """All ways to make the step's gradients; the second one is measured when its turn comes."""
+        yield self
+        if self.remade is not None:
+            yield self.remade
 
 
 @dataclass(frozen=True)
@@ -176,16 +201,16 @@ def capture_step(
     step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
     found = StepCosts(captured, step, _codings(step, options), {}, options, device, type(model).__name__)
-    if options.fidelity == "approximate" and _NOISY & set(options.codecs or USUAL_FAMILIES):
-        found = replace(found, beside=_beside(found))
-    calls = [call for one in (found, found.beside) if one is not None for call in _calls(one)]
+    is_noisy = options.fidelity == "approximate" and _NOISY & set(options.codecs or USUAL_FAMILIES)
+    remade = _remade(found) if is_noisy else None
+    calls = [call for one in (found, remade) if one is not None for call in _calls(one)]
     told = (
         (lambda done, total, name: progress(0.1 + 0.5 * done / max(total, 1), f"measuring {name}"))
         if progress
         else None
     )
     costs = measure_costs(calls, device, options.costs, preset, told)
-    return replace(found, costs=costs, beside=found.beside and replace(found.beside, costs=costs))
+    return replace(found, costs=costs, remade=Remade(replace(remade, costs=costs)) if remade is not None else None)
 
 
 def _codings(step: StepGraph, options: Options) -> Mapping[int, tuple[Coding, ...]]:
@@ -200,7 +225,7 @@ def _calls(costs: StepCosts) -> Iterator[fx.Node]:
         yield from one.calls
 
 
-def _beside(costs: StepCosts) -> StepCosts | None:
+def _remade(costs: StepCosts) -> StepCosts | None:
     """The same step with more made again in backward, if any can be."""
     captured = costs.captured
     found = run_again_in_backward(captured.graph, captured.mutations, is_random, costs.step)
@@ -224,17 +249,8 @@ def capture_and_pose(
     """The scheduling problem of a step in the situation that there is now. Raises CaptureError, MeasureError."""
     costs = capture_step(model, args, kwargs, options, progress)
     situation = situation_of(model, args, kwargs, options, costs.device, costs.captured.constants, optimizer)
-    return pose_ways(calibrated(costs, situation, progress), situation)
-
-
-def pose_ways(costs: StepCosts, situation: Situation) -> PosedStep:
-    """The scheduling problem of a calibrated step in a situation, and that of the step beside it."""
-    found = PosedStep(costs, situation, *pose_step(costs, situation))
-    if costs.beside is None:
-        return found
-    step, posed = pose_step(costs.beside, situation)
-    posed = replace(posed, problem=replace(posed.problem, reference=baseline_of(found.posed.problem)))
-    return replace(found, beside=PosedStep(costs.beside, situation, step, posed))
+    costs = calibrated(costs, situation, progress)
+    return PosedStep(costs, situation, *pose_step(costs, situation))
 
 
 def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None = None) -> StepCosts:
@@ -251,8 +267,6 @@ def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None
         )
     if progress:
         progress(0.6, "measuring errors")
-    if costs.beside is not None:
-        costs = replace(costs, beside=calibrated(costs.beside, situation, progress))
     step, posed = pose_step(replace(costs, codings={}), situation)
     plan = Portfolio().frontier(posed.problem, 2)[-1]
     found = sensitivity_of(

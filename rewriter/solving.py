@@ -37,8 +37,8 @@ def solve_step(
     """
     budget_bytes = _budget_bytes(budget, found.posed.problem)
     if given_plan is not None:
-        fitting = [way for way in found.ways if way.posed.problem.first_difference(given_plan.problem) is None]
-        way = (*fitting, found)[0]
+        fitting = (way for way in found.ways if way.posed.problem.first_difference(given_plan.problem) is None)
+        way = next(fitting, found)
         return PlannedStep(way.step, way.posed, _taken(given_plan, way.posed.problem, budget_bytes), way.costs)
     told = (lambda share, text: progress(0.6 + 0.4 * share, text)) if progress else None
     options = found.costs.options

@@ -223,8 +223,10 @@ class _Runner:
         return [t for t in tensors if t.requires_grad and t.is_leaf]
 
     def _chosen(self, outputs: Sequence[torch.Tensor | None], names: Sequence[str]) -> list[int]:
-        """The outputs that backward starts from: the loss, or all that carry a gradient."""
+        """The outputs that backward starts from: of those returned the loss, or all that carry a gradient."""
         able = [i for i, output in enumerate(outputs) if output is not None and output.requires_grad]
+        if self.returned is not None:
+            able = [i for i in able if is_named(names[i], self.returned)]
         if self.wanted is not None:
             return [i for i in able if is_named(names[i], self.wanted)]
         return [i for i in able if names[i] == "loss"] or able

@@ -51,7 +51,7 @@ def posed(case):
 def again(posed) -> set[str]:
     """What backward makes again, by the names of forward's operations."""
     before = {one.name for one in posed.posed.problem.ops}
-    return {one.name for one in posed.beside.posed.problem.ops if one.name not in before} if posed.beside else set()
+    return {one.name for one in posed.remade.posed.problem.ops if one.name not in before} if posed.remade else set()
 
 
 def of_network(told, *args, **parts):
@@ -69,7 +69,7 @@ def test_a_gated_unit_keeps_its_gate_and_its_value_and_neither_their_product_nor
 
 def test_its_gradients_are_the_same_bits_where_nothing_is_encoded(case, posed):
     model, x = case
-    problem = posed.beside.posed.problem
+    problem = posed.remade.posed.problem
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
     small = lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (x,), plan=plan, **OPTIONS)
     assert small.plan.fingerprint == problem.fingerprint
@@ -88,7 +88,7 @@ def test_a_plan_of_it_is_taken_where_it_is_faster_and_keeps_its_budgets(case, po
 
 
 def test_what_it_makes_again_counts_as_extra_time(posed):
-    problem, reference = posed.beside.posed.problem, baseline_of(posed.posed.problem)
+    problem, reference = posed.remade.posed.problem, baseline_of(posed.posed.problem)
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
     assert plan.baseline_seconds == reference.seconds and plan.baseline_peak_bytes == reference.peak_bytes
     assert plan.extra_seconds == pytest.approx(problem.seconds - reference.seconds) and plan.extra_seconds > 0

@@ -133,3 +133,11 @@ def test_a_gradient_made_in_forward_is_no_output_to_leave_out():
     with pytest.raises(lowtide.InfeasibleBudget) as refused:
         lowtide.plan(model, "1KiB", (), batch, **options)
     assert "returned outputs" not in str(refused.value)
+
+
+@pytest.mark.parametrize("fidelity", ["bitwise", "rounding"])
+def test_backward_starts_from_what_is_returned_where_that_is_chosen(fidelity):
+    torch.manual_seed(0)
+    model = Called(lambda m, x: (m.part(x).square().mean(), m.part(x).exp()), part=nn.Linear(8, 8))
+    report = lowtide.verify(model, "100%", (torch.randn(4, 8),), fidelity=fidelity, outputs=["0"], costs="flops")
+    assert report.ok, str(report)
