@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Any
 
 from torch import fx
 
 from .call_signature import arguments_of, operation_name
-from .step_graph import Kernel, StepGraph, tensors_of
+from .step_graph import StepGraph, tensors_of
+from .value_reads import ValueRead, reads_as
 
 Arguments = dict[str, Any]
 
@@ -53,26 +54,9 @@ _COMPARING_IF: dict[str, Callable[[Arguments], bool]] = {
 }
 
 
-def is_compared(step: StepGraph, storage: int, readers: Sequence[Kernel]) -> bool:
-    """Whether kernels of backward, `readers`, compare what lies in a storage, or what they make of it alone."""
-    return any(_compares(step, call, read) for call, read in reads_of_values(step, storage, readers))
-
-
-def reads_of_values(step: StepGraph, storage: int, readers: Sequence[Kernel]) -> Iterator[tuple[fx.Node, int]]:
-    """Calls of backward with a storage that they may read: this one, or what `readers` make of it alone.
-
-    What is made of values of forward is followed, and what is made of gradients is not: those are factors everywhere.
-    """
-    found, waiting = {storage}, [(storage, kernel) for kernel in readers]
-    while waiting:
-        read, kernel = waiting.pop()
-        if kernel.role != "compute":
-            continue
-        yield from ((call, read) for call in kernel.calls)
-        if kernel.repeatable:  # and so made of no gradient
-            made = set(kernel.makes) - found
-            found |= made
-            waiting += [(one, later) for one in made for later in step.kernels if one in later.reads]
+def is_compared(step: StepGraph, reads: Iterable[ValueRead]) -> bool:
+    """Whether any of a value's reads compares it, or what is made of it alone."""
+    return any(_compares(step, call, storage) for call, storage in reads)
 
 
 def is_comparison(call: fx.Node) -> bool:
@@ -90,8 +74,7 @@ def _compares(step: StepGraph, call: fx.Node, storage: int) -> bool:
         return False
     operands = _COMPARED_OPERANDS.get(operation_name(call))
     if operands is not None:
-        told = arguments_of(call)
-        return any(told[name] is node for name in operands for node in reading)
+        return reads_as(step, call, storage, operands)
     return is_comparison(call) or _counts(call)
 
 

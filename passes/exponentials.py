@@ -8,13 +8,13 @@ be, unlike of noise in factors, which stays in proportion.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from torch import fx
 
-from .call_signature import arguments_of, operation_name
-from .comparisons import reads_of_values
-from .step_graph import Kernel, StepGraph
+from .call_signature import operation_name
+from .step_graph import StepGraph
+from .value_reads import ValueRead, reads_as
 
 FEWEST_BITS = 6
 """Scores of 10 then are off by 0.05, where queries and keys have 32 features (by less where they have more)."""
@@ -23,20 +23,14 @@ _OF_ATTENTION = frozenset(("query", "key", "logsumexp", "bias", "attn_bias", "at
 _EXPONENTIALS = frozenset(("exp", "exp2", "expm1", "sinh", "cosh", "_softmax", "_log_softmax", "logsumexp"))
 
 
-def is_exponentiated(step: StepGraph, storage: int, readers: Sequence[Kernel]) -> bool:
-    """Whether kernels of backward, `readers`, exponentiate what lies in a storage, or what they make of it alone."""
-    return any(_exponentiates(step, call, read) for call, read in reads_of_values(step, storage, readers))
+def is_exponentiated(step: StepGraph, reads: Iterable[ValueRead]) -> bool:
+    """Whether any of a value's reads exponentiates it, or what is made of it alone."""
+    return any(reads_as(step, call, storage, operands) for call, storage in reads if (operands := _operands(call)))
 
 
-def _exponentiates(step: StepGraph, call: fx.Node, storage: int) -> bool:
-    operands = _operands(operation_name(call))
-    told = arguments_of(call) if operands else {}
-    read = [told[operand] for operand in operands if isinstance(told.get(operand), fx.Node)]
-    return any(step.storage_of.get(node) == storage for node in read)
-
-
-def _operands(name: str) -> frozenset[str]:
-    """Which operands of an operation are exponentiated."""
+def _operands(call: fx.Node) -> frozenset[str]:
+    """Which operands of a call are exponentiated."""
+    name = operation_name(call)
     if "attention" in name and name.endswith("backward"):
         return _OF_ATTENTION
     if name == "_log_softmax_backward_data":

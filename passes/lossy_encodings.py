@@ -16,6 +16,7 @@ from .exponentials import FEWEST_BITS, is_exponentiated
 from .poles import has_a_pole
 from .products import is_product
 from .step_graph import Kernel, StepGraph
+from .value_reads import reads_of_values
 
 
 def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -> Iterator[Codec]:
@@ -27,9 +28,10 @@ def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -
     chosen = [family for family in FAMILIES if family in families]
     if "derivatives" in chosen:
         yield from codecs_of_derivatives(step, storage, readers)
-    if is_compared(step, storage, readers) or has_a_pole(step, storage, readers):
+    reads = tuple(reads_of_values(step, storage, readers))
+    if is_compared(step, reads) or has_a_pole(step, reads):
         return
-    if is_exponentiated(step, storage, readers):
+    if is_exponentiated(step, reads):
         yield from group_codecs(chosen, FEWEST_BITS)
         return
     yield from group_codecs(chosen)

@@ -7,13 +7,13 @@ values have no code that adds noise, as those that are compared have none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from torch import fx
 
 from .call_signature import arguments_of, operation_name
-from .comparisons import reads_of_values
-from .step_graph import Kernel, StepGraph
+from .step_graph import StepGraph
+from .value_reads import ValueRead, reads_as
 
 # Which operand has a pole, or a branch point, at 0 or at another place.
 _OPERANDS = {
@@ -25,20 +25,16 @@ _OPERANDS = {
 }
 
 
-def has_a_pole(step: StepGraph, storage: int, readers: Sequence[Kernel]) -> bool:
-    """Whether kernels of backward, `readers`, divide by what lies in a storage, or by what they make of it alone."""
-    return any(_divides(step, call, read) for call, read in reads_of_values(step, storage, readers))
+def has_a_pole(step: StepGraph, reads: Iterable[ValueRead]) -> bool:
+    """Whether any of a value's reads divides by it, or by what is made of it alone."""
+    return any(reads_as(step, call, storage, operands) for call, storage in reads if (operands := _operands(call)))
 
 
-def _divides(step: StepGraph, call: fx.Node, storage: int) -> bool:
+def _operands(call: fx.Node) -> tuple[str, ...]:
+    """Which operands of a call it has a pole in."""
     name = operation_name(call)
-    if name not in _OPERANDS and name != "pow":
-        return False
-    told = arguments_of(call)
     if name == "pow":
-        exponent = told["exponent"]
+        exponent = arguments_of(call)["exponent"]
         is_polynomial = isinstance(exponent, (int, float)) and exponent >= 0 and exponent == int(exponent)
-        operand = None if is_polynomial else told["self"]
-    else:
-        operand = told.get(_OPERANDS[name])
-    return isinstance(operand, fx.Node) and step.storage_of.get(operand) == storage
+        return () if is_polynomial else ("self",)
+    return (_OPERANDS[name],) if name in _OPERANDS else ()

@@ -26,7 +26,7 @@ class SampleSigns:
     each token counts as one. seed: of which samples get which sign.
     """
 
-    def __init__(self, samples: int, tokens: int, seed: int, device: torch.device) -> None:
+    def __init__(self, step: StepGraph, samples: int, tokens: int, seed: int, device: torch.device) -> None:
         self.samples = samples if samples > 1 else max(tokens, 1)
         half = self.samples // 2
         signs = torch.tensor([1.0] * half + [-1.0] * half + [0.0] * (self.samples % 2))
@@ -34,7 +34,7 @@ class SampleSigns:
         self.signs = signs[order].to(device)
         self.signed: dict[fx.Node, torch.Tensor] = {}
         self._gradients: set[fx.Node] = set()
-        self._constant: frozenset[int] | None = None
+        self._of_no_sample = _without_samples(step)
 
     def see_tangents(self, made: Mapping[fx.Node, torch.Tensor]) -> None:
         """Gives signs to gradients that come in from outside."""
@@ -50,7 +50,7 @@ class SampleSigns:
             return
         self._gradients.update(made)
         if not with_signs:
-            if kernel.sequence not in self._of_no_sample(replay.step):
+            if kernel.sequence not in self._of_no_sample:
                 self._give_signs(made)
             return
         # what is added to it and belongs to no sample does not vary
@@ -86,11 +86,6 @@ class SampleSigns:
             return 0.0
         odd = self.samples / (self.samples - 1) if self.samples % 2 else 1.0
         return energy_of(self.signed[node]) * odd
-
-    def _of_no_sample(self, step: StepGraph) -> frozenset[int]:
-        if self._constant is None:
-            self._constant = _without_samples(step)
-        return self._constant
 
     def _give_signs(self, made: Mapping[fx.Node, torch.Tensor]) -> None:
         for node, gradient in made.items():

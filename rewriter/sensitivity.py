@@ -104,7 +104,7 @@ def sensitivity_of(
             torch.manual_seed(SEED)
             return Replay(step, posed, tensors, device)
 
-        bench = NoiseBench(replay(), dict(codings), SampleSigns(*batch, SEED, device))
+        bench = NoiseBench(replay(), dict(codings), SampleSigns(step, *batch, SEED, device))
         bench.run(schedule)
         found = _Found(bench)
         remaining = iter(cases := list(found.cases(error_budget)))
