@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from math import isfinite
+from math import inf, isfinite
 from time import perf_counter
 
 from ..solvers.bound import lower_bound_seconds
@@ -45,9 +45,7 @@ def solve_step(
     plans: list[PlannedStep] = []
     shortfalls: list[InfeasibleBudget] = []
     bounds: list[float | None] = []
-    started = perf_counter()
-    for way in found.ways:
-        left_seconds = max(options.time_limit_seconds - (perf_counter() - started), _LEAST_SECONDS)
+    for way, left_seconds in _timed(found.ways, options.time_limit_seconds):
         try:
             plan = portfolio.solve(way.posed.problem, budget_bytes, options.solver, told, left_seconds)
         except InfeasibleBudget as shortfall:
@@ -60,29 +58,41 @@ def solve_step(
             break
     if not plans:
         raise min(shortfalls, key=lambda one: one.smallest_bytes)
-    best = min(plans, key=lambda one: _worth(one.plan)[0])
+    best = min(plans, key=lambda one: _grains(one.plan))
     known = [one for one in bounds if one is not None]
     return replace(best, plan=replace(best.plan, lower_bound_seconds=min(known) if len(known) == len(bounds) else None))
 
 
-def _worth(plan: Plan) -> tuple[float, float]:
-    """Smaller for the better of two plans: seconds to a thousandth of the step's, then errors."""
-    grain_seconds = _GRAIN * plan.baseline_seconds or 1.0
-    return round(plan.seconds / grain_seconds), plan.encoding_error
+def _timed(ways: Iterable[PosedStep], limit_seconds: float) -> Iterator[tuple[PosedStep, float]]:
+    """Each way with what those before have left of a time limit for solving: measuring a way does not count."""
+    for way in ways:
+        started = perf_counter()
+        yield way, limit_seconds
+        limit_seconds = max(limit_seconds - (perf_counter() - started), _LEAST_SECONDS)
+
+
+def _grains(plan: Plan) -> int:
+    """What a plan takes, in thousandths of the step's time."""
+    return round(plan.seconds / (_GRAIN * plan.baseline_seconds or 1.0))
 
 
 def frontier_of(
     found: PosedStep, count: int, portfolio: Portfolio, progress: Progress | None, time_limit_seconds: float
 ) -> list[Plan]:
     """At most `count` plans of the frontier of a posed step, all ways to make its gradients together."""
-    frontiers = [portfolio.frontier(way.posed.problem, count, progress, time_limit_seconds) for way in found.ways]
+    frontiers = [
+        portfolio.frontier(way.posed.problem, count, progress, left_seconds)
+        for way, left_seconds in _timed(found.ways, time_limit_seconds)
+    ]
     if len(frontiers) == 1:
         return frontiers[0]
-    plans = sorted(chain.from_iterable(frontiers), key=lambda one: (one.peak_bytes, one.seconds), reverse=True)
     lowest: list[Plan] = []
-    for plan in reversed(plans):
-        if not lowest or _worth(plan) < _worth(lowest[-1]):  # equally fast ones have smaller errors in more bytes
+    least = inf, inf
+    for plan in sorted(chain.from_iterable(frontiers), key=lambda one: (one.peak_bytes, one.seconds)):
+        worth = _grains(plan), plan.encoding_error  # equally fast ones have smaller errors in more bytes
+        if worth < least:
             lowest.append(plan)
+            least = worth
     return spread_out(lowest[::-1], count)
 
 
