@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .capture import bind
 from .sources import Owners
 from .structure import Structure, flatten
 
@@ -51,6 +51,20 @@ def describe(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], owners
     )
     leaves = (*owners.parameters(), *(t for t in inputs if t.requires_grad and t.is_leaf))
     return Call(tuple(inputs), structure, key, tuple(t.grad is not None for t in leaves))
+
+
+def bind(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The keyword arguments of the step, and notes on what was changed in them.
+
+    A cache of keys and values serves no training step and is switched off.
+    """
+    config = getattr(model, "config", None)
+    if not getattr(config, "use_cache", False) or "use_cache" in kwargs:
+        return kwargs, ()
+    parameters = inspect.signature(model.forward).parameters
+    if "use_cache" not in parameters or list(parameters).index("use_cache") < len(args):
+        return kwargs, ()
+    return {**kwargs, "use_cache": False}, ("use_cache=False: no cache of keys and values is made or returned",)
 
 
 def modules_key(model: torch.nn.Module) -> Hashable:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .capture import OperationMode, tensors_without_data
+from .torch_internals import OperationMode, tensors_without_data
 
 # A Python number that meets a tensor becomes a tensor itself inside the kernel, which no mode sees; measured: 12.
 _NUMBER_BYTES = 16

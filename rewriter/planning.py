@@ -23,8 +23,9 @@ from ..solvers.plan import Plan
 from ..solvers.portfolio import SOLVER_NAMES, Portfolio
 from ..solvers.simulate import baseline_of
 from .bytes_text import format_bytes
+from .call import bind
 from .calls import is_random
-from .capture import bind, capture
+from .capture import capture
 from .captured import Captured
 from .devices import DevicePreset, load_device
 from .errors import PlanError

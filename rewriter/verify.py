@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .audit import MOST_VALUES, audit_of
-from .capture import bind
+from .call import bind
 from .chosen_outputs import is_named
 from .comparison import GENERATOR, STEPPED, Comparison
 from .gradient_noise import GradientNoise, NoiseFound
