@@ -7,7 +7,9 @@ rounded up if a number u of [0, 1) is below the part of a level that it lies abo
 (code + u - 1/2) * scale, with the same u, drawn again: the error is then even over a level and independent of the
 element (subtractive dither: Roberts, "Picture coding using pseudo-random noise", 1962; Schuchman, "Dither signals and
 their effect on quantization noise", 1964), without bias and with the variance scale² / 12, half of what rounding at
-random has over an even spread when nothing is taken off. A randomized Hadamard transform before it makes scales of
+random has over an even spread when nothing is taken off. Where that errs less, in groups that mostly lie on levels
+(zeros of ReLU, of attention's probabilities), nothing is: a negative scale tells, and an element that lies the part f
+of a level above one has the variance scale² f (1 - f). A randomized Hadamard transform before it makes scales of
 tensors with outliers smaller ("QuaRot", arXiv 2404.00456).
 
 A group with an infinity or NaN, or one so wide that its levels overflow, is decoded to NaN throughout. float64 and
@@ -72,16 +74,22 @@ static int measure(const float *x, int64_t count, int levels, float *offset, flo
     return 0;
 }
 
-static void quantize(const float *x, int64_t count, int levels, float offset, float scale, const float *numbers,
-                     uint8_t *codes) {
+/* returns whether the group lies on its levels: f (1 - f) is below a twelfth on average, f in parts of 256 */
+static int quantize(const float *x, int64_t count, int levels, float offset, float scale, const float *numbers,
+                    uint8_t *codes) {
     float divisor = scale > 0 ? scale : 1;
-    #pragma omp simd
+    int32_t variance = 0;
+    #pragma omp simd reduction(+ : variance)
     for (int64_t i = 0; i < count; i++) {
         float above = (x[i] - offset) / divisor;
         int32_t code = (int32_t)above;
-        code += numbers[i] < (above - (float)code) * 16777216.0f;
+        float left = (above - (float)code) * 16777216.0f;
+        int32_t part = (int32_t)left >> 16;
+        variance += part * (256 - part);
+        code += numbers[i] < left;
         codes[i] = (uint8_t)(code < levels ? code : levels);
     }
+    return scale > 0 && 12 * variance < 65536 * (int32_t)count;
 }
 
 /* a unit: whole tiles and whole groups, as few as can be */
@@ -107,11 +115,12 @@ static void encode_unit(const void *x, const Way *way, int64_t start, int64_t co
     for (int64_t i = 0; i < count; i += way->group) {
         int64_t here = count - i < way->group ? count - i : way->group, place = 2 * ((start + i) / way->group);
         float offset, scale;
+        int on_levels = 0;
         if (measure(values + i, here, levels, &offset, &scale))
-            quantize(values + i, here, levels, offset, scale, numbers + i, codes + i);
+            on_levels = quantize(values + i, here, levels, offset, scale, numbers + i, codes + i);
         else memset(codes + i, 0, here);
         parameters[place] = word_of(offset) >> 16;
-        parameters[place + 1] = word_of(scale) >> 16;
+        parameters[place + 1] = word_of(scale) >> 16 | (way->stochastic && on_levels) << 15;
     }
     for (int64_t i = 0; i < count; i += TILE)
         pack_tile(codes + i, packed + (start + i) / 8 * way->bits, in_tile(i, count), way->bits);
@@ -128,19 +137,18 @@ static void decode_tile(const uint8_t *code, const Way *way, int64_t start, int6
     const uint16_t *parameters = (const uint16_t *)code;
     uint8_t codes[TILE] = {0};
     int64_t groups = (all + way->group - 1) / way->group;
-    float numbers[TILE], steps[TILE];
+    float numbers[TILE] = {0};
     unpack_tile(code + 4 * groups + start / 8 * way->bits, codes, count, way->bits);
     if (way->stochastic) random_tile(way->state, start, numbers);
-    else for (int k = 0; k < TILE; k++) numbers[k] = 8388608.0f;
-    #pragma omp simd
-    for (int k = 0; k < TILE; k++) steps[k] = (float)(int32_t)codes[k] + (numbers[k] * 0x1p-24f - 0.5f);
     for (int64_t i = 0; i < count;) {
         int64_t group = (start + i) / way->group, end = (group + 1) * way->group - start;
         float offset = float_of((uint32_t)parameters[2 * group] << 16);
-        float scale = float_of((uint32_t)parameters[2 * group + 1] << 16);
+        uint32_t word = parameters[2 * group + 1];
+        float scale = float_of((word & 0x7fffu) << 16), taken = way->stochastic && !(word >> 15) ? 1 : 0;
         if (end > TILE) end = TILE;
         #pragma omp simd
-        for (int64_t k = i; k < end; k++) to[k] = offset + steps[k] * scale;
+        for (int64_t k = i; k < end; k++)
+            to[k] = offset + ((float)(int32_t)codes[k] + taken * (numbers[k] * 0x1p-24f - 0.5f)) * scale;
         i = end;
     }
     if (way->transformed) spread_tile(to, count, 1, way->signs, start);
@@ -224,6 +232,21 @@ def _above(groups: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     return (groups - offset).div_(torch.where(scale > 0, scale, 1))
 
 
+def _left(above: Tensor) -> Tensor:
+    """The part of a level that each element lies above one, times 2^24."""
+    return (above - above.floor()).mul_(2.0**24)
+
+
+def _on_levels(left: Tensor, scale: Tensor, count: int) -> Tensor:
+    """Whether each group errs less with nothing taken off: bool [groups, 1]. count: elements without what fills up."""
+    part = left.int() >> 16
+    variance = (part * (256 - part)).view(-1)
+    variance[count:] = 0
+    counts = torch.full_like(scale, left.shape[1])
+    counts[-1] -= left.numel() - count
+    return (12 * variance.view_as(left).sum(1, keepdim=True) < 65536 * counts) & (scale > 0)
+
+
 def _numbers(seed: int, start: int, groups: Tensor) -> Tensor:
     """Numbers of 24 bits for the elements of groups, the first of which is `start`."""
     return halves(state_of(seed), start, groups.numel(), groups.device).view_as(groups)
@@ -236,10 +259,12 @@ def encode_plainly(x: Tensor, bits: int, group: int, stochastic: bool, hadamard:
         groups = _grouped(part, group)
         offset, scale = parameters_plainly(groups, bits)
         above = _above(groups, offset, scale).nan_to_num_(0)
-        code = above.floor()
+        left = _left(above)
         number = _numbers(seed, start, groups) if stochastic else _NEAREST
-        code += number < (above - code).mul_(2.0**24)
+        code = above.floor_() + (number < left)
         codes.append(pack_codes_plainly(code.clamp_(max=2**bits - 1).to(torch.uint8).view(-1)[: len(part)], bits))
+        if stochastic:
+            scale = torch.where(_on_levels(left, scale, len(part)), -scale, scale)
         parameters.append(_words(torch.cat([offset, scale], 1)).bitwise_right_shift(16).to(torch.int16).view(-1))
     empty = torch.empty(0, dtype=torch.uint8, device=x.device)
     return torch.cat([empty, *(part.view(torch.uint8) for part in parameters), *codes])
@@ -256,8 +281,9 @@ def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, stochastic: b
         codes = _grouped(unpack_codes_plainly(part, bits, count).float(), group)
         offset, scale = parameters[start // group : start // group + len(codes)].unbind(1)
         if stochastic:
-            codes += _numbers(seed, start, codes).mul_(2.0**-24).sub_(0.5)
-        found = (offset + codes * scale).view(-1)[:count]
+            number = _numbers(seed, start, codes).mul_(2.0**-24).sub_(0.5)
+            codes += torch.where(scale.signbit(), 0, number)
+        found = (offset + codes * scale.abs()).view(-1)[:count]
         x[start : start + count] = spread_plainly(found, True, state_of_signs(seed), start) if hadamard else found
 
 
@@ -307,9 +333,10 @@ def expected_squared_error(
 ) -> Tensor:
     """The squared error that encoding x (dense) would make, of each element: float32, laid out like x.
 
-    Rounding at random: its expectation, scale² / 12. To the nearest: the error itself, which is not random. With the
-    transform, the mean over a block, which is each element's expectation. NaN where decoding gives NaN. The error
-    of Xᵀ Y for X of (rows, columns) is then the sum over rows of the row's errors times |y|².
+    Rounding at random: its expectation, scale² / 12, or scale² f (1 - f) in groups on their levels. To the nearest: the
+    error itself, which is not random. With the transform, the mean over a block, which is each element's expectation.
+    NaN where decoding gives NaN. The error of Xᵀ Y for X of (rows, columns) is then the sum over rows of the row's
+    errors times |y|².
     """
     check_dense(x)
     bytes_of_groups(x.numel(), bits, group)  # raises for groups and bits that are not
@@ -317,12 +344,14 @@ def expected_squared_error(
     for start, part in _chunks(x, hadamard, seed):
         groups = _grouped(part, group)
         offset, scale = parameters_plainly(groups, bits)
+        left = _left(_above(groups, offset, scale).nan_to_num_(0))
+        part_above = left / 2.0**24
         if stochastic:
-            left = torch.full_like(groups, 1 / 12)
+            random = part_above * (1 - part_above)
+            relative = torch.where(_on_levels(left, scale, len(part)), random, 1 / 12)
         else:
-            above = _above(groups, offset, scale)
-            left = torch.minimum(above - above.floor(), above.ceil() - above).square_()
-        error = (left * scale.square()).view(-1)[: len(part)]
+            relative = torch.minimum(part_above, 1 - part_above).square_()
+        error = (relative * scale.square()).view(-1)[: len(part)]
         for begin, end, size in blocks(len(error)) if hadamard else ():
             mean = error[begin:end].view(-1, size).mean(1, keepdim=True)
             error[begin:end] = mean.expand(-1, size).reshape(-1)

@@ -33,6 +33,11 @@ def coded(x, bits=4, group=256, stochastic=True, hadamard=False, seed=3):
     return decode_groups(code, bits, group, stochastic, hadamard, seed, list(x.shape), list(x.stride()), x.dtype)
 
 
+def scales(code, count, group=256):
+    """The scales that a code holds, a negative one for groups decoded to their levels."""
+    return code[: 4 * -(-count // group)].view(torch.bfloat16)[1::2]
+
+
 @pytest.mark.parametrize(("stochastic", "transformed"), WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_plain_torch_and_c_give_the_same_bits(stochastic, transformed, dtype, monkeypatch):
@@ -59,11 +64,13 @@ def test_codes_have_exactly_the_bytes_told_and_errors_stay_below_a_level(bits):
             code = encode_groups(x, bits, group, stochastic, False, 0)
             assert code.shape == ((count * bits + 7) // 8 + 4 * ((count + group - 1) // group),)
             error = (decode_groups(code, bits, group, stochastic, False, 0, [count], [1], x.dtype) - x).abs()
-            for values, errors in zip(x.split(group), error.split(group), strict=True):
+            negative = scales(code, count, group).signbit()
+            assert stochastic or not negative.any()
+            for values, errors, alone in zip(x.split(group), error.split(group), negative, strict=True):
                 # the offset moves by 2^-7 of itself at most, and the scale with it
                 width = values.max() - values.min() + values.min().abs() / 128
                 level = width / (2**bits - 1) * (1 + 2.0**-7)
-                assert errors.max() <= 0.5 * level + 1e-6 * values.abs().max()
+                assert errors.max() <= (1 if alone else 0.5) * level + 1e-6 * values.abs().max()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
@@ -107,6 +114,31 @@ def test_errors_are_foretold_and_near_a_twelfth_of_a_level_squared(stochastic):
     assert foretold.mean() * 225 * 12 == pytest.approx(1, rel=0.03)
     if not stochastic:
         torch.testing.assert_close(found, foretold, rtol=1e-2, atol=1e-7)
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("zeros", [0.0, 0.4, 0.6, 0.95])
+def test_groups_that_lie_on_their_levels_are_decoded_to_them_where_that_errs_less(bits, zeros):
+    generator, points, draws = torch.Generator().manual_seed(bits), 256, 2000
+    x = torch.rand(points, generator=generator)
+    x[: int(zeros * points)] = 0
+    foretold = expected_squared_error(x, bits).double()
+    assert scales(encode_groups(x, bits, 256, True, False, 0), points).signbit().item() == (zeros > 0.5)
+    errors = (coded(x.repeat(draws), bits).view(draws, points) - x).double()
+    if zeros > 0.5:
+        assert not errors[:, : int(zeros * points)].any() and foretold.mean() < (2**bits - 1) ** -2 / 12
+    assert errors.square().mean() / foretold.mean() == pytest.approx(1, rel=0.05)
+    bias = errors.mean(0).abs()
+    assert (bias <= 5 * (foretold / draws).sqrt() + 1e-6).double().mean() >= 0.99
+
+
+@pytest.mark.usefixtures("either")
+def test_what_fills_the_last_group_up_does_not_count():
+    x = torch.zeros(256 + 20)
+    x[256:] = torch.linspace(0, 1, 20)  # the last, which fills up, lies on a level; of the others a twentieth do
+    negative = scales(encode_groups(x, 3, 256, True, False, 0), len(x)).signbit()
+    assert negative.tolist() == [False, False]
 
 
 def test_the_transform_makes_errors_of_tensors_with_outliers_smaller_and_foretells_them():

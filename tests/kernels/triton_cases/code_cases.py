@@ -136,8 +136,10 @@ def assert_grouped_as_plainly(x: Tensor, bits: int, group: int, *way: bool | int
 )
 def test_groups_are_coded_as_by_the_plain_version(bits, group, count, dtype):
     x = (randn(count, dtype=torch.float64) * torch.logspace(-3, 3, count, dtype=torch.float64).to(DEVICE)).to(dtype)
+    on_levels = x.masked_fill(torch.arange(count).to(DEVICE) % 4 > 0, 0)  # groups that are decoded without dither
     for stochastic, hadamard in ((False, False), (True, False), (False, True), (True, True)):
         assert_grouped_as_plainly(x, bits, group, stochastic, hadamard, 7)
+        assert_grouped_as_plainly(on_levels, bits, group, stochastic, hadamard, 7)
 
 
 def test_groups_that_are_equal_tiny_or_cannot_be_coded_are_those_of_the_plain_version():
