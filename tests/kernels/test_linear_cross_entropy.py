@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ctypes import c_int64, c_void_p
-
 import pytest
 import torch
+from lowtide.kernels import cross_entropy_rows
 from lowtide.kernels import linear_cross_entropy as kernel
 from lowtide.kernels.linear_cross_entropy import (
     MEAN,
@@ -14,7 +13,6 @@ from lowtide.kernels.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_plainly,
 )
-from lowtide.kernels.native import native, pointer
 from lowtide.rewriter.measure_peak import measure_peak
 
 IGNORED = -100
@@ -59,7 +57,7 @@ def assert_close(found, expected, limit=CLOSE):
 def either_way(request, monkeypatch):
     """Runs a test with the C where there is a compiler, and with plain torch."""
     if request.param == "plain":
-        monkeypatch.setattr(kernel, "native", lambda *_: None)
+        monkeypatch.setattr(cross_entropy_rows, "native", lambda *_: None)
     return request.param
 
 
@@ -273,22 +271,6 @@ def test_chunks_are_alike_and_about_4_mib_and_never_too_few_rows():
     assert chunk_rows(2048, 4 * 8000) == 128
     assert chunk_rows(132, 4 * 8000) == 66
     assert chunk_rows(1000, 1 << 30) == 63
-
-
-def test_the_exponential_of_the_c_is_within_a_unit_in_the_last_place():
-    source = kernel.SOURCE + (
-        "void exponentials_of(const float *x, float *y, int64_t n) {\n"
-        "    for (int64_t i = 0; i < n; i++) y[i] = exponential(x[i]);\n}\n"
-    )
-    run = native(source, "exponentials_of", (c_void_p, c_void_p, c_int64))
-    if run is None:
-        pytest.skip("there is no C compiler")
-    x = torch.cat([-torch.linspace(0, 87.33, 500_001), torch.tensor([-100.0, -torch.inf, torch.nan])])
-    y = torch.empty_like(x)
-    run(pointer(x), pointer(y), len(x))
-    exact = x.double().exp()
-    assert ((y.double() - exact) / exact)[:-3].abs().max() <= 2.0**-23
-    assert y[0] == 1 and y[-3:-1].tolist() == [0, 0] and y[-1].isnan()
 
 
 @pytest.mark.parametrize(

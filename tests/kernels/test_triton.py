@@ -14,7 +14,7 @@ from lowtide.kernels.triton_versions import triton_version
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU = torch.device("cuda", 0)
-MODULES = ("bits", "packed_codes", "pooling", "linear_cross_entropy", "norms")
+MODULES = ("bits", "packed_codes", "pooling", "cross_entropy_rows", "norms")
 needs_triton = pytest.mark.skipif(not triton_versions.find_spec("triton"), reason="triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -189,12 +189,12 @@ def test_pooling_compiles_for_a_gpu(compiled, dtype, kernel):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("smoothing", "weighted"), [(0.0, False), (0.1, True)])
 def test_cross_entropy_compiles_for_a_gpu(compiled, dtype, smoothing, weighted):
-    from lowtide.kernels import linear_cross_entropy_triton
+    from lowtide.kernels import cross_entropy_rows_triton
 
     logits, rows = torch.ones(2, 50257, dtype=dtype), torch.ones(2, dtype=torch.promote_types(dtype, torch.float32))
     weights, targets = rows.new_ones(50257) if weighted else None, torch.zeros(2, dtype=torch.int64)
     told = (targets, rows, weights, rows[0], rows[1], smoothing, -100, rows.clone())
-    linear_cross_entropy_triton.softmax_rows(logits, *told)
+    cross_entropy_rows_triton.softmax_rows(logits, *told)
     assert_machine_code(compiled, 1)
 
 

@@ -33,13 +33,13 @@ def classifier():
 
 def with_factor(factor: float, monkeypatch) -> None:
     """Makes gradients of the last layer's logits wrong by a factor, and the loss right."""
-    right = chunked._softmax_rows
+    right = chunked.softmax_rows
 
     def wrong(logits, rows, losses):
         right(logits, rows, losses)
         logits.mul_(factor)
 
-    monkeypatch.setattr(chunked, "_softmax_rows", wrong)
+    monkeypatch.setattr(chunked, "softmax_rows", wrong)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5", "resnet"])

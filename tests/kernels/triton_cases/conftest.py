@@ -6,9 +6,9 @@ import pytest
 import torch
 from lowtide.kernels import (
     bits,
+    cross_entropy_rows,
     few_bit,
     group_quantization,
-    linear_cross_entropy,
     norms,
     packed_codes,
     pooling,
@@ -18,10 +18,10 @@ from lowtide.kernels import (
 )
 from triton_device import INTERPRETED
 
-LAUNCHING = ("bits", "packed_codes", "pooling", "linear_cross_entropy", "norms")
+LAUNCHING = ("bits", "packed_codes", "pooling", "cross_entropy_rows", "norms")
 SERVED = (
     *(bits, packed_codes, few_bit, group_quantization, threshold_codes, threshold_classes),
-    *(pooling, linear_cross_entropy, norms),
+    *(pooling, cross_entropy_rows, norms),
 )
 
 

@@ -14,7 +14,7 @@ IGNORED = -100
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Has 300 classes go in two blocks, and 8 rows in two chunks."""
-    monkeypatch.setattr(import_module("lowtide.kernels.linear_cross_entropy_triton"), "_MOST_BLOCK", 256)
+    monkeypatch.setattr(import_module("lowtide.kernels.cross_entropy_rows_triton"), "_MOST_BLOCK", 256)
     monkeypatch.setattr(linear_cross_entropy, "_CHUNK_BYTES", 1)
     monkeypatch.setattr(linear_cross_entropy, "_LEAST_ROWS", 4)
 
@@ -98,7 +98,7 @@ def test_ignored_rows_large_logits_infinities_and_nan_in_cross_entropy_are_as_in
 
 @pytest.mark.usefixtures("small_blocks")
 def test_a_target_that_is_no_class_is_not_followed_out_of_its_row():
-    version = import_module("lowtide.kernels.linear_cross_entropy_triton")
+    version = import_module("lowtide.kernels.cross_entropy_rows_triton")
     memory = torch.full((5, 300), 7.0, device=DEVICE)
     one, losses = torch.ones((), device=DEVICE), torch.zeros(3, device=DEVICE)
     targets = torch.tensor([-1, 900, -(2**40)], device=DEVICE)
@@ -108,7 +108,7 @@ def test_a_target_that_is_no_class_is_not_followed_out_of_its_row():
 
 
 def test_probabilities_are_as_exact_as_single_precision_allows_down_to_the_smallest():
-    version = import_module("lowtide.kernels.linear_cross_entropy_triton")
+    version = import_module("lowtide.kernels.cross_entropy_rows_triton")
     below = torch.cat([torch.zeros(2), -torch.linspace(0, 80, 4093)]).to(DEVICE)
     logits, one, loss = below[None].clone(), torch.ones((), device=DEVICE), torch.zeros(1, device=DEVICE)
     target = torch.zeros(1, dtype=torch.int64, device=DEVICE)

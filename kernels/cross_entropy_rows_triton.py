@@ -1,4 +1,4 @@
-"""`softmax_rows` of `linear_cross_entropy.py` in Triton: a program turns a row of logits into the loss's gradient.
+"""`softmax_rows` of `cross_entropy_rows.py` in Triton: a program turns a row of logits into the loss's gradient.
 
 The row is read three times, for its maximum, its sums and its gradient, and written once, in place; all but the first
 reading find it in the cache. Sums are of single precision within a lane and of double precision over lanes, as is all
@@ -123,7 +123,7 @@ def softmax_rows(
     """Turns logits [n, V] into the loss's gradient in place, and fills in losses [n].
 
     The computation is in losses' dtype, float64 for logits in float64 and otherwise float32. The others are those of a
-    chunk's `_Rows`, in that dtype too but for targets, int64.
+    chunk's `Rows`, in that dtype too but for targets, int64.
     """
     count, classes = logits.shape
     block = min(_MOST_BLOCK, triton.next_power_of_2(classes))
