@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowtide.kernels import inverses
-from lowtide.kernels.inverses import INVERTED, SIDED, activation_backward_from_output, activation_side, table
+from lowtide.kernels.inverse_tables import INVERTED, table
+from lowtide.kernels.inverses import SIDED, activation_backward_from_output, activation_side
 from torch import Tensor
 
 FUNCTIONS = {
