@@ -27,6 +27,8 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
         # Made with room for one more, then cut.
         rows = torch.empty(out[1].numel() + 1, dtype=out[1].dtype, device=out[1].device)
         return (out[0], rows[:-1], *out[2:])
+    if func in _LAID_OUT_LIKE and out[0] is not None:
+        out = (_made_for(args[_LAID_OUT_LIKE[func]], out[0].dtype), *out[1:])
     if func in _NORMALIZATIONS and _is_mixed(args):
         normalized, *statistics = out
         return (normalized, *(statistic.float() for statistic in statistics))
@@ -38,6 +40,15 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
     if func in _CONTIGUOUS_BACKWARDS:
         return torch.empty_like(out, memory_format=torch.contiguous_format)
     return out
+
+
+def _made_for(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What a normalization on the CPU makes: with the channels last if its operand has them so, or else contiguous."""
+    if images.device.type != "cpu":
+        return torch.empty_like(images, dtype=dtype)
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(images.dim(), torch.contiguous_format)
+    is_last = not images.is_contiguous() and images.is_contiguous(memory_format=last)
+    return torch.empty_like(images, dtype=dtype, memory_format=last if is_last else torch.contiguous_format)
 
 
 def _is_mixed(args: tuple) -> bool:
@@ -54,6 +65,15 @@ _NORMALIZATIONS = (
     aten.native_batch_norm.default,
     aten._native_batch_norm_legit_functional.default,
 )
+
+# Normalizations of images are laid out like their operand; the fake kernels ask the gradient, or keep any order. The
+# place of the operand.
+_LAID_OUT_LIKE = {
+    aten.native_batch_norm.default: 0,
+    aten._native_batch_norm_legit_functional.default: 0,
+    aten.native_batch_norm_backward.default: 1,
+    aten.native_group_norm_backward.default: 1,
+}
 
 # Losses that write out all terms and their mean over the first of them.
 _MEANS_IN_PLACE = (
