@@ -4,7 +4,10 @@ Kept: ceil(n b / 8) bytes at b bits, where eager keeps the input or the output, 
 at which the derivative is that level: the activation's own backward then multiplies with the level. Where the gradient
 lies in memory as the value did it is multiplied with the code's levels, and nothing is decoded. The levels are the
 best ones for the values of f' ("Few-Bit Backward", arXiv 2202.00441, and `value_codes`) at the inputs that there are,
-each weighted by the square of the gradient that f' is multiplied with: E‖g (f'(x) - level)‖² is least.
+each weighted by the square of the gradient g that f' is multiplied with, and where inputs are kept by what the error
+e = level - f'(x) does to the gradient of the weights w that made x = w·y: along w, it is the sum over samples of g e x,
+whose terms do not cancel where gradients of samples agree. By Cauchy and Schwarz its square is at most the sum of
+(g e x)², times as many samples as agree: so E g² (1 + x² / E x²) e² is least.
 """
 
 from __future__ import annotations
@@ -75,6 +78,8 @@ def fitted_codes(derivative: SavedDerivative, bits: int, saved: Tensor, gradient
         return usual_codes(derivative, bits)
     if not len(values) or not values.max() - values.min() > 1e-6 * np.abs(values).max() or not weights.sum() > 0:
         return usual_codes(derivative, bits)
+    if derivative.saved == "input":
+        weights *= 1 + values**2 / np.mean(values**2)
     return _codes(derivative, bits, values, weights)
 
 
