@@ -28,7 +28,8 @@ class Comparison:
 
     limit: None to compare bits; else the relative error that rounding may cause (`relative_errors.limit_of`).
     noise: the distance by which approximate codes are predicted to move all gradients together.
-    compared: how many tensors of each step; unstable: what differs between two runs of eager.
+    compared: how many tensors of each step; unstable: what differs between two runs of eager, and gradients that a
+    rounding of the parameters takes beyond their limits.
     """
 
     limit: float | None
@@ -38,8 +39,11 @@ class Comparison:
     _found: list[Difference] = field(default_factory=list)
     _errors: list[Error] = field(default_factory=list)
 
-    def add(self, step: int, eager: Told, again: Told, rewritten: Told) -> None:
-        """Compares what a step gave in eager, in eager once more, and rewritten."""
+    def add(self, step: int, eager: Told, again: Told, rewritten: Told, nudged: Told | None = None) -> None:
+        """Compares what a step gave in eager, in eager once more, and rewritten.
+
+        nudged: eager's gradients with every parameter moved by a rounding.
+        """
         if self.limit is None:
             self.compared = len(eager)
             self.unstable |= dict.fromkeys(one.what for one in _different_bits(step, eager, again))
@@ -48,6 +52,9 @@ class Comparison:
         eager, again, rewritten = _before_stepping(eager), _before_stepping(again), _before_stepping(rewritten)
         self.compared = len(eager)
         self.unstable |= dict.fromkeys(e.what for e in errors_of(eager, again, self.limit) if not e.is_within)
+        if nudged is not None:
+            moved = errors_of({what: eager[what] for what in nudged}, nudged, self.limit)
+            self.unstable |= dict.fromkeys(e.what for e in moved if not e.is_within and e.what != ALL_GRADIENTS)
         if self.noise:  # codes that draw move the generator on
             eager, rewritten = ({w: t for w, t in told.items() if w != GENERATOR} for told in (eager, rewritten))
         errors = errors_of(eager, rewritten, self.limit, self.noise)

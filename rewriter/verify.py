@@ -48,7 +48,9 @@ def verify(
     With fidelity="bitwise" the outputs asked for, gradients, parameters, buffers and the generator's state are compared
     after each step, bit for bit. With a looser one each step begins from eager's parameters and buffers, as training
     magnifies what is rounded (AdamW divides a gradient by its own size): outputs, gradients and buffers are held to
-    limits of their relative errors, which follow the dtype (`relative_errors.limit_of`), the generator bit for bit.
+    limits of their relative errors, which follow the dtype (`relative_errors.limit_of`), the generator bit for bit. A
+    parameter's gradient that leaves its limit in eager too when parameters are moved by a rounding (of a bias before
+    BatchNorm, which is nothing but what was rounded) counts with all gradients together alone.
     With "approximate" all gradients together are held to what the codes of the plan are predicted to add to them; five
     more draws at the first parameters hold each parameter's gradient to what it is predicted to get, and their mean to
     the exact gradient (`gradient_noise`). At most `audited` of the values that are kept approximately are given back as
@@ -95,11 +97,16 @@ def verify(
 def _compared(runners: Sequence[_Runner], steps: int, limit: float | None, noise: float) -> Comparison:
     """What each step gives, in turn; with a limit all begin from the same parameters."""
     comparison = Comparison(limit, noise)
+    eager, again, rewritten = runners
     for step in range(steps):
         if limit is not None:
-            for runner in runners[1:]:
-                runner.take_over(runners[0])
-        comparison.add(step, *(runner.step(step) for runner in runners))
+            again.take_over(eager)
+            nudged = None if noise else again.nudged_gradients(step)  # with noise no gradient is judged alone
+            again.take_over(eager)
+            rewritten.take_over(eager)
+            comparison.add(step, *(runner.step(step) for runner in runners), nudged)
+        else:
+            comparison.add(step, *(runner.step(step) for runner in runners))
     return comparison
 
 
@@ -176,6 +183,15 @@ class _Runner:
         found = self._grads()
         self.clear()
         return found
+
+    def nudged_gradients(self, seed: int) -> dict[str, torch.Tensor | None]:
+        """`gradients` with each parameter moved up or down by a rounding of its own, which is left so."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                signs = torch.randint(2, parameter.shape, generator=generator).mul_(2).sub_(1)
+                parameter.mul_(1 + torch.finfo(parameter.dtype).eps * signs.to(parameter))
+        return self.gradients(seed)
 
     def _forward_and_backward(self, seed: int) -> tuple[list[torch.Tensor], Sequence[str]]:
         """The outputs, with their names."""

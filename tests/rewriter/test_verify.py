@@ -88,6 +88,31 @@ def test_a_gradient_that_cancels_is_not_held_against_itself():
     assert all(error.is_within for error in errors_of(eager, rounded, 1e-5))
 
 
+def normalized():
+    """Convolutions whose biases a BatchNorm takes off again, and GELU written out, which is replaced."""
+
+    def told(m, x, labels):
+        for convolution, norm in zip(m.convolutions, m.norms, strict=True):
+            x = norm(convolution(x))
+            x = 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x**3)))
+        return {"loss": functional.cross_entropy(m.head(x.mean((2, 3))), labels)}
+
+    torch.manual_seed(0)
+    convolutions = nn.ModuleList(nn.Conv2d(3 if first else 8, 8, 3, padding=1) for first in (True, False, False))
+    norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+    batch = {"x": torch.randn(8, 3, 16, 16), "labels": torch.randint(9, (8,))}
+    return Called(told, convolutions=convolutions, norms=norms, head=nn.Linear(8, 9)), batch
+
+
+def test_gradients_that_are_nothing_but_rounded_are_told_apart(monkeypatch):
+    model, batch = normalized()
+    report = verified(model, batch)
+    assert report.ok and set(report.unstable) == {f"gradient of convolutions.{i}.bias" for i in range(3)}, str(report)
+    assert "3 differ between two runs of eager, or with rounded parameters" in str(report)
+    with_factor(1.0001, monkeypatch)
+    assert not verified(model, batch).ok
+
+
 def test_infinities_and_whole_numbers_must_be_the_same():
     eager = {"output mask": torch.tensor([1.0, -torch.inf]), "buffer count": torch.tensor(3)}
     assert all(error.relative == 0 for error in errors_of(eager, copy.deepcopy(eager), 1e-5))
