@@ -1,6 +1,7 @@
 """How far approximate gradients are from exact ones, for each kind of code by itself, predicted and measured.
 
-    python -m benchmarks.gradient_errors [--steps 300] [--batch 16] [--only TEXT ...] [--json FILE]
+    python -m benchmarks.gradient_errors [--steps 300] [--learning-rate 1e-3] [--batch 16] [--only TEXT ...]
+        [--json FILE]
 
 A byte-level language model (GPT-2's architecture, 4 layers, d 128) is trained for 300 steps on the sources of the
 standard library; then, on 6 batches that it has not seen, ‖ĝ − g‖² / ‖g‖² over all gradients, with every value that has
@@ -48,6 +49,7 @@ def main() -> None:
     """Trains, measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300, help="of training before gradients are compared")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of training: wider activations if larger")
     parser.add_argument("--batch", type=int, default=_BATCH, help="sequences of each batch that gradients are of")
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="only rows that have one in their name")
     parser.add_argument("--json", type=Path, help="where to write the table as JSON")
@@ -55,7 +57,7 @@ def main() -> None:
     if options.batch < 1:
         parser.error(f"--batch {options.batch} is less than 1: a gradient needs a sequence")
     training, held_out = byte_batches(options.steps, options.batch)
-    model = trained(training)
+    model = trained(training, options.learning_rate)
     print(f"{'':<32} {'kept, MB':>9} {'error²':>9} {'predicted':>10} {'added':>9}")
     lanes: dict[str, Callable[[str], dict[str, Any]]] = {
         **{name: partial(row, model, held_out, kinds=kinds) for name, kinds in GELUS.items()},
@@ -81,12 +83,12 @@ def _as_batches(ids: torch.Tensor, size: int) -> list[Batch]:
     return [{"input_ids": one, "labels": one} for one in ids.split(size)]
 
 
-def trained(batches: Sequence[Batch]) -> Any:
+def trained(batches: Sequence[Batch], learning_rate: float) -> Any:
     """The model after a step of AdamW on each batch, in eager."""
     torch.manual_seed(0)
     model: Any = build_model("gpt2", overrides=_SIZES).train()
     model.config.use_cache = False
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     for batch in batches:
         model(**batch).loss.backward()
         optimizer.step()
