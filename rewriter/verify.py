@@ -104,7 +104,7 @@ def _compared(runners: Sequence[_Runner], steps: int, limit: float | None, noise
             nudged = None if noise else again.nudged_gradients(step)  # with noise no gradient is judged alone
             again.take_over(eager)
             rewritten.take_over(eager)
-            comparison.add(step, *(runner.step(step) for runner in runners), nudged)
+            comparison.add(step, *(runner.step(step) for runner in runners), nudged=nudged)
         else:
             comparison.add(step, *(runner.step(step) for runner in runners))
     return comparison
