@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ctypes import c_int, c_int64, c_uint64, c_void_p
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -231,14 +232,16 @@ def _encode(x: Tensor, borders: list[float], level_of_interval: list[int], bits:
     if not 0 <= min(level_of_interval) <= max(level_of_interval) < 2**bits:
         told = f"levels {min(level_of_interval)} to {max(level_of_interval)} in {bits} bits"
         raise ValueError(f"{told}: they must be 0 to {2**bits - 1}; give more bits or other levels")
-    limits, levels = ascending(borders, "border", _wide(x.dtype)), torch.tensor(level_of_interval, dtype=torch.int32)
+    limits = ascending(borders, "border", _wide(x.dtype))
+    levels = torch.from_numpy(np.array(level_of_interval, dtype=np.uint8))
     if fast := triton_version("few_bit", x.device):
         return fast.encode(x, limits, levels, bits)
     run = _in_c("encode_intervals", _ENCODE, x)
     if run is None:
         return encode_plainly(x, limits, levels, bits)
     packed, (table, first) = torch.empty(size_bytes, dtype=torch.uint8), tables(limits)
-    intervals = pointer(table), len(limits), pointer(first), pointer(levels)
+    wide_levels = np.array(level_of_interval, dtype=np.int32)
+    intervals = pointer(table), len(limits), pointer(first), wide_levels.ctypes.data
     run(pointer(x), KINDS[x.dtype], *intervals, pointer(packed), x.numel(), bits)
     return packed
 

@@ -12,8 +12,8 @@ random has over an even spread when nothing is taken off. Where that errs less, 
 of a level above one has the variance scale² f (1 - f). A randomized Hadamard transform before it makes scales of
 tensors with outliers smaller ("QuaRot", arXiv 2404.00456).
 
-A group with an infinity or NaN, or one so wide that its levels overflow, is decoded to NaN throughout. float64 and
-float16 are encoded as float32.
+A group with an infinity or NaN, or one so wide that half a level beyond its levels overflows, is decoded to NaN
+throughout. float64 and float16 are encoded as float32; what would be beyond a dtype's numbers is decoded to its last.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ SOURCE = (
     + HADAMARD_SOURCE
     + r"""
 enum { LARGEST = 4096 };  /* elements of a group */
+#define LARGEST_BFLOAT16 0x1.fep127f
 
 typedef struct {
     uint64_t state, signs;
@@ -65,11 +66,11 @@ static int measure(const float *x, int64_t count, int levels, float *offset, flo
     for (int64_t i = 0; i < count; i++) bad |= (word_of(x[i]) & 0x7f800000u) == 0x7f800000u;
     uint32_t word = word_of(low);
     *offset = float_of((word & 0xffff0000u) + (word >> 31 && word & 0xffffu ? 0x10000u : 0)) + 0.0f;
-    float width = high - *offset;
+    float width = high - *offset + 0.0f;  /* no negative zero */
     word = word_of(width / (float)levels);
     if (width > 0 && word == 0) word = 1;
     *scale = float_of((word + 0xffffu) & 0xffff0000u);
-    if (!bad && isfinite(*offset + *scale * (float)levels)) return 1;
+    if (!bad && isfinite(*offset + *scale * ((float)levels + 0.5f)) && isfinite(*offset - *scale * 0.5f)) return 1;
     *offset = *scale = float_of(0x7fc00000u);
     return 0;
 }
@@ -152,6 +153,12 @@ static void decode_tile(const uint8_t *code, const Way *way, int64_t start, int6
         i = end;
     }
     if (way->transformed) spread_tile(to, count, 1, way->signs, start);
+    if (way->kind == FLOAT) return;
+    #pragma omp simd
+    for (int k = 0; k < TILE; k++) {  /* NaN stays */
+        float low = to[k] < -LARGEST_BFLOAT16 ? -LARGEST_BFLOAT16 : to[k];
+        to[k] = low > LARGEST_BFLOAT16 ? LARGEST_BFLOAT16 : low;
+    }
 }
 
 void decode_groups(const uint8_t *code, const Way *way, void *x, int64_t count) {
@@ -205,11 +212,12 @@ def parameters_plainly(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     word = _words(low)
     away = ((word < 0) & (word.bitwise_and(0xFFFF) != 0)).int() << 16
     offset = (word.bitwise_and(-0x10000) + away).view(torch.float32) + 0.0
-    width = high - offset
+    width = high - offset + 0.0
     word = _words(width / levels)
     word = torch.where((width > 0) & (word == 0), 1, word)
     scale = (word + 0xFFFF).bitwise_and(-0x10000).view(torch.float32)
-    fit = (low.isfinite() & high.isfinite()) & (offset + scale * levels).isfinite()
+    fit = (offset + scale * (levels + 0.5)).isfinite() & (offset - scale * 0.5).isfinite()
+    fit &= low.isfinite() & high.isfinite()
     return torch.where(fit, offset, torch.nan), torch.where(fit, scale, torch.nan)
 
 
@@ -242,7 +250,7 @@ def _on_levels(left: Tensor, scale: Tensor, count: int) -> Tensor:
     part = left.int() >> 16
     variance = (part * (256 - part)).view(-1)
     variance[count:] = 0
-    counts = torch.full_like(scale, left.shape[1])
+    counts = torch.full_like(scale, left.shape[1], dtype=torch.int64)
     counts[-1] -= left.numel() - count
     return (12 * variance.view_as(left).sum(1, keepdim=True) < 65536 * counts) & (scale > 0)
 
@@ -284,7 +292,9 @@ def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, stochastic: b
             number = _numbers(seed, start, codes).mul_(2.0**-24).sub_(0.5)
             codes += torch.where(scale.signbit(), 0, number)
         found = (offset + codes * scale.abs()).view(-1)[:count]
-        x[start : start + count] = spread_plainly(found, True, state_of_signs(seed), start) if hadamard else found
+        found = spread_plainly(found, True, state_of_signs(seed), start) if hadamard else found
+        most = torch.finfo(x.dtype).max
+        x[start : start + count] = found.clamp_(-most, most) if most < torch.finfo(torch.float32).max else found
 
 
 def _encode(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:

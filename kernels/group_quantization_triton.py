@@ -94,8 +94,9 @@ def _encode(
     high = tl.max(tl.where(inside, value, float("-inf")), axis=1, keep_dims=True)
     bad = tl.max((inside & ((_word(value) & 0x7F800000) == 0x7F800000)).to(tl.int32), axis=1, keep_dims=True)
     offset = _offsets(low)
-    scale = _scales(high - offset, BITS)
-    fit = (bad == 0) & (tl.abs(offset + scale * ((1 << BITS) - 1)) < float("inf"))
+    scale = _scales(high - offset + 0.0, BITS)
+    top, bottom = offset + scale * ((1 << BITS) - 0.5), offset - scale * 0.5
+    fit = (bad == 0) & (tl.abs(top) < float("inf")) & (tl.abs(bottom) < float("inf"))
     above = tl.div_rn(value - offset, tl.broadcast_to(tl.where(scale > 0, scale, 1.0), value.shape))
     above = tl.where(inside & fit, above, 0.0)
     level = above.to(tl.int32)
@@ -123,6 +124,7 @@ def _decode(
     GROUP: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     TRANSFORMED: tl.constexpr,
+    MOST: tl.constexpr,
     INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -137,6 +139,8 @@ def _decode(
     value = offset[:, None] + step * tl.abs(scale)[:, None]
     if TRANSFORMED:
         value = spread(value, eight, count, signs, True)
+    if MOST > 0:  # NaN stays
+        value = tl.where(value > MOST, MOST, tl.where(value < -MOST, -MOST, value))
     tl.store(x + element, value.to(x.dtype.element_ty), mask=element < count)
 
 
@@ -149,11 +153,21 @@ def encode(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, s
 
 def decode(code: Tensor, x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> None:
     """`decode_plainly`."""
-    _over_groups(_decode, x, code, bits, group, stochastic, hadamard, seed)
+    most = torch.finfo(x.dtype).max
+    limit = most if most < torch.finfo(torch.float32).max else 0.0
+    _over_groups(_decode, x, code, bits, group, stochastic, hadamard, seed, MOST=limit)
 
 
 def _over_groups(
-    kernel, x: Tensor, code: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int
+    kernel,
+    x: Tensor,
+    code: Tensor,
+    bits: int,
+    group: int,
+    stochastic: bool,
+    hadamard: bool,
+    seed: int,
+    **constants: float,
 ) -> None:
     elements = max(_ELEMENTS, group)
     over_groups(
@@ -165,6 +179,7 @@ def _over_groups(
         GROUP=group,
         STOCHASTIC=stochastic,
         TRANSFORMED=hadamard,
+        **constants,
         block=elements // 8,
         num_warps=elements // 512,
         enable_fp_fusion=False,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -160,11 +161,15 @@ static inline void look_up_floats(const float *table, int count, const uint8_t *
 )
 
 BUCKETS = 1 << 16
+_IN_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def ascending(numbers: list[float], what: str, wide: torch.dtype) -> Tensor:
-    """Borders or levels as a tensor of a type; raises ValueError unless each is greater than the one before."""
-    tensor = torch.tensor(numbers, dtype=wide) + 0.0  # no negative zeros
+    """Borders or levels as a tensor of a type; raises ValueError unless each is greater than the one before.
+
+    numpy holds the numbers: how many there are is not known when peaks are foretold, and torch's allocator sees none.
+    """
+    tensor = torch.from_numpy(np.array(numbers, dtype=_IN_NUMPY[wide]) + 0)  # no negative zeros
     for before, after in pairwise([-torch.inf, *tensor.tolist()]):
         if not before < after < torch.inf:
             raise ValueError(f"{what} {after} follows {before}: they must be finite and ascend, in {wide} too")
@@ -173,4 +178,5 @@ def ascending(numbers: list[float], what: str, wide: torch.dtype) -> Tensor:
 
 def tables(borders: Tensor) -> tuple[Tensor, Tensor]:
     """What C looks borders up in: they and a NaN, and room for the buckets."""
-    return torch.cat([borders, torch.tensor([torch.nan])]), torch.empty(BUCKETS, dtype=torch.uint16)
+    closed = np.append(borders.numpy(), np.float32(np.nan))
+    return torch.from_numpy(closed), torch.empty(BUCKETS, dtype=torch.uint16)

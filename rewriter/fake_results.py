@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from .torch_internals import suggested_format
+
 aten = torch.ops.aten
 
 
@@ -46,9 +48,7 @@ def _made_for(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What a normalization on the CPU makes: with the channels last if its operand has them so, or else contiguous."""
     if images.device.type != "cpu":
         return torch.empty_like(images, dtype=dtype)
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(images.dim(), torch.contiguous_format)
-    is_last = not images.is_contiguous() and images.is_contiguous(memory_format=last)
-    return torch.empty_like(images, dtype=dtype, memory_format=last if is_last else torch.contiguous_format)
+    return torch.empty_like(images, dtype=dtype, memory_format=suggested_format(images))
 
 
 def _is_mixed(args: tuple) -> bool:

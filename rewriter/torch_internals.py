@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -66,6 +67,11 @@ def present_value(wrapper: torch.Tensor) -> torch.Tensor:
         return wrapper
     torch._sync(wrapper)
     return torch._from_functional_tensor(wrapper)
+
+
+def suggested_format(tensor: torch.Tensor) -> torch.memory_format:
+    """The memory format that kernels read off a tensor's strides, dense or not: channels last, or contiguous."""
+    return suggest_memory_format(tensor)
 
 
 def forward_sequence() -> int:

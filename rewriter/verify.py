@@ -49,8 +49,8 @@ def verify(
     after each step, bit for bit. With a looser one each step begins from eager's parameters and buffers, as training
     magnifies what is rounded (AdamW divides a gradient by its own size): outputs, gradients and buffers are held to
     limits of their relative errors, which follow the dtype (`relative_errors.limit_of`), the generator bit for bit. A
-    parameter's gradient that leaves its limit in eager too when parameters are moved by a rounding (of a bias before
-    BatchNorm, which is nothing but what was rounded) counts with all gradients together alone.
+    single gradient may be off by a few times what a rounding of the parameters moves it in eager: that of a bias before
+    BatchNorm is nothing but what was rounded.
     With "approximate" all gradients together are held to what the codes of the plan are predicted to add to them; five
     more draws at the first parameters hold each parameter's gradient to what it is predicted to get, and their mean to
     the exact gradient (`gradient_noise`). At most `audited` of the values that are kept approximately are given back as
@@ -188,7 +188,7 @@ class _Runner:
         """`gradients` with each parameter moved up or down by a rounding of its own, which is left so."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in self.model.parameters():
+            for parameter in (one for one in self.model.parameters() if one.is_floating_point() or one.is_complex()):
                 signs = torch.randint(2, parameter.shape, generator=generator).mul_(2).sub_(1)
                 parameter.mul_(1 + torch.finfo(parameter.dtype).eps * signs.to(parameter))
         return self.gradients(seed)

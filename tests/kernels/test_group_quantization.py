@@ -177,6 +177,32 @@ def test_groups_too_wide_for_their_levels_are_decoded_to_nan_not_to_numbers():
 
 
 @pytest.mark.usefixtures("either")
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float16, 65504.0), (torch.bfloat16, 2.2e38), (torch.float32, 2.2e38)]
+)
+def test_the_largest_numbers_are_not_decoded_to_infinities(dtype, most):
+    x = torch.rand(2560, generator=torch.Generator().manual_seed(0)).mul(most).to(dtype)
+    x[5] = most
+    for bits, stochastic in itertools.product((1, 2, 4, 8), (False, True)):
+        found = coded(x, bits, 256, stochastic)
+        assert found.isfinite().all() and (found - x).abs().max() <= 1.1 * most / (2**bits - 1)
+
+
+def test_plain_torch_decides_as_c_at_the_boundary_and_for_negative_zeros():
+    parts = torch.tensor(
+        [0, 0, *[23] * 2035, *[24] * 2056, 6, 6, 72]
+    )  # f (1 - f) is a twelfth on average, but for 4 / 2^28
+    on_levels = parts / 256
+    on_levels[1] = 255
+    between = on_levels.clone()
+    between[2] += 1 / 256
+    for x, bits in ((on_levels, 8), (between, 8), (torch.tensor([0.0, -0.0]), 4), (torch.tensor([-0.0, 0.0, -0.0]), 4)):
+        code = encode_groups(x, bits, 4096, True, False, 3)
+        assert torch.equal(code, group_quantization.encode_plainly(x, bits, 4096, True, False, 3))
+        assert scales(code, len(x), 4096).signbit().item() == (x is on_levels)
+
+
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_groups_of_one_number_come_back_to_a_rounding_of_it(bits):
     for number in (0.0, -0.0, 1.0, -2.0, 0.1, -0.1, 1e-40, -1e-40, 1e-45, 1e38):
