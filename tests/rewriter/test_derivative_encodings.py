@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import itertools
 from math import inf
 
 import lowtide
@@ -14,6 +15,20 @@ from lowtide.rewriter.timeline import peak_of
 from small_networks import Called
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
+
+
+@pytest.mark.parametrize("spread", [1.0, 5.0])
+def test_peaks_are_foretold_however_many_borders_are_fitted(spread):
+    torch.manual_seed(0)
+    sizes = (32, 128, 32, 32, 128, 1)
+    linear = [nn.Linear(*two) for two in itertools.pairwise(sizes)]
+    network = nn.Sequential(linear[0], nn.GELU(), linear[1], linear[2], linear[3], nn.GELU(), linear[4])
+    model, x = Called(lambda m, x: m.network(spread * x).square().mean(), network=network), torch.randn(512, 32)
+    options = {"fidelity": "approximate", "error_budget": 0.05, "costs": "flops"}
+    report = lowtide.verify(model, "60%", (x,), steps=1, **options)
+    values = report.plan.problem.values
+    assert any("gelu'" in values[value].encodings[number].name for value, number in report.plan.encoded)
+    assert report.ok and report.measured_peak_bytes == report.plan.peak_bytes, str(report)
 
 
 def codes_of(activation):
