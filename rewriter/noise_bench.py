@@ -47,7 +47,7 @@ class NoiseBench:
     squared_gradient: float = 0.0
     own: dict[Source, float] = field(default_factory=dict)
     elements: dict[Source, int] = field(default_factory=dict)
-    _errors: dict[Hashable, tuple[float, ...]] = field(default_factory=dict)
+    _errors: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._chance = torch.Generator(self.replay.device).manual_seed(SEED)
@@ -100,16 +100,19 @@ class NoiseBench:
         return base.target, base.meta["val"].shape, base.meta["val"].dtype
 
     def errors(self, storage: int, value: torch.Tensor) -> tuple[float, ...]:
-        """‖decoded − value‖² / ‖value‖² of each coding: of the first of the values that are alike."""
+        """‖decoded − value‖² / ‖value‖² of each coding.
+
+        Of each value by itself: how errors at different numbers of bits relate depends on how many of its groups lie on
+        their levels, and that differs between layers.
+        """
         several = self.codings[storage]
-        key = self.class_of(storage), tuple(one.codec for one in several)
-        if key not in self._errors:
+        if storage not in self._errors:
             energy = energy_of(value)
             if not energy:
                 return (0.0,) * len(several)
             told = (energy_of(one.coded(value, SEED), value) if one.codec.draws else 0.0 for one in several)
-            self._errors[key] = tuple(error / energy for error in told)
-        return self._errors[key]
+            self._errors[storage] = tuple(error / energy for error in told)
+        return self._errors[storage]
 
     def signs_of_rows(self, gradient: torch.Tensor) -> torch.Tensor:
         """A random sign for each row of a gradient: noise of other rows is taken for independent."""

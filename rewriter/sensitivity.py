@@ -10,7 +10,7 @@ From the last kernel to the first, S(g) = Σ over readers of gain · S(what it m
 energy 1 in g raises E‖ĝ − g‖² over all parameters, with S = 1 for the parameters' own gradients; and what a codec adds
 is Σ over readers of noise · S. The noise that there is comes from one code of each value and is followed through
 backward beside the exact gradients. A kernel of backward runs once more for each gradient and kind of noise, and for
-one codec of each family that it reads, whose others are scaled by the squared errors of values that are alike. Where a
+one codec of each family that it reads, whose others are scaled by their squared errors of the value itself. Where a
 kernel is cheap codecs with large errors, which need not be in proportion, run themselves. What has few elements, a
 scalar at most, is measured with as many draws as it takes to tell an energy (`noise_bench.FEW`).
 
