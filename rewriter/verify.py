@@ -99,14 +99,14 @@ def _compared(runners: Sequence[_Runner], steps: int, limit: float | None, noise
     comparison = Comparison(limit, noise)
     eager, again, rewritten = runners
     for step in range(steps):
+        nudged = None
+        if limit is not None and not noise:  # with noise no gradient is judged alone
+            again.take_over(eager)
+            nudged = again.nudged_gradients(step)
         if limit is not None:
             again.take_over(eager)
-            nudged = None if noise else again.nudged_gradients(step)  # with noise no gradient is judged alone
-            again.take_over(eager)
             rewritten.take_over(eager)
-            comparison.add(step, *(runner.step(step) for runner in runners), nudged=nudged)
-        else:
-            comparison.add(step, *(runner.step(step) for runner in runners))
+        comparison.add(step, *(runner.step(step) for runner in runners), nudged=nudged)
     return comparison
 
 
