@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lowtide
+from lowtide.rewriter.module import prepare
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.plan import Plan
 
@@ -31,7 +32,7 @@ class Planner:
         self.subject.reset()
         small: Any = lowtide.rewrite(self.subject.twin(), budget, outputs=["loss"], costs=self.costs)
         self._portfolio = small.lowtide.portfolio = self._portfolio or small.lowtide.portfolio
-        small.lowtide.prepare(small, (), self.subject.batch)
+        prepare(small, (), self.subject.batch)
         return small
 
 

@@ -13,10 +13,11 @@ from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
 from .bytes_text import parse_bytes
 from .errors import PlanError
-from .module import Rewriting, make_rewritten
+from .module import make_rewritten, prepare
 from .plan_file import load_plan
 from .planning import Options, capture_and_pose
 from .progress import shown_progress
+from .rewriting import Rewriting
 from .solving import frontier_of, solve_step
 
 
@@ -76,7 +77,7 @@ def rewrite(
     _check_inputs(args, kwargs)
     small = make_rewritten(model, Rewriting(budget, options, optimizer, given))
     if args is not None or kwargs is not None:
-        small.lowtide.prepare(small, tuple(args or ()), dict(kwargs or {}))  # pyright: ignore
+        prepare(small, tuple(args or ()), kwargs or {})
     return small
 
 
