@@ -22,7 +22,8 @@ def hand_over_gradients(
     parameter and nobody else holds it; otherwise it would be cloned inside the engine, so it is cloned here, where
     the plan sees it.
     """
-    placeholders = {n.meta["source"]: n for n in graph.graph.nodes if n.op == "placeholder"}
+    # Gradients belong to placeholders, and to outputs whose gradient the caller retains.
+    targets = {n.meta["source"]: n for n in graph.graph.nodes if "source" in n.meta}
     storages = list(step.storages)
     block_of = {storage: kernel.block for kernel in step.kernels for storage in (*kernel.makes, *kernel.writes)}
     last_block = len(step.block_names) - 1
@@ -32,7 +33,7 @@ def hand_over_gradients(
     # Two gradients in one storage (two views, say) would be added into twice, and a returned output is the caller's.
     taken = {step.storage_of[node] for node in step.outputs}
     for source, node in zip(sources, joint_outputs(graph)[1], strict=True):
-        target = placeholders[source]
+        target = targets[source]
         storage = step.storage_of[node]
         block = block_of[storage] if step.storages[storage].kind == "activation" else last_block
         makes: tuple[int, ...] = ()
@@ -41,7 +42,8 @@ def hand_over_gradients(
             or step.storages[storage].kind != "activation"
             or last_reader.get(storage, -1) > ends[block]
         )
-        if source not in grad_present and (shared or not _laid_out_alike(node.meta["val"], target.meta["val"])):
+        fits = source.kind == "output" or _laid_out_alike(node.meta["val"], target.meta["val"])
+        if source not in grad_present and (shared or not fits):
             size_bytes = target.meta["val"].numel() * target.meta["val"].element_size()
             storages.append(Storage(f"gradient_{target.name}", size_bytes, "activation", target))
             makes = (len(storages) - 1,)

@@ -13,6 +13,7 @@ from ..solvers.disk_cache import cache_folder
 from .blocks import assign_blocks
 from .chunked_cross_entropy import ChunkCrossEntropy
 from .free_factories import FreeFactories
+from .gather_checks import gather_checks
 from .in_place import RunInPlace
 from .packed_indices import PackIndices
 from .packed_masks import PackMasks
@@ -84,4 +85,4 @@ def _step_of(
     for step_pass in STEP_PASSES:
         if step_pass.fidelity in allowed_at(fidelity):
             step = step_pass(step)
-    return assign_blocks(step)
+    return gather_checks(assign_blocks(step))

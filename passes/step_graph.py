@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.checks import check
 from .call_signature import operation_name
 
 
@@ -35,7 +36,8 @@ class Kernel:
     role: "compute"; "update" writes a buffer's new value into it (`target` is the buffer's placeholder); "tangent"
     stands for the arrival of the incoming gradients; "accumulate" hands a finished gradient over to `target`, a
     parameter or an input (it makes a storage where the gradient has to be cloned for that); "witness" does nothing:
-    it runs once in forward, so what it reads is made there.
+    it runs once in forward, so what it reads is made there; "check" makes sure that decisions still are what they were
+    (`kernels/checks.py`).
     updates: buffers that a compute kernel changes in place on its first run and is not given when it runs again.
     writes: storages that it overwrites instead of making new ones, `destination` being the operand that lies there.
     calls: the first makes the storages, each further one works in place on the storage of the one before it.
@@ -164,6 +166,18 @@ def joint_outputs(
 def _kernel(node: fx.Node, aliasing: _Aliasing, random: bool) -> Kernel | None:
     """The kernel of a call, None for a view."""
     reads = dict.fromkeys(aliasing.storage_of[n] for n in node.all_input_nodes if n in aliasing.storage_of)
+    if node.target is check:
+        return Kernel(
+            name=node.name,
+            role="check",
+            calls=(node,),
+            reads=tuple(reads),
+            makes=(),
+            phase=node.meta["phase"],
+            sequence=node.meta["sequence"],
+            module=node.meta["module"],
+            repeatable=False,
+        )
     made = [aliasing.add(part, value, "activation", part.name) for part, value in tensors_of(node)]
     makes = tuple(storage for storage in made if storage is not None)
     updates = updated_buffers(node)

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from .calls import inputs_of, is_random
 from .captured import looked_at
 from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
@@ -31,14 +32,19 @@ aten = torch.ops.aten
 # sigmoid on a part of a tensor takes other vector lanes than one on a copy of that part.
 _RECURRENT = (aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default, aten.mkldnn_rnn_layer.default)
 
+# A decision by fewer draws than these is taken for one that goes another way at each step.
+_MANY_DRAWS = 32
+
 
 class Recorder(OperationMode):
     """Writes every ATen call into an FX graph; sits above tensors without data, below autograd and functionalization.
 
     graph: what is recorded, each call's `meta` as `Captured` has it. nodes: by the id of the fake tensor, what gave it.
     phase: "forward" until whoever runs the step sets "backward". modules: names of the modules running, innermost last,
-    kept by `module_names`. constants: tensors that were met but are no inputs of the step, in the order of their
-    placeholders. reads: the nodes whose values forward looked at, each with what it saw.
+    kept by `twin.watched`. constants: tensors that were met but are no inputs of the step, in the order of their
+    placeholders. reads: the nodes whose values forward looked at, each with what it saw. checks: truth values that
+    depend on parameters or random numbers, by which forward decided, each with what it was for the sample: a step
+    makes sure that they still are. outer: the autograd node that runs around the capture, if any.
 
     Raises CaptureError, with the module and the line at fault, for what a captured step cannot follow.
     """
@@ -50,10 +56,12 @@ class Recorder(OperationMode):
         self.values = SampleValues(self.where)
         self.constants: list[torch.Tensor] = []
         self.reads: list[tuple[fx.Node, Any]] = []
+        self.checks: list[tuple[fx.Node, bool]] = []
         self.positions: dict[fx.Node, list[torch.Tensor]] = {}
         self.modules: list[str] = []
         self.phase = "forward"
         self.sequence = -1
+        self.outer = backward_sequence()
         self.counts: dict[str, int] = {}
 
     def placeholder(self, kind: str, name: str, fake: torch.Tensor, sample: torch.Tensor | None) -> fx.Node:
@@ -125,7 +133,7 @@ class Recorder(OperationMode):
         """The number of the autograd node that a forward call belongs to, or that backward is running."""
         if self.phase == "forward":
             self.sequence = forward_sequence()
-        elif (running := backward_sequence()) is not None:
+        elif (running := backward_sequence()) not in (None, self.outer):
             # The engine sums gradients between two nodes: then none is running, and the sum belongs to the last one.
             self.sequence = running
         return self.sequence
@@ -146,7 +154,7 @@ class Recorder(OperationMode):
         """A tensor made of Python numbers in forward: the same storage from here on."""
         node = self._constant(value)
         lifted = aten.lift_fresh.default(value)
-        node.meta["val"] = lifted
+        node.meta.update(val=lifted, lifted=True)
         self.nodes[id(lifted)] = node
         return lifted
 
@@ -161,6 +169,10 @@ class Recorder(OperationMode):
         # Kept by the recorder, so that its id stays its own.
         self.constants.append(value)
         return self.placeholder("constant", str(len(self.constants) - 1), value, value)
+
+    def hold(self, value: torch.Tensor) -> None:
+        """Makes a tensor from outside the step known, as a constant of it."""
+        self.nodes[id(value)] = self._constant(value)
 
     def _name_outputs(self, node: fx.Node, out: Any) -> None:
         node.meta["val"] = out
@@ -179,14 +191,18 @@ class Recorder(OperationMode):
                     self.nodes[id(part)] = item
 
     def _look_at_data(self, node: fx.Node, args: Any) -> Any:
-        """The value of a node that fake tensors cannot know: computed from the sample, and guarded."""
+        """The value of a node that fake tensors cannot know: computed from the sample, and guarded or checked."""
         if self.phase == "backward":
             raise CaptureError(f"backward looks at data ({node.target}), {self.where()}")
         # Above this handler functionalization and autograd are still on; below it only the fake mode is.
         with tensors_with_data(), torch.no_grad():
             fixed = self.values.same_for_any_draw(node)
+            if fixed is None:
+                self._refuse_what_varies(node)
             value = fixed if fixed is not None else self.values.of(node)
-        if fixed is None:
+        if fixed is None and _is_decided_in_step(node):
+            self.checks.append((node.all_input_nodes[0], value))
+        elif fixed is None:
             self.reads.append((node, looked_at(value)))
         place = getattr(args[0], "fake_device", None)
         return map_aggregate(  # pyright: ignore[reportReturnType]
@@ -198,7 +214,41 @@ class Recorder(OperationMode):
             ),
         )
 
+    def _refuse_what_varies(self, node: fx.Node) -> None:
+        """Raises CaptureError for what would make each step another program."""
+        seen = inputs_of(node)
+        drawn = [n for n in seen if n.op == "call_function" and is_random(n)]
+        parameter = next((n.meta["source"].name for n in seen if n.op == "placeholder" and _is_parameter(n)), None)
+        if drawn and parameter is None and sum(n.meta["val"].numel() for n in drawn) < _MANY_DRAWS:
+            raise CaptureError(
+                f"the module decides by a random number ({drawn[0].target}), {self.where()}: each step would be "
+                "another program; switch it off (layerdrop=0, for one) or keep that part out of the rewritten module"
+            )
+        if (drawn or parameter is not None) and not _is_truth_value(node):
+            what = f"a parameter ({parameter})" if parameter is not None else f"random numbers ({drawn[0].target})"
+            raise CaptureError(
+                f"the module looks at the values of {what}, {self.where()}, and takes a number or a shape from them: "
+                "these may change with every step, so it has no fixed program; compute with the tensor instead, or "
+                "keep that part out of the rewritten module (what is true or false is no such number: it is checked)"
+            )
+
     def where(self) -> str:
         """The innermost module running now, and the line of code, for errors."""
         name = self.modules[-1] if self.modules else "the root module"
         return f"in {name or 'the root module'}{user_line(traceback.extract_stack())}"
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    return node.meta["source"].kind == "parameter"
+
+
+def _is_truth_value(node: fx.Node) -> bool:
+    """Whether what is read is one truth value."""
+    if node.target is not aten._local_scalar_dense.default:
+        return False
+    return node.all_input_nodes[0].meta["val"].dtype == torch.bool
+
+
+def _is_decided_in_step(node: fx.Node) -> bool:
+    """Whether a value is only known while the step runs: it depends on parameters or random numbers."""
+    return any(is_random(n) if n.op == "call_function" else _is_parameter(n) for n in inputs_of(node))
