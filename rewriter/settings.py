@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -30,30 +29,6 @@ class Settings:
             if held is not value and not _same(_value(held), value):
                 return False
         return True
-
-
-@contextmanager
-def attributes_read(model: torch.nn.Module) -> Iterator[set[tuple[str, str]]]:
-    """Collects (name of the module, name of the attribute) of what is read of the modules of `model`."""
-    names = {id(module): name for name, module in model.named_modules()}
-    found: set[tuple[str, str]] = set()
-    inherited = "__getattribute__" not in vars(torch.nn.Module)
-    plain = torch.nn.Module.__getattribute__
-
-    def noting(self: torch.nn.Module, attribute: str) -> Any:
-        name = names.get(id(self))
-        if name is not None:
-            found.add((name, attribute))
-        return plain(self, attribute)
-
-    torch.nn.Module.__getattribute__ = noting  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield found
-    finally:
-        if inherited:
-            del torch.nn.Module.__getattribute__
-        else:
-            torch.nn.Module.__getattribute__ = plain
 
 
 def settings_of(model: torch.nn.Module, read: set[tuple[str, str]], constants: Sequence[torch.Tensor] = ()) -> Settings:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -47,7 +50,7 @@ class _Node:
 
 
 def flatten(told: Any, what: str) -> tuple[list[torch.Tensor], Structure]:
-    """The tensors of nested lists, tuples, dicts and dataclasses, and the structure without them.
+    """The tensors of nested lists, tuples, dicts, dataclasses and namespaces, and the structure without them.
 
     `what` names the object in errors. Raises StructureError for an object it cannot look into.
     """
@@ -66,14 +69,14 @@ def flatten(told: Any, what: str) -> tuple[list[torch.Tensor], Structure]:
         if parts is None:
             raise StructureError(
                 f"{what}{'.' + path if path else ''} is a {type(value).__qualname__}, which lowtide cannot look into: "
-                "it takes tensors, numbers, strings, None, and lists, tuples, dicts and dataclasses of these"
+                "it takes tensors, numbers, strings, None, and lists, tuples, dicts, dataclasses and namespaces of "
+                "these"
             )
         make, items = parts
         done = [walk(item, f"{path}.{name}" if path else name) for name, item in items]
-        key = (
-            type(value).__qualname__,
-            tuple((name, k) for (name, _), (_, k) in zip(items, done, strict=True)),
-        )
+        # Keys 1 and "1" have one name, and two classes may: what is told apart in Python is another kind of call.
+        names_key = tuple((type(k), k) for k in value) if isinstance(value, dict) else tuple(name for name, _ in items)
+        key = (type(value), names_key, tuple(k for _, k in done))
         return _Node(make, tuple(child for child, _ in done)), key
 
     tree, key = walk(told, "")
@@ -84,30 +87,56 @@ def _take_apart(value: Any) -> tuple[Callable[[list[Any]], Any], list[tuple[str,
     """How to rebuild a container from its children, and its named children; None if it is not a known container."""
     cls = type(value)
     if isinstance(value, dict):
-        keys = list(value)
-        plain = cls is dict
-        # A transformers ModelOutput is an OrderedDict whose constructor takes its fields by name.
-        make = (
-            (lambda children: dict(zip(keys, children, strict=True)))
-            if plain
-            else (lambda children: cls(**dict(zip(keys, children, strict=True))))
-            if dataclasses.is_dataclass(cls)
-            else (lambda children: cls(zip(keys, children, strict=True)))
-        )
-        return make, [(str(k), v) for k, v in value.items()]
+        return _dict_of(value), [(str(k), v) for k, v in value.items()]
     if isinstance(value, tuple) and hasattr(cls, "_fields"):
         return (lambda children: cls(*children)), list(zip(cls._fields, value, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(value, torch.Size):
         return (lambda children: torch.Size(children)), [(str(i), v) for i, v in enumerate(value)]
     if isinstance(value, (list, tuple)):
         return (lambda children: cls(children)), [(str(i), v) for i, v in enumerate(value)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f.name for f in dataclasses.fields(value) if f.init]
-        return (
-            lambda children: cls(**dict(zip(fields, children, strict=True))),
-            [(f, getattr(value, f)) for f in fields],
-        )
+    if isinstance(value, SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        return _object_of(value)
     return None
+
+
+def _dict_of(value: dict[Any, Any]) -> Callable[[list[Any]], Any]:
+    """How to make a dict like another one, of its own class, with other values."""
+    cls, keys = type(value), list(value)
+    if cls is dict:
+        return lambda children: dict(zip(keys, children, strict=True))
+    if dataclasses.is_dataclass(cls):
+        # A transformers ModelOutput is an OrderedDict whose constructor takes its fields by name.
+        return lambda children: cls(**dict(zip(keys, children, strict=True)))
+    # Other constructors take something else (Counter counts, defaultdict wants a factory), and a class may refuse
+    # changes: so an emptied copy is filled through dict itself.
+    ordered = isinstance(value, OrderedDict)
+    fill = OrderedDict.__setitem__ if ordered else dict.__setitem__
+    blank = copy.copy(value)
+    (OrderedDict if ordered else dict).clear(blank)  # pyright: ignore[reportArgumentType]
+
+    def make(children: list[Any]) -> Any:
+        made = copy.copy(blank)
+        for key, child in zip(keys, children, strict=True):
+            fill(made, key, child)  # pyright: ignore[reportArgumentType]
+        return made
+
+    return make
+
+
+def _object_of(value: Any) -> tuple[Callable[[list[Any]], Any], list[tuple[str, Any]]]:
+    """How to make a namespace or dataclass like another one with other attributes, and its attributes: fields that
+    are no arguments of its constructor too, and what was set besides."""
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    names = dict.fromkeys([*(f.name for f in fields if hasattr(value, f.name)), *getattr(value, "__dict__", ())])
+    cls = type(value)
+
+    def make(children: list[Any]) -> Any:
+        made = object.__new__(cls) if fields else SimpleNamespace.__new__(cls)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(made, name, child)
+        return made
+
+    return make, [(name, getattr(value, name)) for name in names]
 
 
 def _build(tree: Any, tensors: list[Any]) -> Any:

@@ -1,0 +1,171 @@
+"""What forward leaves in modules and arguments beside what it returns."""
+
+import collections
+import copy
+import dataclasses
+import types
+from typing import Any
+
+import lowtide
+import pytest
+import torch
+from lowtide.rewriter.errors import CaptureError
+from side_by_side import differences, rewritten, trained
+from small_networks import Called, batch, deep
+from torch import Tensor, nn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def net(forward: Any, **parts: Any) -> nn.Module:
+    return Called(forward, net=deep(), **parts)
+
+
+class Expert(nn.Module):
+    """A layer that leaves its penalty on itself, as mixtures of experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+        self.penalty = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.penalty = y.square().mean()
+        return y
+
+
+def test_a_loss_left_on_modules_carries_its_gradient():
+    module = nn.Sequential(Expert(), nn.Dropout(0.2), Expert(), nn.Linear(16, 1))
+    small = rewritten(module, batch(), budget="100%")
+
+    def step(m: Any) -> Tensor:
+        loss = m(batch()).mean() + 0.1 * (m[0].penalty + m[2].penalty)
+        loss.backward()
+        return loss.detach()
+
+    assert differences(trained(copy.deepcopy(module), step), trained(small, step)) == []
+    assert type(small[0].penalty) is Tensor
+    small[0].penalty = small[2].penalty = None
+    copy.deepcopy(small)
+
+
+def test_lists_grow_and_dicts_are_filled():
+    def forward(m: Any, x: Tensor, seen: dict[str, Any]) -> Tensor:
+        h = m.net(x)
+        m.seen.append(h.mean())
+        m.state["h"] = h.detach()
+        m.box.value = h.sum()
+        seen["h"], seen["rows"] = h, len(x)
+        return h * seen.get("scale", 1.0)
+
+    module = net(forward)
+    module.seen, module.state, module.box = [], {}, types.SimpleNamespace(value=None)
+    small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
+    for seed in range(3):
+        mine, its = {"scale": 2.0}, {"scale": 2.0}
+        for m, seen in ((module, mine), (small, its)):
+            torch.manual_seed(seed)
+            m(batch(), seen).sum().backward()
+        assert mine.keys() == its.keys() and torch.equal(mine["h"], its["h"]) and its["rows"] == 64
+        assert torch.equal(module.state["h"], small.state["h"]) and torch.equal(module.box.value, small.box.value)
+        assert [float(v.detach()) for v in module.seen] == [float(v.detach()) for v in small.seen]
+
+
+def test_a_list_that_forward_empties_holds_one_step():
+    def forward(m: Any, x: Tensor) -> Tensor:
+        m.seen = []
+        h = m.net(x)
+        m.seen.append(h.mean())
+        return h
+
+    small = lowtide.rewrite(net(forward), "100%", costs="flops")
+    for _ in range(3):
+        small(batch()).sum().backward()
+    assert len(small.seen) == 1
+
+
+def test_tensors_in_an_object_of_ones_own_are_refused_by_name():
+    class Holder:
+        value = None
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.net(x)
+        holder = Holder()
+        holder.value = h
+        m.holder = holder
+        return h
+
+    module = net(forward)
+    with pytest.raises(CaptureError, match=r"forward leaves tensors in holder of the root module, a .*Holder"):
+        lowtide.plan(module, "100%", (batch(),), costs="flops")
+    assert not hasattr(module, "holder")
+
+
+def test_a_shared_object_is_put_back_as_it_was():
+    class Holder:
+        value = 1
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        m.holder.value = 2
+        return m.net(x)
+
+    module = net(forward)
+    module.holder = Holder()
+    lowtide.plan(module, "100%", (batch(),), costs="flops")
+    assert module.holder.value == 1
+
+
+@dataclasses.dataclass
+class Result:
+    """A field that is no argument of the constructor."""
+
+    first: Tensor
+    second: Tensor = dataclasses.field(init=False)
+
+
+def test_containers_of_other_classes_come_back_as_they_are():
+    def forward(m: Any, x: Tensor, counts: Any) -> Any:
+        result = Result(m.net(x) * counts["scale"])
+        result.second = result.first * 2
+        return result
+
+    module = net(forward)
+    small = lowtide.rewrite(module, "100%", costs="flops")
+    for counts in (collections.Counter(scale=2), collections.defaultdict(lambda: 2)):
+        torch.manual_seed(0)
+        wanted = module(batch(), copy.copy(counts))
+        torch.manual_seed(0)
+        assert torch.equal(small(batch(), copy.copy(counts)).second, wanted.second)
+
+
+class Frozen(dict):
+    """A dict that refuses every change, as configurations are."""
+
+    def _refuse(self, *_args: Any, **_kwargs: Any) -> None:
+        raise TypeError("frozen")
+
+    def __reduce__(self) -> Any:
+        return Frozen, (dict(self),)
+
+    update = clear = pop = popitem = setdefault = __setitem__ = __delitem__ = _refuse  # pyright: ignore
+
+
+def test_a_dict_that_refuses_changes_is_left_alone():
+    module = net(lambda m, x: m.net(x) * m.config["scale"])
+    module.config = Frozen(scale=2.0)
+    small = rewritten(module, batch(), budget="100%")
+    torch.manual_seed(0)
+    wanted = module(batch())
+    torch.manual_seed(0)
+    assert torch.equal(small(batch()), wanted) and dict(small.config) == {"scale": 2.0}
+
+
+def test_keys_that_print_alike_are_other_calls():
+    module = net(lambda m, d: m.net(d.get(1, d.get("1"))) * (2 if 1 in d else 3))
+    small = lowtide.rewrite(module, "100%", costs="flops")
+    for key in (1, "1"):
+        torch.manual_seed(0)
+        wanted = module({key: batch()})
+        torch.manual_seed(0)
+        assert torch.equal(small({key: batch()}), wanted)
