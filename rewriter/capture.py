@@ -17,28 +17,34 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.checks import check
 from ..passes.step_graph import updated_buffers
 from .call import bind
 from .calls import is_random
-from .captured import Captured, NothingToDifferentiate, check_former_values, guard_of
-from .chosen_outputs import differentiable_outputs, select_outputs
-from .errors import CaptureError
+from .captured import Captured, check_former_values, depends_on_changed, guard_of
+from .checked_decisions import add_checks
+from .chosen_outputs import Arrivals, Outputs, choose_outputs, with_gradients
+from .errors import CaptureError, NothingToDifferentiate
+from .left_behind import Stash, left_by
 from .lowering import lower_for
+from .random_streams import other_streams_refused
 from .real_data import RealDataRefused
 from .recorder import Recorder
-from .running_modules import module_names, user_line
-from .settings import Settings, attributes_read, settings_of
+from .running_modules import user_line
+from .settings import Settings, settings_of
 from .sources import Owners, Source
 from .structure import Structure, flatten
 from .torch_internals import (
     checkpoints_passed,
     functional_wrapper,
     functionalized,
+    leaves_behind,
     present_value,
     swapped,
     tensors_without_data,
 )
-from .untouched import attributes_restored, held_tensors_untouched, random_streams_untouched
+from .twin import twin_of, watched
+from .untouched import held_tensors_untouched
 
 
 def capture(
@@ -48,49 +54,55 @@ def capture(
     *,
     outputs: list[str] | None = None,
     differentiable: list[str] | None = None,
+    arriving: Arrivals | None = None,
     device: str | None = None,
 ) -> Captured:
     """Captures forward and backward of `model(*args, **kwargs)` in its present modes, under the present autocast.
 
-    outputs: names of what is to be returned (all by default); differentiable: names of the outputs that receive
-    gradients (by default the output called `loss` if there is one, else all floating ones). device: a device type to
-    lower fused operations for when planning for a machine other than this one; parameters may then live on `meta`.
+    outputs: names of what is to be returned (all by default); differentiable: names of the outputs that may receive
+    gradients (by default all that can); arriving: which do, for which backward is captured (by default the output
+    called `loss` if there is one, else all). device: a device type to lower fused operations for when
+    planning for a machine other than this one; parameters may then live on `meta`.
+    Forward runs in a copy of the module's objects, so that the module stays as it is.
     Raises CaptureError (with the module and the line at fault), NothingToDifferentiate.
     """
     kwargs, notes = bind(model, args, kwargs)
-    told_notes = list(notes)
     try:
         inputs, structure = flatten((args, kwargs), "argument")
     except TypeError as error:
         raise CaptureError(str(error)) from error
     recorder = Recorder()
+    twin = twin_of(model)
     with ExitStack() as stack:
         mode = tensors_without_data()
-        stack.enter_context(random_streams_untouched(model))
-        stack.enter_context(attributes_restored(model, told_notes))
         with mode:
             wrappers = _wrap_all(model, inputs, structure, recorder)
+        stack.enter_context(other_streams_refused(model))
         stack.enter_context(mode)
-        stack.enter_context(module_names(model, recorder.modules))
+        watch = stack.enter_context(watched(twin, recorder.modules))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
-        stack.enter_context(RealDataRefused(recorder.where))
+        stack.enter_context(RealDataRefused(recorder.where, {key: w.tensor for key, w in wrappers.items()}))
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)
         stack.enter_context(checkpoints_passed())
         # Around backward too, since a checkpoint runs forward again.
-        stack.enter_context(swapped(model, _by_place(model, wrappers)))
-        with held_tensors_untouched(model) as replaced, attributes_read(model) as read:
-            returned = _run_forward(model, structure, inputs, wrappers, recorder)
+        stack.enter_context(swapped(twin, _by_place(twin, wrappers)))
+        arguments = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
+        with held_tensors_untouched(twin) as replaced, left_by(twin, arguments) as left:
+            returned = _run_forward(twin, arguments, recorder)
         wrappers = _with_replaced(wrappers, replaced)
         try:
-            result = _run_backward(returned, outputs, differentiable, wrappers, recorder)
+            tensors, chosen = _outputs(returned, left.stashes, outputs, wrappers, recorder)
+            chosen = with_gradients(tensors, chosen, differentiable, arriving)
+            step = _run_backward(tensors, chosen, wrappers, recorder)
         except NothingToDifferentiate as error:
-            error.settings = settings_of(model, read)
+            error.settings = settings_of(model, watch.read)
             raise
-    return _finish(recorder, result, wrappers, settings_of(model, read, recorder.constants), tuple(told_notes))
+    settings = settings_of(model, watch.read, recorder.constants)
+    return _finish(recorder, step, wrappers, settings, (*notes, *left.notes))
 
 
 @dataclass(frozen=True)
@@ -139,15 +151,9 @@ def _by_place(model: torch.nn.Module, wrappers: dict[int, _Wrapper]) -> dict[str
     }
 
 
-def _run_forward(
-    model: torch.nn.Module,
-    structure: Structure,
-    inputs: list[torch.Tensor],
-    wrappers: dict[int, _Wrapper],
-    recorder: Recorder,
-) -> Any:
+def _run_forward(model: torch.nn.Module, arguments: tuple[Any, Any], recorder: Recorder) -> Any:
     """What the module returns, on wrappers."""
-    args, kwargs = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
+    args, kwargs = arguments
     try:
         return model(*args, **kwargs)
     except CaptureError:
@@ -164,45 +170,58 @@ def _run_forward(
 
 @dataclass(frozen=True)
 class _Step:
-    """What running both directions gave, on wrappers."""
+    """What running both directions gave, on wrappers. reachable: what gradients may reach from any output."""
 
-    outputs: Structure
-    returned: list[torch.Tensor]
-    differentiable: tuple[int, ...]
+    outputs: Outputs
+    tensors: list[torch.Tensor]
     gradients: dict[Source, torch.Tensor]
+    reachable: tuple[Source, ...]
+
+
+def _outputs(
+    returned: Any,
+    left: list[tuple[Stash, list[Any]]],
+    names: list[str] | None,
+    wrappers: dict[int, _Wrapper],
+    recorder: Recorder,
+) -> tuple[list[torch.Tensor], Outputs]:
+    """All that a step gives, and the places of it, every view and change in place replayed."""
+    try:
+        tensors, outputs = choose_outputs(returned, left, names)
+    except TypeError as error:
+        raise CaptureError(str(error)) from error
+    tensors = [wrappers[id(t)].tensor if id(t) in wrappers else t for t in tensors]
+    # What is not replayed before the phase turns would count as backward.
+    for tensor in tensors:
+        if id(present_value(tensor)) not in recorder.nodes:
+            recorder.hold(tensor)
+    for wrapper in wrappers.values():
+        present_value(wrapper.tensor)
+    return tensors, outputs
 
 
 def _run_backward(
-    returned: Any,
-    outputs: list[str] | None,
-    differentiable: list[str] | None,
-    wrappers: dict[int, _Wrapper],
-    recorder: Recorder,
+    tensors: list[torch.Tensor], outputs: Outputs, wrappers: dict[int, _Wrapper], recorder: Recorder
 ) -> _Step:
-    try:
-        tensors, structure = flatten(returned, "output")
-    except TypeError as error:
-        raise CaptureError(str(error)) from error
-    tensors, structure = select_outputs(tensors, structure, outputs)
-    chosen = differentiable_outputs(tensors, structure, differentiable)
     wanted = {w.source: w.tensor for w in wrappers.values() if w.tensor.requires_grad}
-    # Every view and in-place change has to be replayed before the phase turns, or it would count as backward.
-    for tensor in tensors:
-        present_value(tensor)
-    for wrapper in wrappers.values():
-        present_value(wrapper.tensor)
+    leaves = leaves_behind([tensors[i] for i in outputs.able])
+    reachable = tuple(source for source, tensor in wanted.items() if id(tensor) in leaves or not tensor.is_leaf)
+    for i in outputs.retained:
+        source = Source("output", outputs.names[i], i)
+        recorder.nodes[id(present_value(tensors[i]))].meta["source"] = source
+        wanted[source] = tensors[i]
     recorder.phase = "backward"
     tangents = []
-    for index in chosen:
+    for index in outputs.expected:
         # Laid out like the output, as the gradients that torch's losses return are.
         fake = torch.empty_like(present_value(tensors[index]))
         recorder.graph.erase_node(recorder.nodes.pop(id(fake)))
-        recorder.placeholder("tangent", structure.names[index] or "output", fake, None)
+        recorder.placeholder("tangent", outputs.names[index] or "output", fake, None)
         tangents.append(functional_wrapper(fake, False))
     try:
         with torch.autocast(_device_type(tensors), enabled=False):
             gradients = torch.autograd.grad(
-                [tensors[i] for i in chosen],
+                [tensors[i] for i in outputs.expected],
                 list(wanted.values()),
                 tangents,
                 allow_unused=True,
@@ -215,8 +234,8 @@ def _run_backward(
             f"backward could not be captured: {type(error).__name__}: {error}. If it runs in eager, keep the part of "
             "the model that it belongs to out of the rewritten module"
         ) from error
-    found = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
-    return _Step(structure, tensors, chosen, found)
+    arrived = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
+    return _Step(outputs, tensors, arrived, reachable)
 
 
 def _device_type(tensors: list[torch.Tensor]) -> str:
@@ -230,16 +249,18 @@ def _finish(
     settings: Settings,
     notes: tuple[str, ...],
 ) -> Captured:
-    """Adds the graph's outputs, drops what nothing needs, and splits off the guard."""
+    """Adds the graph's outputs, drops what nothing needs, splits off the guard, and adds the checks."""
     graph = recorder.graph
     mutated = [(w, present_value(w.tensor)) for w in wrappers.values()]
     mutations = {w.source: recorder.nodes[id(now)] for w, now in mutated if recorder.nodes[id(now)] is not w.node}
-    outputs = tuple(recorder.nodes[id(present_value(t))] for t in step.returned)
+    outputs = tuple(recorder.nodes[id(present_value(t))] for t in step.tensors)
     gradients = {source: recorder.nodes[id(present_value(g))] for source, g in step.gradients.items()}
     graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))
-    guard = guard_of(recorder.reads, {source.name for source in mutations})
+    guard = guard_of(recorder.reads, {source.name for source in mutations}, recorder.constants)
+    rereads = depends_on_changed(graph, mutations)
+    undo = add_checks(graph, recorder.checks, mutations)
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users and not is_random(node) and not updated_buffers(node):
+        if node.op == "call_function" and not node.users and not _has_effect(node):
             graph.erase_node(node)
     modules: dict[int, str] = {}
     for node in graph.nodes:
@@ -253,11 +274,18 @@ def _finish(
     return Captured(
         graph=fx.GraphModule(torch.nn.Module(), graph),
         outputs=step.outputs,
-        differentiable=step.differentiable,
         gradients=tuple(gradients),
         mutations=tuple(mutations),
+        reachable=step.reachable,
         constants=tuple(recorder.constants),
         guard=guard,
         settings=settings,
+        undo=undo,
+        rereads=rereads,
         notes=notes,
     )
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether a call does something besides making what it returns."""
+    return is_random(node) or bool(updated_buffers(node)) or node.target is check

@@ -64,7 +64,10 @@ def emit(
         updated=frozenset(captured.mutations)
         | {node.meta["source"] for kernel in step.kernels for node in kernel.updates},
         depends=_dependence(step),
-        differentiable=captured.differentiable,
+        outputs=captured.outputs,
+        idle=tuple(source for source in captured.reachable if source not in captured.gradients),
+        undo=captured.undo,
+        rereads=captured.rereads,
     )
 
 
@@ -137,6 +140,8 @@ class _Writer:
             assert kernel.target is not None
             target, value = scope.expression(kernel.target), scope.expression(kernel.calls[0])
             scope.rendered.line(f"{target}.copy_({value})")
+        elif kernel.role == "check":
+            scope.rendered.line(f"require({scope.arguments(kernel.calls[0])})")
         elif kernel.role == "witness":
             pass  # what it reads has been made, which is all it is for
         elif kernel.role == "accumulate":
@@ -161,7 +166,9 @@ class _Writer:
         assert kernel.target is not None
         gradient = scope.expression(kernel.calls[0])
         if kernel.makes:
-            target = scope.expression(kernel.target)
+            # An output may be gone by now; its gradient is laid out as it comes.
+            is_output = kernel.target.meta["source"].kind == "output"
+            target = gradient if is_output else scope.expression(kernel.target)
             clone = scope.fresh(f"{target}_gradient")
             scope.rendered.line(f"{clone} = torch.empty_like({target}).copy_({gradient})")
             gradient = clone

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..solvers.errors import InfeasibleBudget, LowtideError, ScheduleError
 
 __all__ = [
@@ -28,6 +30,15 @@ class BudgetError(LowtideError, ValueError):
 
 class CaptureError(LowtideError):
     """A model whose training step cannot be captured; names the module and the line at fault."""
+
+
+class NothingToDifferentiate(CaptureError):
+    """No output of the step requires a gradient: there is no backward to make room for.
+
+    settings: the attributes that the forward read to come to this (`settings.Settings`).
+    """
+
+    settings: Any = None
 
 
 class StructureError(CaptureError, TypeError):

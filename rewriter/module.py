@@ -26,7 +26,7 @@ class Rewritten:
         model: Any = self
         if not (model.training and torch.is_grad_enabled()):
             return original_forward(model)(*args, **kwargs)
-        return self.lowtide.run(original_view(model), args, kwargs)
+        return self.lowtide.run(model, original_view(model), args, kwargs)
 
     # torch.compile leaves the rewritten forward alone.
     forward._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]

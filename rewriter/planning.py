@@ -27,6 +27,7 @@ from .call import bind
 from .calls import is_random
 from .capture import capture
 from .captured import Captured
+from .chosen_outputs import Arrivals
 from .devices import DevicePreset, load_device
 from .errors import PlanError
 from .measure import Cost, measure_costs, signature
@@ -185,8 +186,12 @@ def capture_step(
     kwargs: dict[str, Any],
     options: Options,
     progress: Progress | None = None,
+    arriving: Arrivals | None = None,
 ) -> StepCosts:
-    """Captures a step and finds what its kernels cost. Raises CaptureError, MeasureError."""
+    """Captures a step and finds what its kernels cost. Raises CaptureError, MeasureError.
+
+    arriving: the gradients to plan for, by default those that most likely arrive.
+    """
     preset = options.preset()
     foreign = preset.kind if preset is not None and preset.kind != "cpu" else None
     if progress:
@@ -197,6 +202,7 @@ def capture_step(
         kwargs,
         outputs=list(options.outputs) if options.outputs is not None else None,
         differentiable=list(options.differentiable) if options.differentiable is not None else None,
+        arriving=arriving,
         device=foreign,
     )
     step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..kernels.checks import require
+from .chosen_outputs import Outputs
 from .sources import Source
 
 # A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state, or
@@ -44,8 +46,9 @@ class Program:
     code: the text that was executed; forward and backward: one binding per block, in running order; residents: which
     storages are parameters, buffers, inputs and constants; tangents: storages of the incoming gradients with what
     they belong to; output_storages: the storage each output lies in; updated: buffers that forward changes;
-    depends: for each gradient, the numbers of the tangents it depends on; differentiable: the outputs, by number, that
-    the tangents belong to.
+    depends: for each gradient, the numbers of the tangents it depends on; outputs: what is given, and which of it the
+    tangents belong to (`expected`); idle: sources that gradients may reach, though none of those expected does; undo:
+    what copies restore, should a decision go another way; rereads: whether results depend on what `updated` held.
     """
 
     code: str
@@ -57,7 +60,10 @@ class Program:
     output_storages: tuple[int, ...]
     updated: frozenset[Source]
     depends: Mapping[Source, frozenset[int]]
-    differentiable: tuple[int, ...]
+    outputs: Outputs
+    idle: tuple[Source, ...] = ()
+    undo: tuple[Source | None, ...] = ()
+    rereads: bool = False
 
     @cached_property
     def draws(self) -> bool:
@@ -86,6 +92,7 @@ def load_functions(code: str, title: str, device: torch.device) -> dict[str, Cal
         "device": torch.device,
         "generator_state": Generator(device).state,
         "drawing_from": Generator(device).drawing_from,
+        "require": require,
     }
     exec(compile(code, filename, "exec"), namespace)
     return {name: told for name, told in namespace.items() if name.startswith(("forward_", "backward_"))}

@@ -15,33 +15,23 @@ import torch
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
 from .call import Call, describe, modules_key
-from .captured import NothingToDifferentiate
+from .chosen_outputs import Arrivals
 from .emit import emit
-from .errors import LowtideError, LowtideWarning
+from .errors import LowtideError, LowtideWarning, NothingToDifferentiate
 from .header import header_of
 from .inner_hooks import warn_of_hooks
 from .planning import Options, PlannedStep, PosedStep, StepCosts, calibrated, capture_step, pose_step, situation_of
-from .program import Program
 from .progress import shown_progress
-from .runtime import run_forward
+from .run_step import Ready, Step, run_step
 from .settings import Settings
 from .solving import solve_step
-from .sources import Owners, Source
+from .sources import Owners
 
 # Plans kept at once. Each costs only host memory, but a training loop whose every batch is another shape would
 # plan at every step, and should be told.
 _MOST_PLANS = 16
 
 _planning = threading.RLock()
-
-
-@dataclass
-class _Ready:
-    """A planned kind of call."""
-
-    planned: PlannedStep
-    program: Program
-    constants: dict[Source, torch.Tensor]
 
 
 @dataclass
@@ -59,10 +49,11 @@ class Rewriting:
     kept_plan: Plan | None = None
     portfolio: Portfolio = field(default_factory=Portfolio, repr=False)
     _steps: dict[Hashable, list[StepCosts]] = field(default_factory=dict, repr=False)
-    _ready: OrderedDict[Hashable, _Ready] = field(default_factory=OrderedDict, repr=False)
+    _ready: OrderedDict[Hashable, Ready] = field(default_factory=OrderedDict, repr=False)
     _eager: dict[Hashable, list[Settings]] = field(default_factory=dict, repr=False)
+    _arrived: dict[Hashable, Arrivals] = field(default_factory=dict, repr=False)
     _owners: tuple[Hashable, Owners] | None = field(default=None, repr=False)
-    _last: _Ready | None = field(default=None, repr=False)
+    _last: Ready | None = field(default=None, repr=False)
     hooked: set[str] = field(default_factory=set, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,7 +83,7 @@ class Rewriting:
         """The plan of the last kind of call together with the captured step it is for."""
         return self._last.planned if self._last is not None else None
 
-    def run(self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def run(self, model: torch.nn.Module, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """One forward of the rewritten module. original: the module under its own class."""
         preset = self.options.preset()
         owners = self._owners_of(original)
@@ -102,12 +93,15 @@ class Rewriting:
                 "rewrite it without device= to run it here"
             )
         call = describe(original, args, kwargs, owners)
-        ready = self._find(original, args, kwargs, call, owners)
-        if ready is None:
-            return original.forward(*args, **kwargs)
-        tensors = owners.sources(call.inputs, call.structure)
-        outputs = run_forward(ready.program, {**tensors, **ready.constants}, owners.device_type)
-        return ready.planned.costs.captured.outputs.unflatten(list(outputs))
+
+        def find(excluded: frozenset[int] = frozenset(), arriving: Arrivals | None = None) -> Ready | None:
+            wanted = arriving if arriving is not None else self._arrived.get(call.key)
+            ready = self._find(original, args, kwargs, call, owners, wanted, excluded)
+            if ready is not None and arriving is not None:
+                self._arrived[call.key] = arriving
+            return ready
+
+        return run_step(Step(model, original, args, kwargs, call, owners, find))
 
     def prepare(self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """Plans for a kind of call without running it. Raises NothingToDifferentiate where there is no backward."""
@@ -128,16 +122,25 @@ class Rewriting:
         return self._owners[1]
 
     def _find(
-        self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any], call: Call, owners: Owners
-    ) -> _Ready | None:
+        self,
+        original: torch.nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        call: Call,
+        owners: Owners,
+        arriving: Arrivals | None = None,
+        excluded: frozenset[int] = frozenset(),
+    ) -> Ready | None:
+        """The plan for a call, None if there is nothing to plan. arriving: the gradients it is for, by default
+        those that most likely come; excluded: captured steps, by id, that do not serve."""
         parts = {**owners.modules, "": original}  # as they are now, since each call looks at them anew
         if any(settings.hold(parts) for settings in self._eager.get(call.key, ())):
             return None
-        costs = self._matching(parts, call, owners)
+        costs = self._matching(parts, call, owners, arriving, excluded)
         full_key = (call.key, call.grad_key, id(costs))
         if costs is None or full_key not in self._ready:
             try:
-                costs, ready = self._plan(original, args, kwargs, costs)
+                costs, ready = self._plan(original, args, kwargs, costs, arriving)
             except NothingToDifferentiate as error:
                 if error.settings is not None:
                     self._eager.setdefault(call.key, []).append(error.settings)
@@ -150,10 +153,19 @@ class Rewriting:
         self._last = self._ready[full_key]
         return self._last
 
-    def _matching(self, parts: Mapping[str, torch.nn.Module], call: Call, owners: Owners) -> StepCosts | None:
+    def _matching(
+        self,
+        parts: Mapping[str, torch.nn.Module],
+        call: Call,
+        owners: Owners,
+        arriving: Arrivals | None,
+        excluded: frozenset[int],
+    ) -> StepCosts | None:
         """The captured step whose settings and guard hold for this call. parts: the module's by name, itself too."""
         for costs in self._steps.get(call.key, ()):
             guard = costs.captured.guard
+            if id(costs) in excluded or not costs.captured.outputs.are_for(arriving):
+                continue
             if not costs.captured.settings.hold(parts):
                 continue
             if guard is None or guard.holds(owners.sources(call.inputs, call.structure)):
@@ -161,15 +173,20 @@ class Rewriting:
         return None
 
     def _plan(
-        self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any], costs: StepCosts | None
-    ) -> tuple[StepCosts, _Ready]:
+        self,
+        original: torch.nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        costs: StepCosts | None,
+        arriving: Arrivals | None,
+    ) -> tuple[StepCosts, Ready]:
         # Capturing watches what the whole process runs: one thread at a time.
         with _planning, shown_progress(f"planning {type(original).__name__}") as progress:
             found = costs
             if found is None:
                 _check_arguments(original, args, kwargs)
                 warn_of_hooks(original, self.hooked)
-                found = capture_step(original, args, kwargs, self.options, progress)
+                found = capture_step(original, args, kwargs, self.options, progress, arriving)
             situation = situation_of(
                 original, args, kwargs, self.options, found.device, found.captured.constants, self.optimizer
             )
@@ -191,10 +208,9 @@ class Rewriting:
             header_of(planned),
             costs.device,
         )
-        constants = {Source("constant", str(i), i): c for i, c in enumerate(costs.captured.constants)}
-        return costs, _Ready(planned, program, constants)
+        return costs, Ready(planned, program, costs.captured.held)
 
-    def _remember(self, key: Hashable, ready: _Ready) -> None:
+    def _remember(self, key: Hashable, ready: Ready) -> None:
         self._ready[key] = ready
         if len(self._ready) > _MOST_PLANS:
             self._ready.popitem(last=False)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from .begin_again import Start, check_start
+from .chosen_outputs import Arrivals
 from .errors import LowtideWarning, TapeError
 from .program import SEED, Binding, Key, Program
 from .sources import Source
@@ -17,15 +21,23 @@ from .sources import Source
 class Tape:
     """What one forward leaves for its backward."""
 
-    def __init__(self, program: Program, tensors: Mapping[Source, torch.Tensor], device_type: str) -> None:
+    def __init__(
+        self,
+        program: Program,
+        tensors: Mapping[Source, torch.Tensor],
+        device_type: str,
+        start: Start | None = None,
+    ) -> None:
         self.program = program
+        self.start = start
         self.residents = {storage: tensors[source] for storage, source in program.residents.items()}
         self.values: dict[Key, Any] = {}
         self.versions: dict[Key, int] = {}
         self.device_type = device_type
         self.due = len(program.forward) - 1  # the block whose backward comes next
-        self.given: frozenset[int] = frozenset()
         self.output_shapes: list[torch.Tensor] = []
+        self.outputs: list[weakref.ref[torch.Tensor]] = []  # as the caller has them
+        self.gradients: Mapping[Source, torch.Tensor] | None = None  # all of them, where the step began again
 
     def run(self, binding: Binding) -> tuple[torch.Tensor, ...]:
         """Calls one function; what it gives goes onto the tape, what else it returns (outputs, gradients) comes
@@ -71,6 +83,7 @@ class Tape:
         self.due = -1
         self.values.clear()
         self.residents.clear()
+        self.start = None
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -92,7 +105,8 @@ class _Link(torch.autograd.Function):
         # The tape keeps the values, the caller gets aliases: an output on its own tape would be a cycle.
         outputs = tuple(output.detach() for output in returned)
         tape.output_shapes = [torch.empty_like(output, device="meta") for output in outputs]
-        ctx.mark_non_differentiable(*(o for i, o in enumerate(outputs) if i not in tape.program.differentiable))
+        able = {*tape.program.outputs.able, *tape.program.outputs.declined}
+        ctx.mark_non_differentiable(*(o for i, o in enumerate(outputs) if i not in able))
         return outputs
 
     @staticmethod
@@ -114,21 +128,21 @@ def _run_backward(tape: Tape, index: int, gradients: Sequence[torch.Tensor | Non
         _warn_of_autocast(tape.device_type)
         _receive(tape, gradients)
     binding = tape.program.backward[last - index]
-    tape.check(binding)
-    returned = tuple(
-        gradient if _is_wanted(tape, source) else None
-        for source, gradient in zip(binding.gradients, tape.run(binding), strict=True)
-    )
+    idle: tuple[torch.Tensor | None, ...] = (None,) * len(tape.program.idle) if index == 0 else ()
+    if tape.gradients is not None:
+        sources = (*binding.gradients, *(tape.program.idle if index == 0 else ()))
+        returned = tuple(tape.gradients.get(source) for source in sources if source.kind != "output")
+    else:
+        tape.check(binding)
+        made = dict(zip(binding.gradients, tape.run(binding), strict=True))
+        for source in [source for source in made if source.kind == "output"]:
+            _hand_out(tape, source, made.pop(source))
+        returned = (*made.values(), *idle)
     tape.due -= 1
     if tape.due < 0:
         tape.close()
+        tape.gradients = None
     return returned
-
-
-def _is_wanted(tape: Tape, source: Source) -> bool:
-    """Whether a gradient depends on an incoming one that came, or (a custom function's) on none at all."""
-    depends = tape.program.depends[source]
-    return not depends or bool(depends & tape.given)
 
 
 def _warn_of_autocast(device_type: str) -> None:
@@ -155,18 +169,103 @@ def _refuse_twice(tape: Tape, index: int) -> None:
 
 
 def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
-    """Puts the incoming gradients on the tape; one that does not come is zero, and what depends on it alone is None."""
-    incoming = [gradients[output] for output in tape.program.differentiable]
-    shapes = [tape.output_shapes[output] for output in tape.program.differentiable]
-    tape.given = frozenset(i for i, gradient in enumerate(incoming) if gradient is not None)
-    for storage, gradient, like in zip(tape.program.tangents, incoming, shapes, strict=True):
-        if gradient is None:
-            gradient = torch.zeros_like(like, device=tape.device_type)
-        elif gradient.stride() != like.stride():
-            # Kernels were planned for incoming gradients laid out like the outputs.
-            _warn_of_layout(gradient, like)
-            gradient = torch.empty_like(like, device=tape.device_type).copy_(gradient)
-        tape.values[storage] = gradient
+    """Puts the incoming gradients on the tape; where others come than expected, the step begins again for them."""
+    outputs = tape.program.outputs
+    arrived = tuple(i for i, gradient in enumerate(gradients) if gradient is not None)
+    _refuse_declined(tape, arrived)
+    retained = _retained(tape)
+    if set(arrived) != set(outputs.expected) or retained != frozenset(outputs.retained):
+        incoming = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None}
+        tape.gradients = _begin_again(tape, incoming, retained)
+        return
+    for storage, output in zip(tape.program.tangents, outputs.expected, strict=True):
+        gradient = gradients[output]
+        assert gradient is not None
+        tape.values[storage] = _laid_out(gradient, tape.output_shapes[output], tape.device_type)
+
+
+def _laid_out(gradient: torch.Tensor, like: torch.Tensor, device_type: str) -> torch.Tensor:
+    """A gradient laid out like its output, which is what kernels were planned for."""
+    if gradient.stride() == like.stride():
+        return gradient
+    _warn_of_layout(gradient, like)
+    return torch.empty_like(like, device=device_type).copy_(gradient)
+
+
+def _refuse_declined(tape: Tape, arrived: Sequence[int]) -> None:
+    outputs = tape.program.outputs
+    for output in arrived:
+        if output in outputs.declined:
+            raise TapeError(
+                f"a gradient arrives at the output {outputs.names[output]!r}, which was declared not to receive one "
+                f"(differentiable={[outputs.names[i] for i in outputs.able]}); name it in differentiable= of rewrite, "
+                "or detach it where it is used"
+            )
+
+
+def _retained(tape: Tape) -> frozenset[int]:
+    """The outputs that others are computed from and whose gradient the caller retains: what of it comes through the
+    others stays within the step, and has to be handed over. Raises TapeError for hooks, which would see a part."""
+    retained = set()
+    for output in tape.program.outputs.inside:
+        tensor = tape.outputs[output]() if tape.outputs else None
+        if tensor is None:
+            continue
+        if tensor._backward_hooks:
+            raise TapeError(
+                f"a hook waits for the gradient of the output {tape.program.outputs.names[output]!r}, and other "
+                "outputs are computed from it: what comes through those stays within the rewritten step; add the hook "
+                "inside of forward, or use retain_grad()"
+            )
+        if tensor.retains_grad:
+            retained.add(output)
+    return frozenset(retained)
+
+
+def _hand_out(tape: Tape, source: Source, gradient: torch.Tensor) -> None:
+    """Gives an output its whole gradient in the place of the part that autograd has seen."""
+    tensor = tape.outputs[source.index]()
+    if tensor is not None:
+        tensor.grad = gradient
+
+
+def _begin_again(
+    tape: Tape, incoming: Mapping[int, torch.Tensor], retained: frozenset[int]
+) -> dict[Source, torch.Tensor]:
+    """The gradients of a step that was planned for other incoming ones: it runs again, from its start, planned for
+    these."""
+    start, names = tape.start, tape.program.outputs.names
+    arriving = Arrivals(frozenset(names[i] for i in incoming), frozenset(names[i] for i in retained))
+    if start is None:
+        raise TapeError(
+            f"gradients arrive at {arriving}, and this step was planned for gradients of "
+            f"{tape.program.outputs.arrivals}; call forward again"
+        )
+    shapes = {i: tape.output_shapes[i] for i in incoming}
+    updated = tape.program.updated
+    with start.conditions(), torch.enable_grad():
+        program, constants = start.plan_for(arriving)
+    check_start(start, tape.program, arriving)
+    tape.values.clear()
+    tape.residents.clear()
+    # Buffers have been updated already: those that are handed over now are scratch.
+    tensors = {source: t.detach().clone() if source in updated else t for source, t in start.tensors.items()}
+    again = Tape(program, {**tensors, **constants}, tape.device_type)
+    with start.generator.drawing_from(start.restored_state()):
+        if program.draws:
+            again.values[SEED] = _next_number()
+        for binding in program.forward:
+            again.run(binding)
+    number = {name: i for i, name in enumerate(program.outputs.names)}
+    gradients = {number[names[i]]: (gradient, shapes[i]) for i, gradient in incoming.items()}
+    for storage, output in zip(program.tangents, program.outputs.expected, strict=True):
+        again.values[storage] = _laid_out(*gradients[output], tape.device_type)
+    made: dict[Source, torch.Tensor] = {}
+    for binding in program.backward:
+        made.update(zip(binding.gradients, again.run(binding), strict=True))
+    for source in [source for source in made if source.kind == "output"]:
+        _hand_out(tape, replace(source, index=names.index(source.name)), made.pop(source))
+    return made
 
 
 def _warn_of_layout(gradient: torch.Tensor, like: torch.Tensor) -> None:
@@ -182,22 +281,33 @@ def _warn_of_layout(gradient: torch.Tensor, like: torch.Tensor) -> None:
         )
 
 
-def run_forward(program: Program, tensors: Mapping[Source, torch.Tensor], device_type: str) -> tuple[torch.Tensor, ...]:
+def run_forward(
+    program: Program,
+    tensors: Mapping[Source, torch.Tensor],
+    device_type: str,
+    start: Start | None = None,
+) -> tuple[torch.Tensor, ...]:
     """Runs the forward of a step; the outputs it returns carry the backward.
 
     tensors: the parameters, buffers, inputs and constants of the step, by source. Each block's parameters enter
     autograd's graph at the block in whose backward their gradient is final, so that gradients are accumulated, and
-    released, block by block.
+    released, block by block. start: for a backward to which other gradients come than planned.
+    Raises DecisionChanged where a decision of forward goes another way than the captured one.
     """
-    tape = Tape(program, tensors, device_type)
+    tape = Tape(program, tensors, device_type, start)
     if program.draws:
         tape.values[SEED] = _next_number()
     # The first token requires a gradient so that every link is part of the graph, whatever is frozen.
     token: Any = torch.empty(0, requires_grad=True)
     last = len(program.forward) - 1
     for index in range(last + 1):
-        entering = [tensors[source] for source in program.backward[last - index].gradients]
+        gradients = program.backward[last - index].gradients
+        entering = [tensors[source] for source in gradients if source.kind != "output"]
+        if index == 0:
+            entering += [tensors[source] for source in program.idle]
         token = _Link.apply(tape, index, token, *entering)
+    if program.outputs.inside:
+        tape.outputs = [weakref.ref(output) for output in token]
     if program.draws:
         torch.randint(2, (1,))  # so that the next step's codecs draw other numbers
     return token

@@ -7,7 +7,7 @@ No other file imports what is private in torch: when a release changes one of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -38,6 +38,13 @@ def tensors_without_data() -> AbstractContextManager[Any]:
 def tensors_with_data() -> AbstractContextManager[Any]:
     """A context within `tensors_without_data` in which tensors have data again."""
     return unset_fake_temporarily()
+
+
+def is_default_generator(value: Any) -> bool:
+    """Whether something is a generator from which torch draws where none is given."""
+    return isinstance(value, torch._C.Generator) and (
+        value is torch.default_generator or any(value is one for one in torch.cuda.default_generators)
+    )
 
 
 def is_without_data(value: Any) -> bool:
@@ -108,3 +115,23 @@ def checkpoints_passed() -> Iterator[None]:
         yield
     finally:
         checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction = before
+
+
+def nodes_behind(tensor: torch.Tensor) -> set[Any]:
+    """All autograd nodes that a tensor's gradient may reach, those of leaves too."""
+    seen: set[Any] = set()
+    pending = [tensor.grad_fn] if tensor.grad_fn is not None else []
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            pending += [before for before, _ in node.next_functions if before is not None]
+    return seen
+
+
+def leaves_behind(tensors: Iterable[torch.Tensor]) -> set[int]:
+    """The ids of all leaves that the gradients of some tensors may reach."""
+    nodes = {node for tensor in tensors for node in nodes_behind(tensor)}
+    return {id(node.variable) for node in nodes if hasattr(node, "variable")} | {
+        id(tensor) for tensor in tensors if tensor.is_leaf and tensor.requires_grad
+    }

@@ -113,7 +113,7 @@ def test_an_argument_that_cannot_be_looked_into_is_named():
 @pytest.mark.parametrize(
     ("decide", "named"),
     [
-        (lambda m, y: y * 2 if y.sum() > 0 else y, r"looks at the values of a parameter \(layer"),
+        (lambda m, y: y * 2 if y.sum().item() > 0 else y, r"looks at the values of a parameter \(layer"),
         (lambda m, y: y * float(m.layer.weight.max()), r"looks at the values of a parameter \(layer.weight\)"),
         (lambda m, y: y * y.detach().numpy().max(), r"forward calls numpy, which takes data out of torch, in the root"),
         (lambda m, y: y * sum(y.detach()[0].tolist()), r"looks at the values of a parameter \(layer"),
@@ -134,8 +134,8 @@ def test_a_forward_that_cannot_be_captured_is_named_with_its_line(decide, named)
 
 
 def test_an_inner_module_at_fault_is_named():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Deciding(lambda m, y: y if y.sum() > 0 else -y)))
-    with pytest.raises(CaptureError, match=r"in 1.0 \(.*test_errors.py:\d+: .*y.sum\(\) > 0"):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Deciding(lambda m, y: y if y.sum().item() > 0 else -y)))
+    with pytest.raises(CaptureError, match=r"in 1.0 \(.*test_errors.py:\d+: .*y.sum\(\).item\(\) > 0"):
         lowtide.rewrite(model, "100%", (data(),))
 
 

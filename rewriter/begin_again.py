@@ -1,0 +1,66 @@
+"""Runs a step from its start inside backward, where other gradients arrive than those it was planned for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .chosen_outputs import Arrivals
+from .errors import TapeError
+from .program import Generator, Program
+from .sources import Source
+
+Served = tuple[Program, Mapping[Source, torch.Tensor]]
+
+
+@dataclass
+class Start:
+    """What a step began from. tensors: by source. plan_for: the program, with its constants, for other gradients;
+    conditions: those in which forward ran (autocast)."""
+
+    tensors: Mapping[Source, torch.Tensor]
+    versions: Mapping[Source, int]
+    generator: Generator
+    state: bytes
+    plan_for: Callable[[Arrivals], Served]
+    conditions: Callable[[], AbstractContextManager[Any]]
+
+    @classmethod
+    def here(
+        cls,
+        program: Program,
+        tensors: Mapping[Source, torch.Tensor],
+        device: torch.device,
+        plan_for: Callable[[Arrivals], Served],
+        conditions: Callable[[], AbstractContextManager[Any]],
+    ) -> Start:
+        """The start of a step that begins now."""
+        generator = Generator(device)
+        # Kept outside of torch's allocator: it is no tensor of the step.
+        state = generator.state().numpy().tobytes()
+        versions = {source: t._version for source, t in tensors.items() if source not in program.updated}
+        return cls(tensors, versions, generator, state, plan_for, conditions)
+
+    def restored_state(self) -> torch.Tensor:
+        """The generator's state at the start."""
+        return torch.frombuffer(bytearray(self.state), dtype=torch.uint8)
+
+
+def check_start(start: Start, program: Program, arriving: Arrivals) -> None:
+    """Raises TapeError if a step cannot begin again because something is no longer what it began from."""
+    what_to_do = "call forward again, which is planned for that now"
+    if program.rereads or any(source.kind == "input" for source in program.updated):
+        raise TapeError(
+            f"gradients arrive at {arriving}, for which this step was not planned, and it cannot begin again: forward "
+            f"has changed what it reads ({', '.join(sorted(s.name for s in program.updated))}); {what_to_do}"
+        )
+    for source, version in start.versions.items():
+        if start.tensors[source]._version != version:
+            raise TapeError(
+                f"gradients arrive at {arriving}, for which this step was not planned, and it cannot begin again: "
+                f"{source.kind} {source.name} was changed in place since forward; {what_to_do}"
+            )
