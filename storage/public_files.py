@@ -34,16 +34,18 @@ def write_whole(path: Path, content: bytes) -> None:
     part of it. What is there and is no file, such as a pipe, is written to. Raises OSError.
     """
     path = Path(os.path.realpath(path)) if path.is_symlink() and path.exists() else path
-    mode = 0o666  # less what the user's mask takes away
+    known_mode = None
     with contextlib.suppress(FileNotFoundError):
         known = path.stat()
         if not stat.S_ISREG(known.st_mode):
             path.write_bytes(content)
             return
-        mode = stat.S_IMODE(known.st_mode)
+        known_mode = stat.S_IMODE(known.st_mode)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.part")  # which nobody can have put there
-    descriptor = os.open(temporary, _MAKE, mode)
+    descriptor = os.open(temporary, _MAKE, 0o666)  # less what the user's mask takes away
     try:
+        if known_mode is not None and hasattr(os, "fchmod"):
+            os.fchmod(descriptor, known_mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
