@@ -149,6 +149,7 @@ draw_bits = define(
     _draw,
     lambda size, probability, device: torch.empty(bytes_of_bits(prod(size)), dtype=torch.uint8, device=device),
     random=True,
+    prepare=lambda device, **_: device.type == "cpu" and draws_alike(),
 )
 """Truth values that are true with a probability, as `bernoulli_` would draw them into a contiguous tensor of this size:
 uint8 [ceil(n / 8)]."""

@@ -277,10 +277,16 @@ def _from_output(gradient: Tensor, output: Tensor, side: Tensor | None, kind: st
     return result
 
 
+def _prepare(kind: str, **_: object) -> None:
+    if kind in INVERTED:
+        table(kind)
+
+
 activation_side = define(
     "activation_side(Tensor x, str kind) -> Tensor",
     _side,
     lambda x, kind: x.new_empty((bytes_of_bits(x.numel()),), dtype=torch.uint8),
+    prepare=_prepare,
 )
 """Where x (dense, any shape) lies right of the minimum of a kind of activation: bits, uint8 [ceil(n / 8)], in the order
 in which x lies in memory. kind: gelu, gelu_tanh, silu, mish or hardswish."""
@@ -295,6 +301,7 @@ activation_backward_from_output = define(
     " -> Tensor",
     _from_output,
     _from_output_shapes,
+    prepare=_prepare,
 )
 """The gradient of an activation's input from that of its output, and the output (dense): laid out like the output.
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch  # its OpenMP library has to be loaded first: what is compiled here then shares its threads
+
+from ..storage.private_files import read_private, remove_oldest, working_folder, write_private
 
 # Bits must be torch's own, so products and sums stay apart.
 _FLAGS = (
@@ -29,23 +32,38 @@ _FLAGS = (
     "-std=c11",
 )
 _SECONDS = 120
+# A kept file is no library by itself: an opening, a digest of what it was made from and of the library, the library.
+_OPENING = b"lowtide compiled kernels\n"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_MOST_BYTES = 64 * 2**20
+_MOST_FILES = 256
+# What all of the C needs; where this cannot be compiled and loaded, plain torch serves everywhere.
+_PROBE = """
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+void probe(double *values, int64_t count) {
+#pragma omp parallel for
+    for (int64_t i = 0; i < count; i++) values[i] = exp(values[i]);
+}
+"""
 
-_kept_in: Path | None = None
-_own: list[tempfile.TemporaryDirectory] = []  # where this process alone keeps what it compiles
+_kept_in: Path | Callable[[], Path | None] | None = None
+_failed: set[str] = set()  # digests of C that could not be compiled, or not loaded
+_numbers = itertools.count()
 
 
-def keep_in(folder: Path) -> None:
-    """Has what is compiled from now on kept in a folder, for other processes; it must be the user's own."""
+def keep_in(folder: Path | Callable[[], Path | None] | None) -> None:
+    """Has what is compiled from now on kept in a folder of the user's own, for other processes; None: nowhere.
+
+    folder: or what tells it whenever something is compiled.
+    """
     global _kept_in
     _kept_in = folder
 
 
-def _folder() -> Path:
-    if _kept_in is not None:
-        return _kept_in
-    if not _own:
-        _own.append(tempfile.TemporaryDirectory(prefix="lowtide-kernels-"))
-    return Path(_own[0].name)
+def _folder() -> Path | None:
+    return _kept_in() if callable(_kept_in) else _kept_in
 
 
 def native(source: str, name: str, argument_types: Sequence[Any]) -> Any:
@@ -61,6 +79,17 @@ def native(source: str, name: str, argument_types: Sequence[Any]) -> Any:
     return function
 
 
+def state() -> Hashable:
+    """What serves in this process: plain torch, or the compiler and all that it could not compile so far.
+
+    Kernels cost otherwise, and take other scratch, where it differs.
+    """
+    compiler = _compiler()
+    if compiler is None or _library(_PROBE) is None:
+        return "plain torch"
+    return (*_identity(compiler), *sorted(_failed))
+
+
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
     """Where a tensor's elements begin."""
     return ctypes.c_void_p(tensor.data_ptr())
@@ -69,44 +98,104 @@ def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
 @cache
 def _library(source: str) -> ctypes.CDLL | None:
     compiler = _compiler()
-    if compiler is None:
+    if compiler is None or (source != _PROBE and _library(_PROBE) is None):
         return None
-    told = (source, compiler, *_FLAGS, platform.machine(), _processor())
-    file = _folder() / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:24]}.so"
-    for kept in (file, None):
+    made_from = repr((source, _identity(compiler), *_FLAGS, platform.machine(), _processor())).encode()
+    digest = hashlib.sha256(_OPENING + made_from).hexdigest()
+    folder = _folder()
+    kept = folder and folder / f"{digest[:32]}{'.probe' if source == _PROBE else '.so'}"
+    try:
+        if kept is not None:
+            with suppress(OSError):  # missing, damaged, not ours, or made for other libraries than are here
+                return _loaded(_unsealed(read_private(kept, _MOST_BYTES), made_from))
+        content = _compiled(compiler, source)
+        library = _loaded(content)
+    except (OSError, subprocess.SubprocessError):
+        _failed.add(digest)
+        return None
+    if kept is not None:
+        with suppress(OSError):  # a folder that cannot be written to: the next process compiles it again
+            write_private(kept, _sealed(content, made_from), lasting=True)
+            remove_oldest(kept.parent, kept.suffix, _MOST_BYTES, _MOST_FILES)
+    return library
+
+
+def _sealed(library: bytes, made_from: bytes) -> bytes:
+    return _OPENING + hashlib.sha256(made_from + library).digest() + library
+
+
+def _unsealed(content: bytes, made_from: bytes) -> bytes:
+    """The library in a kept file. Raises OSError unless every bit of it is as it was compiled, from this."""
+    start = len(_OPENING) + _DIGEST_BYTES
+    library = content[start:]
+    if content[:start] != _OPENING + hashlib.sha256(made_from + library).digest():
+        raise OSError("damaged, or none of these kernels")
+    return library
+
+
+def _loaded(library: bytes) -> ctypes.CDLL:
+    """Loads exactly these bytes, from a copy that nobody else can change. Raises OSError."""
+    for placed in (_in_memory, _in_a_file):
         try:
-            # a folder that cannot be written to is no error: what is compiled is then this process's own
-            made = kept or Path(tempfile.mkdtemp(prefix="lowtide-kernels-")) / file.name
-            if not made.exists():
-                _compile(compiler, source, made)
-            return ctypes.CDLL(str(made))
-        except OSError:
-            continue
-        except subprocess.SubprocessError:
-            return None
-    return None
+            with placed(library) as path:
+                return ctypes.CDLL(path)
+        except OSError as error:
+            problem = error
+    raise problem
 
 
-def _compile(compiler: str, source: str, file: Path) -> None:
-    """Makes the library beside where it belongs and moves it there at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        made = Path(folder) / file.name
+@contextmanager
+def _in_memory(library: bytes) -> Iterator[str]:
+    if not hasattr(os, "memfd_create"):
+        raise OSError("files in memory are there on Linux only")
+    descriptor = os.memfd_create("lowtide-kernels")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(library)
+        file.flush()
+        # The loader takes equal paths for the same library, so the path of a number used again must not be equal.
+        yield f"/proc/self/{'./' * next(_numbers)}fd/{descriptor}"
+
+
+@contextmanager
+def _in_a_file(library: bytes) -> Iterator[str]:
+    with working_folder(_folder()) as folder:
+        file = folder / "kernels.so"
+        file.write_bytes(library)
+        yield str(file)
+
+
+def _compiled(compiler: str, source: str) -> bytes:
+    """Raises OSError, or subprocess.SubprocessError, where it cannot be compiled."""
+    with working_folder(_folder()) as folder:
+        made = folder / "kernels.so"
         subprocess.run(
             [compiler, *_FLAGS, "-x", "c", "-", "-o", str(made), "-lm"],
             input=source.encode(),
             check=True,
             capture_output=True,
             timeout=_SECONDS,
+            cwd=folder,
+            env={**os.environ, "TMPDIR": str(folder)},
         )
-        made.replace(file)
+        return made.read_bytes()
 
 
 @cache
 def _compiler() -> str | None:
     """The C compiler that `$CC` names, or the system's."""
     names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    paths = (shutil.which(name) for name in names if name)
+    return next((str(Path(path).absolute()) for path in paths if path), None)
+
+
+@cache
+def _identity(compiler: str) -> tuple[Hashable, ...]:
+    """The compiler's path and what tells it from another one there."""
+    try:
+        known = Path(compiler).stat()
+    except OSError:
+        return (compiler,)
+    return compiler, known.st_size, known.st_mtime_ns
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import fx
@@ -28,7 +29,13 @@ from .written_gelu import WrittenGelu
 # From the strictest to the loosest: a pass runs when its fidelity is asked for or a looser one is.
 FIDELITIES = ("bitwise", "rounding", "approximate")
 
-keep_in(cache_folder() / "kernels")  # `kernels` does not know where the user's cache is
+
+def _kernels_folder() -> Path | None:
+    folder = cache_folder()
+    return folder and folder / "kernels"
+
+
+keep_in(_kernels_folder)  # `kernels` does not know where the user's cache is
 
 GRAPH_PASSES = (
     FreeFactories(),

@@ -1,4 +1,4 @@
-"""Keeps measured costs on disk, so that a kernel is run once per machine, torch version and thread count."""
+"""Keeps measured costs on disk, so that a kernel is run once per machine, torch version and state of its backends."""
 
 from __future__ import annotations
 
@@ -7,16 +7,36 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from dataclasses import dataclass, field
+from importlib import metadata
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..solvers.disk_cache import cache_folder
+from ..storage.bounded_json import read_json
+from ..storage.private_files import read_private, remove_oldest, write_private
+from .backend_state import backend_state
 
 # Raise it when what is measured changes, so that old numbers are not taken for new ones.
-_METHOD = 3
+_METHOD = 4
+# A file begins so, followed by a digest of all that follows the digest.
+_OPENING, _AFTER_DIGEST = b'{"digest": "', b'", '
+_DIGEST_LETTERS = 64
+_MOST_FILE_BYTES = 32 * 2**20
+_MOST_KERNELS = 50_000
+_MOST_FILES = 64
+_MOST_PARTS = 40 * _MOST_KERNELS  # of JSON; a signature has commas too
+# No kernel takes as long, or as much.
+_MOST_SECONDS = 3600.0
+_MOST_WORKING_BYTES = 2**50
+# Variables by which the libraries under torch choose kernels, read when a process starts.
+_VARIABLES = (
+    *("ATEN_", "TORCH_", "PYTORCH_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "KMP_", "GOMP_", "OPENBLAS_", "BLIS_"),
+    *("CUBLAS", "CUDNN_", "CUDA_", "NVIDIA_", "NCCL_", "TRITON_", "MALLOC_", "LD_PRELOAD"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,9 +49,10 @@ class Measurement:
 
 @dataclass
 class CostCache:
-    """The measurements of one environment, by signature; in memory until `save`."""
+    """The measurements of one environment, by signature; in memory until `save`. path: None where nothing is kept."""
 
-    path: Path
+    device: torch.device
+    path: Path | None
     environment: dict[str, str]
     measurements: dict[str, Measurement] = field(default_factory=dict)
 
@@ -40,71 +61,98 @@ class CostCache:
         """The cache for a device in this process's situation; empty when none can be read."""
         environment = _environment(device)
         digest = hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:16]
-        path = cache_folder() / f"costs-{device.type}-{digest}.json"
-        return cls(path, environment, _read(path))
+        folder = cache_folder()
+        path = folder and folder / f"costs-{device.type}-{digest}.json"
+        return cls(device, path, environment, _read(path, environment))
 
     def add(self, signature: str, measurement: Measurement) -> None:
         """Records a measurement; what it leaves open stays as it was."""
-        known = self.measurements.get(signature, Measurement())
+        known = self.measurements.pop(signature, Measurement())
         seconds = known.seconds if measurement.seconds is None else measurement.seconds
         working_bytes = known.working_bytes if measurement.working_bytes is None else measurement.working_bytes
-        self.measurements[signature] = Measurement(seconds, working_bytes)
+        self.measurements[signature] = Measurement(seconds, working_bytes)  # the latest come last
 
     def save(self) -> None:
         """Writes the cache, together with what another process has written in the meantime.
 
-        A folder that cannot be written to is no error: the costs are measured again next time.
+        A folder that cannot be written to is no error: the costs are measured again next time. Nor is anything written
+        if the situation has changed since the cache was loaded, as where C turned out not to compile.
         """
-        kernels = {
-            name: [entry.seconds, entry.working_bytes]
-            for name, entry in sorted({**_read(self.path), **self.measurements}.items())
-        }
-        text = json.dumps({"environment": self.environment, "kernels": kernels}, indent=0)
+        if self.path is None or self.environment != _environment(self.device):
+            return
+        others = {n: one for n, one in _read(self.path, self.environment).items() if n not in self.measurements}
+        kernels = {name: [one.seconds, one.working_bytes] for name, one in (others | self.measurements).items()}
+        content = _written(self.environment, kernels)
         with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".costs-", suffix=".json")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(text)
-                Path(temporary).replace(self.path)
-            except OSError:
-                Path(temporary).unlink(missing_ok=True)
+            write_private(self.path, content)
+            remove_oldest(self.path.parent, self.path.suffix, _MOST_FILES * _MOST_FILE_BYTES, _MOST_FILES)
 
 
-def _read(path: Path) -> dict[str, Measurement]:
+def _written(environment: dict[str, str], kernels: dict[str, list[Any]]) -> bytes:
+    """A cache as a file, without the oldest measurements if it were too large."""
+    names = [*kernels][-_MOST_KERNELS:]
+    while True:
+        told = {"environment": environment, "kernels": {name: kernels[name] for name in names}}
+        rest = json.dumps(told).removeprefix("{").encode()
+        if len(rest) < _MOST_FILE_BYTES - 2 * _DIGEST_LETTERS or not names:
+            return b"".join((_OPENING, hashlib.sha256(rest).hexdigest().encode(), _AFTER_DIGEST, rest))
+        names = names[-(len(names) // 2) :] if len(names) > 1 else []
+
+
+def _read(path: Path | None, environment: dict[str, str]) -> dict[str, Measurement]:
+    """The measurements in a file; none if it is missing, damaged, not ours or of another situation."""
+    if path is None:
+        return {}
     try:
-        kernels = json.loads(path.read_text(encoding="utf-8"))["kernels"]
-        return {name: _measurement(*entry) for name, entry in kernels.items()}
+        content = read_private(path, _MOST_FILE_BYTES)
+        start = len(_OPENING) + _DIGEST_LETTERS + len(_AFTER_DIGEST)
+        digest = hashlib.sha256(content[start:]).hexdigest().encode()
+        if content[:start] != b"".join((_OPENING, digest, _AFTER_DIGEST)):
+            return {}
+        told = read_json(b"{" + content[start:], _MOST_PARTS)
+        if told["environment"] != environment:
+            return {}
+        known = ((name, _measurement(entry)) for name, entry in told["kernels"].items())
+        return {name: measurement for name, measurement in known if measurement is not None}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}  # missing, cut short or not ours: measured again and written anew
+        return {}
 
 
-def _measurement(seconds: float | None, working_bytes: int | None) -> Measurement:
-    return Measurement(
-        None if seconds is None else float(seconds), None if working_bytes is None else int(working_bytes)
-    )
+def _measurement(entry: object) -> Measurement | None:
+    """What a file says of a kernel; None where that cannot be, so that it is measured again."""
+    if not isinstance(entry, list) or len(entry) != 2:
+        return None
+    seconds, working_bytes = entry
+    if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds <= _MOST_SECONDS):
+        return None
+    if working_bytes is not None and not (type(working_bytes) is int and 0 <= working_bytes <= _MOST_WORKING_BYTES):
+        return None
+    if seconds is not None and not isfinite(seconds):
+        return None
+    return Measurement(None if seconds is None else float(seconds), working_bytes)
 
 
 def _environment(device: torch.device) -> dict[str, str]:
     """Everything beside the signature on which a kernel's time and scratch depend."""
     environment = {
         "method": str(_METHOD),
-        "torch": torch.__version__,
-        "threads": str(torch.get_num_threads()),
+        "torch": f"{torch.__version__} {torch.version.git_version}",
         "processor": _processor_name(),
-        "deterministic": str(torch.are_deterministic_algorithms_enabled()),
-        "float32_precision": torch.get_float32_matmul_precision(),
-        "default_dtype": str(torch.get_default_dtype()),
+        "cores": str(_cores()),
+        **{name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)},
+        **{name: repr(value) for name, value in backend_state(device.type)},
     }
     if device.type == "cuda":
         environment["device"] = torch.cuda.get_device_name(device)
         environment["cuda"] = str(torch.version.cuda)
-        environment["cudnn_tf32"] = str(torch.backends.cudnn.allow_tf32)
-        environment["cudnn_benchmark"] = str(torch.backends.cudnn.benchmark)
-    else:
-        environment["instructions"] = torch.backends.cpu.get_cpu_capability()
-        environment["mkldnn"] = str(torch.backends.mkldnn.is_available())
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            environment["triton"] = metadata.version("triton")
     return environment
+
+
+def _cores() -> int:
+    """How many this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor_name() -> str:

@@ -15,7 +15,7 @@ from .errors import LowtideError
 from .flops import count_flops
 from .operands import signature, tensor_operands, tensors_in, value_of
 from .roofline import estimated_working_bytes, is_view, moved_bytes, roofline_seconds
-from .run_kernels import MeasureWarning, run_kernels
+from .run_kernels import MeasureWarning, prepare_kernels, run_kernels
 
 __all__ = ["Cost", "MeasureError", "MeasureWarning", "measure_costs", "signature"]
 
@@ -72,6 +72,7 @@ def measure_costs(
     measured: dict[str, Measurement] = {}
     if runnable:
         to_run = {text: node for text, node in distinct.items() if _runs_alone(node)}
+        prepare_kernels(to_run.values(), device)
         measured = _measured(to_run, device, costs == "measured", progress)
         if costs == "measured":
             _warn_of_meta(distinct)

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from ..solvers.errors import ScheduleError
 from ..solvers.plan import Plan
 from ..solvers.problem import Problem
+from ..solvers.problem_file import number_of, numbers_of, problem_of, seconds_of, shown, text_of, texts_of
 from ..solvers.schedule import Decode, Encode, Forget, Free, FreeCode, Instruction, Record, Run, Schedule, Segment
 from ..solvers.simulate import make_plan
+from ..storage.bounded_json import read_json
+from ..storage.public_files import read_bounded, write_whole
 from .errors import PlanError
+from .plain_text import printable
 
 _FORMAT = "lowtide plan"
 _VERSION = 1
+_NEEDED = ("problem", "instructions", "segments", "solver", "budget_bytes", "lower_bound_seconds", "solve_seconds")
+_NEEDED += ("notes",)
+# A plan of 126 layers with all its codes has a tenth of these.
+_MOST_BYTES = 128 * 2**20
+_MOST_PARTS = 16_000_000
+_MOST_WORK = 20_000_000  # values read and made by all that is run: a minute of simulation
+_MOST_LETTERS = 500  # of an error's text
 
 _INSTRUCTIONS: dict[str, type[Instruction]] = {
     "run": Run,
@@ -31,16 +41,12 @@ _INSTRUCTIONS: dict[str, type[Instruction]] = {
 
 
 def save_plan(plan: Plan, path: str | Path, made_by: Mapping[str, Any] | None = None) -> None:
-    """Writes a plan, whole or not at all. made_by: what it was made from, as plain data, for whoever loads it."""
+    """Writes a plan, whole or not at all. made_by: what it was made from, as plain data, for whoever loads it.
+
+    Raises OSError where it cannot be written.
+    """
     told = plan_to_dict(plan) | ({"made_by": dict(made_by)} if made_by is not None else {})
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(json.dumps(told), encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(Path(path), json.dumps(told).encode())
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
@@ -86,65 +92,109 @@ def summary_of(plan: Plan) -> dict[str, Any]:
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Reads a plan and checks it by simulation.
+    """Reads a plan, checks all of it and simulates it; nothing in it is run, and none of its own numbers is believed.
 
-    Raises PlanError for a file that is damaged, no plan, or of another version.
+    Raises PlanError for a file that is damaged, too large, no plan, or of another version.
     """
     told = _read(path)
     try:
         return _plan_of(told)
     except (ValueError, ScheduleError) as error:
-        raise PlanError(f"{path} is a damaged plan ({error}); plan again") from error
-    except KeyError as error:
-        raise PlanError(f"{path} is a damaged plan ({error} is missing); plan again") from error
-    except (TypeError, IndexError, AttributeError) as error:
-        raise PlanError(f"{path} is a damaged plan (a part of it is not what it is in a plan); plan again") from error
+        raise PlanError(f"{_named(path)} is a damaged plan ({_shortened(error)}); plan again") from error
 
 
 def load_made_by(path: str | Path) -> dict[str, Any] | None:
     """What a saved plan says that it was made from, unchecked; None if it does not say. Raises PlanError."""
     told = _read(path).get("made_by")
     if told is not None and not isinstance(told, dict):
-        raise PlanError(f"{path} is a damaged plan (made_by is a {type(told).__name__}); plan again")
+        raise PlanError(f"{_named(path)} is a damaged plan (made_by is {shown(told)}); plan again")
     return told
 
 
 def _read(path: str | Path) -> dict[str, Any]:
     """The content of a plan's file, of the right format and version."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path} cannot be read as a plan: {error}") from error
+        content = read_bounded(Path(path), _MOST_BYTES)
+        text = content.decode("utf-8")
+    except (OSError, ValueError) as error:  # a path with a zero in it is a ValueError
+        raise PlanError(f"{_named(path)} cannot be read as a plan: {_shortened(error)}") from error
     try:
-        told = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PlanError(f"{path} is no JSON, so no plan: {error}; save the plan again") from error
+        told = read_json(text, _MOST_PARTS, finite=False)
+    except ValueError as error:
+        raise PlanError(f"{_named(path)} is no JSON, so no plan: {_shortened(error)}; save the plan again") from error
     if not isinstance(told, dict) or told.get("format") != _FORMAT:
-        raise PlanError(f"{path} is JSON but no plan of lowtide; `lowtide plan --out` and `save_plan` write plans")
-    if told.get("version") != _VERSION:
-        raise PlanError(f"{path} has version {told.get('version')!r}, this lowtide reads {_VERSION}; plan again")
+        raise PlanError(
+            f"{_named(path)} is JSON but no plan of lowtide; `lowtide plan --out` and `save_plan` write plans"
+        )
+    version = told.get("version")
+    if type(version) is not int or version != _VERSION:
+        raise PlanError(f"{_named(path)} has version {shown(version)}, this lowtide reads {_VERSION}; plan again")
     return told
 
 
 def _plan_of(told: dict[str, Any]) -> Plan:
-    problem = Problem.from_json(json.dumps(told["problem"]))
-    unknown = next((name for name, *_ in told["instructions"] if name not in _INSTRUCTIONS), None)
-    if unknown is not None:
-        raise ValueError(f"an instruction {unknown!r} is none that plans have: {', '.join(_INSTRUCTIONS)}")
-    instructions = tuple(_INSTRUCTIONS[name](*map(int, numbers)) for name, *numbers in told["instructions"])
-    segments = tuple(Segment(*map(int, segment)) for segment in told["segments"])
-    counts = {"op": len(problem.ops), "value": len(problem.values)}
-    for place, instruction in enumerate(instructions):
-        for name, number in asdict(instruction).items():
-            count = len(problem.values[instruction.value].encodings) if name == "encoding" else counts[name]  # pyright: ignore
-            if not 0 <= number < count:
-                raise ValueError(f"instruction {place} names {name} {number} of a step that has {count}")
+    """Raises ValueError, ScheduleError."""
+    missing = next((name for name in _NEEDED if name not in told), None)
+    if missing is not None:
+        raise ValueError(f"{missing!r} is missing")
+    problem = problem_of(told["problem"])
+    schedule = _schedule_of(told["instructions"], told["segments"], problem)
+    budget_bytes, bound = told["budget_bytes"], told["lower_bound_seconds"]
     return make_plan(
         problem,
-        Schedule(instructions, segments),
-        solver=str(told["solver"]),
-        budget_bytes=None if told["budget_bytes"] is None else int(told["budget_bytes"]),
-        lower_bound_seconds=None if told["lower_bound_seconds"] is None else float(told["lower_bound_seconds"]),
-        solve_seconds=float(told["solve_seconds"]),
-        notes=tuple(map(str, told["notes"])),
+        schedule,
+        solver=text_of(told["solver"], "solver"),
+        budget_bytes=None if budget_bytes is None else number_of(budget_bytes, "budget_bytes"),
+        lower_bound_seconds=None if bound is None else seconds_of(bound, "lower_bound_seconds"),
+        solve_seconds=seconds_of(told["solve_seconds"], "solve_seconds"),
+        notes=texts_of(told["notes"], "notes"),
     )
+
+
+def _schedule_of(told: object, told_segments: object, problem: Problem) -> Schedule:
+    instructions = tuple(_instruction_of(one, place, problem) for place, one in enumerate(_list(told, "instructions")))
+    work = sum(
+        len(problem.ops[one.op].reads) + len(problem.ops[one.op].makes) for one in instructions if isinstance(one, Run)
+    )
+    if work > _MOST_WORK:
+        raise ValueError(f"what is run reads and makes values {work:,} times, more than {_MOST_WORK:,}")
+    segments = []
+    for segment in _list(told_segments, "segments"):
+        numbers = numbers_of(segment, "a segment")
+        if len(numbers) != 3:
+            raise ValueError(f"a segment has {len(numbers)} numbers, not 3")
+        segments.append(Segment(*numbers))
+    return Schedule(instructions, tuple(segments))
+
+
+def _instruction_of(told: object, place: int, problem: Problem) -> Instruction:
+    name, *numbers = _list(told, f"instruction {place}") or [None]
+    kind = _INSTRUCTIONS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(f"an instruction {shown(name)} is none that plans have: {', '.join(_INSTRUCTIONS)}")
+    names = [one.name for one in fields(kind)]
+    if len(numbers) != len(names):
+        raise ValueError(f"instruction {place} ({name}) has {len(numbers)} numbers, not {len(names)}")
+    given = {n: number_of(number, f"{n} of instruction {place}") for n, number in zip(names, numbers, strict=True)}
+    counts = {"op": len(problem.ops), "value": len(problem.values)}
+    for what, number in given.items():
+        count = len(problem.values[given["value"]].encodings) if what == "encoding" else counts[what]
+        if number >= count:
+            raise ValueError(f"instruction {place} names {what} {number} of a step that has {count}")
+    return kind(**given)
+
+
+def _list(told: object, what: str) -> list[Any]:
+    if not isinstance(told, list):
+        raise ValueError(f"{what} is {shown(told)}, not a list")
+    return told
+
+
+def _named(path: str | Path) -> str:
+    return printable(str(path))
+
+
+def _shortened(error: Exception) -> str:
+    """What is wrong, in one line that a terminal can be given: it may repeat what the file says."""
+    text = printable(str(error))
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} …"

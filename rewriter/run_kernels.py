@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.library import is_own, prepare
+from ..kernels.triton_versions import works
 from .cost_cache import Measurement
 from .flops import count_flops
 from .measure_peak import is_profiler_running, measure_allocations
@@ -29,11 +31,28 @@ _PLAUSIBLE_LAUNCH_SECONDS = 5e-5
 _PLAUSIBLE_BYTES_PER_SECOND = 1e10
 _PLAUSIBLE_FLOPS_PER_SECOND = 1e11
 _LONGEST_WAIT_SECONDS = 0.05
+_WAITING = 20  # times as long as is plausible: then it has waited, however long it took
+_SURPRISING = 4  # times as long as is plausible: then a first run has perhaps prepared something
 _Progress = Callable[[int, int, str], None]
 
 
 class MeasureWarning(UserWarning):
     """A cost that had to be estimated although it was to be measured."""
+
+
+def prepare_kernels(nodes: Iterable[fx.Node], device: torch.device) -> None:
+    """Does once what the first run of each kernel would do besides running: it is no cost of a kernel, nor of a step.
+
+    Steps whose costs are known need it too, lest their first one takes more than planned.
+    """
+    own = [node for node in nodes if is_own(node.target)]
+    with _undisturbed(device):
+        for node in own:
+            names = (argument.name for argument in node.target._schema.arguments)  # pyright: ignore
+            given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+            prepare(node.target, {name: one for name, one in given.items() if not isinstance(one, fx.Node)})
+        if own and device.type == "cuda":
+            works(device)
 
 
 def run_kernels(
@@ -104,7 +123,9 @@ class _Trials:
             if trial.error is not None:
                 self.failures[text] = trial.error
             elif text in timed and trial.seconds[-1] >= least_seconds:
-                self.seconds[text] = trial.least_seconds()
+                seconds = trial.least_seconds()
+                if seconds >= least_seconds:  # or else only the first run was slow, as of what compiles itself then
+                    self.seconds[text] = seconds
             del trial  # its operands go before the next kernel's are made
             self._report(text, node)
 
@@ -139,8 +160,9 @@ class _Trial:
             + moved_bytes(node) / _PLAUSIBLE_BYTES_PER_SECOND
             + count_flops(node) / _PLAUSIBLE_FLOPS_PER_SECOND
         )
-        if maker.device.type == "cuda":
-            trial.run()  # a library's workspace, which it then keeps, is not the kernel's
+        if maker.device.type == "cuda" or is_own(node.target):
+            trial.run()  # a library's workspace, which it then keeps, is not the kernel's, nor is being compiled
+            trial.seconds.clear()
         return trial
 
     def run(self) -> object:
@@ -157,7 +179,8 @@ class _Trial:
             return None
 
     def least_seconds(self) -> float:
-        """The least of several runs: as many as fit a share of time, so that slow kernels run once.
+        """The least of several runs: as many as fit a share of time, so that slow kernels run once; twice if they look
+        as if they had done something else besides.
 
         On a busy machine threads wait for each other until all have a core, which can make a short kernel
         20 times as slow, every time. A kernel that looks so is run on one thread too: on an idle machine it
@@ -166,6 +189,7 @@ class _Trial:
         self._repeat(_SECONDS_PER_KERNEL)
         threads = torch.get_num_threads()
         waited = self.plausible_seconds < min(self.seconds) < _LONGEST_WAIT_SECONDS
+        waited |= _WAITING * self.plausible_seconds < min(self.seconds) < _ONCE_SECONDS
         if waited and threads > 1 and self.device.type == "cpu":
             try:
                 torch.set_num_threads(1)
@@ -175,11 +199,12 @@ class _Trial:
         return min(self.seconds)
 
     def _repeat(self, budget_seconds: float) -> None:
-        """Runs again until `budget_seconds` were spent; a slow kernel not at all."""
+        """Runs again until `budget_seconds` were spent; a kernel that is slow by its nature not at all."""
         start = time.perf_counter()
         for run in range(_MOST_RUNS):
             spent = time.perf_counter() - start
-            if self.error is not None or spent + min(self.seconds) >= _ONCE_SECONDS:
+            surprising = len(self.seconds) == 1 and self.seconds[0] > _SURPRISING * self.plausible_seconds
+            if self.error is not None or (spent + min(self.seconds) >= _ONCE_SECONDS and not surprising):
                 return
             if run >= _LEAST_RUNS and spent >= budget_seconds:
                 return

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import metadata, resources
@@ -16,36 +15,65 @@ from typing import Any
 
 import numpy as np
 
-_FORMAT = 1  # raise it when the layout of entries changes
+from ..storage.bounded_json import read_json
+from ..storage.private_files import read_private, remove_oldest, write_private
+
+_FORMAT = 2  # raise it when the layout of entries changes
 _OPENING = b"lowtide entry\n"
 _DIGEST_BYTES = sha256().digest_size
 _LENGTH_BYTES = 8
 _SUFFIX = ".entry"
 _LIBRARIES = ("numpy", "pulp", "highspy")  # whose results the solvers hand on
+# What an entry and its parts may have at most: as files, and unpacked. The largest of a 126-layer model have a tenth.
+_MOST_ENTRY_BYTES = 128 * 2**20
+_MOST_HEADER_BYTES = 64 * 2**20
+_MOST_ARRAY_BYTES = 256 * 2**20
+_MOST_PARTS = 16_000_000
+_KINDS = frozenset(("|i1", "|u1", "|b1", "<i2", "<i4", "<i8", "<u4", "<u8", "<f4", "<f8"))
 
 
-def cache_folder() -> Path:
-    """`lowtide` in the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`; else a temporary one."""
+def cache_folder() -> Path | None:
+    """`lowtide` in the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`; None without a home."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     if Path(named).is_absolute():
         return Path(named) / "lowtide"
     try:
-        return Path("~/.cache").expanduser() / "lowtide"
+        folder = Path("~/.cache").expanduser()
     except RuntimeError:  # a user without an entry and without $HOME
-        return Path(tempfile.gettempdir()) / f"lowtide-{os.getuid()}"
+        return None
+    return folder / "lowtide" if folder.is_absolute() else None
+
+
+class DamagedEntry(ValueError):
+    """An entry that is whole, but does not hold what one of its name holds."""
+
+
+@contextlib.contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Turns whatever goes wrong in making something of an entry into DamagedEntry."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise DamagedEntry(f"no {what}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What was kept under a name. told: anything that JSON can tell; the arrays stay packed until asked for."""
+    """What was kept under a name. told: anything that JSON can tell; the arrays stay packed until asked for.
+
+    packed: of each array its kind, its bytes unpacked, and what it is packed as.
+    """
 
     told: Any
-    packed: tuple[tuple[str, bytes], ...]
+    packed: tuple[tuple[str, int, bytes], ...]
 
     def array(self, number: int) -> np.ndarray:
-        """One of the arrays, flat."""
-        kind, packed = self.packed[number]
-        return np.frombuffer(zlib.decompress(packed), dtype=kind)
+        """One of the arrays, flat. Raises DamagedEntry where it is not as it says, or there is none of that number."""
+        try:
+            kind, size_bytes, packed = self.packed[number]
+            return np.frombuffer(_unpacked_bytes(packed, size_bytes), dtype=kind)
+        except (IndexError, ValueError) as error:
+            raise DamagedEntry(f"array {number}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -57,54 +85,39 @@ class DiskCache:
 
     folder: by default `solved` in `cache_folder()`, as the environment says when an entry is asked for.
     most_bytes, most_entries: beyond these, entries that have not been asked for longest are removed.
+    anew: entries are not read, but found and written again.
     """
 
     folder: Path | None = None
     most_bytes: int = 256 * 2**20
     most_entries: int = 4096
+    anew: bool = False
 
     def read(self, name: str) -> Entry | None:
         """The entry of that name, None if there is none."""
         path = self._path(name)
-        try:
-            entry = _unpacked(path.read_bytes())
-        except (OSError, ValueError, KeyError, TypeError, zlib.error):
+        if path is None or self.anew:
             return None
-        with contextlib.suppress(OSError):
-            os.utime(path)  # asked for now
-        return entry
+        try:
+            return _unpacked(read_private(path, _MOST_ENTRY_BYTES, touch=True))
+        except (OSError, ValueError):
+            return None
 
     def write(self, name: str, told: Any, arrays: Sequence[np.ndarray] = ()) -> None:
         """Keep something under a name, instead of what is kept there."""
-        path, content = self._path(name), _packed(told, arrays)
+        path = self._path(name)
+        if path is None:
+            return
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=_SUFFIX)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                Path(temporary).replace(path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)  # it is there still if anything went wrong
-            self._remove_oldest(path.parent)
+            write_private(path, _packed(told, arrays))
+            remove_oldest(path.parent, _SUFFIX, self.most_bytes, self.most_entries)
 
-    def _path(self, name: str) -> Path:
-        return (self.folder or cache_folder() / "solved") / f"{name}{_SUFFIX}"
-
-    def _remove_oldest(self, folder: Path) -> None:
-        found = []
-        with os.scandir(folder) as files:
-            for file in files:
-                if file.name.endswith(_SUFFIX):
-                    with contextlib.suppress(OSError):  # another process may have removed it
-                        known = file.stat(follow_symlinks=False)
-                        found.append((known.st_mtime_ns, known.st_size, file.path))
-        total_bytes = 0
-        for number, (_, size_bytes, path) in enumerate(sorted(found, reverse=True)):
-            total_bytes += size_bytes
-            if total_bytes > self.most_bytes or number >= self.most_entries:
-                with contextlib.suppress(OSError):
-                    Path(path).unlink()
+    def _path(self, name: str) -> Path | None:
+        folder = self.folder
+        if folder is None:
+            usual = cache_folder()
+            folder = usual and usual / "solved"
+        return folder and folder / f"{name}{_SUFFIX}"
 
 
 def entry_name(what: str, *told: str) -> str:
@@ -123,7 +136,7 @@ def _packed(told: Any, arrays: Sequence[np.ndarray]) -> bytes:
     """An entry as bytes: an opening, a digest of the rest, the length of the header, the header, the arrays."""
     little = [array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays]
     packed = [zlib.compress(array.tobytes(), 1) for array in little]
-    kinds = [(array.dtype.str, len(content)) for array, content in zip(little, packed, strict=True)]
+    kinds = [(array.dtype.str, array.nbytes, len(content)) for array, content in zip(little, packed, strict=True)]
     text = json.dumps({"told": told, "arrays": kinds}, default=lambda number: number.item())  # numpy's numbers
     header = zlib.compress(text.encode(), 1)
     rest = b"".join((len(header).to_bytes(_LENGTH_BYTES, "little"), header, *packed))
@@ -137,12 +150,30 @@ def _unpacked(content: bytes) -> Entry:
         raise ValueError("no entry, or a damaged one")
     at = start + _LENGTH_BYTES
     end = at + int.from_bytes(content[start:at], "little")
-    header = json.loads(zlib.decompress(content[at:end]))
-    packed = []
-    for kind, size_bytes in header["arrays"]:
-        packed.append((kind, content[end : end + size_bytes]))
-        end += size_bytes
-    return Entry(header["told"], tuple(packed))
+    header = read_json(_unpacked_bytes(content[at:end], None), _MOST_PARTS, finite=False)
+    try:
+        packed = []
+        for kind, size_bytes, packed_bytes in header["arrays"]:
+            if kind not in _KINDS or not 0 <= size_bytes <= _MOST_ARRAY_BYTES or packed_bytes < 0:
+                raise ValueError(f"an array of kind {kind!r} with {size_bytes} bytes")
+            packed.append((kind, size_bytes, content[end : end + packed_bytes]))
+            end += packed_bytes
+        return Entry(header["told"], tuple(packed))
+    except (TypeError, KeyError) as error:
+        raise ValueError("no entry's header") from error
+
+
+def _unpacked_bytes(packed: bytes, size_bytes: int | None) -> bytes:
+    """What was packed: so many bytes, or as many as a header may have. Raises ValueError; never unpacks more."""
+    most = _MOST_HEADER_BYTES if size_bytes is None else size_bytes
+    unpacking = zlib.decompressobj()
+    try:
+        content = unpacking.decompress(packed, most + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if not unpacking.eof or len(content) > most or (size_bytes is not None and len(content) != size_bytes):
+        raise ValueError(f"not the {most:,} bytes that it says")
+    return content
 
 
 def _version() -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
 from math import inf
 from time import perf_counter
 from typing import Any
@@ -17,7 +17,7 @@ from .encoded import encoded_schedule
 from .encoded_ladder import Encoded, schedule_with_codes
 from .encoding_choices import choices_of
 from .envelope import Rated, envelope, rate
-from .errors import ScheduleError
+from .errors import InfeasibleBudget, ScheduleError
 from .gentler import gentler, gentlest
 from .greedy import Greedy
 from .hierarchical import Hierarchical
@@ -83,6 +83,27 @@ class _Ladder:
             yield f"{self.name} was stopped at the time limit of {self.stopped_seconds:g} s"
 
 
+def _found_anew(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """Has a question asked again, without reading the cache, where what lies there leads to an error."""
+
+    @wraps(answer)
+    def asked(portfolio: Portfolio, problem: Problem, *arguments: Any, **options: Any) -> Any:
+        try:
+            return answer(portfolio, problem, *arguments, **options)
+        except InfeasibleBudget:
+            raise
+        except Exception:
+            if portfolio.cache is None or portfolio.cache.anew:
+                raise
+            fresh = replace(portfolio, cache=replace(portfolio.cache, anew=True))
+            told = answer(fresh, problem, *arguments, **options)
+            portfolio._ladders.update(fresh._ladders)
+            portfolio._proofs.update(fresh._proofs)
+            return told
+
+    return asked
+
+
 @dataclass(frozen=True)
 class Portfolio:
     """Answers every budget from the lower envelope of all candidates of all solvers.
@@ -105,6 +126,7 @@ class Portfolio:
     _ladders: dict[tuple[Problem, str], _Ladder] = field(default_factory=dict, init=False, repr=False, compare=False)
     _proofs: dict[Problem, tuple[Proof, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @_found_anew
     def solve(
         self,
         problem: Problem,
@@ -143,6 +165,7 @@ class Portfolio:
         notes = (*_why(ladder, best, budget_bytes), *stops)
         return self._plan(problem, best, budget_bytes, started, notes)
 
+    @_found_anew
     def frontier(
         self, problem: Problem, count: int, progress: Progress | None = None, time_limit_seconds: float = inf
     ) -> list[Plan]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from math import isfinite
+from operator import index
 
 from .block_trade import forward_needs
-from .disk_cache import DiskCache, entry_name
+from .disk_cache import DamagedEntry, DiskCache, Entry, decoding, entry_name
 from .problem import Problem
 from .rematerialize import droppable
 from .ways import Way, operations_of
@@ -31,7 +34,8 @@ def cached_ways(
     name = entry_name("ways", block_content(problem, block), told)
     entry = cache.read(name)
     if entry is not None:
-        return tuple(_way(**one) for one in entry.told)
+        with suppress(DamagedEntry):
+            return _stored_ways(entry, len(operations_of(problem, block)))
     found = tuple(find())
     cache.write(name, [asdict(way) for way in found])
     return found
@@ -45,16 +49,16 @@ def block_content(problem: Problem, block: int) -> str:
     """
     operations, needs = operations_of(problem, block), forward_needs(problem)
     number: dict[int, int] = {}
-    for index in operations:
-        for value in (*problem.ops[index].reads, *problem.ops[index].makes):
+    for place in operations:
+        for value in (*problem.ops[place].reads, *problem.ops[place].makes):
             number.setdefault(value, len(number))
     ops = [
         (
             *(op.kind, op.seconds, op.working_bytes, op.repeatable, op.random, op.intensive),
-            *(index < problem.forward_length, needs[index]),
+            *(place < problem.forward_length, needs[place]),
             *([number[value] for value in values] for values in (op.reads, op.makes)),
         )
-        for index, op in ((index, problem.ops[index]) for index in operations)
+        for place, op in ((place, problem.ops[place]) for place in operations)
     ]
     values = [_value_content(problem, block, value) for value in number]
     return repr((problem.state_bytes, ops, values))
@@ -70,12 +74,23 @@ def _value_content(problem: Problem, block: int, value: int) -> tuple:
     return (*kind, _seen_from(problem, block, maker), sorted(readers))
 
 
-def _seen_from(problem: Problem, block: int, index: int) -> tuple[bool, int]:
+def _seen_from(problem: Problem, block: int, place: int) -> tuple[bool, int]:
     """Where an operation runs: whether in forward; in this block (0), the next (1), the one before (-1) or farther."""
-    away = problem.ops[index].block - block
-    return index < problem.forward_length, max(-2, min(away, 2))
+    away = problem.ops[place].block - block
+    return place < problem.forward_length, max(-2, min(away, 2))
 
 
-def _way(forward: list[int], backward: list[int], **numbers) -> Way:
-    """A way from what JSON knows of it."""
-    return Way(forward=tuple(forward), backward=tuple(backward), **numbers)
+def _stored_ways(entry: Entry, operations: int) -> tuple[Way, ...]:
+    """The ways of an entry for a block of so many operations. Raises DamagedEntry where it holds none."""
+    found = []
+    with decoding("ways"):
+        for told in entry.told:
+            way = Way(**{**told, "forward": tuple(told["forward"]), "backward": tuple(told["backward"])})
+            if not all(0 <= index(position) < operations for position in (*way.forward, *way.backward)):
+                raise ValueError("a way by operations that there are not")
+            if min(map(index, (way.kept_bytes, way.height_bytes, way.forward_height_bytes))) < 0:
+                raise ValueError("a way of fewer than no bytes")
+            if not isfinite(way.seconds):
+                raise ValueError(f"a way of {way.seconds} s")
+            found.append(way)
+    return tuple(found)

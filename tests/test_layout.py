@@ -12,10 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "": {"rewriter", "passes", "solvers", "kernels"},
-    "rewriter": {"rewriter", "passes", "solvers", "kernels", "configs"},
+    "rewriter": {"rewriter", "passes", "solvers", "kernels", "storage", "configs"},
     "passes": {"passes", "solvers", "kernels"},
-    "solvers": {"solvers"},
-    "kernels": {"kernels"},
+    "solvers": {"solvers", "storage"},
+    "kernels": {"kernels", "storage"},
+    "storage": {"storage"},
     "configs": set(),
 }
 MAY_USE_PRIVATE_TORCH = "rewriter/torch_internals.py"
@@ -63,7 +64,7 @@ def test_imports_go_one_way(file):
         )
 
 
-@pytest.mark.parametrize("file", named(package_files("solvers")))
+@pytest.mark.parametrize("file", named(package_files("solvers") + package_files("storage")))
 def test_solvers_know_no_torch(file):
     assert not {name.split(".")[0] for dots, name in imported(file) if not dots} & {"torch", "transformers"}
 
