@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.joint_graph import JointGraph
 from ..passes.step_graph import updated_buffers
 from .call import bind
 from .calls import is_random
@@ -251,7 +252,7 @@ def _finish(
     graph.lint()
     check_former_values(graph, set(mutations))
     return Captured(
-        graph=fx.GraphModule(torch.nn.Module(), graph),
+        graph=JointGraph(graph),
         outputs=step.outputs,
         differentiable=step.differentiable,
         gradients=tuple(gradients),

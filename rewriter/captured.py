@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.joint_graph import JointGraph, evaluated
 from .calls import inputs_of
 from .errors import CaptureError
 from .settings import Settings
@@ -20,14 +21,14 @@ from .structure import Structure
 class Guard:
     """Values the module looked at. `graph` computes them from inputs and buffers; `values` are those of the sample."""
 
-    graph: fx.GraphModule
+    graph: JointGraph
     sources: tuple[Source, ...]
     values: tuple[Any, ...]
 
     def holds(self, tensors: Mapping[Source, torch.Tensor]) -> bool:
         """Whether the module would see the same values in these tensors."""
         with torch.no_grad():
-            seen = self.graph(*(tensors[source] for source in self.sources))
+            seen = evaluated(self.graph.graph, *(tensors[source] for source in self.sources))
         return tuple(looked_at(value) for value in seen) == self.values
 
 
@@ -115,7 +116,7 @@ def guard_of(reads: Iterable[tuple[fx.Node, Any]], changed: set[str]) -> Guard |
         )
     graph.output(tuple(copies[node] for node, _ in reads))
     values = tuple(value for _, value in reads)
-    return Guard(fx.GraphModule(torch.nn.Module(), graph), tuple(sources), values)
+    return Guard(JointGraph(graph), tuple(sources), values)
 
 
 def _varies(node: fx.Node) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .plain_text import printable
 from .sources import Source
 
 # A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state, or
@@ -73,13 +74,20 @@ class Program:
 
 
 _numbers = itertools.count(1)
+_LONGEST_TITLE = 80
 
 
-def load_functions(code: str, title: str, device: torch.device) -> dict[str, Callable[..., Any]]:
-    """Runs generated code and returns its functions; tracebacks through them show their lines."""
-    filename = f"<lowtide {title} {next(_numbers)}>"
+def load_functions(
+    code: str, title: str, device: torch.device, objects: Mapping[str, Any]
+) -> dict[str, Callable[..., Any]]:
+    """Runs generated code and returns its functions; tracebacks through them show their lines.
+
+    objects: what the code reaches by name besides what all generated code does.
+    """
+    filename = f"<lowtide {printable(title[:_LONGEST_TITLE])} {next(_numbers)}>"
     linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {
+        **objects,
         "aten": torch.ops.aten,
         "lowtide": torch.ops.lowtide,
         "torch": torch,

@@ -15,6 +15,7 @@ from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
 from .running_modules import user_line
 from .sample_values import SampleValues
+from .source_text import identifier
 from .sources import Source
 from .torch_internals import (
     NEEDS_DATA,
@@ -64,7 +65,7 @@ class Recorder(OperationMode):
         first = next(iter(self.graph.nodes), None)
         place = self.graph.inserting_after(last) if last else self.graph.inserting_before(first)
         with place:
-            node = self.graph.placeholder(f"{kind}_{name}".replace(".", "_"))
+            node = self.graph.placeholder(identifier(f"{kind}_{name}"))
         node.meta.update(val=fake, source=Source(kind, name, index))
         self.nodes[id(fake)] = node
         if sample is not None and sample.device.type != "meta":
