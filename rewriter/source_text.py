@@ -20,8 +20,9 @@ from .plain_text import printable
 
 # What generated code itself means by a name.
 _MEANT = ("aten", "constants", "device", "drawing_from", "generator_state", "lowtide", "torch", "unused", "values")
-_RESERVED = frozenset((*_MEANT, *dir(builtins), *keyword.kwlist, *keyword.softkwlist))
-_NUMBERED = re.compile(r"(backward|constant|forward|object)_\d+")
+_NUMBERED = ("backward", "constant", "forward", "object")  # with a number behind
+_RESERVED = frozenset((*_MEANT, *_NUMBERED, *dir(builtins), *keyword.kwlist, *keyword.softkwlist))
+_RESERVED_WITH_NUMBER = re.compile(rf"({'|'.join(_NUMBERED)})_\d+")
 
 _LONGEST_NAME = 48
 _COMMENT_COLUMNS = 118
@@ -31,7 +32,7 @@ _ENCODING = re.compile(r"coding(?=[:=])")
 
 def is_reserved(name: str) -> bool:
     """Whether a name means something else in generated code: a keyword, a builtin, or what the code itself uses."""
-    return name in _RESERVED or _NUMBERED.fullmatch(name) is not None
+    return name in _RESERVED or _RESERVED_WITH_NUMBER.fullmatch(name) is not None
 
 
 def identifier(text: str) -> str:
