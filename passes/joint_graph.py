@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from .foreign_calls import calling
+
 
 class JointGraph(fx.GraphModule):
     """A `GraphModule` that cannot be called. fx would write the names of inputs and operations into code and run it."""
@@ -28,7 +30,6 @@ def evaluated(graph: fx.Graph, *given: torch.Tensor) -> Any:
         if node.op == "placeholder":
             values[node] = next(inputs)
         else:
-            assert node.op == "call_function" and callable(node.target)
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)  # pyright: ignore
-            values[node] = node.target(*args, **kwargs)
+            values[node] = calling(node)(*args, **kwargs)
     raise ValueError("a graph without an output cannot be evaluated")

@@ -25,6 +25,11 @@ class BoundNames:
         """By name, what the namespace of the code has to hold for the expressions to work."""
         return MappingProxyType(self._objects)
 
+    @property
+    def told(self) -> list[str]:
+        """What each of these names stands for, in words."""
+        return [f"{name} is {value}" for name, value in self._objects.items()]
+
     def operation(self, target: Any) -> str:
         """An expression for what a call calls: `aten.add.Tensor`, `torch.ops.mine.scale.default`, or a bound name."""
         if not isinstance(target, torch._ops.OpOverload):

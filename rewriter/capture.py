@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.foreign_calls import is_effect
 from ..passes.joint_graph import JointGraph
 from ..passes.step_graph import updated_buffers
 from .call import bind
@@ -24,6 +25,7 @@ from .calls import is_random
 from .captured import Captured, NothingToDifferentiate, check_former_values, guard_of
 from .chosen_outputs import differentiable_outputs, select_outputs
 from .errors import CaptureError
+from .foreign_operations import ForeignCalls
 from .lowering import lower_for
 from .real_data import RealDataRefused
 from .recorder import Recorder
@@ -65,6 +67,7 @@ def capture(
     except TypeError as error:
         raise CaptureError(str(error)) from error
     recorder = Recorder()
+    recorder.foreign.are_here = device is None and not _is_on_meta(model, inputs)
     with ExitStack() as stack:
         mode = tensors_without_data()
         stack.enter_context(random_streams_untouched(model))
@@ -77,6 +80,7 @@ def capture(
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
         stack.enter_context(RealDataRefused(recorder.where))
+        stack.enter_context(ForeignCalls(recorder.foreign))
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)
@@ -92,6 +96,11 @@ def capture(
             error.settings = settings_of(model, read)
             raise
     return _finish(recorder, result, wrappers, settings_of(model, read, recorder.constants), tuple(told_notes))
+
+
+def _is_on_meta(model: torch.nn.Module, inputs: list[torch.Tensor]) -> bool:
+    """Whether some of what the step starts from has no data, so that the step is planned for and not run."""
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *inputs))
 
 
 @dataclass(frozen=True)
@@ -240,7 +249,7 @@ def _finish(
     graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))
     guard = guard_of(recorder.reads, {source.name for source in mutations})
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users and not is_random(node) and not updated_buffers(node):
+        if node.op == "call_function" and not node.users and not _acts(node):
             graph.erase_node(node)
     modules: dict[int, str] = {}
     for node in graph.nodes:
@@ -262,3 +271,8 @@ def _finish(
         settings=settings,
         notes=notes,
     )
+
+
+def _acts(node: fx.Node) -> bool:
+    """Whether a call does more than make a value, and so has to run though nobody reads what it makes."""
+    return is_random(node) or bool(updated_buffers(node)) or is_effect(node)

@@ -81,7 +81,7 @@ def check_former_values(graph: fx.Graph, changed: set[Source]) -> None:
     }
     for node in graph.nodes:
         # Batch normalization is handed its running statistics in backward too, and in training does not read them.
-        if node.op != "call_function" or node.meta["phase"] == "forward" or "batch_norm" in str(node.target):
+        if node.op != "call_function" or node.meta["phase"] == "forward" or _is_batch_norm(node):
             continue
         for read in node.all_input_nodes:
             value = read.meta["val"]
@@ -92,6 +92,10 @@ def check_former_values(graph: fx.Graph, changed: set[Source]) -> None:
                     f"forward changes {source.kind} {source.name}, and the backward of {place} needs what it held "
                     "before; compute with a copy of it (.clone()), or change it first"
                 )
+
+
+def _is_batch_norm(node: fx.Node) -> bool:
+    return getattr(node.target, "namespace", None) == "aten" and "batch_norm" in str(node.target)
 
 
 def guard_of(reads: Iterable[tuple[fx.Node, Any]], changed: set[str]) -> Guard | None:

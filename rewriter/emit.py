@@ -15,7 +15,7 @@ from .captured import Captured
 from .emit_scope import Scope, hint_of
 from .emit_text import Rendered, assemble
 from .program import SEED, Binding, Key, Program, load_functions
-from .source_text import identifier
+from .source_text import comment, identifier
 from .sources import Source
 
 
@@ -37,7 +37,7 @@ def emit(
         kept = {**{key: step.storages[key].size_bytes for key in writer.alive}, **writer.codes}
         one.kept = [(name, kept[key]) for key, name in zip(one.gives, one.given, strict=True) if key in kept]
     rendered += [writer.segment(segment) for segment in schedule.segments[half:]]
-    code, names, constants = assemble(rendered, step.block_names, header)
+    code, names, constants = assemble(rendered, step.block_names, "\n".join((header, *map(comment, bound.told))))
     bindings = [
         Binding(
             block=one.block,

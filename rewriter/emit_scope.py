@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from ..passes.call_signature import operation_name
+from ..passes.foreign_calls import calling
 from ..passes.step_graph import StepGraph
 from .bound_names import BoundNames, named_argument
 from .emit_text import Rendered
@@ -89,7 +90,7 @@ class Scope:
 
     def called(self, call: fx.Node, arguments: str) -> str:
         """A call of what another node calls."""
-        return f"{self.bound.operation(call.target)}({arguments})"
+        return f"{self.bound.operation(calling(call))}({arguments})"
 
     def expression(self, node: fx.Node) -> str:
         """The name of a tensor in this function; views are taken where they are first needed."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.foreign_calls import calling
 from .calls import inputs_of, is_random
 from .errors import CaptureError
 from .sources import Source
@@ -41,7 +42,7 @@ class SampleValues:
             value = torch.full(node.meta["val"].shape, draws, dtype=node.meta["val"].dtype)
         else:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.of(n, draws))
-            value = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+            value = calling(node)(*args, **kwargs)
         if draws is None:
             self.real[node] = value
         return value
