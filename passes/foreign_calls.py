@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-_KNOWN = ("aten", "lowtide", "prim", "prims", "profiler")
+_KNOWN = ("aten", "lowtide", "prim", "profiler")
 # Every process of a group has to call them, as often as the others and in the same order.
 _COLLECTIVE = ("_c10d_functional", "_c10d_functional_autograd", "_dtensor", "c10d", "symm_mem")
 

@@ -125,7 +125,9 @@ class ForeignOperations:
         behaviour = self._known[text]
         node.meta["draws"] = behaviour is None or behaviour.draws
         node.meta["repeats"] = behaviour is not None and behaviour.repeats
-        return out if behaviour is None else self._as_made(node, out, behaviour.results)
+        if behaviour is None or node.meta.get("shaped_by_data"):
+            return out
+        return self._as_made(node, out, behaviour.results)
 
     def _tried(self, node: fx.Node) -> _Behaviour | None:
         """What a call does, run twice on the same operands and random numbers; None where it cannot be run alone."""

@@ -101,6 +101,7 @@ class Recorder(OperationMode):
             shaped = func is aten._grouped_mm.default and args[0].dtype != torch.bfloat16
             out = grouped_mm_result(*args) if shaped else func(*args, **kwargs)
         except NEEDS_DATA:
+            node.meta["shaped_by_data"] = True
             out = self._look_at_data(node, args)
         except Exception as error:
             if is_foreign(func):
