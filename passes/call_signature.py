@@ -25,7 +25,8 @@ def call_signature(node: fx.Node) -> str:
     """The operation, the shape, strides, dtype and device type of each tensor it reads, and its constants."""
     parts = [_told(argument) for argument in node.args]
     parts += [f"{name}={_told(argument)}" for name, argument in sorted(node.kwargs.items())]
-    return f"{node.target}({', '.join(parts)})"
+    autocast = f" in {node.meta['autocast']}" if node.meta.get("autocast") else ""
+    return f"{node.target}({', '.join(parts)}){autocast}"
 
 
 def _told(argument: Any) -> str:

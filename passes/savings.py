@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import fx
 
+from .joint_graph import JointGraph
 from .step_graph import storage_key, tensors_of
 
 
@@ -53,7 +54,7 @@ def copied(graph: fx.GraphModule) -> fx.GraphModule:
     """The graph with nodes of its own over the same tensors without data."""
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph.graph, {}))
-    return fx.GraphModule(torch.nn.Module(), copy)
+    return JointGraph(copy)
 
 
 def _kept_bytes(graph: fx.GraphModule) -> Counter[str]:

@@ -13,6 +13,7 @@ from torch import fx
 
 from ..kernels.checks import check
 from .call_signature import operation_name
+from .foreign_calls import is_effect
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _kernel(node: fx.Node, aliasing: _Aliasing, random: bool) -> Kernel | None:
     made = [aliasing.add(part, value, "activation", part.name) for part, value in tensors_of(node)]
     makes = tuple(storage for storage in made if storage is not None)
     updates = updated_buffers(node)
-    if not makes and not updates and not random:
+    if not makes and not updates and not random and not is_effect(node):
         return None
     return Kernel(
         name=node.name,
@@ -275,7 +276,10 @@ _READS_STATE_FOR_ITSELF = (
 
 
 def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
-    """Marks what may run again: not what depends on a tangent, on a value changed since, or on the order of a sum."""
+    """Marks what may run again: not what depends on a tangent, on a value changed since, or on the order of a sum.
+
+    Nor what makes nothing, or is known (`meta["repeats"]`) to give other bits the second time.
+    """
     stale = {step.storage_of[node] for node in changed}
     tangent = {i for i, storage in enumerate(step.storages) if storage.kind == "tangent"}
     kernels = []
@@ -288,7 +292,7 @@ def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
         if dependent:
             tangent.update(kernel.makes)
         reads_stale = any(read in stale for read in kernel.reads) and not names & set(_READS_STATE_FOR_ITSELF)
-        only_updates = bool(kernel.updates) and not kernel.makes
-        repeatable = not dependent and not reads_stale and not only_updates and not names & {*_UNSEEDED, *_MADE_ONCE}
+        repeats = bool(kernel.makes) and all(call.meta.get("repeats", True) for call in kernel.calls)
+        repeatable = repeats and not dependent and not reads_stale and not names & {*_UNSEEDED, *_MADE_ONCE}
         kernels.append(replace(kernel, repeatable=repeatable))
     return step.with_kernels(kernels)

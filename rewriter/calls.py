@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from ..passes.foreign_calls import is_foreign
+
 
 def inputs_of(node: fx.Node) -> list[fx.Node]:
     """A node and all it is computed from, in no particular order."""
@@ -24,7 +26,12 @@ _DROPOUT_ARGUMENT = "dropout_p"
 def is_random(node: fx.Node) -> bool:
     """Whether a call draws from a generator. Fused attention is tagged as random but draws only with dropout."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    tagged = torch.Tag.nondeterministic_seeded in target.tags
+    if is_foreign(target):
+        return tagged or node.meta.get("draws", False)
+    if not tagged:
         return False
     for position, argument in enumerate(target._schema.arguments):
         if argument.name == _DROPOUT_ARGUMENT:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..kernels.checks import check
+from ..passes.foreign_calls import is_effect
+from ..passes.joint_graph import JointGraph
 from ..passes.step_graph import updated_buffers
 from .call import bind
 from .calls import is_random
@@ -25,6 +26,7 @@ from .captured import Captured, check_former_values, depends_on_changed, guard_o
 from .checked_decisions import add_checks
 from .chosen_outputs import Arrivals, Outputs, choose_outputs, with_gradients
 from .errors import CaptureError, NothingToDifferentiate
+from .foreign_operations import ForeignCalls
 from .left_behind import Stash, left_by
 from .lowering import lower_for
 from .random_streams import other_streams_refused
@@ -73,6 +75,7 @@ def capture(
         raise CaptureError(str(error)) from error
     recorder = Recorder()
     twin = twin_of(model)
+    recorder.foreign.are_here = device is None and not _is_on_meta(model, inputs)
     with ExitStack() as stack:
         mode = tensors_without_data()
         with mode:
@@ -84,6 +87,7 @@ def capture(
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
         stack.enter_context(RealDataRefused(recorder.where, {key: w.tensor for key, w in wrappers.items()}))
+        stack.enter_context(ForeignCalls(recorder.foreign))
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)
@@ -103,6 +107,11 @@ def capture(
             raise
     settings = settings_of(model, watch.read, recorder.constants)
     return _finish(recorder, step, wrappers, settings, (*notes, *left.notes))
+
+
+def _is_on_meta(model: torch.nn.Module, inputs: list[torch.Tensor]) -> bool:
+    """Whether some of what the step starts from has no data, so that the step is planned for and not run."""
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *inputs))
 
 
 @dataclass(frozen=True)
@@ -260,7 +269,7 @@ def _finish(
     rereads = depends_on_changed(graph, mutations)
     undo = add_checks(graph, recorder.checks, mutations)
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users and not _has_effect(node):
+        if node.op == "call_function" and not node.users and not _acts(node):
             graph.erase_node(node)
     modules: dict[int, str] = {}
     for node in graph.nodes:
@@ -272,7 +281,7 @@ def _finish(
     graph.lint()
     check_former_values(graph, set(mutations))
     return Captured(
-        graph=fx.GraphModule(torch.nn.Module(), graph),
+        graph=JointGraph(graph),
         outputs=step.outputs,
         gradients=tuple(gradients),
         mutations=tuple(mutations),
@@ -286,6 +295,6 @@ def _finish(
     )
 
 
-def _has_effect(node: fx.Node) -> bool:
-    """Whether a call does something besides making what it returns."""
-    return is_random(node) or bool(updated_buffers(node)) or node.target is check
+def _acts(node: fx.Node) -> bool:
+    """Whether a call does more than make a value, and so has to run though nobody reads what it makes."""
+    return is_random(node) or bool(updated_buffers(node)) or is_effect(node)

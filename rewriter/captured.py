@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.joint_graph import JointGraph, evaluated
 from .calls import inputs_of
 from .chosen_outputs import Outputs
 from .errors import CaptureError
@@ -22,7 +23,7 @@ class Guard:
     """Values the module looked at. `graph` computes them from inputs, buffers and constants; `values` are those of the
     sample. constants: the tensors among `sources` that no call brings."""
 
-    graph: fx.GraphModule
+    graph: JointGraph
     sources: tuple[Source, ...]
     values: tuple[Any, ...]
     constants: Mapping[Source, torch.Tensor]
@@ -31,7 +32,7 @@ class Guard:
         """Whether the module would see the same values in these tensors."""
         known = {**tensors, **self.constants}
         with torch.no_grad():
-            seen = self.graph(*(known[source] for source in self.sources))
+            seen = evaluated(self.graph.graph, *(known[source] for source in self.sources))
         return tuple(looked_at(value) for value in seen) == self.values
 
 
@@ -102,7 +103,7 @@ def check_former_values(graph: fx.Graph, changed: set[Source]) -> None:
     }
     for node in graph.nodes:
         # Batch normalization is handed its running statistics in backward too, and in training does not read them.
-        if node.op != "call_function" or node.meta["phase"] == "forward" or "batch_norm" in str(node.target):
+        if node.op != "call_function" or node.meta["phase"] == "forward" or _is_batch_norm(node):
             continue
         for read in node.all_input_nodes:
             value = read.meta["val"]
@@ -113,6 +114,10 @@ def check_former_values(graph: fx.Graph, changed: set[Source]) -> None:
                     f"forward changes {source.kind} {source.name}, and the backward of {place} needs what it held "
                     "before; compute with a copy of it (.clone()), or change it first"
                 )
+
+
+def _is_batch_norm(node: fx.Node) -> bool:
+    return getattr(node.target, "namespace", None) == "aten" and "batch_norm" in str(node.target)
 
 
 def guard_of(
@@ -145,7 +150,7 @@ def guard_of(
     graph.output(tuple(copies[node] for node, _ in reads))
     values = tuple(value for _, value in reads)
     held = {source: constants[source.index] for source in sources if source.kind == "constant"}
-    return Guard(fx.GraphModule(torch.nn.Module(), graph), tuple(sources), values, held)
+    return Guard(JointGraph(graph), tuple(sources), values, held)
 
 
 def _sources_of(node: fx.Node) -> list[Source]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import fx
 
@@ -12,10 +10,12 @@ from ..passes.in_place import WRITTEN_OUT, in_place_variant
 from ..passes.pose import Posed
 from ..passes.step_graph import Kernel, StepGraph
 from ..solvers.schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
+from .bound_names import BoundNames, named_argument
 from .captured import Captured
 from .emit_scope import Scope, hint_of
 from .emit_text import Rendered, assemble
 from .program import SEED, Binding, Key, Program, load_functions
+from .source_text import comment, identifier
 from .sources import Source
 
 
@@ -29,14 +29,15 @@ def emit(
     device: torch.device,
 ) -> Program:
     """The program of a schedule. title names it in tracebacks; header is a comment at the head of the code."""
-    writer = _Writer(step, posed, schedule)
+    bound = BoundNames()
+    writer = _Writer(step, posed, schedule, bound)
     half = len(schedule.segments) // 2
     rendered = [writer.segment(segment) for segment in schedule.segments[:half]]
     for one in rendered:
         kept = {**{key: step.storages[key].size_bytes for key in writer.alive}, **writer.codes}
         one.kept = [(name, kept[key]) for key, name in zip(one.gives, one.given, strict=True) if key in kept]
     rendered += [writer.segment(segment) for segment in schedule.segments[half:]]
-    code, names, constants = assemble(rendered, step.block_names, header)
+    code, names, constants = assemble(rendered, step.block_names, "\n".join((header, *map(comment, bound.told))))
     bindings = [
         Binding(
             block=one.block,
@@ -51,7 +52,7 @@ def emit(
     ]
     return Program(
         code=code,
-        functions=load_functions(code, title, device),
+        functions=load_functions(code, title, device, bound.objects),
         forward=tuple(bindings[:half]),
         backward=tuple(bindings[half:]),
         residents={
@@ -90,8 +91,9 @@ def _dependence(step: StepGraph) -> dict[Source, frozenset[int]]:
 class _Writer:
     """Writes segments one after the other, knowing what is alive between them."""
 
-    def __init__(self, step: StepGraph, posed: Posed, schedule: Schedule) -> None:
+    def __init__(self, step: StepGraph, posed: Posed, schedule: Schedule, bound: BoundNames) -> None:
         self.step = step
+        self.bound = bound
         self.posed = posed
         self.schedule = schedule
         self.alive: set[int] = set()
@@ -105,7 +107,7 @@ class _Writer:
         """The function of one segment."""
         number = self.schedule.segments.index(segment)
         phase = "forward" if number <= self.last_forward else "backward"
-        scope = Scope(Rendered(block=segment.block, phase=phase), self.step, on_tape=set(self.alive))
+        scope = Scope(Rendered(block=segment.block, phase=phase), self.step, self.bound, on_tape=set(self.alive))
         for instruction in self.schedule.instructions[segment.start : segment.stop]:
             match instruction:
                 case Run(op):
@@ -169,7 +171,7 @@ class _Writer:
             # An output may be gone by now; its gradient is laid out as it comes.
             is_output = kernel.target.meta["source"].kind == "output"
             target = gradient if is_output else scope.expression(kernel.target)
-            clone = scope.fresh(f"{target}_gradient")
+            clone = scope.fresh(identifier(f"{target}_gradient"))
             scope.rendered.line(f"{clone} = torch.empty_like({target}).copy_({gradient})")
             gradient = clone
             self.alive.update(kernel.makes)
@@ -211,21 +213,20 @@ class _Writer:
     def _called(self, scope: Scope, call: fx.Node, without: tuple[fx.Node, ...]) -> str:
         """A call, or the product with a code's levels that stands for it."""
         if call not in self.products:
-            return f"{call.target}({scope.arguments(call, without=without)})"
+            return scope.called(call, scope.arguments(call, without=without))
         key = self.products[call]
         coding = self._coding(key[1], key[2])  # pyright: ignore
         assert coding.product is not None
         told = [scope.expression(coding.product.replaced.gradient), scope.other(key)]
-        told += [f"{name}={scope.rendered.literal(one)}" for name, one in coding.levels_named().items()]
-        return f"{coding.product.call.target}({', '.join(told)})"
+        told += [named_argument(name, scope.constant(one)) for name, one in coding.levels_named().items()]
+        return scope.called(coding.product.call, ", ".join(told))
 
     def _encode(self, scope: Scope, value: int, encoding: int) -> None:
         base, coding = self.step.storages[self.posed.storages[value]].base, self._coding(value, encoding)
         source = scope.expression(base)
         others = self._told_codec(scope, coding, coding.encode, value)
-        codec = re.sub(r"\W", "_", coding.codec.name)
-        code = scope.give(("code", value, encoding), f"{hint_of(base)}_{codec}")
-        scope.rendered.line(f"{code} = {coding.encode.target}({', '.join((source, *others))})")
+        code = scope.give(("code", value, encoding), identifier(f"{hint_of(base)}_{coding.codec.name}"))
+        scope.rendered.line(f"{code} = {scope.called(coding.encode, ', '.join((source, *others)))}")
         self.codes[("code", value, encoding)] = coding.code_bytes
 
     def _decode(self, scope: Scope, value: int, encoding: int) -> None:
@@ -238,7 +239,7 @@ class _Writer:
         code = scope.other(("code", value, encoding))
         others = self._told_codec(scope, coding, coding.decode, value)
         name = scope.name(self.step.storages[storage].base)
-        scope.rendered.line(f"{name} = {coding.decode.target}({', '.join((code, *others))})")
+        scope.rendered.line(f"{name} = {scope.called(coding.decode, ', '.join((code, *others)))}")
         self.alive.add(storage)
         scope.rendered.gives.append(storage)
 
@@ -251,8 +252,8 @@ class _Writer:
         for name, argument in coding.named(call, value).items():
             seed = f"{scope.other(SEED)} + " if name == "seed" else ""
             fits = isinstance(argument, tuple)  # borders or levels, which are one constant
-            text = scope.rendered.literal(argument) if fits else scope.argument(argument)
-            told.append(f"{name}={seed}{text}")
+            text = scope.constant(argument) if fits else scope.argument(argument)
+            told.append(named_argument(name, f"{seed}{text}"))
         return told
 
     def _free(self, scope: Scope, storage: int) -> None:

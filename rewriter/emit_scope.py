@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +10,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.call_signature import operation_name
+from ..passes.foreign_calls import calling
 from ..passes.step_graph import StepGraph
+from .bound_names import BoundNames, named_argument
 from .emit_text import Rendered
 from .program import Key
+from .source_text import identifier, is_reserved, literal
 
 
 @dataclass
@@ -22,11 +25,12 @@ class Scope:
 
     on_tape: storages that the function may take from the tape; those of placeholders are always there. names: of
     tensors, views included; others: of recorded states and codes. used: how often each name was asked for. returned:
-    storages of gradients that the function hands over, so that it does not delete them.
+    storages of gradients that the function hands over, so that it does not delete them. bound: names of all functions.
     """
 
     rendered: Rendered
     step: StepGraph
+    bound: BoundNames
     on_tape: set[int]
     names: dict[fx.Node, str] = field(default_factory=dict)
     others: dict[Key, str] = field(default_factory=dict)
@@ -39,6 +43,8 @@ class Scope:
         while True:
             self.used[hint] += 1
             name = hint if self.used[hint] == 1 else f"{hint}_{self.used[hint] - 1}"
+            if is_reserved(name):
+                continue
             if name == hint or not self.used[name]:
                 self.used[name] = max(self.used[name], 1)
                 return name
@@ -66,16 +72,25 @@ class Scope:
         """The arguments of a call as text; those in `without` are None."""
         told = [None if argument in without else argument for argument in call.args]
         parts = [self.argument(argument) for argument in told[1 if skip_first else 0 :]]
-        parts += [f"{name}={self.argument(argument)}" for name, argument in call.kwargs.items()]
+        parts += [named_argument(name, self.argument(argument)) for name, argument in call.kwargs.items()]
         return ", ".join(parts)
 
     def argument(self, argument: Any) -> str:
-        """An argument as text: a tensor by its name, a sequence as a list of such, anything else as a literal."""
+        """An argument as text: a tensor by its name, a sequence as a list of such, anything else as a constant."""
         if isinstance(argument, fx.Node):
             return self.expression(argument)
         if isinstance(argument, (list, tuple)):
             return f"[{', '.join(self.argument(a) for a in argument)}]"
-        return self.rendered.literal(argument)
+        return self.constant(argument)
+
+    def constant(self, value: Any) -> str:
+        """A constant as text: a marked place for numbers, a literal, or the name of an object that has none."""
+        numbers = isinstance(value, (int, float, tuple)) and not isinstance(value, bool)
+        return self.rendered.number(value) if numbers and literal(value) is not None else self.bound.constant(value)
+
+    def called(self, call: fx.Node, arguments: str) -> str:
+        """A call of what another node calls."""
+        return f"{self.bound.operation(calling(call))}({arguments})"
 
     def expression(self, node: fx.Node) -> str:
         """The name of a tensor in this function; views are taken where they are first needed."""
@@ -91,7 +106,7 @@ class Scope:
             assert isinstance(source, fx.Node)
             text = f"{self.expression(source)}[{index}]"
         else:
-            text = f"{node.target}({self.arguments(node)})"
+            text = self.called(node, self.arguments(node))
         name = self.name(node)
         self.rendered.line(f"{name} = {text}")
         return name
@@ -154,11 +169,8 @@ def hint_of(node: fx.Node) -> str:
     """A readable name: of a parameter its last two names without numbers, of a call its operation."""
     if node.op == "placeholder":
         parts = [part for part in node.meta["source"].name.split(".") if not part.isdigit()]
-        hint = "_".join(parts[-2:]) or node.meta["source"].kind
-    elif node.target is operator.getitem:
+        return identifier("_".join(parts[-2:]) or node.meta["source"].kind)
+    if node.target is operator.getitem:
         source, index = node.args
         return f"{hint_of(source)}_{index}"  # pyright: ignore[reportArgumentType]
-    else:
-        hint = node.target._schema.name.rpartition("::")[2]  # pyright: ignore
-    hint = re.sub(r"\W", "_", hint).strip("_")
-    return hint if hint and not hint[0].isdigit() else f"value_{hint}"
+    return identifier(operation_name(node).rpartition("::")[2])

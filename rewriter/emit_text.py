@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from .bytes_text import format_bytes
+from .plain_text import printable
 from .program import Key
+from .source_text import comment, literal
 from .sources import Source
 
 _MARK = "\x00"
+_LONGEST_BLOCK_NAME = 64
 
 
 @dataclass
@@ -43,12 +42,10 @@ class Rendered:
         """Adds a line to the body."""
         self.lines.append(text)
 
-    def literal(self, value: Any) -> str:
-        """A constant as text; numbers become a marked place, in case other blocks have other ones."""
-        if isinstance(value, (int, float, tuple)) and not isinstance(value, bool):
-            self.literals.append(value)
-            return f"{_MARK}{len(self.literals) - 1}{_MARK}"
-        return _text(value)
+    def number(self, value: int | float | tuple[Any, ...]) -> str:
+        """A marked place for a number, or for several, in case other blocks have other ones."""
+        self.literals.append(value)
+        return f"{_MARK}{len(self.literals) - 1}{_MARK}"
 
     def body(self) -> str:
         """The function without its head, literals marked."""
@@ -67,14 +64,6 @@ def _tuple(names: Sequence[str]) -> str:
     return f"({', '.join(names)}{',' if len(names) == 1 else ''})"
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'float("{value}")'
-    if isinstance(value, torch.device):
-        return f"device({str(value)!r})"
-    return repr(value)
-
-
 def assemble(
     rendered: Sequence[Rendered], block_names: Sequence[str], header: str
 ) -> tuple[str, list[str], list[tuple[Any, ...]]]:
@@ -86,32 +75,33 @@ def assemble(
     counts: Counter[str] = Counter()
     names = [""] * len(rendered)
     constants: list[tuple[Any, ...]] = [()] * len(rendered)
-    texts = []
+    functions = []
     for (phase, body), members in groups.items():
         counts[phase] += 1
         name = f"{phase}_{counts[phase]}"
-        literals = [rendered[i].literals for i in members]
-        varying = [j for j in range(len(literals[0])) if len({repr(told[j]) for told in literals}) > 1]
+        literals = [[str(literal(value)) for value in rendered[i].literals] for i in members]
+        varying = [j for j in range(len(literals[0])) if len({texts[j] for texts in literals}) > 1]
         for index in members:
             names[index] = name
             constants[index] = tuple(rendered[index].literals[j] for j in varying)
-        texts.append(_function(name, body, literals[0], varying, _comment([rendered[i] for i in members], block_names)))
+        head = _head([rendered[i] for i in members], block_names)
+        functions.append(_function(name, body, literals[0], varying, head))
     table = _table(rendered, names, block_names)
-    return "\n\n".join([header, *texts, table]) + "\n", names, constants
+    return "\n\n".join([header, *functions, table]) + "\n", names, constants
 
 
-def _function(name: str, body: str, literals: Sequence[Any], varying: Sequence[int], comment: str) -> str:
-    for index, value in enumerate(literals):
-        body = body.replace(f"{_MARK}{index}{_MARK}", f"constant_{index}" if index in varying else _text(value))
+def _function(name: str, body: str, literals: Sequence[str], varying: Sequence[int], head: str) -> str:
+    for index, text in enumerate(literals):
+        body = body.replace(f"{_MARK}{index}{_MARK}", f"constant_{index}" if index in varying else text)
     unpack = f"    {', '.join(f'constant_{i}' for i in varying)}, = constants\n" if varying else ""
-    return f"{comment}\ndef {name}(values, constants):\n{unpack}{body}"
+    return f"{head}\ndef {name}(values, constants):\n{unpack}{body}"
 
 
-def _comment(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
+def _head(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
     """Which blocks a function serves, what it keeps for backward and what it runs again."""
-    names = list(dict.fromkeys(block_names[one.block] for one in members))
+    names = list(dict.fromkeys(_short(block_names[one.block]) for one in members))
     shown = ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, … {names[-1]}"
-    text = f"# The {members[0].phase} of {shown}"
+    text = f"The {members[0].phase} of {shown}"
     text += f" ({len(members)} blocks)." if len(members) > 1 else "."
     kept = [one.kept for one in members]
     if any(told != kept[0] for told in kept):
@@ -122,7 +112,12 @@ def _comment(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
         text += f" Keeps {_sized(kept[0])}."
     if members[0].again:
         text += f" Runs again: {_sized(members[0].again)}."
-    return "\n# ".join(textwrap.wrap(text, 118))
+    return comment(text)
+
+
+def _short(name: str) -> str:
+    """A block's name, cut where it is longer than any that one wants to read."""
+    return name if len(name) <= _LONGEST_BLOCK_NAME else f"{name[:_LONGEST_BLOCK_NAME]}…"
 
 
 def _sized(told: Sequence[tuple[str, int]]) -> str:
@@ -135,10 +130,11 @@ def _sized(told: Sequence[tuple[str, int]]) -> str:
 def _table(rendered: Sequence[Rendered], names: Sequence[str], block_names: Sequence[str]) -> str:
     """Which functions serve which block, as a comment."""
     half = len(rendered) // 2
-    width = max(len(name) for name in block_names)
-    lines = ["# block, forward, backward"]
+    shown = [printable(_short(name)) for name in block_names]
+    width = max(len(name) for name in shown)
+    lines = [comment("block, forward, backward")]
     backward = {rendered[i].block: names[i] for i in range(half, len(rendered))}
     for index in range(half):
         block = rendered[index].block
-        lines.append(f"# {block:>3} {block_names[block]:<{width}}  {names[index]:<12} {backward[block]}")
+        lines.append(comment(f"{block:>3} {shown[block]:<{width}}  {names[index]:<12} {backward[block]}"))
     return "\n".join(lines)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from .bytes_text import format_bytes
 from .planning import PlannedStep
+from .source_text import comment
 
 
 def header_of(planned: PlannedStep) -> str:
     """A few comment lines."""
     plan = planned.plan
-    lines = [f"# One training step of {planned.costs.name}, rewritten by lowtide."]
+    lines = [f"One training step of {planned.costs.name}, rewritten by lowtide."]
     budget = f", budget {format_bytes(plan.budget_bytes)}" if plan.budget_bytes is not None else ""
     lines.append(
-        f"# Peak {format_bytes(plan.peak_bytes)}{budget}; with everything kept "
+        f"Peak {format_bytes(plan.peak_bytes)}{budget}; with everything kept "
         f"{format_bytes(plan.baseline_peak_bytes)}. "
         f"Extra time {plan.extra_share:.1%} ({plan.costs})."
     )
-    lines += [f"# {note}" for note in planned.posed.problem.notes]
-    return "\n".join(lines)
+    return "\n".join(map(comment, (*lines, *planned.posed.problem.notes)))

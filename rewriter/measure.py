@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from ..passes.foreign_calls import is_foreign, runs_alone
 from .cost_cache import CostCache, Measurement
 from .devices import DevicePreset, load_device, preset_of
 from .errors import LowtideError
@@ -104,8 +105,8 @@ def _is_here(device: torch.device) -> bool:
 
 
 def _runs_alone(node: fx.Node) -> bool:
-    """Whether the call can be run here: an ATen call or custom op whose tensors are not on `meta`."""
-    return isinstance(node.target, torch._ops.OpOverload) and not _is_on_meta(node)
+    """Whether the call can be run here: an operation that only returns something, whose tensors are not on `meta`."""
+    return runs_alone(node.target) and not _is_on_meta(node)
 
 
 def _is_on_meta(node: fx.Node) -> bool:
@@ -130,16 +131,22 @@ def _measured(
     timed: bool,
     progress: Callable[[int, int, str], None] | None,
 ) -> dict[str, Measurement]:
-    """What the cache knows, and runs for the rest, which are added to the cache."""
+    """What the cache knows, and runs for the rest, which are added to the cache.
+
+    Kernels of operations that are not torch's own may be others tomorrow under the same name, and are run each time.
+    """
     cache = CostCache.load(device)
-    known = cache.measurements
+    foreign = {text for text, node in nodes.items() if is_foreign(node.target)}
+    known = {text: found for text, found in cache.measurements.items() if text not in foreign}
     unknown = Measurement()
     memory_of = {text: node for text, node in nodes.items() if known.get(text, unknown).working_bytes is None}
     seconds_of = {text: node for text, node in nodes.items() if known.get(text, unknown).seconds is None}
     if not timed:
         seconds_of = {}
     if memory_of or seconds_of:
-        for text, measurement in run_kernels(memory_of, seconds_of, device, progress).items():
-            cache.add(text, measurement)
+        found = run_kernels(memory_of, seconds_of, device, progress)
+        for text in found.keys() - foreign:
+            cache.add(text, found[text])
         cache.save()
-    return cache.measurements
+        known |= {**found, **cache.measurements}
+    return known

@@ -14,6 +14,9 @@ from ..solvers.plan import Plan
 from .errors import LowtideError
 from .inner_hooks import HOOKS, warn_of_hooks
 from .rewriting import Rewriting
+from .torch_internals import left_alone_by_compile
+
+_NOT_THE_ORIGINALS = ("lowtide", "_lowtide_forward", "_compiled_call_impl", *HOOKS)
 
 
 class Rewritten:
@@ -28,18 +31,20 @@ class Rewritten:
             return original_forward(model)(*args, **kwargs)
         return self.lowtide.run(model, original_view(model), args, kwargs)
 
-    # torch.compile leaves the rewritten forward alone.
-    forward._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        state = dict(vars(self))
+        state = _state(self)
         return _restore, (original_class(self), state.pop("lowtide"), state.pop("_lowtide_forward", None)), state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in _state(self).items()})
         return twin
+
+
+def _state(module: Any) -> dict[str, Any]:
+    """What copies and pickles carry: not what `compile()` made, which would call the module that it was made of."""
+    return {name: value for name, value in vars(module).items() if name != "_compiled_call_impl"}
 
 
 def _restore(cls: type, rewriting: Rewriting, forward: Any) -> torch.nn.Module:
@@ -68,12 +73,12 @@ def _rewritten_class(cls: type) -> type:
 def _with_signature(forward: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that tells the original's signature, which trainers look at."""
 
+    @left_alone_by_compile
     def rewritten_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return forward(self, *args, **kwargs)
 
     rewritten_forward.__name__, rewritten_forward.__doc__ = "forward", original.__doc__
     rewritten_forward.__wrapped__ = original  # pyright: ignore[reportFunctionMemberAccess]
-    rewritten_forward._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
     return rewritten_forward
 
 
@@ -92,7 +97,7 @@ def original_forward(model: Any) -> Callable[..., Any]:
 def original_view(model: Any) -> torch.nn.Module:
     """The same module under its original class: it shares all parts, and its own hooks do not run."""
     view = object.__new__(original_class(model))
-    attributes = {k: v for k, v in vars(model).items() if k not in ("lowtide", "_lowtide_forward", *HOOKS)}
+    attributes = {k: v for k, v in vars(model).items() if k not in _NOT_THE_ORIGINALS}
     view.__dict__.update(attributes, **{name: OrderedDict() for name in HOOKS})
     if "_lowtide_forward" in vars(model):
         view.__dict__["forward"] = vars(model)["_lowtide_forward"]

@@ -25,7 +25,8 @@ def signature(node: fx.Node) -> str:
     seen: dict[fx.Node, int] = {}
     positional = [_text(argument, seen) for argument in node.args]
     named = [f"{name}={_text(node.kwargs[name], seen)}" for name in sorted(node.kwargs)]
-    return f"{target_name(node)}({', '.join(positional + named)})"
+    autocast = f" in {node.meta['autocast']}" if node.meta.get("autocast") else ""
+    return f"{target_name(node)}({', '.join(positional + named)}){autocast}"
 
 
 def target_name(node: fx.Node) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from ..kernels.checks import require
 from .chosen_outputs import Outputs
+from .plain_text import printable
 from .sources import Source
 
 # A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state, or
@@ -79,13 +80,20 @@ class Program:
 
 
 _numbers = itertools.count(1)
+_LONGEST_TITLE = 80
 
 
-def load_functions(code: str, title: str, device: torch.device) -> dict[str, Callable[..., Any]]:
-    """Runs generated code and returns its functions; tracebacks through them show their lines."""
-    filename = f"<lowtide {title} {next(_numbers)}>"
+def load_functions(
+    code: str, title: str, device: torch.device, objects: Mapping[str, Any]
+) -> dict[str, Callable[..., Any]]:
+    """Runs generated code and returns its functions; tracebacks through them show their lines.
+
+    objects: what the code reaches by name besides what all generated code does.
+    """
+    filename = f"<lowtide {printable(title[:_LONGEST_TITLE])} {next(_numbers)}>"
     linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {
+        **objects,
         "aten": torch.ops.aten,
         "lowtide": torch.ops.lowtide,
         "torch": torch,

@@ -10,12 +10,15 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from ..passes.foreign_calls import is_foreign
 from .calls import inputs_of, is_random
 from .captured import looked_at
 from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
+from .foreign_operations import ForeignOperations, fake_kernel_failed
 from .running_modules import user_line
 from .sample_values import SampleValues
+from .source_text import identifier
 from .sources import Source
 from .torch_internals import (
     NEEDS_DATA,
@@ -54,6 +57,7 @@ class Recorder(OperationMode):
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.values = SampleValues(self.where)
+        self.foreign = ForeignOperations(self.where)
         self.constants: list[torch.Tensor] = []
         self.reads: list[tuple[fx.Node, Any]] = []
         self.checks: list[tuple[fx.Node, bool]] = []
@@ -72,7 +76,7 @@ class Recorder(OperationMode):
         first = next(iter(self.graph.nodes), None)
         place = self.graph.inserting_after(last) if last else self.graph.inserting_before(first)
         with place:
-            node = self.graph.placeholder(f"{kind}_{name}".replace(".", "_"))
+            node = self.graph.placeholder(identifier(f"{kind}_{name}"))
         node.meta.update(val=fake, source=Source(kind, name, index))
         self.nodes[id(fake)] = node
         if sample is not None and sample.device.type != "meta":
@@ -81,7 +85,7 @@ class Recorder(OperationMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:
+        if func is torch.ops.prim.device.default or func.namespace == "profiler":
             return func(*args, **kwargs)
         if func in _RECURRENT:
             raise CaptureError(
@@ -105,12 +109,17 @@ class Recorder(OperationMode):
             shaped = func is aten._grouped_mm.default and args[0].dtype != torch.bfloat16
             out = grouped_mm_result(*args) if shaped else func(*args, **kwargs)
         except NEEDS_DATA:
+            node.meta["shaped_by_data"] = True
             out = self._look_at_data(node, args)
+        except Exception as error:
+            if is_foreign(func):
+                raise fake_kernel_failed(func, error, self.where()) from error
+            raise
         if func is aten.bernoulli.p and is_blank(node.args[0]):
             # Eager draws in place, in the order of the blank tensor's layout; the functional form draws in row order.
             out = torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device)
             node.meta["in_place"] = True
-        out = as_eager_makes_it(func, args, out)
+        out = self.foreign.seen(node, out) if is_foreign(func) else as_eager_makes_it(func, args, out)
         self._name_outputs(node, out)
         return out
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.foreign_calls import calling
 from ..passes.pose import Posed
 from ..passes.step_graph import Kernel, StepGraph, tensors_of
 from ..solvers.schedule import Free, Run, Schedule
@@ -106,10 +107,9 @@ class Replay:
         return {node: result[node.args[1]] for node, _ in tensors_of(last)}  # pyright: ignore[reportArgumentType]
 
     def _called(self, call: fx.Node, instead: Instead | None, without: tuple[fx.Node, ...] = ()) -> Any:
-        assert callable(call.target)
         positional = [self._told(argument, instead, without) for argument in call.args]
         named = {name: self._told(argument, instead, without) for name, argument in call.kwargs.items()}
-        return call.target(*positional, **named)
+        return calling(call)(*positional, **named)
 
     def _told(self, argument: Any, instead: Instead | None, without: tuple[fx.Node, ...]) -> Any:
         # A function within `_called` that called itself would keep operands alive until garbage is collected.

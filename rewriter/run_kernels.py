@@ -14,6 +14,7 @@ from torch import fx
 
 from ..kernels.library import is_own, prepare
 from ..kernels.triton_versions import works
+from ..passes.foreign_calls import calling
 from .cost_cache import Measurement
 from .flops import count_flops
 from .measure_peak import is_profiler_running, measure_allocations
@@ -153,8 +154,7 @@ class _Trial:
 
     @classmethod
     def prepare(cls, node: fx.Node, maker: OperandMaker) -> _Trial:
-        assert callable(node.target)
-        trial = cls(node.target, *maker.make(node, filled=not is_view(node)), maker.device)
+        trial = cls(calling(node), *maker.make(node, filled=not is_view(node)), maker.device)
         trial.plausible_seconds = (
             _PLAUSIBLE_LAUNCH_SECONDS
             + moved_bytes(node) / _PLAUSIBLE_BYTES_PER_SECOND

@@ -16,6 +16,7 @@ from .chosen_outputs import Arrivals
 from .errors import LowtideWarning, TapeError
 from .program import SEED, Binding, Key, Program
 from .sources import Source
+from .torch_internals import left_alone_by_compile
 
 
 class Tape:
@@ -110,6 +111,7 @@ class _Link(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @left_alone_by_compile
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         tape: Tape = ctx.tape
         _refuse_twice(tape, ctx.index)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.foreign_calls import calling
 from ..passes.step_graph import updated_buffers
 from .calls import inputs_of, is_random
 from .errors import CaptureError
@@ -89,7 +90,7 @@ class SampleValues:
         updated = {id(values[n]) for n in updated_buffers(node)}
         if updated:
             args = tuple(a.clone() if id(a) in updated else a for a in args)  # pyright: ignore  # the step updates them
-        return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        return calling(node)(*args, **kwargs)
 
     def _sample_of(self, node: fx.Node) -> torch.Tensor:
         source: Source = node.meta["source"]

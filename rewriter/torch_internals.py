@@ -7,12 +7,13 @@ No other file imports what is private in torch: when a release changes one of th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
+from torch._C._dynamo import eval_frame
 from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -96,6 +97,27 @@ def backward_sequence() -> int | None:
 def swapped(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> AbstractContextManager[Any]:
     """A context in which the module holds other tensors in the place of the parameters and buffers of these names."""
     return stateless._reparametrize_module(model, tensors)
+
+
+def left_alone_by_compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as `torch.compile` neither traces nor compiles it, nor anything that it calls.
+
+    `torch.compiler.disable` does the same, but imports the whole compiler, which takes seconds.
+    """
+
+    @wraps(function)
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        before = eval_frame.set_eval_frame(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            eval_frame.set_eval_frame(before)
+
+    called: Any = alone
+    called._torchdynamo_disable = True  # where a frame that calls it is traced
+    skipped = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT)
+    eval_frame.set_code_exec_strategy(called.__code__, skipped)  # where it is run
+    return called
 
 
 @contextmanager
