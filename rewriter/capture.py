@@ -22,8 +22,10 @@ from .call import bind
 from .calls import is_random
 from .captured import Captured, NothingToDifferentiate, check_former_values, guard_of
 from .chosen_outputs import differentiable_outputs, select_outputs
+from .eager_paths import eager_paths
 from .errors import CaptureError
 from .lowering import lower_for
+from .plain_branches import PlainBranches
 from .real_data import RealDataRefused
 from .recorder import Recorder
 from .running_modules import module_names, user_line
@@ -71,10 +73,12 @@ def capture(
         with mode:
             wrappers = _wrap_all(model, inputs, structure, recorder)
         stack.enter_context(mode)
+        stack.enter_context(eager_paths(model, recorder.averaging))
         stack.enter_context(module_names(model, recorder.modules))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
+        stack.enter_context(PlainBranches(recorder.where))
         stack.enter_context(RealDataRefused(recorder.where))
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():

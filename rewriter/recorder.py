@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import operator
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from ..kernels.averaged_statistics import AVERAGED
 from .captured import looked_at
 from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
@@ -22,6 +25,7 @@ from .torch_internals import (
     backward_sequence,
     forward_sequence,
     is_without_data,
+    present_value,
     tensors_with_data,
 )
 
@@ -53,6 +57,7 @@ class Recorder(OperationMode):
         self.positions: dict[fx.Node, list[torch.Tensor]] = {}
         self.modules: list[str] = []
         self.phase = "forward"
+        self.batches: torch.Tensor | None = None
         self.sequence = -1
         self.counts: dict[str, int] = {}
 
@@ -87,7 +92,11 @@ class Recorder(OperationMode):
         if func is aten.index.Tensor or (func is aten.index_put.default and self._knows_masks(args[1])):
             args = (args[0], [part for index in args[1] for part in self._positions(index)], *args[2:])
         node_args, node_kwargs = self._nodes_of((args, kwargs))
-        node = self.graph.call_function(func, node_args, node_kwargs)
+        target = func
+        if self.batches is not None and func in AVERAGED:
+            target, counted = AVERAGED[func], self._nodes_of(present_value(self.batches))
+            node_args = (*node_args[:6], counted, *node_args[7:])
+        node = self.graph.call_function(target, node_args, node_kwargs)
         node.meta.update(
             phase=self.phase,
             sequence=self._sequence(),
@@ -197,6 +206,15 @@ class Recorder(OperationMode):
                 else v
             ),
         )
+
+    @contextmanager
+    def averaging(self, batches: torch.Tensor) -> Iterator[None]:
+        """A context in which batch normalization averages over as many batches as a tensor says in each step."""
+        before, self.batches = self.batches, batches
+        try:
+            yield
+        finally:
+            self.batches = before
 
     def where(self) -> str:
         """The innermost module running now, and the line of code, for errors."""

@@ -29,6 +29,18 @@ OperationMode = TorchDispatchMode
 # What an operation raises if it is run without data and its result, or its result's shape, depends on them.
 NEEDS_DATA = (DataDependentOutputException, DynamicOutputShapeException)
 
+# Functions of torch that a `__torch_function__` mode looks out for, as it sees them.
+ONE_HOT: Any = torch._C._nn.one_hot
+ASSERTIONS = (torch._assert_async, torch.ops.aten._assert_async, torch.ops.aten._assert_async.msg)
+MAKES_DUAL = (torch._make_dual, torch._VF._make_dual)
+MAKES_NESTED = (
+    torch._nested_tensor_from_mask,
+    torch._nested_tensor_from_tensor_list,
+    torch._nested_tensor_from_mask_left_aligned,
+    torch._nested_view_from_buffer,
+    torch._nested_view_from_jagged,
+)
+
 
 def tensors_without_data() -> AbstractContextManager[Any]:
     """A context in which new tensors have a device but no data, and every operation only works out shapes."""
@@ -38,6 +50,11 @@ def tensors_without_data() -> AbstractContextManager[Any]:
 def tensors_with_data() -> AbstractContextManager[Any]:
     """A context within `tensors_without_data` in which tensors have data again."""
     return unset_fake_temporarily()
+
+
+def no_function_modes() -> AbstractContextManager[Any]:
+    """A context in which no mode sees which functions of torch are called (`__torch_function__`)."""
+    return torch._C.DisableTorchFunction()
 
 
 def is_without_data(value: Any) -> bool:
