@@ -21,13 +21,15 @@ from ..passes.step_graph import updated_buffers
 from .call import bind
 from .calls import is_random
 from .captured import Captured, NothingToDifferentiate, check_former_values, guard_of
+from .capture_failures import meaning_of, shown
 from .chosen_outputs import differentiable_outputs, select_outputs
 from .eager_paths import eager_paths
-from .errors import CaptureError
+from .errors import CaptureError, Unsettled
 from .lowering import lower_for
 from .plain_branches import PlainBranches
 from .real_data import RealDataRefused
 from .recorder import Recorder
+from .refused_parts import refuse_parts, refuse_tensors, refuse_uninitialized
 from .running_modules import module_names, user_line
 from .settings import Settings, attributes_read, settings_of
 from .sources import Owners, Source
@@ -65,6 +67,9 @@ def capture(
         inputs, structure = flatten((args, kwargs), "argument")
     except TypeError as error:
         raise CaptureError(str(error)) from error
+    refuse_parts(model)
+    refuse_uninitialized(Owners(model))
+    refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
     recorder = Recorder()
     with ExitStack() as stack:
         mode = tensors_without_data()
@@ -83,18 +88,28 @@ def capture(
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)
-        stack.enter_context(checkpoints_passed())
+        passed = stack.enter_context(checkpoints_passed())
         # Around backward too, since a checkpoint runs forward again.
         stack.enter_context(swapped(model, _by_place(model, wrappers)))
         with held_tensors_untouched(model) as replaced, attributes_read(model) as read:
             returned = _run_forward(model, structure, inputs, wrappers, recorder)
         wrappers = _with_replaced(wrappers, replaced)
+        _refuse_other_shapes(wrappers)
         try:
             result = _run_backward(returned, outputs, differentiable, wrappers, recorder)
         except NothingToDifferentiate as error:
             error.settings = settings_of(model, read)
             raise
-    return _finish(recorder, result, wrappers, settings_of(model, read, recorder.constants), tuple(told_notes))
+    if passed:
+        told_notes.append(PASSED)
+    captured = _finish(recorder, result, wrappers, settings_of(model, read, recorder.constants), tuple(told_notes))
+    return replace(captured, checkpoints=len(passed))
+
+
+PASSED = (
+    "the module's own checkpoints are plain calls: what runs again is planned here, and running statistics are updated "
+    "once, where a checkpoint updates them twice"
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,21 @@ def _with_replaced(wrappers: dict[int, _Wrapper], replaced: Mapping[torch.Tensor
         key: replace(wrapper, tensor=replaced[wrapper.tensor]) if wrapper.tensor in replaced else wrapper
         for key, wrapper in wrappers.items()
     }
+
+
+def _refuse_other_shapes(wrappers: dict[int, _Wrapper]) -> None:
+    """Raises Unsettled for a buffer whose shape forward has changed in place, CaptureError for an input."""
+    for wrapper in wrappers.values():
+        before, now = wrapper.node.meta["val"], present_value(wrapper.tensor)
+        if before.shape == now.shape:
+            continue
+        source, shapes = wrapper.source, f"from {list(before.shape)} to {list(now.shape)}"
+        if source.kind == "input":
+            raise CaptureError(f"forward changes the shape of argument {source.name} {shapes}; return it instead")
+        raise Unsettled(
+            f"forward changes the shape of {source.kind} {source.name} {shapes}; a step is planned once forward leaves "
+            "it as it is"
+        )
 
 
 def _fake_like(tensor: torch.Tensor) -> torch.Tensor:
@@ -160,9 +190,8 @@ def _run_forward(
         where = recorder.modules[-1] if recorder.modules else ""
         line = user_line(traceback.extract_tb(error.__traceback__))
         raise CaptureError(
-            f"forward of {type(model).__name__} could not be captured: {type(error).__name__}: {error}; "
-            f"in {where or 'the root module'}{line}. If it runs in eager, that line needs real data: move it out "
-            "of the forward, or rewrite the part of the model that does not contain it"
+            f"forward of {type(model).__name__} could not be captured: {shown(error)}; in "
+            f"{where or 'the root module'}{line}. {meaning_of(error)}"
         ) from error
 
 
@@ -216,8 +245,8 @@ def _run_backward(
         raise
     except Exception as error:
         raise CaptureError(
-            f"backward could not be captured: {type(error).__name__}: {error}. If it runs in eager, keep the part of "
-            "the model that it belongs to out of the rewritten module"
+            f"backward could not be captured: {shown(error)}; {recorder.where()}"
+            f"{user_line(traceback.extract_tb(error.__traceback__))}. {meaning_of(error)}"
         ) from error
     found = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
     return _Step(structure, tensors, chosen, found)

@@ -42,6 +42,7 @@ class Captured:
     gradients / mutations: for each such output of the graph, the source it belongs to.
     constants: tensors that the module holds without registering them, in the order of their sources.
     guard, settings: what other calls must agree in: values the module looked at, and attributes it read.
+    checkpoints: how many of forward's own checkpoints (`torch.utils.checkpoint`) were made plain calls.
     """
 
     graph: fx.GraphModule
@@ -53,6 +54,7 @@ class Captured:
     guard: Guard | None
     settings: Settings
     notes: tuple[str, ...]
+    checkpoints: int = 0
 
 
 class NothingToDifferentiate(CaptureError):

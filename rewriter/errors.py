@@ -15,6 +15,7 @@ __all__ = [
     "ScheduleError",
     "StructureError",
     "TapeError",
+    "Unsettled",
 ]
 
 
@@ -28,6 +29,10 @@ class BudgetError(LowtideError, ValueError):
 
 class CaptureError(LowtideError):
     """A model whose training step cannot be captured; names the module and the line at fault."""
+
+
+class Unsettled(CaptureError):
+    """A module that gets its final parameters and buffers in its next forward: a step can be captured after that."""
 
 
 class StructureError(CaptureError, TypeError):

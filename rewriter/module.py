@@ -13,6 +13,7 @@ import torch
 from ..solvers.plan import Plan
 from .errors import LowtideError
 from .inner_hooks import HOOKS, warn_of_hooks
+from .refused_parts import refuse_parts
 from .rewriting import Rewriting
 
 
@@ -111,6 +112,7 @@ def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Mod
                 f"part {name} of this module is rewritten already, and its plan cannot be planned again; rewrite the "
                 "whole from the original, or this part alone"
             )
+    refuse_parts(model)
     shared = {id(tensor): tensor for module in model.modules() for tensor in _tensors(module)}
     twin: Any = copy.deepcopy(model, dict(shared))
     twin.__class__ = _rewritten_class(type(model))

@@ -174,10 +174,7 @@ class Recorder(OperationMode):
     def _name_outputs(self, node: fx.Node, out: Any) -> None:
         node.meta["val"] = out
         if isinstance(out, torch.Tensor) and out.layout != torch.strided:
-            raise CaptureError(
-                f"{node.target} makes a sparse tensor, {self.where()}: a sparse gradient's size is not known "
-                "before it is there; make the embedding with sparse=False"
-            )
+            raise CaptureError(self._about_sparse(node))
         if isinstance(out, torch.Tensor):
             self.nodes[id(out)] = node
         elif isinstance(out, (list, tuple)):
@@ -187,9 +184,22 @@ class Recorder(OperationMode):
                     item.meta.update(node.meta, val=part)
                     self.nodes[id(part)] = item
 
+    def _about_sparse(self, node: fx.Node) -> str:
+        if self.phase == "backward":
+            return (
+                f"a sparse gradient comes of {node.target}, {self.where()}: its size is not known before it is there; "
+                "make the embedding with sparse=False (or gather with sparse_grad=False)"
+            )
+        return (
+            f"{node.target} makes a sparse tensor, {self.where()}: how large it is depends on its values, and lowtide plans "
+            "dense ones; compute with a dense one, or keep that part out of the rewritten module"
+        )
+
     def _look_at_data(self, node: fx.Node, args: Any) -> Any:
         """The value of a node that fake tensors cannot know: computed from the sample, and guarded."""
         if self.phase == "backward":
+            if _looks_for_nan(node):
+                return False
             raise CaptureError(f"backward looks at data ({node.target}), {self.where()}")
         # Above this handler functionalization and autograd are still on; below it only the fake mode is.
         with tensors_with_data(), torch.no_grad():
@@ -217,6 +227,17 @@ class Recorder(OperationMode):
             self.batches = before
 
     def where(self) -> str:
-        """The innermost module running now, and the line of code, for errors."""
-        name = self.modules[-1] if self.modules else "the root module"
-        return f"in {name or 'the root module'}{user_line(traceback.extract_stack())}"
+        """The innermost module running now, or whose backward runs, and the line of code, for errors."""
+        if self.phase == "backward":
+            ran = (node.meta for node in self.graph.nodes if node.op == "call_function")
+            modules = [meta["module"] for meta in ran if meta["phase"] == "forward" and meta["sequence"] == self.sequence]
+            name = f"the backward of {modules[0] or 'the root module'}" if modules else "backward"
+        else:
+            name = (self.modules[-1] if self.modules else "") or "the root module"
+        return f"in {name}{user_line(traceback.extract_stack())}"
+
+
+def _looks_for_nan(node: fx.Node) -> bool:
+    """Whether autograd itself looks at a gradient, as it does under `detect_anomaly`: nothing follows from it."""
+    (read,) = node.all_input_nodes or (None,)
+    return torch.is_anomaly_check_nan_enabled() and read is not None and read.target is aten._is_any_true.default

@@ -17,12 +17,13 @@ from ..solvers.portfolio import Portfolio
 from .call import Call, describe, modules_key
 from .captured import NothingToDifferentiate
 from .emit import emit
-from .errors import LowtideError, LowtideWarning
+from .errors import LowtideError, LowtideWarning, Unsettled
 from .header import header_of
 from .inner_hooks import warn_of_hooks
 from .planning import Options, PlannedStep, PosedStep, StepCosts, calibrated, capture_step, pose_step, situation_of
 from .program import Program
 from .progress import shown_progress
+from .refused_parts import refuse_uninitialized
 from .runtime import run_forward
 from .settings import Settings
 from .solving import solve_step
@@ -101,17 +102,26 @@ class Rewriting:
                 f"this module was rewritten for the preset {self.options.device!r}, which is for planning only; "
                 "rewrite it without device= to run it here"
             )
-        call = describe(original, args, kwargs, owners)
-        ready = self._find(original, args, kwargs, call, owners)
-        if ready is None:
+        try:
+            refuse_uninitialized(owners)
+            call = describe(original, args, kwargs, owners)
+            ready = self._find(original, args, kwargs, call, owners)
+        except Unsettled as error:
+            _warn_of_settling(error)
+            ready, call = None, None
+        if ready is None or call is None:
             return original.forward(*args, **kwargs)
         tensors = owners.sources(call.inputs, call.structure)
         outputs = run_forward(ready.program, {**tensors, **ready.constants}, owners.device_type)
         return ready.planned.costs.captured.outputs.unflatten(list(outputs))
 
     def prepare(self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Plan:
-        """Plans for a kind of call without running it. Raises NothingToDifferentiate where there is no backward."""
+        """Plans for a kind of call without running it.
+
+        Raises NothingToDifferentiate where there is no backward, Unsettled where the next forward changes the module.
+        """
         owners = self._owners_of(original)
+        refuse_uninitialized(owners)
         call = describe(original, args, kwargs, owners)
         with torch.enable_grad():
             ready = self._find(original, args, kwargs, call, owners)
@@ -207,6 +217,10 @@ class Rewriting:
                 LowtideWarning,
                 stacklevel=5,
             )
+
+
+def _warn_of_settling(error: Unsettled) -> None:
+    warnings.warn(f"this call runs the original forward, within no budget: {error}", LowtideWarning, stacklevel=5)
 
 
 def _check_arguments(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

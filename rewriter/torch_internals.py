@@ -7,8 +7,12 @@ No other file imports what is private in torch: when a release changes one of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import functools
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -108,20 +112,70 @@ def swapped(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> Abstrac
 
 
 @contextmanager
-def checkpoints_passed() -> Iterator[None]:
-    """Makes torch's own checkpoints plain calls: what to recompute is planned here, and the bits are the same."""
-
-    def plain(*_args: Any, **_kwargs: Any) -> Iterator[None]:
-        yield
-
-    class Plain:
-        @staticmethod
-        def apply(function: Any, _preserve: bool, *args: Any) -> Any:
-            return function(*args)
-
-    before = checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction
-    checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction = plain, Plain  # pyright: ignore
+def checkpoints_passed() -> Iterator[list[None]]:
+    """Makes torch's own checkpoints plain calls in this thread: what to recompute is planned here, and the bits are the
+    same. Gives a list that gets longer with each."""
+    before = getattr(_here, "passed", None)
+    _pass_where_asked()
+    passed = _here.passed = []
     try:
-        yield
+        yield passed
     finally:
-        checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction = before
+        _here.passed = before
+
+
+_here = threading.local()
+_GENERATORS = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
+
+
+def _pass_where_asked() -> None:
+    """Has checkpoints ask first whether this thread passes them. Other threads see no difference, so it stays."""
+    composable = sys.modules.get("torch.distributed._composable.checkpoint_activation")
+    for holder in (checkpoint, composable):
+        for name in _GENERATORS:
+            generator = getattr(holder, name, None)
+            if generator is not None and not hasattr(generator, "lowtide_passes"):
+                setattr(holder, name, _passing_generator(generator))
+    if not hasattr(checkpoint.CheckpointFunction, "lowtide_passes"):
+        checkpoint.CheckpointFunction = _passing_function(checkpoint.CheckpointFunction)
+
+
+def _passing_generator(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
+    """What runs around the function of a checkpoint that is not reentrant."""
+
+    @functools.wraps(generator)
+    def around(*args: Any, **kwargs: Any) -> Iterator[None]:
+        passed = getattr(_here, "passed", None)
+        if passed is None:
+            return (yield from generator(*args, **kwargs))
+        passed.append(None)
+        given = inspect.signature(generator).bind(*args, **kwargs).arguments
+        contexts = given.get("context_fn", checkpoint.noop_context_fn)()
+        # Modes that choose what to save have nothing to do here.
+        with nullcontext() if isinstance(contexts[0], TorchDispatchMode) else contexts[0]:
+            yield
+
+    around.lowtide_passes = True  # pyright: ignore[reportFunctionMemberAccess]
+    return around
+
+
+def _passing_function(plain: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """The autograd function of a reentrant checkpoint, which runs its own without gradients."""
+
+    class CheckpointFunction(plain):
+        lowtide_passes = True
+
+        @classmethod
+        def apply(cls, *args: Any, **kwargs: Any) -> Any:
+            passed = getattr(_here, "passed", None)
+            if passed is None:
+                return super().apply(*args, **kwargs)
+            passed.append(None)
+            function, _, *inputs = args
+            if any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
+                return function(*inputs)
+            # No gradient passes a checkpoint whose arguments require none, whatever its parameters do.
+            with torch.no_grad():
+                return function(*inputs)
+
+    return CheckpointFunction
