@@ -150,10 +150,7 @@ def _refuse_other_shapes(wrappers: dict[int, _Wrapper]) -> None:
         source, shapes = wrapper.source, f"from {list(before.shape)} to {list(now.shape)}"
         if source.kind == "input":
             raise CaptureError(f"forward changes the shape of argument {source.name} {shapes}; return it instead")
-        raise Unsettled(
-            f"forward changes the shape of {source.kind} {source.name} {shapes}; a step is planned once forward leaves "
-            "it as it is"
-        )
+        raise Unsettled(f"forward changes the shape of {source.kind} {source.name} {shapes}")
 
 
 def _fake_like(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..solvers.plan import Plan
 from .errors import LowtideError
@@ -113,6 +114,11 @@ def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Mod
                 "whole from the original, or this part alone"
             )
     refuse_parts(model)
+    if isinstance(model, LazyModuleMixin):
+        raise LowtideError(
+            f"the module itself is a {type(model).__name__}, which becomes another class with its first batch; call it "
+            "once and rewrite it then"
+        )
     shared = {id(tensor): tensor for module in model.modules() for tensor in _tensors(module)}
     twin: Any = copy.deepcopy(model, dict(shared))
     twin.__class__ = _rewritten_class(type(model))

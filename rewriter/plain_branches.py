@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .errors import CaptureError
+from .errors import CaptureError, Unsettled
 from .lists_of_tensors import made_of_list
-from .torch_internals import ASSERTIONS, MAKES_DUAL, MAKES_NESTED, ONE_HOT
+from .torch_internals import ASSERTIONS, MAKES_DUAL, MAKES_NESTED, ONE_HOT, is_functional
 
 _BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
 
@@ -27,6 +27,8 @@ class PlainBranches(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(isinstance(argument, torch.nn.Parameter) and is_functional(argument) for argument in args):
+            raise Unsettled(f"forward makes a parameter, {self.where()}")
         if func is ONE_HOT:
             return _one_hot(*args, **kwargs)
         if func in ASSERTIONS:

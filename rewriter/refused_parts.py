@@ -41,7 +41,5 @@ def refuse_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
 def refuse_uninitialized(owners: Owners) -> None:
     """Raises Unsettled for lazy modules that have not run yet."""
     if owners.uninitialized:
-        raise Unsettled(
-            f"{', '.join(owners.uninitialized[:3])} of lazy modules have no shape before the first batch; call the "
-            "original once before it is planned for"
-        )
+        shown = ", ".join(owners.uninitialized[:3])
+        raise Unsettled(f"{shown} of lazy modules have no shape before the first batch")

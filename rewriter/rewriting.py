@@ -220,7 +220,7 @@ class Rewriting:
 
 
 def _warn_of_settling(error: Unsettled) -> None:
-    warnings.warn(f"this call runs the original forward, within no budget: {error}", LowtideWarning, stacklevel=5)
+    warnings.warn(f"this call runs the original forward, within no budget: {error.what}", LowtideWarning, stacklevel=5)
 
 
 def _check_arguments(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -82,6 +82,11 @@ def functional_wrapper(tensor: torch.Tensor, requires_grad: bool) -> torch.Tenso
     return wrapper.requires_grad_(requires_grad)
 
 
+def is_functional(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a functional wrapper, as all tensors of a step are while it is captured."""
+    return torch._is_functional_tensor(tensor)
+
+
 def present_value(wrapper: torch.Tensor) -> torch.Tensor:
     """The present value behind a functional wrapper, once views and in-place changes are replayed."""
     if not torch._is_functional_tensor(wrapper):

@@ -105,8 +105,7 @@ def _checked(old: torch.Tensor | None, new: torch.Tensor | None, place: str) -> 
     """The old tensor, when the new one can be written into it."""
     if old is None or new is None or (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device):
         raise Unsettled(
-            f"forward puts {_described(new)} in the place of {place}, which was {_described(old)}; a step is planned once "
-            "forward leaves such things as they are"
+            f"forward puts {_described(new)} in the place of {place}, which was {_described(old)}"
         )
     if old.requires_grad or new.requires_grad:
         raise CaptureError(
@@ -124,10 +123,7 @@ def _refuse_growth(model: torch.nn.Module, before: dict[int, dict[str, Any]], er
         gained = [name for name, tensor in now.items() if tensor is not None and held.get(name) is None]
         if gained:
             place = f"{prefix}.{gained[0]}" if prefix else gained[0]
-            raise Unsettled(
-                f"forward gives the module {place}, which it did not have before; a step is planned once forward leaves "
-                "the module as it is"
-            ) from error
+            raise Unsettled(f"forward gives the module {place}, which it did not have before") from error
 
 
 def _described(tensor: torch.Tensor | None) -> str:
