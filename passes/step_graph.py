@@ -39,7 +39,8 @@ class Kernel:
     parameter or an input (it makes a storage where the gradient has to be cloned for that); "witness" does nothing:
     it runs once in forward, so what it reads is made there; "check" makes sure that decisions still are what they were
     (`kernels/checks.py`).
-    updates: buffers that a compute kernel changes in place on its first run and is not given when it runs again.
+    updates: what a compute kernel changes in place on its first run and is not given when it runs again: buffers,
+    views of them, or values made in the step.
     writes: storages that it overwrites instead of making new ones, `destination` being the operand that lies there.
     calls: the first makes the storages, each further one works in place on the storage of the one before it.
     reads, makes: numbers of storages. phase: "forward" or "backward". sequence: autograd's number.
@@ -200,11 +201,13 @@ def _kernel(node: fx.Node, aliasing: _Aliasing, random: bool) -> Kernel | None:
 
 # Kernels that write their running statistics although their schema does not say so: from which argument on, and
 # which argument says that they train.
-_HIDDEN_UPDATES = {"native_batch_norm": (3, 5), "cudnn_batch_norm": (3, 5), "miopen_batch_norm": (3, 5)}
+_NORMALIZATIONS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+_HIDDEN_UPDATES = dict.fromkeys((*_NORMALIZATIONS, *(f"{name}_averaged" for name in _NORMALIZATIONS)), (3, 5))
 
 
 def updated_buffers(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The running statistics that a batch normalization in training mode updates."""
+    """The running statistics that a batch normalization in training mode updates: buffers, views of buffers, or values
+    that forward made (instance normalization repeats its buffers for each sample)."""
     if not is_compute(node):
         return ()
     name = operation_name(node)
@@ -221,7 +224,7 @@ def _with_updates(forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasi
     placed: dict[int, list[Kernel]] = {}
     for target, value in updates.items():
         new, old = aliasing.storage_of[value], aliasing.storage_of[target]
-        after = max((i for i, k in enumerate(forward) if new in k.makes or old in k.reads), default=-1)
+        after = max((i for i, k in enumerate(forward) if _settles(k, new, old, aliasing)), default=-1)
         near = forward[after]
         update = Kernel(
             name=f"update_{target.name}",
@@ -237,6 +240,12 @@ def _with_updates(forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasi
         )
         placed.setdefault(after, []).append(update)
     return [k for i, kernel in enumerate(forward) for k in (kernel, *placed.get(i, ()))]
+
+
+def _settles(kernel: Kernel, new: int, old: int, aliasing: _Aliasing) -> bool:
+    """Whether a buffer's new value is not there, or its old one not read, before this kernel has run."""
+    changes = any(aliasing.storage_of[node] == new for node in kernel.updates)
+    return new in kernel.makes or changes or old in kernel.reads
 
 
 def _with_witnesses(forward: list[Kernel]) -> list[Kernel]:
@@ -292,7 +301,10 @@ def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
         if dependent:
             tangent.update(kernel.makes)
         reads_stale = any(read in stale for read in kernel.reads) and not names & set(_READS_STATE_FOR_ITSELF)
+        # Made again, a value would be what it was before it was changed.
+        makes_stale = any(made in stale for made in kernel.makes)
         repeats = bool(kernel.makes) and all(call.meta.get("repeats", True) for call in kernel.calls)
-        repeatable = repeats and not dependent and not reads_stale and not names & {*_UNSEEDED, *_MADE_ONCE}
+        once = dependent or reads_stale or makes_stale or not repeats
+        repeatable = not once and not names & {*_UNSEEDED, *_MADE_ONCE}
         kernels.append(replace(kernel, repeatable=repeatable))
     return step.with_kernels(kernels)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .refused_parts import refuse_tensors
 from .sources import Owners
 from .structure import Structure, flatten
 
@@ -33,6 +34,7 @@ def describe(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], owners
     """Describes a call of a module. Raises StructureError for arguments that cannot be looked into."""
     kwargs, _ = bind(model, args, kwargs)
     inputs, structure = flatten((args, kwargs), "argument")
+    refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
     first: dict[int, int] = {}
     places = tuple(first.setdefault(id(t), i) for i, t in enumerate(inputs))
     device_type = owners.device_type

@@ -22,16 +22,20 @@ from ..passes.joint_graph import JointGraph
 from ..passes.step_graph import updated_buffers
 from .call import bind
 from .calls import is_random
+from .capture_failures import meaning_of, shown
 from .captured import Captured, check_former_values, depends_on_changed, guard_of
 from .checked_decisions import add_checks
 from .chosen_outputs import Arrivals, Outputs, choose_outputs, with_gradients
-from .errors import CaptureError, NothingToDifferentiate
+from .eager_paths import eager_paths
+from .errors import CaptureError, NothingToDifferentiate, Unsettled
 from .foreign_operations import ForeignCalls
 from .left_behind import Stash, left_by
 from .lowering import lower_for
+from .plain_branches import PlainBranches
 from .random_streams import other_streams_refused
 from .real_data import RealDataRefused
 from .recorder import Recorder
+from .refused_parts import refuse_parts, refuse_tensors, refuse_uninitialized
 from .running_modules import user_line
 from .settings import Settings, settings_of
 from .sources import Owners, Source
@@ -73,6 +77,9 @@ def capture(
         inputs, structure = flatten((args, kwargs), "argument")
     except TypeError as error:
         raise CaptureError(str(error)) from error
+    refuse_parts(model)
+    refuse_uninitialized(Owners(model))
+    refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
     recorder = Recorder()
     twin = twin_of(model)
     recorder.foreign.are_here = device is None and not _is_on_meta(model, inputs)
@@ -82,22 +89,25 @@ def capture(
             wrappers = _wrap_all(model, inputs, structure, recorder)
         stack.enter_context(other_streams_refused(model))
         stack.enter_context(mode)
+        stack.enter_context(eager_paths(twin, recorder.averaging))
         watch = stack.enter_context(watched(twin, recorder.modules))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
+        stack.enter_context(PlainBranches(recorder.where))
         stack.enter_context(RealDataRefused(recorder.where, {key: w.tensor for key, w in wrappers.items()}))
         stack.enter_context(ForeignCalls(recorder.foreign))
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)
-        stack.enter_context(checkpoints_passed())
+        passed = stack.enter_context(checkpoints_passed())
         # Around backward too, since a checkpoint runs forward again.
         stack.enter_context(swapped(twin, _by_place(twin, wrappers)))
         arguments = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
         with held_tensors_untouched(twin) as replaced, left_by(twin, arguments) as left:
             returned = _run_forward(twin, arguments, recorder)
         wrappers = _with_replaced(wrappers, replaced)
+        _refuse_other_shapes(wrappers)
         try:
             tensors, chosen = _outputs(returned, left.stashes, outputs, wrappers, recorder)
             chosen = with_gradients(tensors, chosen, differentiable, arriving)
@@ -106,7 +116,14 @@ def capture(
             error.settings = settings_of(model, watch.read)
             raise
     settings = settings_of(model, watch.read, recorder.constants)
-    return _finish(recorder, step, wrappers, settings, (*notes, *left.notes))
+    told_notes = (*notes, *left.notes, *([PASSED] if passed else []))
+    return replace(_finish(recorder, step, wrappers, settings, told_notes), checkpoints=len(passed))
+
+
+PASSED = (
+    "the module's own checkpoints are plain calls: what runs again is planned here, and running statistics are updated "
+    "once, where a checkpoint updates them twice"
+)
 
 
 def _is_on_meta(model: torch.nn.Module, inputs: list[torch.Tensor]) -> bool:
@@ -143,6 +160,18 @@ def _with_replaced(wrappers: dict[int, _Wrapper], replaced: Mapping[torch.Tensor
     }
 
 
+def _refuse_other_shapes(wrappers: dict[int, _Wrapper]) -> None:
+    """Raises Unsettled for a buffer whose shape forward has changed in place, CaptureError for an input."""
+    for wrapper in wrappers.values():
+        before, now = wrapper.node.meta["val"], present_value(wrapper.tensor)
+        if before.shape == now.shape:
+            continue
+        source, shapes = wrapper.source, f"from {list(before.shape)} to {list(now.shape)}"
+        if source.kind == "input":
+            raise CaptureError(f"forward changes the shape of argument {source.name} {shapes}; return it instead")
+        raise Unsettled(f"forward changes the shape of {source.kind} {source.name} {shapes}")
+
+
 def _fake_like(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape, strides and dtype (under `tensors_without_data`: without data); meta becomes CPU."""
     device = torch.device("cpu") if tensor.device.type == "meta" else tensor.device
@@ -171,9 +200,8 @@ def _run_forward(model: torch.nn.Module, arguments: tuple[Any, Any], recorder: R
         where = recorder.modules[-1] if recorder.modules else ""
         line = user_line(traceback.extract_tb(error.__traceback__))
         raise CaptureError(
-            f"forward of {type(model).__name__} could not be captured: {type(error).__name__}: {error}; "
-            f"in {where or 'the root module'}{line}. If it runs in eager, that line needs real data: move it out "
-            "of the forward, or rewrite the part of the model that does not contain it"
+            f"forward of {type(model).__name__} could not be captured: {shown(error)}; in "
+            f"{where or 'the root module'}{line}. {meaning_of(error)}"
         ) from error
 
 
@@ -240,8 +268,8 @@ def _run_backward(
         raise
     except Exception as error:
         raise CaptureError(
-            f"backward could not be captured: {type(error).__name__}: {error}. If it runs in eager, keep the part of "
-            "the model that it belongs to out of the rewritten module"
+            f"backward could not be captured: {shown(error)}; {recorder.where()}"
+            f"{user_line(traceback.extract_tb(error.__traceback__))}. {meaning_of(error)}"
         ) from error
     arrived = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
     return _Step(outputs, tensors, arrived, reachable)

@@ -50,6 +50,7 @@ class Captured:
     guard, settings: what other calls must agree in: values the module looked at, and attributes it read.
     undo: what the tensors that every check in forward holds would restore: a source, or None for the generator.
     rereads: whether results depend on what a buffer or input held that forward changes.
+    checkpoints: how many of forward's own checkpoints (`torch.utils.checkpoint`) were made plain calls.
     """
 
     graph: fx.GraphModule
@@ -63,6 +64,7 @@ class Captured:
     undo: tuple[Source | None, ...]
     rereads: bool
     notes: tuple[str, ...]
+    checkpoints: int = 0
 
     @property
     def held(self) -> dict[Source, torch.Tensor]:

@@ -62,14 +62,19 @@ def emit(
         },
         tangents=tuple(i for i, s in enumerate(step.storages) if s.kind == "tangent"),
         output_storages=tuple(step.storage_of[node] for node in step.outputs),
-        updated=frozenset(captured.mutations)
-        | {node.meta["source"] for kernel in step.kernels for node in kernel.updates},
+        updated=frozenset(captured.mutations) | _updated_in_passing(step),
         depends=_dependence(step),
         outputs=captured.outputs,
         idle=tuple(source for source in captured.reachable if source not in captured.gradients),
         undo=captured.undo,
         rereads=captured.rereads,
     )
+
+
+def _updated_in_passing(step: StepGraph) -> set[Source]:
+    """The buffers and inputs that kernels change besides computing, through views too."""
+    bases = (step.storages[step.storage_of[node]].base for kernel in step.kernels for node in kernel.updates)
+    return {base.meta["source"] for base in bases if base.op == "placeholder"}
 
 
 def _dependence(step: StepGraph) -> dict[Source, frozenset[int]]:

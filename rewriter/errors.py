@@ -17,6 +17,7 @@ __all__ = [
     "ScheduleError",
     "StructureError",
     "TapeError",
+    "Unsettled",
 ]
 
 
@@ -39,6 +40,20 @@ class NothingToDifferentiate(CaptureError):
     """
 
     settings: Any = None
+
+
+class Unsettled(CaptureError):
+    """A module that gets its final parameters and buffers in its next forward: a step can be captured after that.
+
+    what: what that forward changes.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what}; a step can be planned once a batch has gone through the original in training mode"
 
 
 class StructureError(CaptureError, TypeError):

@@ -29,6 +29,8 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
         # Made with room for one more, then cut.
         rows = torch.empty(out[1].numel() + 1, dtype=out[1].dtype, device=out[1].device)
         return (out[0], rows[:-1], *out[2:])
+    if func is aten._fused_moving_avg_obs_fq_helper_functional.default:
+        return _observed(args, out)
     if func in _LAID_OUT_LIKE and out[0] is not None:
         out = (_made_for(args[_LAID_OUT_LIKE[func]], out[0].dtype), *out[1:])
     if func in _NORMALIZATIONS and _is_mixed(args):
@@ -42,6 +44,15 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
     if func in _CONTIGUOUS_BACKWARDS:
         return torch.empty_like(out, memory_format=torch.contiguous_format)
     return out
+
+
+def _observed(args: tuple, out: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """What an observer of ranges makes: one range for each channel, where it is asked for these, whatever it had."""
+    per_channel = len(args) > 11 and args[11]
+    if not per_channel:
+        return out
+    x, axis = args[0], args[10]
+    return (*out[:2], *(state.new_empty((x.shape[axis],)) for state in args[3:7]))
 
 
 def _made_for(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -9,10 +9,12 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..solvers.plan import Plan
 from .errors import LowtideError
 from .inner_hooks import HOOKS, warn_of_hooks
+from .refused_parts import refuse_parts
 from .rewriting import Rewriting
 from .torch_internals import left_alone_by_compile
 
@@ -116,6 +118,12 @@ def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Mod
                 f"part {name} of this module is rewritten already, and its plan cannot be planned again; rewrite the "
                 "whole from the original, or this part alone"
             )
+    refuse_parts(model)
+    if isinstance(model, LazyModuleMixin):
+        raise LowtideError(
+            f"the module itself is a {type(model).__name__}, which becomes another class with its first batch; call it "
+            "once and rewrite it then"
+        )
     shared = {id(tensor): tensor for module in model.modules() for tensor in _tensors(module)}
     twin: Any = copy.deepcopy(model, dict(shared))
     twin.__class__ = _rewritten_class(type(model))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import operator
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from ..kernels.averaged_statistics import AVERAGED
 from ..passes.foreign_calls import is_foreign
 from .calls import inputs_of, is_random
 from .captured import looked_at
@@ -26,6 +29,7 @@ from .torch_internals import (
     backward_sequence,
     forward_sequence,
     is_without_data,
+    present_value,
     tensors_with_data,
 )
 
@@ -64,6 +68,7 @@ class Recorder(OperationMode):
         self.positions: dict[fx.Node, list[torch.Tensor]] = {}
         self.modules: list[str] = []
         self.phase = "forward"
+        self.batches: torch.Tensor | None = None
         self.sequence = -1
         self.outer = backward_sequence()
         self.counts: dict[str, int] = {}
@@ -99,7 +104,11 @@ class Recorder(OperationMode):
         if func is aten.index.Tensor or (func is aten.index_put.default and self._knows_masks(args[1])):
             args = (args[0], [part for index in args[1] for part in self._positions(index)], *args[2:])
         node_args, node_kwargs = self._nodes_of((args, kwargs))
-        node = self.graph.call_function(func, node_args, node_kwargs)
+        target = func
+        if self.batches is not None and func in AVERAGED:
+            target, counted = AVERAGED[func], self._nodes_of(present_value(self.batches))
+            node_args = (*node_args[:6], counted, *node_args[7:])
+        node = self.graph.call_function(target, node_args, node_kwargs)
         node.meta.update(
             phase=self.phase,
             sequence=self._sequence(),
@@ -186,10 +195,7 @@ class Recorder(OperationMode):
     def _name_outputs(self, node: fx.Node, out: Any) -> None:
         node.meta["val"] = out
         if isinstance(out, torch.Tensor) and out.layout != torch.strided:
-            raise CaptureError(
-                f"{node.target} makes a sparse tensor, {self.where()}: a sparse gradient's size is not known "
-                "before it is there; make the embedding with sparse=False"
-            )
+            raise CaptureError(self._about_sparse(node))
         if isinstance(out, torch.Tensor):
             self.nodes[id(out)] = node
         elif isinstance(out, (list, tuple)):
@@ -199,9 +205,22 @@ class Recorder(OperationMode):
                     item.meta.update(node.meta, val=part)
                     self.nodes[id(part)] = item
 
+    def _about_sparse(self, node: fx.Node) -> str:
+        if self.phase == "backward":
+            return (
+                f"a sparse gradient comes of {node.target}, {self.where()}: its size is not known before it is there; "
+                "make the embedding with sparse=False (or gather with sparse_grad=False)"
+            )
+        return (
+            f"{node.target} makes a sparse tensor, {self.where()}: how large it is depends on its values, and lowtide plans "
+            "dense ones; compute with a dense one, or keep that part out of the rewritten module"
+        )
+
     def _look_at_data(self, node: fx.Node, args: Any) -> Any:
         """The value of a node that fake tensors cannot know: computed from the sample, and guarded or checked."""
         if self.phase == "backward":
+            if _looks_for_nan(node):
+                return False
             raise CaptureError(f"backward looks at data ({node.target}), {self.where()}")
         # Above this handler functionalization and autograd are still on; below it only the fake mode is.
         with tensors_with_data(), torch.no_grad():
@@ -241,10 +260,32 @@ class Recorder(OperationMode):
                 "keep that part out of the rewritten module (what is true or false is no such number: it is checked)"
             )
 
+    @contextmanager
+    def averaging(self, batches: torch.Tensor) -> Iterator[None]:
+        """A context in which batch normalization averages over as many batches as a tensor says in each step."""
+        before, self.batches = self.batches, batches
+        try:
+            yield
+        finally:
+            self.batches = before
+
     def where(self) -> str:
-        """The innermost module running now, and the line of code, for errors."""
-        name = self.modules[-1] if self.modules else "the root module"
-        return f"in {name or 'the root module'}{user_line(traceback.extract_stack())}"
+        """The innermost module running now, or whose backward runs, and the line of code, for errors."""
+        if self.phase == "backward":
+            ran = (node.meta for node in self.graph.nodes if node.op == "call_function")
+            modules = [
+                meta["module"] for meta in ran if meta["phase"] == "forward" and meta["sequence"] == self.sequence
+            ]
+            name = f"the backward of {modules[0] or 'the root module'}" if modules else "backward"
+        else:
+            name = (self.modules[-1] if self.modules else "") or "the root module"
+        return f"in {name}{user_line(traceback.extract_stack())}"
+
+
+def _looks_for_nan(node: fx.Node) -> bool:
+    """Whether autograd itself looks at a gradient, as it does under `detect_anomaly`: nothing follows from it."""
+    (read,) = node.all_input_nodes or (None,)
+    return torch.is_anomaly_check_nan_enabled() and read is not None and read.target is aten._is_any_true.default
 
 
 def _is_parameter(node: fx.Node) -> bool:

@@ -17,11 +17,12 @@ from ..solvers.portfolio import Portfolio
 from .call import Call, describe, modules_key
 from .chosen_outputs import Arrivals
 from .emit import emit
-from .errors import LowtideError, LowtideWarning, NothingToDifferentiate
+from .errors import LowtideError, LowtideWarning, NothingToDifferentiate, Unsettled
 from .header import header_of
 from .inner_hooks import warn_of_hooks
 from .planning import Options, PlannedStep, PosedStep, StepCosts, calibrated, capture_step, pose_step, situation_of
 from .progress import shown_progress
+from .refused_parts import refuse_uninitialized
 from .run_step import Ready, Step, run_step
 from .settings import Settings
 from .solving import solve_step
@@ -92,20 +93,29 @@ class Rewriting:
                 f"this module was rewritten for the preset {self.options.device!r}, which is for planning only; "
                 "rewrite it without device= to run it here"
             )
-        call = describe(original, args, kwargs, owners)
+        try:
+            refuse_uninitialized(owners)
+            call = describe(original, args, kwargs, owners)
 
-        def find(excluded: frozenset[int] = frozenset(), arriving: Arrivals | None = None) -> Ready | None:
-            wanted = arriving if arriving is not None else self._arrived.get(call.key)
-            ready = self._find(original, args, kwargs, call, owners, wanted, excluded)
-            if ready is not None and arriving is not None:
-                self._arrived[call.key] = arriving
-            return ready
+            def find(excluded: frozenset[int] = frozenset(), arriving: Arrivals | None = None) -> Ready | None:
+                wanted = arriving if arriving is not None else self._arrived.get(call.key)
+                ready = self._find(original, args, kwargs, call, owners, wanted, excluded)
+                if ready is not None and arriving is not None:
+                    self._arrived[call.key] = arriving
+                return ready
 
-        return run_step(Step(model, original, args, kwargs, call, owners, find))
+            return run_step(Step(model, original, args, kwargs, call, owners, find))
+        except Unsettled as error:
+            _warn_of_settling(error)
+            return original.forward(*args, **kwargs)
 
     def prepare(self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Plan:
-        """Plans for a kind of call without running it. Raises NothingToDifferentiate where there is no backward."""
+        """Plans for a kind of call without running it.
+
+        Raises NothingToDifferentiate where there is no backward, Unsettled where the next forward changes the module.
+        """
         owners = self._owners_of(original)
+        refuse_uninitialized(owners)
         call = describe(original, args, kwargs, owners)
         with torch.enable_grad():
             ready = self._find(original, args, kwargs, call, owners)
@@ -223,6 +233,10 @@ class Rewriting:
                 LowtideWarning,
                 stacklevel=5,
             )
+
+
+def _warn_of_settling(error: Unsettled) -> None:
+    warnings.warn(f"this call runs the original forward, within no budget: {error.what}", LowtideWarning, stacklevel=5)
 
 
 def _check_arguments(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

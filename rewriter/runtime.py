@@ -59,7 +59,9 @@ class Tape:
     def seal(self) -> None:
         """Notes the versions of what backward reads and others can reach: parameters, buffers, inputs and outputs."""
         for key in self.program.watched:
-            self.versions[key] = self._reach(key)._version
+            tensor = self._reach(key)
+            if not tensor.is_inference():  # those count no versions
+                self.versions[key] = tensor._version
 
     def _reach(self, key: Key) -> torch.Tensor:
         return self.residents[key] if key in self.residents else self.values[key]  # pyright: ignore

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .structure import Structure
 
@@ -24,6 +25,7 @@ class Owners:
     """Where a module's parameters and buffers are, so that each call finds the present ones quickly.
 
     modules: by name. modules_key: told by whoever sees to it that it is the present one (`call.modules_key`).
+    uninitialized: names of what has no shape yet, in lazy modules that have not run.
     """
 
     def __init__(self, model: torch.nn.Module, modules_key: Hashable = None) -> None:
@@ -42,6 +44,9 @@ class Owners:
                         seen.add(id(tensor))
                         qualified = f"{prefix}.{name}" if prefix else name
                         found.append((Source(kind, qualified, len(found)), module, name))
+        self.uninitialized = tuple(
+            source.name for source, module, name in (*self._parameters, *self._buffers) if _has_no_shape(module, name)
+        )
         first = next(iter([*self.parameters(), *self.buffers()]), torch.empty(0))
         self.device_type = "cpu" if first.device.type == "meta" else first.device.type
 
@@ -65,3 +70,8 @@ class Owners:
                 told[Source("input", name, count)] = tensor
                 count += 1
         return told  # pyright: ignore[reportReturnType]
+
+
+def _has_no_shape(module: torch.nn.Module, name: str) -> bool:
+    tensor = module._parameters.get(name, module._buffers.get(name))
+    return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))

@@ -7,8 +7,12 @@ No other file imports what is private in torch: when a release changes one of th
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from typing import Any
 
@@ -31,6 +35,18 @@ OperationMode = TorchDispatchMode
 # What an operation raises if it is run without data and its result, or its result's shape, depends on them.
 NEEDS_DATA = (DataDependentOutputException, DynamicOutputShapeException)
 
+# Functions of torch that a `__torch_function__` mode looks out for, as it sees them.
+ONE_HOT: Any = torch._C._nn.one_hot
+ASSERTIONS = (torch._assert_async, torch.ops.aten._assert_async, torch.ops.aten._assert_async.msg)
+MAKES_DUAL = (torch._make_dual, torch._VF._make_dual)
+MAKES_NESTED = (
+    torch._nested_tensor_from_mask,
+    torch._nested_tensor_from_tensor_list,
+    torch._nested_tensor_from_mask_left_aligned,
+    torch._nested_view_from_buffer,
+    torch._nested_view_from_jagged,
+)
+
 
 def tensors_without_data() -> AbstractContextManager[Any]:
     """A context in which new tensors have a device but no data, and every operation only works out shapes."""
@@ -47,6 +63,11 @@ def is_default_generator(value: Any) -> bool:
     return isinstance(value, torch._C.Generator) and (
         value is torch.default_generator or any(value is one for one in torch.cuda.default_generators)
     )
+
+
+def no_function_modes() -> AbstractContextManager[Any]:
+    """A context in which no mode sees which functions of torch are called (`__torch_function__`)."""
+    return torch._C.DisableTorchFunction()
 
 
 def is_without_data(value: Any) -> bool:
@@ -68,6 +89,11 @@ def functional_wrapper(tensor: torch.Tensor, requires_grad: bool) -> torch.Tenso
     """A functional wrapper: in-place changes of it are recorded as new values."""
     wrapper = torch._to_functional_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
     return wrapper.requires_grad_(requires_grad)
+
+
+def is_functional(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a functional wrapper, as all tensors of a step are while it is captured."""
+    return torch._is_functional_tensor(tensor)
 
 
 def present_value(wrapper: torch.Tensor) -> torch.Tensor:
@@ -121,23 +147,73 @@ def left_alone_by_compile(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def checkpoints_passed() -> Iterator[None]:
-    """Makes torch's own checkpoints plain calls: what to recompute is planned here, and the bits are the same."""
-
-    def plain(*_args: Any, **_kwargs: Any) -> Iterator[None]:
-        yield
-
-    class Plain:
-        @staticmethod
-        def apply(function: Any, _preserve: bool, *args: Any) -> Any:
-            return function(*args)
-
-    before = checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction
-    checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction = plain, Plain  # pyright: ignore
+def checkpoints_passed() -> Iterator[list[None]]:
+    """Makes torch's own checkpoints plain calls in this thread: what to recompute is planned here, and the bits are the
+    same. Gives a list that gets longer with each."""
+    before = getattr(_here, "passed", None)
+    _pass_where_asked()
+    passed = _here.passed = []
     try:
-        yield
+        yield passed
     finally:
-        checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction = before
+        _here.passed = before
+
+
+_here = threading.local()
+_GENERATORS = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
+
+
+def _pass_where_asked() -> None:
+    """Has checkpoints ask first whether this thread passes them. Other threads see no difference, so it stays."""
+    composable = sys.modules.get("torch.distributed._composable.checkpoint_activation")
+    for holder in (checkpoint, composable):
+        for name in _GENERATORS:
+            generator = getattr(holder, name, None)
+            if generator is not None and not hasattr(generator, "lowtide_passes"):
+                setattr(holder, name, _passing_generator(generator))
+    if not hasattr(checkpoint.CheckpointFunction, "lowtide_passes"):
+        checkpoint.CheckpointFunction = _passing_function(checkpoint.CheckpointFunction)
+
+
+def _passing_generator(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
+    """What runs around the function of a checkpoint that is not reentrant."""
+
+    @functools.wraps(generator)
+    def around(*args: Any, **kwargs: Any) -> Iterator[None]:
+        passed = getattr(_here, "passed", None)
+        if passed is None:
+            return (yield from generator(*args, **kwargs))
+        passed.append(None)
+        given = inspect.signature(generator).bind(*args, **kwargs).arguments
+        contexts = given.get("context_fn", checkpoint.noop_context_fn)()
+        # Modes that choose what to save have nothing to do here.
+        with nullcontext() if isinstance(contexts[0], TorchDispatchMode) else contexts[0]:
+            yield
+
+    around.lowtide_passes = True  # pyright: ignore[reportFunctionMemberAccess]
+    return around
+
+
+def _passing_function(plain: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """The autograd function of a reentrant checkpoint, which runs its own without gradients."""
+
+    class CheckpointFunction(plain):
+        lowtide_passes = True
+
+        @classmethod
+        def apply(cls, *args: Any, **kwargs: Any) -> Any:
+            passed = getattr(_here, "passed", None)
+            if passed is None:
+                return super().apply(*args, **kwargs)
+            passed.append(None)
+            function, _, *inputs = args
+            if any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
+                return function(*inputs)
+            # No gradient passes a checkpoint whose arguments require none, whatever its parameters do.
+            with torch.no_grad():
+                return function(*inputs)
+
+    return CheckpointFunction
 
 
 def nodes_behind(tensor: torch.Tensor) -> set[Any]:

@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .relative_errors import GRADIENT, limit_of
 from .report import Report
 from .rewrite import rewrite
 from .structure import flatten
+from .torch_internals import checkpoints_passed
 
 _LEARNING_RATE = 1e-3
 _DRAWS = 5  # of the noise of approximate codes
@@ -43,7 +44,9 @@ def verify(
 
     steps: optimizer steps (AdamW unless `make_optimizer` makes another from parameters); timed_pairs: how many steps of
     each are timed in turn; options: those of `rewrite`, `time_limit` among them. What differs between two runs of eager
-    is listed apart: no rewriting can be equal to it. The module itself is not changed, nor is the random state.
+    is listed apart: no rewriting can be equal to it. The module itself is not changed, nor is the random state. Where the
+    module has checkpoints of its own (`torch.utils.checkpoint`), which rewriting makes plain calls, results are compared
+    with eager in which they are plain calls too; eager's peak is measured with them.
 
     With fidelity="bitwise" the outputs asked for, gradients, parameters, buffers and the generator's state are compared
     after each step, bit for bit. With a looser one each step begins from eager's parameters and buffers, as training
@@ -69,8 +72,9 @@ def verify(
         runners = [_Runner(module, args, kwargs, options, make_optimizer, constants) for module in modules]
         limit = None if first.costs.options.fidelity == "bitwise" else limit_of(_dtypes_made(first))
         audit = audit_of(first, runners[2].situation().tensors, audited)
-        noise = _noise_found(GradientNoise.of(first, limit), runners) if limit is not None else None
-        comparison = _compared(runners, steps, limit, first.noise_energy**0.5)
+        with checkpoints_passed() if first.costs.captured.checkpoints else nullcontext():
+            noise = _noise_found(GradientNoise.of(first, limit), runners) if limit is not None else None
+            comparison = _compared(runners, steps, limit, first.noise_energy**0.5)
         peaks = _peaks(runners[0], runners[2])
         ratio = _time_ratio(runners[0], runners[2], timed_pairs) if timed_pairs else None
     return Report(

@@ -1,0 +1,41 @@
+"""Says what an error means that a forward or backward raised while it was captured, and what to do."""
+
+from __future__ import annotations
+
+_KEEP_OUT = "keep that part out of the rewritten module"
+
+# By what the text of an error contains, in lower case. The first that fits is said.
+_MEANINGS = (
+    (
+        ("nestedtensor", "_nested_", "nestedint"),
+        "It makes a nested tensor, and lowtide plans dense ones: pad the sequences (nn.TransformerEncoder has "
+        f"enable_nested_tensor=False), or {_KEEP_OUT}",
+    ),
+    (
+        ("unsupportedoperatorexception", "no fake impl", "could not find fake impl", "without a fake impl"),
+        "The operation does not say which shapes it makes: register that with torch.library.register_fake, "
+        f"or {_KEEP_OUT}",
+    ),
+    (
+        ("data is not allocated", "data pointer", "cannot access storage", "doesn't have storage"),
+        "That line reads a tensor's memory (a legacy constructor such as torch.FloatTensor of tensors, a kernel of its "
+        "own that is no operation of torch, a data pointer), which is not there while a step is captured: compute with "
+        f"operations of torch, or {_KEEP_OUT}",
+    ),
+)
+_OTHERWISE = f"If the original raises this too, mend it there; if it does not, {_KEEP_OUT}"
+
+
+def meaning_of(error: Exception) -> str:
+    """One sentence or two on an error, by its type and text."""
+    text = f"{type(error).__name__}: {error}".lower()
+    for parts, meaning in _MEANINGS:
+        if any(part in text for part in parts):
+            return meaning
+    return _OTHERWISE
+
+
+def shown(error: Exception) -> str:
+    """The error's type and the first line of its text: torch adds advice to some that does not hold here."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"

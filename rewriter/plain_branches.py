@@ -1,0 +1,79 @@
+"""Replaces functions of torch that look at values only to check or to copy them, and refuses what cannot be captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .errors import CaptureError, Unsettled
+from .lists_of_tensors import made_of_list
+from .torch_internals import ASSERTIONS, MAKES_DUAL, MAKES_NESTED, ONE_HOT, is_functional
+
+_BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
+
+
+class PlainBranches(TorchFunctionMode):
+    """Sees what forward calls of torch, above autograd.
+
+    where: says which module and line are running.
+    """
+
+    def __init__(self, where: Callable[[], str]) -> None:
+        super().__init__()
+        self.where = where
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(isinstance(argument, torch.nn.Parameter) and is_functional(argument) for argument in args):
+            raise Unsettled(f"forward makes a parameter, {self.where()}")
+        if func is ONE_HOT:
+            return _one_hot(*args, **kwargs)
+        if func in ASSERTIONS:
+            return _asserted(*args, **kwargs)
+        if func in _BACKWARD:
+            self._refuse(
+                "forward calls backward",
+                "the gradients that it adds to .grad would be added only while capturing; take them with "
+                "torch.autograd.grad, or keep that part out of the rewritten module",
+            )
+        if func in MAKES_DUAL:
+            self._refuse(
+                "forward differentiates in forward mode (torch.func.jvp, jacfwd, hessian, linearize, or dual tensors)",
+                "that is not followed; use torch.func.vjp or torch.autograd.grad, or keep that part out of the "
+                "rewritten module",
+            )
+        if func in MAKES_NESTED:
+            self._refuse("forward makes a nested tensor", NESTED)
+        if func is torch.Tensor.to_mkldnn:
+            self._refuse(
+                "forward makes a tensor in oneDNN's own layout (to_mkldnn)",
+                "lowtide plans dense tensors; leave the tensor as it is, or keep that part out of the rewritten module",
+            )
+        made = made_of_list(func, args, kwargs)
+        return func(*args, **kwargs) if made is None else made
+
+    def _refuse(self, what: str, why: str) -> None:
+        raise CaptureError(f"{what}, {self.where()}: {why}")
+
+
+NESTED = (
+    "lowtide plans dense tensors; pad the sequences (nn.TransformerEncoder: enable_nested_tensor=False), or keep that part "
+    "out of the rewritten module"
+)
+
+
+def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    """As eager computes it, without looking at the classes first: the kernel refuses one that is out of range itself."""
+    if num_classes < 1 or tensor.numel() == 0 or tensor.dtype != torch.int64:
+        return ONE_HOT(tensor, num_classes)
+    zeros = torch.zeros((*tensor.shape, num_classes), dtype=tensor.dtype, device=tensor.device)
+    return zeros.scatter_(-1, tensor.unsqueeze(-1), 1)
+
+
+def _asserted(condition: torch.Tensor, message: str = "an assertion of the module does not hold") -> None:
+    """The assertion as a decision, which each step makes again."""
+    if not bool(condition):
+        raise RuntimeError(message)
