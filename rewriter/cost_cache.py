@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ..solvers.disk_cache import cache_folder
+from .layouts_seen import parsed
 
 # Raise it when what is measured changes, so that old numbers are not taken for new ones.
 _METHOD = 3
@@ -21,10 +22,17 @@ _METHOD = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is known of one kernel: the seconds of one run and the bytes at its fullest moment, or None."""
+    """What is known of one kernel: the seconds of one run, the bytes at its fullest moment, and how its results lie in
+    memory (`layouts_seen.written`), or None."""
 
     seconds: float | None = None
     working_bytes: int | None = None
+    layouts: str | None = None
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether it was run while its memory was watched."""
+        return self.working_bytes is not None and self.layouts is not None
 
 
 @dataclass
@@ -48,7 +56,8 @@ class CostCache:
         known = self.measurements.get(signature, Measurement())
         seconds = known.seconds if measurement.seconds is None else measurement.seconds
         working_bytes = known.working_bytes if measurement.working_bytes is None else measurement.working_bytes
-        self.measurements[signature] = Measurement(seconds, working_bytes)
+        layouts = known.layouts if measurement.layouts is None else measurement.layouts
+        self.measurements[signature] = Measurement(seconds, working_bytes, layouts)
 
     def save(self) -> None:
         """Writes the cache, together with what another process has written in the meantime.
@@ -56,7 +65,7 @@ class CostCache:
         A folder that cannot be written to is no error: the costs are measured again next time.
         """
         kernels = {
-            name: [entry.seconds, entry.working_bytes]
+            name: [entry.seconds, entry.working_bytes, entry.layouts]
             for name, entry in sorted({**_read(self.path), **self.measurements}.items())
         }
         text = json.dumps({"environment": self.environment, "kernels": kernels}, indent=0)
@@ -79,9 +88,11 @@ def _read(path: Path) -> dict[str, Measurement]:
         return {}  # missing, cut short or not ours: measured again and written anew
 
 
-def _measurement(seconds: float | None, working_bytes: int | None) -> Measurement:
+def _measurement(seconds: float | None, working_bytes: int | None, layouts: str | None = None) -> Measurement:
+    if layouts is not None:
+        parsed(layouts)  # raises ValueError for what is none
     return Measurement(
-        None if seconds is None else float(seconds), None if working_bytes is None else int(working_bytes)
+        None if seconds is None else float(seconds), None if working_bytes is None else int(working_bytes), layouts
     )
 
 
