@@ -22,6 +22,7 @@ from .call import bind
 from .calls import is_random
 from .captured import Captured, NothingToDifferentiate, check_former_values, guard_of
 from .chosen_outputs import differentiable_outputs, select_outputs
+from .eager_backwards import take_eager_branches
 from .errors import CaptureError
 from .lowering import lower_for
 from .real_data import RealDataRefused
@@ -191,6 +192,7 @@ def _run_backward(
         present_value(tensor)
     for wrapper in wrappers.values():
         present_value(wrapper.tensor)
+    take_eager_branches(tensors[index] for index in chosen)
     recorder.phase = "backward"
     tangents = []
     for index in chosen:
@@ -216,6 +218,8 @@ def _run_backward(
             "the model that it belongs to out of the rewritten module"
         ) from error
     found = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
+    for gradient in found.values():
+        present_value(gradient)  # what backward wrote in place into what it is a view of is recorded here
     return _Step(structure, tensors, chosen, found)
 
 

@@ -188,6 +188,7 @@ def _made(fake: Any, seen: Layout | None, operands: Sequence[torch.Tensor]) -> A
         base = operands[seen.operand]
         viewed = base if base.dtype == seen.dtype else base.view(seen.dtype)
         return viewed.as_strided(seen.size, seen.stride, viewed.storage_offset() + seen.offset)
+    assert seen.storage_bytes is not None
     whole = torch.empty(seen.storage_bytes, dtype=torch.uint8, device=fake.device)
     length = whole.numel() // seen.dtype.itemsize * seen.dtype.itemsize
     return whole[:length].view(seen.dtype).as_strided(seen.size, seen.stride, seen.offset)
