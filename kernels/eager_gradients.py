@@ -51,7 +51,7 @@ prod_gradient = define(
     lambda gradient, x, dim, keepdim: _gradient(_prod, x, gradient, gradient.dtype, dim, keepdim),
     lambda gradient, x, dim, keepdim: _like(x),
 )
-"""The gradient of x from that of its product, over one dimension or, if that is None, all. The product's type is that of its
+"""The gradient of x from that of its product, over one dimension or, if that is None, all. It has the type of its
 gradient."""
 
 cumprod_gradient = define(

@@ -23,6 +23,7 @@ from .calls import is_random
 from .captured import Captured, NothingToDifferentiate, check_former_values, guard_of
 from .chosen_outputs import differentiable_outputs, select_outputs
 from .eager_backwards import take_eager_branches
+from .eager_composites import EagerComposites
 from .errors import CaptureError
 from .lowering import lower_for
 from .real_data import RealDataRefused
@@ -76,6 +77,7 @@ def capture(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
+        stack.enter_context(EagerComposites())
         stack.enter_context(RealDataRefused(recorder.where))
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():
