@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .library import define
 from .native import native, pointer
+from .planned_layouts import laid_out
 from .triton_versions import triton_version
 
 SOURCE = r"""
@@ -114,7 +115,8 @@ def multiply_plainly(x: Tensor, bits: Tensor, scale: float) -> Tensor:
     return y
 
 
-def _pack(truths: Tensor) -> Tensor:
+def _pack(truths: Tensor, stride: list[int] | None = None) -> Tensor:
+    truths = laid_out(truths, stride)
     if not dense(truths):
         truths = truths.contiguous()
     if fast := triton_version("bits", truths.device):
@@ -140,7 +142,8 @@ def _unpack(bits: Tensor, size: list[int], stride: list[int]) -> Tensor:
     return truths
 
 
-def _multiply(x: Tensor, bits: Tensor, scale: float) -> Tensor:
+def _multiply(x: Tensor, bits: Tensor, scale: float, stride: list[int] | None = None) -> Tensor:
+    x = laid_out(x, stride)
     if not dense(x):
         raise ValueError(f"x has strides {x.stride()} for shape {tuple(x.shape)}: its elements must fill their memory")
     if fast := triton_version("bits", x.device):
@@ -155,23 +158,25 @@ def _multiply(x: Tensor, bits: Tensor, scale: float) -> Tensor:
 
 
 def _setup_multiply(ctx, inputs, output) -> None:
-    x, bits, ctx.scale = inputs
-    ctx.layout = x.shape, x.stride()
+    x, bits, ctx.scale, stride = inputs
+    ctx.layout = x.shape, x.stride() if stride is None else stride
     ctx.save_for_backward(bits)
 
 
 def _multiply_backward(ctx, gradient):
     (bits,) = ctx.saved_tensors
-    laid_out = gradient.new_empty_strided(*ctx.layout).copy_(gradient)  # the bits lie in the order of x's memory
-    return multiply_bits(laid_out, bits, ctx.scale), None, None
+    gradient = gradient.new_empty_strided(*ctx.layout).copy_(gradient)  # the bits lie in the order of x's memory
+    return multiply_bits(gradient, bits, ctx.scale), None, None, None
 
 
 pack_bits = define(
-    "pack_bits(Tensor truths) -> Tensor",
+    "pack_bits(Tensor truths, int[]? stride=None) -> Tensor",
     _pack,
-    lambda truths: truths.new_empty((bytes_of_bits(truths.numel()),), dtype=torch.uint8),
+    lambda truths, stride=None: truths.new_empty((bytes_of_bits(truths.numel()),), dtype=torch.uint8),
 )
-"""Truth values (bool, dense, any shape) → uint8 [ceil(n / 8)], in the order in which they lie in memory."""
+"""Truth values (bool, dense, any shape) → uint8 [ceil(n / 8)], in the order in which they lie in memory.
+
+stride: how they are planned to lie (`laid_out`)."""
 
 unpack_bits = define(
     "unpack_bits(Tensor bits, int[] size, int[] stride) -> Tensor",
@@ -181,12 +186,14 @@ unpack_bits = define(
 """The inverse of `pack_bits`: bool of a size and (dense) stride."""
 
 multiply_bits = define(
-    "multiply_bits(Tensor x, Tensor bits, float scale) -> Tensor",
+    "multiply_bits(Tensor x, Tensor bits, float scale, int[]? stride=None) -> Tensor",
     _multiply,
-    lambda x, bits, scale: torch.empty_like(x),
+    lambda x, bits, scale, stride=None: torch.empty_like(x),
     backward=_multiply_backward,
     setup=_setup_multiply,
 )
 """x (dense) times a mask of 0 and `scale` in bits: x.shape, laid out like x. The bits' order is x's in memory.
+
+stride: how x is planned to lie, as the bits do; one that lies otherwise is copied into that order (`laid_out`).
 
 16-bit x is multiplied in float32 and rounded once, as aten.native_dropout_backward does it."""

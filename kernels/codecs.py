@@ -16,7 +16,8 @@ from .bits import dense, pack_bits, unpack_bits
 class Codec:
     """A pair of operations: one makes a code of a tensor, the other the tensor of its code.
 
-    encode: called with the tensor and `encode_options`; decode: with the code, `decode_options`, and by name the size
+    encode: called with the tensor and `encode_options`, and by name the stride with which the tensor is planned to lie
+    (`laid_out`); decode: with the code, `decode_options`, and by name the size
     and stride of the tensor, and its dtype where `tells_dtype`. Encoding takes a `seed` by name where it `draws`,
     decoding the same one where it `redraws`.
     fidelity: what decoding gives back. dtypes: which tensors it takes, dense ones only.

@@ -25,6 +25,7 @@ from .intervals import ascending, tables
 from .library import define
 from .native import native, pointer
 from .packed_codes import bytes_of_codes, check_packed, pack_codes_plainly, unpack_codes_plainly
+from .planned_layouts import laid_out
 from .tiles import KINDS
 from .triton_versions import triton_version
 
@@ -223,7 +224,10 @@ def multiply_plainly(gradient: Tensor, code: Tensor, table: Tensor, bits: int) -
     return product
 
 
-def _encode(x: Tensor, borders: list[float], level_of_interval: list[int], bits: int) -> Tensor:
+def _encode(
+    x: Tensor, borders: list[float], level_of_interval: list[int], bits: int, stride: list[int] | None = None
+) -> Tensor:
+    x = laid_out(x, stride)
     check_dense(x)
     size_bytes = bytes_of_codes(x.numel(), bits)
     if len(level_of_interval) != len(borders) + 1:
@@ -246,7 +250,8 @@ def _encode(x: Tensor, borders: list[float], level_of_interval: list[int], bits:
     return packed
 
 
-def _round(derivative: Tensor, levels: list[float], bits: int, seed: int) -> Tensor:
+def _round(derivative: Tensor, levels: list[float], bits: int, seed: int, stride: list[int] | None = None) -> Tensor:
+    derivative = laid_out(derivative, stride)
     check_dense(derivative)
     size_bytes = bytes_of_codes(derivative.numel(), bits)
     _check_levels(len(levels), bits)
@@ -288,7 +293,10 @@ def _decode(
     return y
 
 
-def _multiply(gradient: Tensor, code: Tensor, levels: list[float], bits: int) -> Tensor:
+def _multiply(
+    gradient: Tensor, code: Tensor, levels: list[float], bits: int, stride: list[int] | None = None
+) -> Tensor:
+    gradient = laid_out(gradient, stride)
     check_dense(gradient)
     check_packed(code, bytes_of_codes(gradient.numel(), bits))
     table = _table(levels, bits, _wide(gradient.dtype))
@@ -303,25 +311,30 @@ def _multiply(gradient: Tensor, code: Tensor, levels: list[float], bits: int) ->
 
 
 encode_by_borders = define(
-    "encode_by_borders(Tensor x, float[] borders, int[] level_of_interval, int bits) -> Tensor",
+    "encode_by_borders(Tensor x, float[] borders, int[] level_of_interval, int bits, int[]? stride=None) -> Tensor",
     _encode,
-    lambda x, borders, level_of_interval, bits: x.new_empty((bytes_of_codes(x.numel(), bits),), dtype=torch.uint8),
+    lambda x, borders, level_of_interval, bits, stride=None: x.new_empty(
+        (bytes_of_codes(x.numel(), bits),), dtype=torch.uint8
+    ),
 )
 """x (dense) → uint8 [ceil(n b / 8)]: the level of the interval that each element is in, in the order of memory.
 
 Interval i goes from border i - 1, which belongs to it, to border i; the last holds NaN too. Borders are rounded to
-float32, or are float64 if x is. Raises ValueError for borders that do not ascend and for levels that do not fit.
+float32, or are float64 if x is. stride: how x is planned to lie (`laid_out`). Raises ValueError for borders that do not
+ascend and for levels that do not fit.
 """
 
 round_to_levels = define(
-    "round_to_levels(Tensor derivative, float[] levels, int bits, int seed) -> Tensor",
+    "round_to_levels(Tensor derivative, float[] levels, int bits, int seed, int[]? stride=None) -> Tensor",
     _round,
-    lambda derivative, levels, bits, seed: derivative.new_empty(
+    lambda derivative, levels, bits, seed, stride=None: derivative.new_empty(
         (bytes_of_codes(derivative.numel(), bits),), dtype=torch.uint8
     ),
 )
 """The derivative (dense) → uint8 [ceil(n b / 8)]: one of the two levels beside each element, drawn so that the mean is
-the element (to 2^-24 of the levels' distance). Elements outside of the levels go to the outer ones, NaN to the last."""
+the element (to 2^-24 of the levels' distance). Elements outside of the levels go to the outer ones, NaN to the last.
+
+stride: how it is planned to lie (`laid_out`)."""
 
 decode_levels = define(
     "decode_levels(Tensor code, float[] representatives, int bits, int[] size, int[] stride, ScalarType dtype)"
@@ -334,9 +347,10 @@ decode_levels = define(
 """A code's levels: representatives[code], of a size, (dense) stride and type."""
 
 multiply_levels = define(
-    "multiply_levels(Tensor gradient, Tensor code, float[] levels, int bits) -> Tensor",
+    "multiply_levels(Tensor gradient, Tensor code, float[] levels, int bits, int[]? stride=None) -> Tensor",
     _multiply,
-    lambda gradient, code, levels, bits: torch.empty_like(gradient),
+    lambda gradient, code, levels, bits, stride=None: torch.empty_like(gradient),
 )
 """gradient (dense) times levels[code], in one pass: laid out like the gradient. The code's order is the gradient's in
-memory. Products are taken in float32, or float64, and rounded once."""
+memory. Products are taken in float32, or float64, and rounded once. stride: how the gradient is planned to lie, as the
+code does; one that lies otherwise is copied into that order (`laid_out`)."""

@@ -32,6 +32,7 @@ from .hadamard import blocks, spread_plainly, state_of_signs
 from .library import define
 from .native import native, pointer
 from .packed_codes import bytes_of_codes, check_packed, pack_codes_plainly, unpack_codes_plainly
+from .planned_layouts import laid_out
 from .tiles import KINDS
 from .tiles import SOURCE as TILES_SOURCE
 from .triton_versions import triton_version
@@ -297,7 +298,10 @@ def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, stochastic: b
         x[start : start + count] = found.clamp_(-most, most) if most < torch.finfo(torch.float32).max else found
 
 
-def _encode(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:
+def _encode(
+    x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int, stride: list[int] | None = None
+) -> Tensor:
+    x = laid_out(x, stride)
     check_dense(x)
     size_bytes = bytes_of_groups(x.numel(), bits, group)
     if fast := triton_version("group_quantization", x.device):
@@ -370,16 +374,18 @@ def expected_squared_error(
 
 
 encode_groups = define(
-    "encode_groups(Tensor x, int bits, int group, bool stochastic, bool hadamard, int seed) -> Tensor",
+    "encode_groups(Tensor x, int bits, int group, bool stochastic, bool hadamard, int seed, int[]? stride=None)"
+    " -> Tensor",
     _encode,
-    lambda x, bits, group, stochastic, hadamard, seed: x.new_empty(
+    lambda x, bits, group, stochastic, hadamard, seed, stride=None: x.new_empty(
         (bytes_of_groups(x.numel(), bits, group),), dtype=torch.uint8
     ),
 )
 """x (dense) → uint8 [4 ceil(n / group) + ceil(n b / 8)]: offsets and scales, then codes in the order of memory.
 
 bits: 1 to 8. group: elements, a power of two from 8 to 4096. stochastic: rounded at random by the seed, without bias,
-or else to the nearest. hadamard: transformed before, with signs by the seed.
+or else to the nearest. hadamard: transformed before, with signs by the seed. stride: how x is
+planned to lie (`laid_out`).
 """
 
 decode_groups = define(

@@ -14,6 +14,7 @@ from torch import Tensor
 from .bits import dense, flat
 from .codecs import Codec
 from .library import define
+from .planned_layouts import laid_out
 
 NARROW_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
@@ -27,7 +28,8 @@ def narrowest(low: int, high: int) -> torch.dtype | None:
     return None
 
 
-def _narrow(value: Tensor, dtype: torch.dtype) -> Tensor:
+def _narrow(value: Tensor, dtype: torch.dtype, stride: list[int] | None = None) -> Tensor:
+    value = laid_out(value, stride)
     if not dense(value):
         value = value.contiguous()
     value = flat(value)
@@ -58,9 +60,9 @@ def _widen(code: Tensor, size: list[int], stride: list[int]) -> Tensor:
 def _codec(dtype: torch.dtype) -> Codec:
     name = str(dtype).removeprefix("torch.")
     encode = define(
-        f"narrow_to_{name}(Tensor value) -> Tensor",
-        lambda value: _narrow(value, dtype),
-        lambda value: value.new_empty((value.numel(),), dtype=dtype),
+        f"narrow_to_{name}(Tensor value, int[]? stride=None) -> Tensor",
+        lambda value, stride=None: _narrow(value, dtype, stride),
+        lambda value, stride=None: value.new_empty((value.numel(),), dtype=dtype),
     )
     return Codec(name, encode, widen_integers, (torch.int64,))
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from .bits import flat, pack_plainly, unpack_plainly
 from .library import define
 from .native import native, pointer
+from .planned_layouts import laid_out
 from .triton_versions import triton_version
 
 SOURCE = r"""
@@ -208,11 +209,19 @@ def _cuts(units: int, windows: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _pool(
-    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
+    x: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    channels_last: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     window = (kernel, stride, padding, dilation, ceil_mode)
-    # what torch's output looks like, and its complaints, come from its own kernel on tensors without data
-    like = _forward(x.new_empty(0, device="meta").new_empty_strided(x.shape, x.stride()), *window)[0]
+    like = _pooled_like(x, *window)
+    if channels_last == like.is_contiguous():
+        x = laid_out(x, list(torch.empty(x.shape, device="meta", memory_format=_format(channels_last)).stride()))
+        like = _pooled_like(x, *window)
     y = torch.empty_strided(like.shape, like.stride(), dtype=x.dtype, device=x.device)
     channels_last = not like.is_contiguous()
     bits, inner = bits_of_code(kernel), like.shape[1] if channels_last else 1
@@ -232,7 +241,16 @@ def _pool(
     return y, codes
 
 
-def _pool_shapes(x, kernel, stride, padding, dilation, ceil_mode):
+def _pooled_like(x: Tensor, *window: object) -> Tensor:
+    """What torch's output looks like, and its complaints: of its own kernel, on tensors without data."""
+    return _forward(x.new_empty(0, device="meta").new_empty_strided(x.shape, x.stride()), *window)[0]
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _pool_shapes(x, kernel, stride, padding, dilation, ceil_mode, channels_last=None):
     y = _forward(x, kernel, stride, padding, dilation, ceil_mode)[0]
     return y, x.new_empty((bytes_of_codes(y.numel(), kernel),), dtype=torch.uint8)
 
@@ -278,18 +296,20 @@ def _pool_backward(
 
 
 def _pool_backward_shapes(gradient, codes, input_size, kernel, stride, padding, dilation, ceil_mode, channels_last):
-    lies = torch.channels_last if channels_last else torch.contiguous_format
+    lies = _format(channels_last)
     return torch.empty(input_size, dtype=gradient.dtype, device=gradient.device, memory_format=lies)
 
 
 max_pool2d_codes = define(
-    "max_pool2d_codes(Tensor x, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode)"
-    " -> (Tensor, Tensor)",
+    "max_pool2d_codes(Tensor x, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode,"
+    " bool? channels_last=None) -> (Tensor, Tensor)",
     _pool,
     _pool_shapes,
 )
 """x [N, C, H, W] or [C, H, W] → aten.max_pool2d_with_indices' y, and the codes of its indices: uint8
-[ceil(b y.numel() / 8)], b = ceil(log2(kh kw)). An empty stride is the kernel's size."""
+[ceil(b y.numel() / 8)], b = ceil(log2(kh kw)). An empty stride is the kernel's size.
+channels_last: whether y is planned to be so and not contiguous, by which the codes are ordered; an x that would make it
+otherwise is copied (`laid_out`)."""
 
 max_pool2d_backward_from_codes = define(
     "max_pool2d_backward_from_codes(Tensor gradient, Tensor codes, int[] input_size, int[2] kernel, int[2] stride,"

@@ -30,6 +30,7 @@ from torch import Tensor
 from .counter_random import random_words, state_of, uniform
 from .library import define
 from .packed_codes import check_packed
+from .planned_layouts import laid_out
 from .tensor_rows import add_rows, as_rows, check_rows, chunks, rows_and_features, take_rows
 
 SAMPLINGS = ("uniform", "norms", "without_replacement", "winner_take_all")
@@ -90,7 +91,10 @@ def bytes_of_rows(kept_rows: int, features: int, dtype: torch.dtype) -> int:
     return kept_rows * (4 + features * dtype.itemsize)
 
 
-def _sample(x: Tensor, method: str, kept_rows: int, seed: int, dim: int = -1) -> Tensor:
+def _sample(
+    x: Tensor, method: str, kept_rows: int, seed: int, dim: int = -1, stride: list[int] | None = None
+) -> Tensor:
+    x = laid_out(x, stride)
     _check_method(method)
     check_rows(x, kept_rows, dim)
     rows = as_rows(x.detach(), dim)
@@ -176,16 +180,16 @@ def sampling_variance_of_norms(method: str, x_norms: Tensor, y_norms: Tensor, ke
 
 
 sample_rows = define(
-    "sample_rows(Tensor x, str method, int kept_rows, int seed, int dim=-1) -> Tensor",
+    "sample_rows(Tensor x, str method, int kept_rows, int seed, int dim=-1, int[]? stride=None) -> Tensor",
     _sample,
-    lambda x, method, kept_rows, seed, dim=-1: x.new_empty(
+    lambda x, method, kept_rows, seed, dim=-1, stride=None: x.new_empty(
         (bytes_of_rows(kept_rows, x.shape[dim], x.dtype),), dtype=torch.uint8
     ),
 )
 """x → uint8 [k (4 + features itemsize)]: rows times their weights, then their numbers, which ascend.
 
-method: one of SAMPLINGS. dim: along which features lie; x is contiguous, or would be if that came last. Raises
-ValueError unless it is and has as many rows.
+method: one of SAMPLINGS. dim: along which features lie; x is contiguous, or would be if that came last. stride:
+how x is planned to lie (`laid_out`). Raises ValueError unless it is and has as many rows.
 """
 
 restore_rows = define(

@@ -28,6 +28,7 @@ from torch import Tensor
 from .counter_random import random_words, state_of
 from .hadamard import signs_at
 from .library import define
+from .planned_layouts import laid_out
 from .tensor_rows import as_rows, check_rows, pieces, rows_and_features
 
 DENSE = ("gaussian", "rademacher")
@@ -111,7 +112,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _sketch(x: Tensor, kind: str, kept_rows: int, seed: int, dim: int = -1) -> Tensor:
+def _sketch(x: Tensor, kind: str, kept_rows: int, seed: int, dim: int = -1, stride: list[int] | None = None) -> Tensor:
+    x = laid_out(x, stride)
     _check_kind(kind)
     check_rows(x, kept_rows, dim)
     x = as_rows(x.detach(), dim)
@@ -185,13 +187,13 @@ def sketch_variance(kind: str, x: Tensor, y: Tensor, kept_rows: int) -> Tensor:
 
 
 sketch = define(
-    "sketch(Tensor x, str kind, int kept_rows, int seed, int dim=-1) -> Tensor",
+    "sketch(Tensor x, str kind, int kept_rows, int seed, int dim=-1, int[]? stride=None) -> Tensor",
     _sketch,
-    lambda x, kind, kept_rows, seed, dim=-1: x.new_empty((kept_rows, x.shape[dim])),
+    lambda x, kind, kept_rows, seed, dim=-1, stride=None: x.new_empty((kept_rows, x.shape[dim])),
 )
 """Sᵀ X, [kept_rows, features], of x's type. kind: one of SKETCHES. dim: along which features lie; x is contiguous, or
-would be if that came last. Raises ValueError unless it is and has as many rows. A number that is not finite makes all
-of its feature's column so."""
+would be if that came last. stride: how x is planned to lie (`laid_out`). Raises ValueError unless it is and has as many
+rows. A number that is not finite makes all of its feature's column so."""
 
 unsketch = define(
     "unsketch(Tensor code, str kind, int seed, int[] size, int[] stride, ScalarType dtype, int dim=-1) -> Tensor",

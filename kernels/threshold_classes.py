@@ -15,6 +15,7 @@ from torch import Tensor
 from .bits import bytes_of_bits, dense, flat, pack_bits, unpack_bits
 from .codecs import Codec
 from .library import define
+from .planned_layouts import laid_out
 from .threshold_codes import DTYPES, Thresholds
 from .triton_versions import triton_version
 
@@ -45,7 +46,8 @@ def _told(low: float, high: float) -> str:
     return f"x against {low + 0.0:g}" if low == high else f"{low + 0.0:g} ≤ x, x ≤ {high + 0.0:g}"
 
 
-def _pack(x: Tensor, low: float, high: float) -> Tensor:
+def _pack(x: Tensor, low: float, high: float, stride: list[int] | None = None) -> Tensor:
+    x = laid_out(x, stride)
     if not dense(x):
         x = x.contiguous()
     x = flat(x.detach())
@@ -79,11 +81,13 @@ def _unpack(
 
 
 pack_classes = define(
-    "pack_classes(Tensor x, float low, float high) -> Tensor",
+    "pack_classes(Tensor x, float low, float high, int[]? stride=None) -> Tensor",
     _pack,
-    lambda x, low, high: x.new_empty((2 * bytes_of_bits(x.numel()),), dtype=torch.uint8),
+    lambda x, low, high, stride=None: x.new_empty((2 * bytes_of_bits(x.numel()),), dtype=torch.uint8),
 )
-"""x (dense) → uint8 [2 ceil(n / 8)]: which elements are at least `low`, then which are at most `high`."""
+"""x (dense) → uint8 [2 ceil(n / 8)]: which elements are at least `low`, then which are at most `high`.
+
+stride: how x is planned to lie (`laid_out`)."""
 
 unpack_classes = define(
     "unpack_classes(Tensor code, float below, float between, float above, int[] size, int[] stride, ScalarType dtype)"

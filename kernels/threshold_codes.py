@@ -22,6 +22,7 @@ from .bits import bytes_of_bits, dense, flat, pack_bits, unpack_bits
 from .codecs import Codec
 from .library import define
 from .native import native, pointer
+from .planned_layouts import laid_out
 from .triton_versions import triton_version
 
 SOURCE = (
@@ -175,7 +176,16 @@ def _sides(thresholds: Thresholds, dtype: torch.dtype) -> tuple[float, float] | 
     return float(tried[inside][0]), float(tried[~inside][0])
 
 
-def _pack(x: Tensor, low: float, high: float, is_open: bool, nan_inside: bool, tells_nan: bool = False) -> Tensor:
+def _pack(
+    x: Tensor,
+    low: float,
+    high: float,
+    is_open: bool,
+    nan_inside: bool,
+    tells_nan: bool = False,
+    stride: list[int] | None = None,
+) -> Tensor:
+    x = laid_out(x, stride)
     if not dense(x):
         x = x.contiguous()
     x, thresholds = flat(x.detach()), Thresholds(low, high, is_open, nan_inside)
@@ -222,15 +232,16 @@ def _unpack(
 
 
 pack_inside = define(
-    "pack_inside(Tensor x, float low, float high, bool is_open, bool nan_inside, bool tells_nan=False) -> Tensor",
+    "pack_inside(Tensor x, float low, float high, bool is_open, bool nan_inside, bool tells_nan=False,"
+    " int[]? stride=None) -> Tensor",
     _pack,
-    lambda x, low, high, is_open, nan_inside, tells_nan=False: x.new_empty(
+    lambda x, low, high, is_open, nan_inside, tells_nan=False, stride=None: x.new_empty(
         ((1 + tells_nan) * bytes_of_bits(x.numel()),), dtype=torch.uint8
     ),
 )
 """x (dense) → uint8 [ceil(n / 8)]: which elements lie inside of `Thresholds`, in the order of memory.
 
-As many bytes again follow if it `tells_nan`: which elements are NaN."""
+As many bytes again follow if it `tells_nan`: which elements are NaN. stride: how x is planned to lie (`laid_out`)."""
 
 unpack_inside = define(
     "unpack_inside(Tensor code, float inside, float outside, int[] size, int[] stride, ScalarType dtype) -> Tensor",

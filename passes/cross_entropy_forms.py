@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.selected_weights import selected_weights_sum
 from .regions import forward_users
 
 aten = torch.ops.aten
@@ -102,6 +103,8 @@ def _beside(plain: CrossEntropy, by_target: dict[Any, fx.Node]) -> tuple[fx.Node
 
 def _count(plain: CrossEntropy, mask: fx.Node, count: Any) -> tuple[fx.Node, ...] | None:
     """What makes the weight of all rows that are not ignored, by which a mean divides; None if `count` is another."""
+    if _operand(count, selected_weights_sum, plain.target, plain.ignored) is plain.class_weight is not None:
+        return (count,)
     summed: Any = _operand(count, aten.sum.default)
     if plain.class_weight is None:
         return (count, summed) if summed is not None and _operand(summed, aten.bitwise_not.default) is mask else None

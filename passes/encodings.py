@@ -56,7 +56,8 @@ class Coding:
         """What `product` is told by name."""
         assert self.product is not None
         told = self.named(self.decode, None)
-        return {"levels": self.product.replaced.levels(told["representatives"]), "bits": told["bits"]}
+        replaced = self.product.replaced
+        return {"levels": replaced.levels(told["representatives"]), "bits": told["bits"], "stride": replaced.stride}
 
     def coded(self, value: torch.Tensor, seed: int) -> torch.Tensor:
         """A value as it is after encoding and decoding."""
@@ -105,7 +106,7 @@ def _coding(codec: Codec, value: torch.Tensor, replaced: Multiplying | None) -> 
     graph = fx.Graph()
     stand_in = graph.placeholder("value")
     stand_in.meta["val"] = value
-    told = codec.told[0] | ({"seed": 0} if codec.draws else {})
+    told = codec.told[0] | {"stride": list(value.stride())} | ({"seed": 0} if codec.draws else {})
     encode = graph.call_function(codec.encode, (stand_in, *codec.encode_options), told)
     encode.meta["val"] = codec.encode(value, *codec.encode_options, **told)
     told = codec.told[1] | codec.layout(value) | ({"seed": 0} if codec.redraws else {})

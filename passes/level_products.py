@@ -22,6 +22,11 @@ class Multiplying:
     gradient: fx.Node
     value: fx.Node
 
+    @property
+    def stride(self) -> list[int]:
+        """How the gradient is planned to lie in memory."""
+        return list(self.gradient.meta["val"].stride())
+
     def levels(self, representatives: Sequence[float]) -> tuple[float, ...]:
         """What it multiplies with where the value, of its own dtype, is one of these numbers, as float32."""
         at = torch.tensor(representatives, dtype=self.value.meta["val"].dtype).float()
@@ -70,6 +75,7 @@ def level_product(graph: fx.Graph, codec: Codec, code: fx.Node, replaced: Multip
     gradient = graph.placeholder("gradient")
     gradient.meta["val"] = replaced.gradient.meta["val"]
     told = {"levels": replaced.levels(codec.told[1]["representatives"]), "bits": codec.told[1]["bits"]}
+    told["stride"] = replaced.stride
     call = graph.call_function(codec.multiply, (gradient, code), told)
     call.meta["val"] = codec.multiply(gradient.meta["val"], code.meta["val"], **told)
     return LevelProduct(replaced, call)

@@ -20,7 +20,7 @@ class PackIndices:
 
     before: y, indices = aten.max_pool2d_with_indices.default(x, [2, 2], [2, 2]);
             gradient = aten.max_pool2d_with_indices_backward.default(g, x, [2, 2], [2, 2], ..., indices)
-    after:  y, codes = lowtide.max_pool2d_codes.default(x, [2, 2], [2, 2], [0, 0], [1, 1], False);
+    after:  y, codes = lowtide.max_pool2d_codes.default(x, [2, 2], [2, 2], [0, 0], [1, 1], False, False);
             gradient = lowtide.max_pool2d_backward_from_codes.default(g, codes, [8, 16, 32, 32], [2, 2], ..., False)
     """
 
@@ -45,8 +45,8 @@ def _pack(pool: fx.Node) -> None:
         return
     x, window = _window(pool)
     before = x.meta["val"]
-    value = max_pool2d_codes(before, *window)
     channels_last = not y.meta["val"].is_contiguous()
+    value = max_pool2d_codes(before, *window, channels_last)
     made = {
         user: max_pool2d_backward_from_codes(
             user.all_input_nodes[0].meta["val"], value[1], list(before.shape), *window, channels_last
@@ -57,7 +57,7 @@ def _pack(pool: fx.Node) -> None:
         return
     if any(user.meta["val"].stride() != result.stride() for user, result in made.items()):
         return
-    pool.target, pool.args, pool.kwargs = max_pool2d_codes, (x, *window), {}
+    pool.target, pool.args, pool.kwargs = max_pool2d_codes, (x, *window, channels_last), {}
     pool.meta["val"], y.meta["val"], indices.meta["val"] = value, value[0], value[1]
     for user in backwards:
         user.target = max_pool2d_backward_from_codes

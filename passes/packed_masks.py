@@ -20,14 +20,16 @@ class PackMasks:
     """Draws a mask straight into bits, and multiplies by the bits in forward and in backward.
 
     before: noise = aten.bernoulli.p(empty, 0.9); mask = aten.div.Scalar(noise, 0.9); y = aten.mul.Tensor(x, mask)
-    after:  bits = lowtide.draw_bits([64, 256], 0.9, device); y = lowtide.multiply_bits(x, bits, 1.1111112)
+    after:  bits = lowtide.draw_bits([64, 256], 0.9, device);
+            y = lowtide.multiply_bits(x, bits, 1.1111112, [256, 1])
 
     The bits are those that eager draws, and products with them those with the mask. Only where all that is multiplied
     lies in memory like the mask. Fused dropout, which is what a GPU runs, draws as ever, and its mask is packed then:
 
     before: y, mask = aten.native_dropout.default(x, 0.1, True);
             gradient = aten.native_dropout_backward.default(g, mask, 1.1111112)
-    after:  bits = lowtide.pack_bits.default(mask); gradient = lowtide.multiply_bits.default(g, bits, 1.1111112)
+    after:  bits = lowtide.pack_bits.default(mask, [256, 1]);
+            gradient = lowtide.multiply_bits.default(g, bits, 1.1111112, [256, 1])
     """
 
     name: str = "packed_masks"
@@ -62,7 +64,7 @@ def _pack(graph: fx.Graph, noise: fx.Node) -> None:
     bits.meta["val"] = value.new_empty((bytes_of_bits(value.numel()),), dtype=torch.uint8)
     scale = float(torch.ones((), dtype=value.dtype).div_(probability))
     for product, other in products.items():
-        product.target, product.args, product.kwargs = multiply_bits, (other, bits, scale), {}
+        product.target, product.args, product.kwargs = multiply_bits, (other, bits, scale, list(value.stride())), {}
     blank = noise.args[0]
     for dead in (mask, noise, blank):
         if isinstance(dead, fx.Node) and dead.op == "call_function" and not dead.users:
@@ -77,13 +79,14 @@ def _pack_drawn(graph: fx.Graph, dropout: fx.Node) -> None:
     mask, backwards = masks[0], list(masks[0].users)
     if not backwards:
         return
+    like = list(mask.meta["val"].stride())
     with graph.inserting_after(mask):
-        bits = graph.call_function(pack_bits, (mask,))
+        bits = graph.call_function(pack_bits, (mask, like))
     bits.meta = {name: told for name, told in mask.meta.items() if name != "in_place"}
-    bits.meta["val"] = pack_bits(mask.meta["val"])
+    bits.meta["val"] = pack_bits(mask.meta["val"], like)
     for backward in backwards:
         gradient, _, scale = backward.args
-        backward.target, backward.args, backward.kwargs = multiply_bits, (gradient, bits, scale), {}
+        backward.target, backward.args, backward.kwargs = multiply_bits, (gradient, bits, scale, like), {}
 
 
 def _is_backward(user: fx.Node, mask: fx.Node) -> bool:

@@ -26,6 +26,8 @@ from .capture_failures import meaning_of, shown
 from .captured import Captured, check_former_values, depends_on_changed, guard_of
 from .checked_decisions import add_checks
 from .chosen_outputs import Arrivals, Outputs, choose_outputs, with_gradients
+from .eager_backwards import take_eager_branches
+from .eager_composites import EagerComposites
 from .eager_paths import eager_paths
 from .errors import CaptureError, NothingToDifferentiate, Unsettled
 from .foreign_operations import ForeignCalls
@@ -94,6 +96,7 @@ def capture(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
+        stack.enter_context(EagerComposites())
         stack.enter_context(PlainBranches(recorder.where))
         stack.enter_context(RealDataRefused(recorder.where, {key: w.tensor for key, w in wrappers.items()}))
         stack.enter_context(ForeignCalls(recorder.foreign))
@@ -247,6 +250,7 @@ def _run_backward(
         source = Source("output", outputs.names[i], i)
         recorder.nodes[id(present_value(tensors[i]))].meta["source"] = source
         wanted[source] = tensors[i]
+    take_eager_branches(tensors[index] for index in outputs.expected)
     recorder.phase = "backward"
     tangents = []
     for index in outputs.expected:
@@ -272,6 +276,8 @@ def _run_backward(
             f"{user_line(traceback.extract_tb(error.__traceback__))}. {meaning_of(error)}"
         ) from error
     arrived = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
+    for gradient in arrived.values():
+        present_value(gradient)  # what backward wrote in place into what it is a view of is recorded here
     return _Step(outputs, tensors, arrived, reachable)
 
 

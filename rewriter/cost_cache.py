@@ -19,9 +19,10 @@ from ..solvers.disk_cache import cache_folder
 from ..storage.bounded_json import read_json
 from ..storage.private_files import read_private, remove_oldest, write_private
 from .backend_state import backend_state
+from .layouts_seen import parsed
 
 # Raise it when what is measured changes, so that old numbers are not taken for new ones.
-_METHOD = 4
+_METHOD = 5
 # A file begins so, followed by a digest of all that follows the digest.
 _OPENING, _AFTER_DIGEST = b'{"digest": "', b'", '
 _DIGEST_LETTERS = 64
@@ -41,10 +42,17 @@ _VARIABLES = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is known of one kernel: the seconds of one run and the bytes at its fullest moment, or None."""
+    """What is known of one kernel: the seconds of one run, the bytes at its fullest moment, and how its results lie in
+    memory (`layouts_seen.written`), or None."""
 
     seconds: float | None = None
     working_bytes: int | None = None
+    layouts: str | None = None
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether it was run while its memory was watched."""
+        return self.working_bytes is not None and self.layouts is not None
 
 
 @dataclass
@@ -70,7 +78,8 @@ class CostCache:
         known = self.measurements.pop(signature, Measurement())
         seconds = known.seconds if measurement.seconds is None else measurement.seconds
         working_bytes = known.working_bytes if measurement.working_bytes is None else measurement.working_bytes
-        self.measurements[signature] = Measurement(seconds, working_bytes)  # the latest come last
+        layouts = known.layouts if measurement.layouts is None else measurement.layouts
+        self.measurements[signature] = Measurement(seconds, working_bytes, layouts)  # the latest come last
 
     def save(self) -> None:
         """Writes the cache, together with what another process has written in the meantime.
@@ -81,7 +90,9 @@ class CostCache:
         if self.path is None or self.environment != _environment(self.device):
             return
         others = {n: one for n, one in _read(self.path, self.environment).items() if n not in self.measurements}
-        kernels = {name: [one.seconds, one.working_bytes] for name, one in (others | self.measurements).items()}
+        kernels = {
+            name: [one.seconds, one.working_bytes, one.layouts] for name, one in (others | self.measurements).items()
+        }
         content = _written(self.environment, kernels)
         with contextlib.suppress(OSError):
             write_private(self.path, content)
@@ -120,16 +131,21 @@ def _read(path: Path | None, environment: dict[str, str]) -> dict[str, Measureme
 
 def _measurement(entry: object) -> Measurement | None:
     """What a file says of a kernel; None where that cannot be, so that it is measured again."""
-    if not isinstance(entry, list) or len(entry) != 2:
+    if not isinstance(entry, list) or len(entry) != 3:
         return None
-    seconds, working_bytes = entry
+    seconds, working_bytes, layouts = entry
     if seconds is not None and not (type(seconds) in (int, float) and 0 <= seconds <= _MOST_SECONDS):
         return None
     if working_bytes is not None and not (type(working_bytes) is int and 0 <= working_bytes <= _MOST_WORKING_BYTES):
         return None
     if seconds is not None and not isfinite(seconds):
         return None
-    return Measurement(None if seconds is None else float(seconds), working_bytes)
+    if layouts is not None:
+        try:
+            parsed(layouts)
+        except (ValueError, TypeError):
+            return None
+    return Measurement(None if seconds is None else float(seconds), working_bytes, layouts)
 
 
 def _environment(device: torch.device) -> dict[str, str]:

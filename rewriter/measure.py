@@ -32,11 +32,13 @@ class MeasureError(LowtideError, ValueError):
 
 @dataclass(frozen=True)
 class Cost:
-    """One run of a kernel. working_bytes: the most it has allocated at any moment, its outputs included."""
+    """One run of a kernel. working_bytes: the most it has allocated at any moment, its outputs included. layouts: how
+    its results were seen to lie in memory (`layouts_seen.written`), None where it was not run."""
 
     seconds: float
     working_bytes: int
     flops: int
+    layouts: str | None = None
 
 
 def measure_costs(
@@ -45,6 +47,7 @@ def measure_costs(
     costs: str = "measured",
     preset: str | DevicePreset | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    untimed: Iterable[fx.Node] = (),
 ) -> dict[str, Cost]:
     """The cost of every call among `nodes`, by `signature`; each distinct one is run once and then cached.
 
@@ -52,7 +55,8 @@ def measure_costs(
     number of threads). "roofline" estimates seconds by `preset`, by default that of `device`. "flops" takes
     1e12 operations per second, and next to nothing for the bytes a kernel moves; both give the same seconds
     every time. The memory is measured wherever `device` is this machine's and the tensors are not on `meta`, and else
-    estimated from shapes. progress: called with (kernels done, kernels to run, name).
+    estimated from shapes. progress: called with (kernels done, kernels to run, name). untimed: further calls, of which
+    memory and layouts are wanted, and no measured seconds.
 
     Raises `MeasureError` when `costs` is unknown, or "measured" is asked for on a device that is not here.
     Warns with `MeasureWarning` where a kernel cannot be run alone, where its tensors are on `meta` (its seconds
@@ -65,6 +69,10 @@ def measure_costs(
     for node in nodes:
         if node.op == "call_function":
             distinct.setdefault(signature(node), node)
+    timed = frozenset(distinct)
+    for node in untimed:
+        if node.op == "call_function":
+            distinct.setdefault(signature(node), node)
     chosen = load_device(preset) if isinstance(preset, str) else preset
     runnable = _is_here(device) and (chosen is None or chosen.kind == device.type)
     if costs == "measured" and not runnable:
@@ -74,7 +82,7 @@ def measure_costs(
     if runnable:
         to_run = {text: node for text, node in distinct.items() if _runs_alone(node)}
         prepare_kernels(to_run.values(), device)
-        measured = _measured(to_run, device, costs == "measured", progress)
+        measured = _measured(to_run, device, timed if costs == "measured" else frozenset(), progress)
         if costs == "measured":
             _warn_of_meta(distinct)
     if costs == "roofline" and chosen is None:
@@ -89,15 +97,17 @@ def _cost(
     if not isinstance(node.target, torch._ops.OpOverload):
         return Cost(0.0, 0, 0)
     flops = count_flops(node)
+    layouts = found.layouts if found is not None else None
     working_bytes = found.working_bytes if found is not None else None
     if working_bytes is None:
         working_bytes = estimated_working_bytes(node)
     if costs == "measured" and found is not None and found.seconds is not None:
-        return Cost(found.seconds, working_bytes, flops)
+        return Cost(found.seconds, working_bytes, flops, layouts)
     if costs == "flops":
         moved = 0 if is_view(node) else moved_bytes(node)
-        return Cost((flops + moved / _BYTES_MOVED_PER_OPERATION) / NOMINAL_FLOPS_PER_SECOND, working_bytes, flops)
-    return Cost(roofline_seconds(node, flops, preset or preset_of(device)), working_bytes, flops)
+        seconds = (flops + moved / _BYTES_MOVED_PER_OPERATION) / NOMINAL_FLOPS_PER_SECOND
+        return Cost(seconds, working_bytes, flops, layouts)
+    return Cost(roofline_seconds(node, flops, preset or preset_of(device)), working_bytes, flops, layouts)
 
 
 def _is_here(device: torch.device) -> bool:
@@ -128,10 +138,10 @@ def _warn_of_meta(nodes: dict[str, fx.Node]) -> None:
 def _measured(
     nodes: dict[str, fx.Node],
     device: torch.device,
-    timed: bool,
+    timed: frozenset[str],
     progress: Callable[[int, int, str], None] | None,
 ) -> dict[str, Measurement]:
-    """What the cache knows, and runs for the rest, which are added to the cache.
+    """What the cache knows, and runs for the rest, which are added to the cache. timed: whose seconds are wanted.
 
     Kernels of operations that are not torch's own may be others tomorrow under the same name, and are run each time.
     """
@@ -139,10 +149,10 @@ def _measured(
     foreign = {text for text, node in nodes.items() if is_foreign(node.target)}
     known = {text: found for text, found in cache.measurements.items() if text not in foreign}
     unknown = Measurement()
-    memory_of = {text: node for text, node in nodes.items() if known.get(text, unknown).working_bytes is None}
-    seconds_of = {text: node for text, node in nodes.items() if known.get(text, unknown).seconds is None}
-    if not timed:
-        seconds_of = {}
+    memory_of = {text: node for text, node in nodes.items() if not known.get(text, unknown).is_seen}
+    seconds_of = {
+        text: node for text, node in nodes.items() if text in timed and known.get(text, unknown).seconds is None
+    }
     if memory_of or seconds_of:
         found = run_kernels(memory_of, seconds_of, device, progress)
         for text in found.keys() - foreign:

@@ -30,6 +30,7 @@ from .captured import Captured
 from .chosen_outputs import Arrivals
 from .devices import DevicePreset, load_device
 from .errors import PlanError
+from .layouts_seen import SEEN
 from .measure import Cost, measure_costs, signature
 from .optimizer_needs import optimizer_needs
 from .sensitivity import Sensitivity, sensitivity_of
@@ -40,6 +41,7 @@ Progress = Callable[[float, str], None]
 
 # What torch.get_rng_state() returns for the CPU's generator; a CUDA generator's state lives on the host.
 _CPU_STATE_BYTES = 5056
+_MOST_CAPTURES = 8
 _NOISY = {"groups", "spread"}  # codes of values from which others may be made again
 
 
@@ -191,7 +193,29 @@ def capture_step(
     """Captures a step and finds what its kernels cost. Raises CaptureError, MeasureError.
 
     arriving: the gradients to plan for, by default those that most likely arrive.
+    Where a kernel is seen to lay its results out unlike its fake ones, the step is captured again with what was seen:
+    what follows may be laid out otherwise too, and so on.
     """
+    for _ in range(_MOST_CAPTURES):
+        found, calls = _captured_once(model, args, kwargs, options, progress, arriving)
+        surprises = SEEN.surprises(calls, {text: cost.layouts for text, cost in found.costs.items()})
+        if not surprises:
+            return found
+    raise PlanError(
+        f"{type(model).__name__}: after {_MOST_CAPTURES} captures {surprises[0]} still lays out its results unlike "
+        "what is predicted, so that no plan would hold; keep what calls it out of the rewritten module"
+    )
+
+
+def _captured_once(
+    model: torch.nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    options: Options,
+    progress: Progress | None,
+    arriving: Arrivals | None,
+) -> tuple[StepCosts, list[fx.Node]]:
+    """A step captured with the layouts that have been seen so far, and all calls that were run to see theirs."""
     preset = options.preset()
     foreign = preset.kind if preset is not None and preset.kind != "cpu" else None
     if progress:
@@ -216,8 +240,9 @@ def capture_step(
         if progress
         else None
     )
-    costs = measure_costs(calls, device, options.costs, preset, told)
-    return replace(found, costs=costs, remade=Remade(replace(remade, costs=costs)) if remade is not None else None)
+    costs = measure_costs(calls, device, options.costs, preset, told, captured.graph.graph.nodes)
+    found = replace(found, costs=costs, remade=Remade(replace(remade, costs=costs)) if remade is not None else None)
+    return found, [*calls, *captured.graph.graph.nodes]
 
 
 def _codings(step: StepGraph, options: Options) -> Mapping[int, tuple[Coding, ...]]:

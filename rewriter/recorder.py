@@ -19,6 +19,7 @@ from .captured import looked_at
 from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
 from .foreign_operations import ForeignOperations, fake_kernel_failed
+from .layouts_seen import SEEN
 from .running_modules import user_line
 from .sample_values import SampleValues
 from .source_text import identifier
@@ -128,7 +129,9 @@ class Recorder(OperationMode):
             # Eager draws in place, in the order of the blank tensor's layout; the functional form draws in row order.
             out = torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device)
             node.meta["in_place"] = True
-        out = self.foreign.seen(node, out) if is_foreign(func) else as_eager_makes_it(func, args, out)
+        out = (
+            self.foreign.seen(node, out) if is_foreign(func) else SEEN.applied(node, as_eager_makes_it(func, args, out))
+        )
         self._name_outputs(node, out)
         return out
 

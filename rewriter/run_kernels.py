@@ -17,6 +17,7 @@ from ..kernels.triton_versions import works
 from ..passes.foreign_calls import calling
 from .cost_cache import Measurement
 from .flops import count_flops
+from .layouts_seen import layouts_of, operands_of, written
 from .measure_peak import is_profiler_running, measure_allocations
 from .operands import OperandMaker, target_name
 from .roofline import is_view, moved_bytes
@@ -82,7 +83,8 @@ def run_kernels(
             peaks = measure_allocations(runs, device=device, watch_existing=False)
             trials.working_bytes = dict(zip(trials.started, peaks, strict=True))
         untimed = {text: node for text, node in seconds_of.items() if text not in trials.seconds}
-        for run in trials.each(untimed, untimed, least_seconds=0.0):
+        unseen = {text: node for text, node in memory_of.items() if text not in trials.layouts}
+        for run in trials.each({**unseen, **untimed}, untimed, least_seconds=0.0):
             run()
     for text, error in trials.failures.items():
         name = target_name({**memory_of, **seconds_of}[text])
@@ -104,6 +106,7 @@ class _Trials:
     started: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     working_bytes: dict[str, int] = field(default_factory=dict)
+    layouts: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
@@ -121,6 +124,8 @@ class _Trials:
                 continue
             self.started.append(text)
             yield trial.run
+            if trial.layouts is not None:
+                self.layouts.setdefault(text, trial.layouts)
             if trial.error is not None:
                 self.failures[text] = trial.error
             elif text in timed and trial.seconds[-1] >= least_seconds:
@@ -131,8 +136,11 @@ class _Trials:
             self._report(text, node)
 
     def measurements(self) -> dict[str, Measurement]:
-        known = (set(self.seconds) | set(self.working_bytes)) - set(self.failures)
-        return {text: Measurement(self.seconds.get(text), self.working_bytes.get(text)) for text in known}
+        known = (set(self.seconds) | set(self.working_bytes) | set(self.layouts)) - set(self.failures)
+        return {
+            text: Measurement(self.seconds.get(text), self.working_bytes.get(text), self.layouts.get(text))
+            for text in known
+        }
 
     def _report(self, text: str, node: fx.Node) -> None:
         self.seen.add(text)
@@ -150,6 +158,7 @@ class _Trial:
     device: torch.device
     seconds: list[float] = field(default_factory=list)
     plausible_seconds: float = 0.0
+    layouts: str | None = None
     error: str | None = None
 
     @classmethod
@@ -173,7 +182,7 @@ class _Trial:
             start = time.perf_counter()
             result = self.call(*self.positional, **self.named)
             self.seconds.append(time.perf_counter() - start)
-            return result
+            return self._seen(result)
         except Exception as error:  # whatever a kernel raises, the others are measured
             self.error = _first_line(error)
             return None
@@ -217,6 +226,12 @@ class _Trial:
         end.record()
         torch.cuda.synchronize(self.device)
         self.seconds.append(start.elapsed_time(end) / 1e3)
+        return self._seen(result)
+
+    def _seen(self, result: object) -> object:
+        """A result, once it has been noted how it lies."""
+        if self.layouts is None:
+            self.layouts = written(layouts_of(result, operands_of(self.positional, self.named)))
         return result
 
 

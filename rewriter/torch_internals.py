@@ -32,6 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Sees every operation below autograd, by `__torch_dispatch__`.
 OperationMode = TorchDispatchMode
+# What `torch.nn.functional.cross_entropy` calls.
+cross_entropy_loss = torch._C._nn.cross_entropy_loss
 # What an operation raises if it is run without data and its result, or its result's shape, depends on them.
 NEEDS_DATA = (DataDependentOutputException, DynamicOutputShapeException)
 
