@@ -24,6 +24,7 @@ from .captured import Captured, NothingToDifferentiate, check_former_values, gua
 from .chosen_outputs import differentiable_outputs, select_outputs
 from .errors import CaptureError
 from .lowering import lower_for
+from .operands import lazily_changed
 from .real_data import RealDataRefused
 from .recorder import Recorder
 from .running_modules import module_names, user_line
@@ -125,7 +126,8 @@ def _with_replaced(wrappers: dict[int, _Wrapper], replaced: Mapping[torch.Tensor
 def _fake_like(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape, strides and dtype (under `tensors_without_data`: without data); meta becomes CPU."""
     device = torch.device("cpu") if tensor.device.type == "meta" else tensor.device
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return lazily_changed(fake, tensor)
 
 
 def _by_place(model: torch.nn.Module, wrappers: dict[int, _Wrapper]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from ..passes.call_signature import lazy_changes
 from .errors import CaptureError
 
 _TILE_ELEMENTS = 1 << 18
@@ -81,9 +82,10 @@ class OperandMaker:
         def make(fake: torch.Tensor) -> torch.Tensor:
             if id(fake) not in made:
                 device = self.device if moves or fake.device.type != "cpu" else fake.device
-                made[id(fake)] = _empty(fake, device)
+                real = _empty(fake, device)
                 if filled:
-                    self._fill(made[id(fake)])
+                    self._fill(real)
+                made[id(fake)] = lazily_changed(real, fake)
             return made[id(fake)]
 
         return _mapped(node, make, self.device if moves else None)
@@ -129,6 +131,13 @@ def extent_bytes(tensor: torch.Tensor) -> int:
     return (1 + sum((int(size) - 1) * int(stride) for size, stride in steps)) * tensor.element_size()
 
 
+def lazily_changed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A view of a tensor that is conjugated and negated when it is read, if another one is."""
+    if like.is_conj():
+        tensor = torch.ops.aten._conj.default(tensor)
+    return torch.ops.aten._neg_view.default(tensor) if like.is_neg() else tensor
+
+
 def _mapped(
     node: fx.Node, make: Callable[[torch.Tensor], torch.Tensor], device: torch.device | None = None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -162,7 +171,7 @@ def _text(argument: Any, seen: dict[fx.Node, int]) -> str:
         sizes = ",".join(str(int(size)) for size in argument.shape)
         strides = ",".join(str(int(stride)) for stride in argument.stride())
         dtype = str(argument.dtype).removeprefix("torch.")
-        return f"{dtype}[{sizes}]({strides}){argument.device.type}"
+        return f"{dtype}[{sizes}]({strides}){argument.device.type}{lazy_changes(argument)}"
     if isinstance(argument, (list, tuple)):
         return f"[{', '.join(_text(item, seen) for item in argument)}]"
     if isinstance(argument, slice):

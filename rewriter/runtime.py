@@ -166,7 +166,8 @@ def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
             # Kernels were planned for incoming gradients laid out like the outputs.
             _warn_of_layout(gradient, like)
             gradient = torch.empty_like(like, device=tape.device_type).copy_(gradient)
-        tape.values[storage] = gradient
+        # Kernels were planned for plain ones, which they need not copy first.
+        tape.values[storage] = gradient.resolve_conj().resolve_neg()
 
 
 def _warn_of_layout(gradient: torch.Tensor, like: torch.Tensor) -> None:
