@@ -14,7 +14,7 @@ from .devices import DevicePreset, load_device, preset_of
 from .errors import LowtideError
 from .flops import count_flops
 from .operands import signature, tensor_operands, tensors_in, value_of
-from .roofline import estimated_working_bytes, is_view, moved_bytes, roofline_seconds
+from .roofline import bounding_working_bytes, estimated_working_bytes, is_view, moved_bytes, roofline_seconds
 from .run_kernels import MeasureWarning, run_kernels
 
 __all__ = ["Cost", "MeasureError", "MeasureWarning", "measure_costs", "signature"]
@@ -54,7 +54,8 @@ def measure_costs(
     estimated from shapes. progress: called with (kernels done, kernels to run, name).
 
     Raises `MeasureError` when `costs` is unknown, or "measured" is asked for on a device that is not here.
-    Warns with `MeasureWarning` where a kernel cannot be run alone, where its tensors are on `meta` (its seconds
+    Warns with `MeasureWarning` where a kernel cannot be run alone (its memory is then taken to be more than its
+    operands and outputs), where its tensors are on `meta` (its seconds
     are then by roofline), and where a running profiler forbids to measure memory.
     """
     device = torch.device(device)
@@ -70,6 +71,7 @@ def measure_costs(
         name = chosen.name if chosen else str(device)
         raise MeasureError(f"costs='measured' cannot run kernels for {name!r} on this machine; pass costs='roofline'")
     measured: dict[str, Measurement] = {}
+    to_run: dict[str, fx.Node] = {}
     if runnable:
         to_run = {text: node for text, node in distinct.items() if _runs_alone(node)}
         measured = _measured(to_run, device, costs == "measured", progress)
@@ -77,7 +79,8 @@ def measure_costs(
             _warn_of_meta(distinct)
     if costs == "roofline" and chosen is None:
         chosen = preset_of(device)
-    return {text: _cost(node, measured.get(text), costs, chosen, device) for text, node in distinct.items()}
+    failed = {text: _bounded(node) for text, node in to_run.items() if text not in measured}
+    return {text: _cost(node, (measured | failed).get(text), costs, chosen, device) for text, node in distinct.items()}
 
 
 def _cost(
@@ -96,6 +99,11 @@ def _cost(
         moved = 0 if is_view(node) else moved_bytes(node)
         return Cost((flops + moved / _BYTES_MOVED_PER_OPERATION) / NOMINAL_FLOPS_PER_SECOND, working_bytes, flops)
     return Cost(roofline_seconds(node, flops, preset or preset_of(device)), working_bytes, flops)
+
+
+def _bounded(node: fx.Node) -> Measurement:
+    """What is said of a kernel that could not be run: nothing of its time, and of its memory no less than it takes."""
+    return Measurement(None, bounding_working_bytes(node))
 
 
 def _is_here(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ from torch.fx.node import map_aggregate
 
 from ..passes.call_signature import lazy_changes
 from .errors import CaptureError
+from .operand_values import Fitting, depends_on_values
 
 _TILE_ELEMENTS = 1 << 18
 
@@ -20,13 +21,14 @@ _TILE_ELEMENTS = 1 << 18
 def signature(node: fx.Node) -> str:
     """The call's name, each tensor's dtype, shape, stride and device type, and every constant.
 
-    Two calls that are equal up to renaming have the same signature, in any process. A tensor that is passed
+    Of a call whose results are as large as its operands' values say, the results too. Two calls that are equal up to renaming have the same signature, in any process. A tensor that is passed
     twice is written as such the second time.
     """
     seen: dict[fx.Node, int] = {}
     positional = [_text(argument, seen) for argument in node.args]
     named = [f"{name}={_text(node.kwargs[name], seen)}" for name in sorted(node.kwargs)]
-    return f"{target_name(node)}({', '.join(positional + named)})"
+    results = f" -> {_text(value_of(node), seen)}" if depends_on_values(node) else ""
+    return f"{target_name(node)}({', '.join(positional + named)}){results}"
 
 
 def target_name(node: fx.Node) -> str:
@@ -68,13 +70,16 @@ class OperandMaker:
     device: torch.device
     _tiles: dict[tuple[torch.dtype, torch.device], torch.Tensor] = field(default_factory=dict)
 
-    def make(self, node: fx.Node, *, filled: bool = True) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def make(
+        self, node: fx.Node, *, filled: bool = True, fitting: Fitting | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Fresh tensors of the same sizes, strides and dtypes to run the call with.
 
-        Floats lie between 0.05 and 0.95, which every kernel accepts (probabilities, logarithms, square
+        Floats lie between 0.05 and 0.95, which nearly every kernel accepts (probabilities, logarithms, square
         roots), come from a generator of their own and are the same each time; integers are 0, a valid index
-        everywhere; booleans are True. Not `filled`: whatever memory holds. Operands and device arguments
-        move to `device`, unless the call mixes it with tensors of the CPU.
+        nearly everywhere; booleans are True; then `fitting`, one of `fittings_of(node)`, changes what has to be
+        otherwise. Not `filled`: whatever memory holds. Operands and device arguments move to `device`, unless the
+        call mixes it with tensors of the CPU.
         """
         moves = self.device.type not in {tensor.device.type for tensor in tensor_operands(node)}
         made: dict[int, torch.Tensor] = {}
@@ -88,7 +93,10 @@ class OperandMaker:
                 made[id(fake)] = lazily_changed(real, fake)
             return made[id(fake)]
 
-        return _mapped(node, make, self.device if moves else None)
+        positional, named = _mapped(node, make, self.device if moves else None)
+        if filled and fitting is not None:
+            fitting(positional, named, value_of(node))
+        return positional, named
 
     def _fill(self, tensor: torch.Tensor) -> None:
         """Fills the memory under a tensor by copying one small tile of values: as quick as memory allows."""
