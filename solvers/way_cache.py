@@ -51,7 +51,7 @@ def block_content(problem: Problem, block: int) -> str:
     ops = [
         (
             *(op.kind, op.seconds, op.working_bytes, op.repeatable, op.random, op.intensive),
-            *(index < problem.forward_length, needs[index]),
+            *(index < problem.forward_length, needs[index], number.get(op.reuses)),
             *([number[value] for value in values] for values in (op.reads, op.makes)),
         )
         for index, op in ((index, problem.ops[index]) for index in operations)
