@@ -23,6 +23,7 @@ from .calls import is_random
 from .captured import Captured, NothingToDifferentiate, check_former_values, guard_of
 from .chosen_outputs import differentiable_outputs, select_outputs
 from .errors import CaptureError
+from .in_place_calls import InPlaceCallsNoted
 from .lowering import lower_for
 from .operands import lazily_changed
 from .real_data import RealDataRefused
@@ -77,6 +78,7 @@ def capture(
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
         stack.enter_context(RealDataRefused(recorder.where))
+        stack.enter_context(InPlaceCallsNoted(recorder.graph))
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.changes import Change, in_place_overload
 from ..passes.step_graph import StepGraph
 from .emit_text import Rendered
 from .program import Key
@@ -68,6 +69,15 @@ class Scope:
         parts = [self.argument(argument) for argument in told[1 if skip_first else 0 :]]
         parts += [f"{name}={self.argument(argument)}" for name, argument in call.kwargs.items()]
         return ", ".join(parts)
+
+    def written(self, change: Change, name: str) -> str:
+        """The call that writes a change into the tensor of a name."""
+        for view in change.place:
+            name = f"{view.target}({name}, {self.arguments(view, skip_first=True)})"
+        if change.copies:
+            return f"aten.copy_.default({name}, {self.expression(change.by)})"
+        others = self.arguments(change.by, skip_first=True)
+        return f"{in_place_overload(change.by.target)}({', '.join(filter(None, [name, others]))})"
 
     def argument(self, argument: Any) -> str:
         """An argument as text: a tensor by its name, a sequence as a list of such, anything else as a literal."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.changes import functional_packet
+
 aten = torch.ops.aten
 
 Fitting = Callable[[tuple, dict[str, Any], Any], None]
@@ -22,14 +24,16 @@ def fittings_of(node: fx.Node) -> tuple[Fitting, ...]:
 
     Where memory depends on the operands' values there are several, and what is needed at most is the most of all.
     """
-    packet = getattr(node.target, "overloadpacket", None)
+    packet = functional_packet(node.target)
     fittings = _FITTINGS.get(packet)
     if fittings is None:
         return (lambda positional, named, result: None,)
     names = [argument.name for argument in node.target._schema.arguments]  # pyright: ignore
 
     def applying(fitting: _Fitting) -> Callable[[tuple, dict[str, Any], Any], None]:
-        return lambda positional, named, result: fitting({**dict(zip(names, positional, strict=False)), **named}, result)
+        return lambda positional, named, result: fitting(
+            {**dict(zip(names, positional, strict=False)), **named}, result
+        )
 
     return tuple(applying(fitting) for fitting in fittings)
 
@@ -206,7 +210,9 @@ def _bags(operands: _Operands, _: Any) -> None:
     count = operands["indices"].numel()
     if isinstance(operands.get("offsets"), torch.Tensor):
         bags = operands["offsets"].numel()
-        operands["offsets"].copy_(torch.arange(bags) * count // max(bags - bool(operands.get("include_last_offset")), 1))
+        operands["offsets"].copy_(
+            torch.arange(bags) * count // max(bags - bool(operands.get("include_last_offset")), 1)
+        )
     if isinstance(operands.get("bag_size"), torch.Tensor):
         bags = operands["bag_size"].numel()
         operands["bag_size"].fill_(max(count // max(bags, 1), 1))
