@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
 
-from .changes import Change, change_of
+from .changes import Change, change_of, is_worth_a_copy
 from .step_graph import Kernel, StepGraph
 
 
@@ -30,12 +30,15 @@ class ChangeInPlace:
         kernel_of = {k.calls[0]: k for k in plain if not k.random and not k.updates and not k.writes}
         changed: dict[fx.Node, Kernel] = {}  # by the call in whose place the kernel runs
         gone: set[fx.Node] = set()
-        for kernel in reversed(step.kernels):
+        last_read = {s: i for i, kernel in enumerate(step.kernels) for s in kernel.reads}
+        last_read |= dict.fromkeys((step.storage_of[node] for node in step.outputs), len(step.kernels))
+        for index in range(len(step.kernels) - 1, -1, -1):
+            kernel = step.kernels[index]
             call = kernel.calls[0] if kernel.calls else None
             if call is None or kernel_of.get(call) is not kernel or call in gone:
                 continue
             change = change_of(call, kernel_of, step.storage_of)
-            if change is not None:
+            if change is not None and (is_worth_a_copy(change) or _dies(step, change, index, last_read)):
                 gone.update(change.calls)
                 changed[change.calls[0]] = _joined(step, [kernel_of[one] for one in change.calls], change)
         kernels = []
@@ -46,6 +49,12 @@ class ChangeInPlace:
             elif call not in gone:
                 kernels.append(kernel)
         return step.with_kernels(kernels)
+
+
+def _dies(step: StepGraph, change: Change, index: int, last_read: Mapping[int, int]) -> bool:
+    """Whether nothing reads what is changed after that, if nothing runs again."""
+    storage = step.storage_of[change.of]
+    return step.storages[storage].kind == "activation" and last_read[storage] <= index and not change.aliased
 
 
 def _joined(step: StepGraph, parts: Sequence[Kernel], change: Change) -> Kernel:

@@ -16,7 +16,7 @@ from .step_graph import Kernel, storage_key
 aten = torch.ops.aten
 
 # What functionalization makes of writes into a view: the whole with one view of it replaced, and which view.
-_SCATTERS = {
+_SCATTERS: dict[Any, Any] = {
     aten.slice_scatter.default: aten.slice.Tensor,
     aten.select_scatter.default: aten.select.int,
     aten.diagonal_scatter.default: aten.diagonal.default,
@@ -24,7 +24,7 @@ _SCATTERS = {
 }
 
 # What only changes, or only makes anew what it is given, and always begins with a copy of its first operand.
-_CHANGES = {
+_CHANGES: set[Any] = {
     *_SCATTERS,
     aten.copy.default,
     aten.fill.Scalar,
@@ -103,22 +103,38 @@ def change_of(top: fx.Node, kernel_of: Mapping[fx.Node, Kernel], storage_of: Map
         region = _view(_SCATTERS[node.target], written, node.args[2:])
         inner = _inner(node, region, storage_of[of], kernel_of, storage_of)
         if inner is None:
-            place = _chain(written, of)
-            source = node.args[1]
-            if place is None or not isinstance(source, fx.Node):
-                return None
-            call = _stand_in(aten.copy_.default, region, (source,), {})
-            aliased = storage_of.get(source) == storage_of[of]
-            return Change(of, (*place, region), source, True, call, tuple(reversed(calls)), aliased)
+            return _copying(of, node, (*_chain(written, of), region), tuple(reversed(calls)), storage_of)
         calls.append(inner)
-        node, written = inner, inner.args[0]
-    variant, place = in_place_overload(node.target), _chain(written, of)
-    if variant is None or place is None:
+        node, written = inner, _node(inner.args[0])
+    variant = in_place_overload(node.target)
+    if variant is None:
         return None
     call = _stand_in(variant, written, node.args[1:], node.kwargs)
     others = [one for one in node.all_input_nodes if one is not written]
-    aliased = any(storage_of.get(one) == storage_of[of] for one in others) and not node.meta.get("eager_in_place")
-    return Change(of, place, node, False, call, tuple(reversed(calls)), aliased)
+    aliased = any(storage_of.get(one) == storage_of[of] for one in others)
+    # What eager has done in place it has done beside the same parts.
+    aliased = aliased and not node.meta.get("eager_in_place")
+    return Change(of, _chain(written, of), node, False, call, tuple(reversed(calls)), aliased)
+
+
+def is_worth_a_copy(change: Change) -> bool:
+    """Whether to copy the whole and to write into the copy takes no more than the calls themselves."""
+    return bool(change.place)
+
+
+def _copying(
+    of: fx.Node,
+    node: fx.Node,
+    place: tuple[fx.Node, ...],
+    calls: tuple[fx.Node, ...],
+    storage_of: Mapping[fx.Node, int],
+) -> Change | None:
+    """The change by which a scatter's source, which others may read, is copied to its place."""
+    source = node.args[1]
+    if not isinstance(source, fx.Node):
+        return None
+    call = _stand_in(aten.copy_.default, place[-1], (source,), {})
+    return Change(of, place, source, True, call, calls, storage_of.get(source) == storage_of[of])
 
 
 def _is_change(node: fx.Node) -> bool:
@@ -136,8 +152,8 @@ def _inner(
     storage_of: Mapping[fx.Node, int],
 ) -> fx.Node | None:
     """The call that makes, of what lies in the region, what a scatter puts there, if it can be written there itself."""
-    source, seen = node.args[1], node
-    made = source
+    source = made = node.args[1]
+    seen = node
     while isinstance(made, fx.Node) and len(made.users) == 1 and made not in kernel_of:
         if not made.args or not isinstance(made.args[0], fx.Node) or not _is_view_of(made, made.args[0]):
             return None
@@ -152,19 +168,28 @@ def _inner(
         alike = _geometry(before) == _geometry(region) and _value(made).dtype == _value(before).dtype
         return made if alike and _value(made).shape == _value(before).shape else None
     # Views lie between: elements correspond if what was made lies in memory as what it was made of does.
-    moved = _value(before).storage_offset() - _value(made).storage_offset()
+    moved = _offset(before) - _offset(made)
     alike = _geometry(before) == _geometry(made, moved) and _geometry(region) == _geometry(source, moved)
     return made if alike else None
+
+
+def _node(argument: Any) -> fx.Node:
+    assert isinstance(argument, fx.Node)
+    return argument
 
 
 def _value(node: Any) -> torch.Tensor:
     return node.meta["val"]
 
 
+def _offset(node: Any) -> int:
+    return int(_value(node).storage_offset())
+
+
 def _geometry(node: Any, moved: int = 0) -> tuple[Any, ...]:
     """Where a value's elements lie in its storage, and what they are."""
     value = _value(node)
-    lies = (tuple(value.shape), tuple(value.stride()), value.storage_offset() + moved)
+    lies = (tuple(value.shape), tuple(value.stride()), _offset(node) + moved)
     return (*lies, value.dtype, value.device, lazy_changes(value))
 
 
@@ -190,7 +215,7 @@ def _view(target: Any, of: fx.Node, args: tuple[Any, ...]) -> fx.Node:
     return node
 
 
-def _chain(written: fx.Node, of: fx.Node) -> tuple[fx.Node, ...] | None:
+def _chain(written: fx.Node, of: fx.Node) -> tuple[fx.Node, ...]:
     """The views that lead from an operand to a part of it, from the first to the last."""
     chain: list[fx.Node] = []
     node = written
@@ -199,7 +224,7 @@ def _chain(written: fx.Node, of: fx.Node) -> tuple[fx.Node, ...] | None:
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or not _is_view_of(node, before) or len(node.all_input_nodes) != 1:
             value = _value(written)
-            strided = (list(value.shape), list(value.stride()), value.storage_offset())
+            strided = (list(value.shape), list(value.stride()), _offset(written))
             return (_view(aten.as_strided.default, of, strided),)
         node = before
     return tuple(reversed(chain))

@@ -54,9 +54,8 @@ def measure_costs(
     estimated from shapes. progress: called with (kernels done, kernels to run, name).
 
     Raises `MeasureError` when `costs` is unknown, or "measured" is asked for on a device that is not here.
-    Warns with `MeasureWarning` where a kernel cannot be run alone (its memory is then taken to be more than its
-    operands and outputs), where its tensors are on `meta` (its seconds
-    are then by roofline), and where a running profiler forbids to measure memory.
+    Warns with `MeasureWarning` where a kernel cannot be run alone (its memory is then bounded from above), where its
+    tensors are on `meta` (its seconds are then by roofline), and where a running profiler forbids to measure memory.
     """
     device = torch.device(device)
     if costs not in ("measured", "roofline", "flops"):

@@ -30,10 +30,11 @@ def fittings_of(node: fx.Node) -> tuple[Fitting, ...]:
         return (lambda positional, named, result: None,)
     names = [argument.name for argument in node.target._schema.arguments]  # pyright: ignore
 
-    def applying(fitting: _Fitting) -> Callable[[tuple, dict[str, Any], Any], None]:
-        return lambda positional, named, result: fitting(
-            {**dict(zip(names, positional, strict=False)), **named}, result
-        )
+    def applying(fitting: _Fitting) -> Fitting:
+        def fit(positional: tuple, named: dict[str, Any], result: Any) -> None:
+            fitting(dict(zip(names, positional, strict=False)) | named, result)
+
+        return fit
 
     return tuple(applying(fitting) for fitting in fittings)
 
@@ -173,7 +174,7 @@ def _with_norms(growth: float) -> _Fitting:
     return fitting
 
 
-def _lengths(name: str, longest: int, total: int, tensor: torch.Tensor) -> None:
+def _set_lengths(tensor: torch.Tensor, longest: int, total: int) -> None:
     """Descending lengths of sequences, at least 1, the first being the longest, that add up to a total."""
     count = tensor.numel()
     lengths, left = [1] * count, total - count
@@ -185,12 +186,12 @@ def _lengths(name: str, longest: int, total: int, tensor: torch.Tensor) -> None:
 
 
 def _packed(operands: _Operands, result: Any) -> None:
-    _lengths("lengths", result[1].numel(), result[0].shape[0], operands["lengths"])
+    _set_lengths(operands["lengths"], result[1].numel(), result[0].shape[0])
 
 
 def _packed_backward(operands: _Operands, _: Any) -> None:
     batch = operands["input_size"][0 if operands["batch_first"] else 1]
-    _lengths("batch_sizes", batch, operands["grad"].shape[0], operands["batch_sizes"])
+    _set_lengths(operands["batch_sizes"], batch, operands["grad"].shape[0])
 
 
 def _labels(operands: _Operands, result: Any) -> None:
@@ -202,7 +203,7 @@ def _labels(operands: _Operands, result: Any) -> None:
         longest, targets = (table.shape[-1] - 1) // 2, operands["targets"]
         operands["target_lengths"].fill_(longest)
         if targets.dim() == 1 and longest:
-            _lengths("target_lengths", longest, targets.numel(), operands["target_lengths"])
+            _set_lengths(operands["target_lengths"], longest, targets.numel())
 
 
 def _bags(operands: _Operands, _: Any) -> None:
@@ -210,9 +211,8 @@ def _bags(operands: _Operands, _: Any) -> None:
     count = operands["indices"].numel()
     if isinstance(operands.get("offsets"), torch.Tensor):
         bags = operands["offsets"].numel()
-        operands["offsets"].copy_(
-            torch.arange(bags) * count // max(bags - bool(operands.get("include_last_offset")), 1)
-        )
+        last = max(bags - bool(operands.get("include_last_offset")), 1)
+        operands["offsets"].copy_(torch.arange(bags) * count // last)
     if isinstance(operands.get("bag_size"), torch.Tensor):
         bags = operands["bag_size"].numel()
         operands["bag_size"].fill_(max(count // max(bags, 1), 1))

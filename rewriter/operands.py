@@ -21,8 +21,8 @@ _TILE_ELEMENTS = 1 << 18
 def signature(node: fx.Node) -> str:
     """The call's name, each tensor's dtype, shape, stride and device type, and every constant.
 
-    Of a call whose results are as large as its operands' values say, the results too. Two calls that are equal up to renaming have the same signature, in any process. A tensor that is passed
-    twice is written as such the second time.
+    Of a call whose results are as large as its operands' values say, the results too. Two calls that are equal up to
+    renaming have the same signature, in any process. A tensor that is passed twice is written as such the second time.
     """
     seen: dict[fx.Node, int] = {}
     positional = [_text(argument, seen) for argument in node.args]

@@ -69,7 +69,8 @@ def run_kernels(
     for text, error in trials.failures.items():
         name = target_name({**memory_of, **seconds_of}[text])
         warnings.warn(
-            f"{name} cannot be run alone ({error}), so its cost is estimated from shapes, its memory from above; called as {text}",
+            f"{name} cannot be run alone ({error}), so its cost is estimated from shapes, its memory from above; "
+            f"called as {text}",
             MeasureWarning,
             stacklevel=4,
         )

@@ -197,8 +197,8 @@ class Problem:
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the problem up to what its operations cost: a schedule is valid for one fingerprint."""
+        # what is there by default is told as it was before there was anything else, so that older plans stay valid
         told = [
-            # what is there by default is told as it was before there was anything else, so that older plans stay valid
             (op.reads, op.makes, op.block, op.repeatable, op.random, op.kind)
             + ((op.reuses,) if op.reuses is not None else ())
             for op in self.ops

@@ -37,11 +37,11 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
     """Carry the schedule out, instruction by instruction.
 
     `Run` needs what it reads alive, and momentarily takes the larger of `working_bytes` and all that it
-    makes; of a second run, copies of values still alive are dropped at its end. A value that it `reuses` and that is
-    freed right after goes with it, so that its bytes are not counted beside what takes its place. A second run of a random
-    operation needs the state recorded just before its first run, and saves the present state meanwhile. `Encode` and
-    `Decode` need what they read alive and what they make not alive, and momentarily take the larger of their working
-    bytes and what they make. What reads a value whose code is read itself needs the code alive too.
+    makes; of a second run, copies of values still alive are dropped at its end. A value that it `reuses` and that
+    is freed right after goes with it: its bytes are not counted beside what takes its place. A second run of a
+    random operation needs the state recorded just before its first run, and saves the present state meanwhile.
+    `Encode` and `Decode` need what they read alive and what they make not alive, and momentarily take the larger of
+    their working bytes and what they make. What reads a value whose code is read itself needs the code alive too.
 
     What has been decoded from an approximate code, or stands in, may be read by backward alone: forward run again would
     carry its error to where nobody has predicted it. Errors of approximate codes may add up to `Problem.error_budget`.
