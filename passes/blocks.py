@@ -133,4 +133,5 @@ def _canonical(step: StepGraph, kernels: list[Kernel]) -> tuple[object, ...]:
 
 def kernel_kind(kernel: Kernel) -> str:
     """Equal for kernels that are equal up to renaming."""
-    return " > ".join([kernel.role, *(call_signature(call) for call in kernel.calls if kernel.role == "compute")])
+    role = kernel.role if kernel.change is None else "change"
+    return " > ".join([role, *(call_signature(call) for call in kernel.calls if kernel.role == "compute")])

@@ -47,8 +47,14 @@ _SHORT = {
 
 
 def tensor_signature(value: Any) -> str:
-    """For example `f32[4, 256](256, 1)cpu`: dtype, shape, strides, device type."""
+    """For example `f32[4, 256](256, 1)cpu`: dtype, shape, strides, device type; and whether it is conjugated or negated
+    when it is read (`lazy_changes`)."""
     if not isinstance(value, torch.Tensor):
         return repr(value)
     dtype = _SHORT.get(value.dtype, str(value.dtype).removeprefix("torch."))
-    return f"{dtype}{list(value.shape)}{tuple(value.stride())}{value.device.type}"
+    return f"{dtype}{list(value.shape)}{tuple(value.stride())}{value.device.type}{lazy_changes(value)}"
+
+
+def lazy_changes(tensor: torch.Tensor) -> str:
+    """What torch does to a tensor's elements only when a kernel reads them, which may take a copy: "" for most."""
+    return (" conj" if tensor.is_conj() else "") + (" neg" if tensor.is_neg() else "")

@@ -12,6 +12,7 @@ from torch import fx
 from ..kernels.native import keep_in
 from ..solvers.disk_cache import cache_folder
 from .blocks import assign_blocks
+from .change_in_place import ChangeInPlace
 from .chunked_cross_entropy import ChunkCrossEntropy
 from .free_factories import FreeFactories
 from .gather_checks import gather_checks
@@ -47,7 +48,7 @@ GRAPH_PASSES = (
     InvertOutputs(),
     ChunkCrossEntropy(),
 )
-STEP_PASSES = (RunInPlace(), SumInPlace())
+STEP_PASSES = (RunInPlace(), ChangeInPlace(), SumInPlace())
 
 
 def allowed_at(fidelity: str) -> tuple[str, ...]:

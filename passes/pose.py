@@ -138,9 +138,12 @@ def _op(
     makes = tuple(value_of[s] for s in kernel.makes)
     seconds, working_bytes = 0.0, 0
     if kernel.role == "compute":
-        costs = [cost_of(call) for call in kernel.calls]
+        costs = [cost_of(call) for call in kernel.measured_calls]
         seconds = sum(cost[0] for cost in costs)
         working_bytes = _working_bytes(kernel, [cost[1] for cost in costs])
+    reuses = value_of[kernel.reuses] if kernel.reuses is not None else None
+    if reuses is not None and (values[reuses].resident or values[reuses].held):
+        reuses = None  # it never dies
     return Op(
         name=kernel.name,
         reads=tuple(value_of[s] for s in kernel.reads),
@@ -153,14 +156,18 @@ def _op(
         intensive=is_product(kernel),
         kind=kernel_kind(kernel),
         module=kernel.module,
+        reuses=reuses,
     )
 
 
 def _working_bytes(kernel: Kernel, measured: list[int]) -> int:
     """The most a kernel has allocated at once: what its first call takes, and what those in place take besides.
 
-    measured: the working bytes of each call by itself, where those in place make a result of their own.
+    measured: the working bytes of each call by itself, where those in place make a result of their own; what writes a
+    change is measured in place, and is counted beside a copy here.
     """
+    if kernel.change is not None:
+        return kernel.calls[-1].meta["val"].untyped_storage().nbytes() + measured[0]
     results = [
         call.meta["val"].untyped_storage().nbytes() if i or kernel.writes else 0 for i, call in enumerate(kernel.calls)
     ]

@@ -43,6 +43,8 @@ class Kernel:
     views of them, or values made in the step.
     writes: storages that it overwrites instead of making new ones, `destination` being the operand that lies there.
     calls: the first makes the storages, each further one works in place on the storage of the one before it.
+    change: how the last call's result is written into what it is a changed copy of (`changes.Change`), and `reuses` the
+    storage that this lies in, which the result takes over if nothing reads it later; else it is copied first.
     reads, makes: numbers of storages. phase: "forward" or "backward". sequence: autograd's number.
     """
 
@@ -60,7 +62,14 @@ class Kernel:
     updates: tuple[fx.Node, ...] = ()
     writes: tuple[int, ...] = ()
     destination: fx.Node | None = None
+    change: Any = None
+    reuses: int | None = None
     block: int = 0
+
+    @property
+    def measured_calls(self) -> tuple[fx.Node, ...]:
+        """The calls that tell what it costs."""
+        return self.calls if self.change is None else (self.change.call,)
 
 
 @dataclass(frozen=True)

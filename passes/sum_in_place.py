@@ -54,7 +54,10 @@ class SumInPlace:
 
 def _with_moved_reads(kernel: Kernel, moved: dict[int, int]) -> Kernel:
     reads = tuple(dict.fromkeys(moved.get(s, s) for s in kernel.reads))
-    return kernel if reads == kernel.reads else replace(kernel, reads=reads)
+    if reads == kernel.reads:
+        return kernel
+    reuses = moved.get(kernel.reuses, kernel.reuses) if kernel.reuses is not None else None
+    return replace(kernel, reads=reads, reuses=reuses)
 
 
 def _destination(
@@ -68,6 +71,8 @@ def _destination(
 ) -> fx.Node | None:
     """The operand that a sum or product can be written over, if there is one."""
     if kernel.role != "compute" or kernel.phase != "backward" or kernel.repeatable or len(kernel.calls) != 1:
+        return None
+    if kernel.change is not None:
         return None
     (call,) = kernel.calls
     if call.kwargs:

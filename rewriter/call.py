@@ -101,7 +101,8 @@ def _attention_kernels() -> Hashable:
 
 
 def _tensor_key(tensor: torch.Tensor) -> Hashable:
-    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+    lazy = tensor.is_conj(), tensor.is_neg()
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad, lazy)
 
 
 def _flags(config: Any) -> Hashable:

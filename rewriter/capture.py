@@ -31,8 +31,10 @@ from .eager_composites import EagerComposites
 from .eager_paths import eager_paths
 from .errors import CaptureError, NothingToDifferentiate, Unsettled
 from .foreign_operations import ForeignCalls
+from .in_place_calls import InPlaceCallsNoted
 from .left_behind import Stash, left_by
 from .lowering import lower_for
+from .operands import lazily_changed
 from .plain_branches import PlainBranches
 from .random_streams import other_streams_refused
 from .real_data import RealDataRefused
@@ -100,6 +102,7 @@ def capture(
         stack.enter_context(PlainBranches(recorder.where))
         stack.enter_context(RealDataRefused(recorder.where, {key: w.tensor for key, w in wrappers.items()}))
         stack.enter_context(ForeignCalls(recorder.foreign))
+        stack.enter_context(InPlaceCallsNoted(recorder.graph))
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)
@@ -178,7 +181,8 @@ def _refuse_other_shapes(wrappers: dict[int, _Wrapper]) -> None:
 def _fake_like(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape, strides and dtype (under `tensors_without_data`: without data); meta becomes CPU."""
     device = torch.device("cpu") if tensor.device.type == "meta" else tensor.device
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return lazily_changed(fake, tensor)
 
 
 def _by_place(model: torch.nn.Module, wrappers: dict[int, _Wrapper]) -> dict[str, torch.Tensor]:

@@ -113,10 +113,10 @@ class _Writer:
         number = self.schedule.segments.index(segment)
         phase = "forward" if number <= self.last_forward else "backward"
         scope = Scope(Rendered(block=segment.block, phase=phase), self.step, self.bound, on_tape=set(self.alive))
-        for instruction in self.schedule.instructions[segment.start : segment.stop]:
-            match instruction:
+        for index in range(segment.start, segment.stop):
+            match self.schedule.instructions[index]:
                 case Run(op):
-                    self._run(scope, op)
+                    self._run(scope, op, index)
                 case Record(op):
                     scope.rendered.line(f"{scope.give(('state', op), 'state')} = generator_state()")
                 case Forget(op):
@@ -137,7 +137,7 @@ class _Writer:
             scope.rendered.given.append(name)
         return scope.rendered
 
-    def _run(self, scope: Scope, op: int) -> None:
+    def _run(self, scope: Scope, op: int, index: int) -> None:
         kernel = self.posed.kernels[op]
         if kernel.role == "tangent":
             # The runtime puts the incoming gradients on the tape before the first backward segment.
@@ -155,6 +155,8 @@ class _Writer:
             self._hand_over(scope, kernel)
         elif kernel.destination is not None:
             self._overwrite(scope, kernel)
+        elif kernel.change is not None:
+            self._change(scope, op, kernel, self.schedule.ends_with(index, self.posed.problem.ops[op].reuses))
         else:
             self._compute(scope, op, kernel)
 
@@ -214,6 +216,22 @@ class _Writer:
             scope.rendered.again.append((hint_of(kernel.calls[-1]), size_bytes))
         self.alive.update(wanted)
         scope.rendered.gives.extend(wanted)
+
+    def _change(self, scope: Scope, op: int, kernel: Kernel, in_place: bool) -> None:
+        """Writes into what is changed, or into a copy of it if it is read later."""
+        (storage,), again = kernel.makes, op in self.started
+        self.started.add(op)
+        if storage in self.alive:
+            return  # a second run of what is still there
+        base = self.step.storages[storage].base
+        source = scope.expression(kernel.change.of)
+        scope.names.pop(base, None)
+        scope.rendered.line(f"{scope.name(base)} = {source if in_place else f'aten.clone.default({source})'}")
+        scope.rendered.line(scope.written(kernel.change, scope.names[base]))
+        if again:
+            scope.rendered.again.append((hint_of(kernel.calls[-1]), self.step.storages[storage].size_bytes))
+        self.alive.add(storage)
+        scope.rendered.gives.append(storage)
 
     def _called(self, scope: Scope, call: fx.Node, without: tuple[fx.Node, ...]) -> str:
         """A call, or the product with a code's levels that stands for it."""

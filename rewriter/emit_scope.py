@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from ..passes.call_signature import operation_name
+from ..passes.changes import Change, in_place_overload
 from ..passes.foreign_calls import calling
 from ..passes.step_graph import StepGraph
 from .bound_names import BoundNames, named_argument
@@ -74,6 +75,15 @@ class Scope:
         parts = [self.argument(argument) for argument in told[1 if skip_first else 0 :]]
         parts += [named_argument(name, self.argument(argument)) for name, argument in call.kwargs.items()]
         return ", ".join(parts)
+
+    def written(self, change: Change, name: str) -> str:
+        """The call that writes a change into the tensor of a name."""
+        for view in change.place:
+            name = f"{view.target}({name}, {self.arguments(view, skip_first=True)})"
+        if change.copies:
+            return f"aten.copy_.default({name}, {self.expression(change.by)})"
+        others = self.arguments(change.by, skip_first=True)
+        return f"{in_place_overload(change.by.target)}({', '.join(filter(None, [name, others]))})"
 
     def argument(self, argument: Any) -> str:
         """An argument as text: a tensor by its name, a sequence as a list of such, anything else as a constant."""

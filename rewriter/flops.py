@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..kernels.linear_cross_entropy import HIDDEN, WEIGHT, linear_cross_entropy
 from ..kernels.sketches import DENSE, sketch, unsketch
+from ..passes.changes import functional_packet
 from .operands import fake_operands, value_of
 
 aten = torch.ops.aten
@@ -23,7 +24,7 @@ def count_flops(node: fx.Node) -> int:
     The formulas are those of `torch.utils.flop_counter`, and for what it lacks those of the nearest kernel
     that it has: attention counts 2 products of queries × keys forward and 5 backward, causal or not.
     """
-    packet = getattr(node.target, "overloadpacket", None)
+    packet = functional_packet(node.target)
     formula = flop_registry.get(packet)
     positional, named = fake_operands(node)
     if formula is not None:

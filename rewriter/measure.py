@@ -15,7 +15,7 @@ from .devices import DevicePreset, load_device, preset_of
 from .errors import LowtideError
 from .flops import count_flops
 from .operands import signature, tensor_operands, tensors_in, value_of
-from .roofline import estimated_working_bytes, is_view, moved_bytes, roofline_seconds
+from .roofline import bounding_working_bytes, estimated_working_bytes, is_view, moved_bytes, roofline_seconds
 from .run_kernels import MeasureWarning, prepare_kernels, run_kernels
 
 __all__ = ["Cost", "MeasureError", "MeasureWarning", "measure_costs", "signature"]
@@ -59,8 +59,8 @@ def measure_costs(
     memory and layouts are wanted, and no measured seconds.
 
     Raises `MeasureError` when `costs` is unknown, or "measured" is asked for on a device that is not here.
-    Warns with `MeasureWarning` where a kernel cannot be run alone, where its tensors are on `meta` (its seconds
-    are then by roofline), and where a running profiler forbids to measure memory.
+    Warns with `MeasureWarning` where a kernel cannot be run alone (its memory is then bounded from above), where its
+    tensors are on `meta` (its seconds are then by roofline), and where a running profiler forbids to measure memory.
     """
     device = torch.device(device)
     if costs not in ("measured", "roofline", "flops"):
@@ -79,6 +79,7 @@ def measure_costs(
         name = chosen.name if chosen else str(device)
         raise MeasureError(f"costs='measured' cannot run kernels for {name!r} on this machine; pass costs='roofline'")
     measured: dict[str, Measurement] = {}
+    to_run: dict[str, fx.Node] = {}
     if runnable:
         to_run = {text: node for text, node in distinct.items() if _runs_alone(node)}
         prepare_kernels(to_run.values(), device)
@@ -87,7 +88,8 @@ def measure_costs(
             _warn_of_meta(distinct)
     if costs == "roofline" and chosen is None:
         chosen = preset_of(device)
-    return {text: _cost(node, measured.get(text), costs, chosen, device) for text, node in distinct.items()}
+    failed = {text: _bounded(node) for text, node in to_run.items() if text not in measured}
+    return {text: _cost(node, (measured | failed).get(text), costs, chosen, device) for text, node in distinct.items()}
 
 
 def _cost(
@@ -108,6 +110,11 @@ def _cost(
         seconds = (flops + moved / _BYTES_MOVED_PER_OPERATION) / NOMINAL_FLOPS_PER_SECOND
         return Cost(seconds, working_bytes, flops, layouts)
     return Cost(roofline_seconds(node, flops, preset or preset_of(device)), working_bytes, flops, layouts)
+
+
+def _bounded(node: fx.Node) -> Measurement:
+    """What is said of a kernel that could not be run: nothing of its time, and of its memory no less than it takes."""
+    return Measurement(None, bounding_working_bytes(node))
 
 
 def _is_here(device: torch.device) -> bool:

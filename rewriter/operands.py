@@ -11,7 +11,9 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from ..passes.call_signature import lazy_changes
 from .errors import CaptureError
+from .operand_values import Fitting, depends_on_values
 
 _TILE_ELEMENTS = 1 << 18
 
@@ -19,14 +21,15 @@ _TILE_ELEMENTS = 1 << 18
 def signature(node: fx.Node) -> str:
     """The call's name, each tensor's dtype, shape, stride and device type, and every constant.
 
-    Two calls that are equal up to renaming have the same signature, in any process. A tensor that is passed
-    twice is written as such the second time.
+    Of a call whose results are as large as its operands' values say, the results too. Two calls that are equal up to
+    renaming have the same signature, in any process. A tensor that is passed twice is written as such the second time.
     """
     seen: dict[fx.Node, int] = {}
     positional = [_text(argument, seen) for argument in node.args]
     named = [f"{name}={_text(node.kwargs[name], seen)}" for name in sorted(node.kwargs)]
+    results = f" -> {_text(value_of(node), seen)}" if depends_on_values(node) else ""
     autocast = f" in {node.meta['autocast']}" if node.meta.get("autocast") else ""
-    return f"{target_name(node)}({', '.join(positional + named)}){autocast}"
+    return f"{target_name(node)}({', '.join(positional + named)}){results}{autocast}"
 
 
 def target_name(node: fx.Node) -> str:
@@ -68,13 +71,16 @@ class OperandMaker:
     device: torch.device
     _tiles: dict[tuple[torch.dtype, torch.device], torch.Tensor] = field(default_factory=dict)
 
-    def make(self, node: fx.Node, *, filled: bool = True) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def make(
+        self, node: fx.Node, *, filled: bool = True, fitting: Fitting | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Fresh tensors of the same sizes, strides and dtypes to run the call with.
 
-        Floats lie between 0.05 and 0.95, which every kernel accepts (probabilities, logarithms, square
+        Floats lie between 0.05 and 0.95, which nearly every kernel accepts (probabilities, logarithms, square
         roots), come from a generator of their own and are the same each time; integers are 0, a valid index
-        everywhere; booleans are True. Not `filled`: whatever memory holds. Operands and device arguments
-        move to `device`, unless the call mixes it with tensors of the CPU.
+        nearly everywhere; booleans are True; then `fitting`, one of `fittings_of(node)`, changes what has to be
+        otherwise. Not `filled`: whatever memory holds. Operands and device arguments move to `device`, unless the
+        call mixes it with tensors of the CPU.
         """
         moves = self.device.type not in {tensor.device.type for tensor in tensor_operands(node)}
         made: dict[int, torch.Tensor] = {}
@@ -82,12 +88,16 @@ class OperandMaker:
         def make(fake: torch.Tensor) -> torch.Tensor:
             if id(fake) not in made:
                 device = self.device if moves or fake.device.type != "cpu" else fake.device
-                made[id(fake)] = _empty(fake, device)
+                real = _empty(fake, device)
                 if filled:
-                    self._fill(made[id(fake)])
+                    self._fill(real)
+                made[id(fake)] = lazily_changed(real, fake)
             return made[id(fake)]
 
-        return _mapped(node, make, self.device if moves else None)
+        positional, named = _mapped(node, make, self.device if moves else None)
+        if filled and fitting is not None:
+            fitting(positional, named, value_of(node))
+        return positional, named
 
     def _fill(self, tensor: torch.Tensor) -> None:
         """Fills the memory under a tensor by copying one small tile of values: as quick as memory allows."""
@@ -130,6 +140,13 @@ def extent_bytes(tensor: torch.Tensor) -> int:
     return (1 + sum((int(size) - 1) * int(stride) for size, stride in steps)) * tensor.element_size()
 
 
+def lazily_changed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A view of a tensor that is conjugated and negated when it is read, if another one is."""
+    if like.is_conj():
+        tensor = torch.ops.aten._conj.default(tensor)
+    return torch.ops.aten._neg_view.default(tensor) if like.is_neg() else tensor
+
+
 def _mapped(
     node: fx.Node, make: Callable[[torch.Tensor], torch.Tensor], device: torch.device | None = None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -163,7 +180,7 @@ def _text(argument: Any, seen: dict[fx.Node, int]) -> str:
         sizes = ",".join(str(int(size)) for size in argument.shape)
         strides = ",".join(str(int(stride)) for stride in argument.stride())
         dtype = str(argument.dtype).removeprefix("torch.")
-        return f"{dtype}[{sizes}]({strides}){argument.device.type}"
+        return f"{dtype}[{sizes}]({strides}){argument.device.type}{lazy_changes(argument)}"
     if isinstance(argument, (list, tuple)):
         return f"[{', '.join(_text(item, seen) for item in argument)}]"
     if isinstance(argument, slice):

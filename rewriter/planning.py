@@ -252,7 +252,7 @@ def _codings(step: StepGraph, options: Options) -> Mapping[int, tuple[Coding, ..
 def _calls(costs: StepCosts) -> Iterator[fx.Node]:
     """All that a step may call."""
     for kernel in costs.step.kernels:
-        yield from kernel.calls if kernel.role == "compute" else ()
+        yield from kernel.measured_calls if kernel.role == "compute" else ()
     for one in chain.from_iterable(costs.codings.values()):
         yield from one.calls
 

@@ -175,4 +175,4 @@ def _savings(costs: StepCosts) -> tuple[PassSaving, ...]:
 def _flops(costs: StepCosts, kernel: Kernel) -> int:
     if kernel.role != "compute":
         return 0
-    return sum(costs.costs[signature(call)].flops for call in kernel.calls)
+    return sum(costs.costs[signature(call)].flops for call in kernel.measured_calls)

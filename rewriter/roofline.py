@@ -22,6 +22,7 @@ _PICKING = {
     aten.nll_loss2d_forward,
 }
 _FLASH_BACKWARD = {aten._scaled_dot_product_flash_attention_backward, aten._flash_attention_backward}
+_PLACE_BYTES = 8
 _ALIASING = {aten._unsafe_view, aten.lift_fresh, aten._reshape_alias}
 
 
@@ -63,6 +64,19 @@ def estimated_working_bytes(node: fx.Node) -> int:
     if getattr(node.target, "overloadpacket", None) in _FLASH_BACKWARD:
         scratch_bytes = _flash_backward_scratch(node)
     return output_bytes(node) + scratch_bytes
+
+
+def bounding_working_bytes(node: fx.Node) -> int:
+    """More than a call has been seen to have allocated: for kernels that should have been run and could not.
+
+    Its outputs twice, each operand once as it is broadcast, and a place in memory for each element of masks.
+    """
+    scratch_bytes = 0
+    for tensor in tensor_operands(node):
+        scratch_bytes += tensor.numel() * tensor.element_size()
+        if tensor.dtype in (torch.bool, torch.uint8):
+            scratch_bytes += tensor.numel() * _PLACE_BYTES * max(tensor.dim(), 1)
+    return 2 * estimated_working_bytes(node) + (0 if is_view(node) else scratch_bytes)
 
 
 def is_view(node: fx.Node) -> bool:

@@ -19,6 +19,7 @@ from .cost_cache import Measurement
 from .flops import count_flops
 from .layouts_seen import layouts_of, operands_of, written
 from .measure_peak import is_profiler_running, measure_allocations
+from .operand_values import Fitting, fittings_of
 from .operands import OperandMaker, target_name
 from .roofline import is_view, moved_bytes
 
@@ -81,7 +82,8 @@ def run_kernels(
         elif memory_of:
             runs = trials.each(memory_of, seconds_of, least_seconds=_SLOW_SECONDS)
             peaks = measure_allocations(runs, device=device, watch_existing=False)
-            trials.working_bytes = dict(zip(trials.started, peaks, strict=True))
+            for text, peak_bytes in zip(trials.started, peaks, strict=True):
+                trials.working_bytes[text] = max(trials.working_bytes.get(text, 0), peak_bytes)
         untimed = {text: node for text, node in seconds_of.items() if text not in trials.seconds}
         unseen = {text: node for text, node in memory_of.items() if text not in trials.layouts}
         for run in trials.each({**unseen, **untimed}, untimed, least_seconds=0.0):
@@ -89,7 +91,8 @@ def run_kernels(
     for text, error in trials.failures.items():
         name = target_name({**memory_of, **seconds_of}[text])
         warnings.warn(
-            f"{name} cannot be run alone ({error}), so its cost is estimated from shapes; called as {text}",
+            f"{name} cannot be run alone ({error}), so its cost is estimated from shapes, its memory from above; "
+            f"called as {text}",
             MeasureWarning,
             stacklevel=4,
         )
@@ -113,26 +116,30 @@ class _Trials:
     def each(
         self, nodes: Mapping[str, fx.Node], timed: Mapping[str, fx.Node], least_seconds: float
     ) -> Iterator[Callable[[], object]]:
-        """Yields each kernel's first run, then times those of `timed` that take `least_seconds` or more."""
+        """Yields each kernel's first run, on each kind of operands; then times those that take `least_seconds` or more.
+
+        timed: of which kernels the time is wanted, on the first kind of operands.
+        """
         for text, node in nodes.items():
-            if text in self.failures:
-                continue
-            try:
-                trial = _Trial.prepare(node, self.maker)
-            except Exception as error:  # any operand that cannot be made: the cost is estimated instead
-                self.failures[text] = _first_line(error)
-                continue
-            self.started.append(text)
-            yield trial.run
-            if trial.layouts is not None:
-                self.layouts.setdefault(text, trial.layouts)
-            if trial.error is not None:
-                self.failures[text] = trial.error
-            elif text in timed and trial.seconds[-1] >= least_seconds:
-                seconds = trial.least_seconds()
-                if seconds >= least_seconds:  # or else only the first run was slow, as of what compiles itself then
-                    self.seconds[text] = seconds
-            del trial  # its operands go before the next kernel's are made
+            for number, fitting in enumerate(fittings_of(node)):
+                if text in self.failures:
+                    break
+                try:
+                    trial = _Trial.prepare(node, self.maker, fitting)
+                except Exception as error:  # any operand that cannot be made: the cost is estimated instead
+                    self.failures[text] = _first_line(error)
+                    break
+                self.started.append(text)
+                yield trial.run
+                if trial.layouts is not None:
+                    self.layouts.setdefault(text, trial.layouts)
+                if trial.error is not None:
+                    self.failures[text] = trial.error
+                elif number == 0 and text in timed and trial.seconds[-1] >= least_seconds:
+                    seconds = trial.least_seconds()
+                    if seconds >= least_seconds:  # or else only the first run was slow, as of what compiles itself then
+                        self.seconds[text] = seconds
+                del trial  # its operands go before the next kernel's are made
             self._report(text, node)
 
     def measurements(self) -> dict[str, Measurement]:
@@ -162,8 +169,8 @@ class _Trial:
     error: str | None = None
 
     @classmethod
-    def prepare(cls, node: fx.Node, maker: OperandMaker) -> _Trial:
-        trial = cls(calling(node), *maker.make(node, filled=not is_view(node)), maker.device)
+    def prepare(cls, node: fx.Node, maker: OperandMaker, fitting: Fitting) -> _Trial:
+        trial = cls(calling(node), *maker.make(node, filled=not is_view(node), fitting=fitting), maker.device)
         trial.plausible_seconds = (
             _PLAUSIBLE_LAUNCH_SECONDS
             + moved_bytes(node) / _PLAUSIBLE_BYTES_PER_SECOND

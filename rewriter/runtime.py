@@ -190,6 +190,7 @@ def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
 
 def _laid_out(gradient: torch.Tensor, like: torch.Tensor, device_type: str) -> torch.Tensor:
     """A gradient laid out like its output, which is what kernels were planned for."""
+    gradient = gradient.resolve_conj().resolve_neg()  # kernels were planned for plain ones, which they need not copy
     if gradient.stride() == like.stride():
         return gradient
     _warn_of_layout(gradient, like)

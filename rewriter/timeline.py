@@ -74,6 +74,8 @@ def moments_of(plan: Plan) -> list[Moment]:
         before_bytes = plan.live_bytes[start - 1] if start else problem.resident_bytes
         made_bytes = sum(problem.values[v].size_bytes for v in op.makes)
         state_bytes = problem.state_bytes if op.random and again else 0
+        if plan.schedule.ends_with(start, op.reuses):
+            before_bytes -= problem.values[op.reuses].size_bytes  # pyright: ignore[reportArgumentType, reportCallIssue]
         held = held_bytes["forward"] + held_bytes["backward"]
         told.append(
             Moment(

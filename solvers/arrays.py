@@ -48,6 +48,7 @@ class Arrays:
     is_view: np.ndarray  # whether what it makes is a view of what it reads,
     view_bytes: np.ndarray  # and what that takes besides
     saved_seconds: np.ndarray  # by leaving out a second run: of a view also what made that of which it is one
+    reuses: np.ndarray  # the value that it changes in place where that dies, -1 if there is none
     size_bytes: np.ndarray  # per value
     held: np.ndarray  # per value
 
@@ -69,6 +70,7 @@ def arrays_of(problem: Problem) -> Arrays:
         is_view=np.array([op.view_bytes is not None for op in ops], dtype=bool),
         view_bytes=np.array([op.view_bytes or 0 for op in ops], dtype=np.int64),
         saved_seconds=np.array([_saved_seconds(problem, op) for op in ops], dtype=float),
+        reuses=np.array([-1 if op.reuses is None else op.reuses for op in ops], dtype=np.int64),
         size_bytes=np.array(size_bytes, dtype=np.int64),
         held=np.array([value.held for value in values], dtype=bool),
     )

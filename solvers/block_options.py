@@ -105,12 +105,14 @@ class BlockBench:
                     live -= size[value]
                     if value not in self.held:
                         needed.discard(value)
+            reused = 0
             for value in op.reads:
                 if value not in needed:
                     needed.add(value)
                     live += size[value]
-            if live + momentary[index] > highest:
-                highest = live + momentary[index]
+                    reused += size[value] * (value == op.reuses)
+            if live + momentary[index] - reused > highest:
+                highest = live + momentary[index] - reused
         return sum(size[value] for value in self.loose_values & needed), highest - live
 
 

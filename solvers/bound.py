@@ -116,7 +116,9 @@ def _moments(problem: Problem) -> tuple[tuple[int, int], ...]:
         begun.add(op.block)
         # what it reads it reads as it is, or a code that is read itself; until then any code would do
         decoded = sum(values[v].least_read_bytes - least_bytes(v) for v in set(op.reads) if v in waiting)
-        fullest[ahead] = max(fullest.get(ahead, 0), alive + decoded + max(op.working_bytes, made))
+        # what it makes may take the bytes of what it reads
+        beside = max(op.working_bytes, made) - (values[op.reuses].size_bytes if op.reuses is not None else 0)
+        fullest[ahead] = max(fullest.get(ahead, 0), alive + decoded + beside)
         for value in op.makes:
             reader = last_reader.get(value, -1)
             if values[value].held:

@@ -54,7 +54,8 @@ def neediest_operation(problem: Problem) -> tuple[int, int | None]:
         reads = {value for value in op.reads if not problem.values[value].resident}
         made = sum(problem.values[value].size_bytes for value in op.makes)
         around = held_before | {value: problem.values[value].least_read_bytes for value in reads}
-        needs = problem.resident_bytes + sum(around.values()) + max(op.working_bytes, made)
+        reused = problem.values[op.reuses].size_bytes if op.reuses is not None else 0
+        needs = problem.resident_bytes + sum(around.values()) + max(op.working_bytes, made) - reused
         if needs > most[0]:
             most = needs, index
         held_before |= {v: problem.values[v].size_bytes for v in op.makes if problem.values[v].held}

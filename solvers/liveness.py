@@ -155,6 +155,8 @@ def moments_of(problem: Problem, lives: Lives) -> np.ndarray:
     moments = problem.resident_bytes + _live_before(lives, recorded, problem.state_bytes)
     moments += arrays.momentary_bytes[lives.runs]
     moments += problem.state_bytes * (lives.again & arrays.random[lives.runs])
+    changed = np.flatnonzero(arrays.reuses[lives.runs[lives.dies_at]] == lives.dies)
+    moments[lives.dies_at[changed]] -= lives.dies_bytes[changed]
     return moments
 
 

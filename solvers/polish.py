@@ -96,6 +96,8 @@ def _omissions(problem: Problem, lives: Lives) -> _Omissions:
     latest = np.searchsorted(deaths, value * (count + 1) + tried[entry]) - 1
     found = (latest >= 0) & (deaths[latest] // (count + 1) == value)
     entry, gap_starts, gap_sizes = entry[found], deaths[latest[found]] % (count + 1), arrays.size_bytes[value[found]]
+    # what dies by being changed in place would be copied instead, so that its bytes count there already
+    gap_starts -= arrays.reuses[lives.runs[gap_starts]] == value[found]
     sizes = np.bincount(entry, weights=gap_sizes, minlength=len(tried)).astype(np.int64)
     starts = tried.copy()
     np.minimum.at(starts, entry, gap_starts)

@@ -95,6 +95,8 @@ class Op:
     products, convolutions and fused attention, which selective checkpointing keeps. `block` is the index of
     the block in whose forward or backward segment the operation first runs. `view_bytes`, if not None, says that what
     the operation makes is a view of what it reads, which stays alive as long, and takes so many bytes besides.
+    `reuses`, if not None, is a value that it reads and of which it makes a changed copy of the same size: where that
+    value dies with the run, it is changed in place, and what is made takes its bytes.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Op:
     kind: str = ""
     module: str = ""
     view_bytes: int | None = None
+    reuses: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +197,13 @@ class Problem:
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the problem up to what its operations cost: a schedule is valid for one fingerprint."""
-        told = [(op.reads, op.makes, op.block, op.repeatable, op.random, op.kind) for op in self.ops]
+        # what is there by default is told as it was before there was anything else, so that older plans stay valid
+        told = [
+            (op.reads, op.makes, op.block, op.repeatable, op.random, op.kind)
+            + ((op.reuses,) if op.reuses is not None else ())
+            for op in self.ops
+        ]
         values = [
-            # what has no encodings is told as it was before there were any, so that older plans stay valid
             (value.size_bytes, value.held, value.resident) + ((encodings_told(value),) if value.encodings else ())
             for value in self.values
         ]
@@ -211,6 +218,7 @@ class Problem:
         told = asdict(self)
         for op in told["ops"]:
             _leave_out(op, "view_bytes", None)
+            _leave_out(op, "reuses", None)
         for value in told["values"]:
             _leave_out(value, "encodings", ())
             for encoding in value.get("encodings", ()):

@@ -156,7 +156,10 @@ class _Draft:
         op, instead = self.problem.ops[index], self.instead.get(index)
         if not instead:
             return op
-        return replace(op, reads=tuple(one for value in op.reads for one in instead.get(value, (value,))))
+        reuses = instead.get(op.reuses, (op.reuses,))[0] if op.reuses is not None else None
+        return replace(
+            op, reads=tuple(one for value in op.reads for one in instead.get(value, (value,))), reuses=reuses
+        )
 
     def _block_classes(self) -> tuple[int, ...]:
         """Classes of blocks in which the same has been added at the same places."""

@@ -95,3 +95,13 @@ class Schedule:
         """(value, number of its encoding) of all that is encoded, each once, in the order of the instructions."""
         told = (one for one in self.instructions if isinstance(one, Encode))
         return tuple(dict.fromkeys((one.value, one.encoding) for one in told))
+
+    def ends_with(self, index: int, value: int | None) -> bool:
+        """Whether a value dies with the run at an instruction: it is freed before anything else happens."""
+        for position in range(index + 1, len(self.instructions) if value is not None else 0):
+            instruction = self.instructions[position]
+            if isinstance(instruction, (Run, Record, Encode, Decode)):
+                return False
+            if instruction == Free(value):
+                return True
+        return False

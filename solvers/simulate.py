@@ -37,10 +37,11 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
     """Carry the schedule out, instruction by instruction.
 
     `Run` needs what it reads alive, and momentarily takes the larger of `working_bytes` and all that it
-    makes; of a second run, copies of values still alive are dropped at its end. A second run of a random
-    operation needs the state recorded just before its first run, and saves the present state meanwhile. `Encode` and
-    `Decode` need what they read alive and what they make not alive, and momentarily take the larger of their working
-    bytes and what they make. What reads a value whose code is read itself needs the code alive too.
+    makes; of a second run, copies of values still alive are dropped at its end. A value that it `reuses` and that
+    is freed right after goes with it: its bytes are not counted beside what takes its place. A second run of a
+    random operation needs the state recorded just before its first run, and saves the present state meanwhile.
+    `Encode` and `Decode` need what they read alive and what they make not alive, and momentarily take the larger of
+    their working bytes and what they make. What reads a value whose code is read itself needs the code alive too.
 
     What has been decoded from an approximate code, or stands in, may be read by backward alone: forward run again would
     carry its error to where nobody has predicted it. Errors of approximate codes may add up to `Problem.error_budget`.
@@ -62,7 +63,8 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
         bench.at, bench.moment_bytes = index, bench.live_bytes
         match instruction:
             case Run(op):
-                bench.run(op)
+                reuses = problem.ops[op].reuses
+                bench.run(op, reuses if schedule.ends_with(index, reuses) else None)
             case Free(value):
                 bench.free(value)
             case Record(op):
@@ -147,10 +149,11 @@ class _Bench:
         self.approximate: set[int] = set()  # values that are alive as an approximate code gave them back
         self.decoded: dict[int, int] = {}  # values that are alive as one of their encodings gave them back
         self.errors: dict[tuple[int, int], float] = {}
+        self.gone = -1  # a value that has been changed in place and is about to be freed
         self.last_once = self.last_draw = -1  # the latest operation that runs once; that drew for the first time
 
-    def run(self, op_index: int) -> None:
-        """Run an operation, for the first time or again."""
+    def run(self, op_index: int, reused: int | None = None) -> None:
+        """Run an operation, for the first time or again. reused: a value that it changes in place."""
         problem, op = self.problem, self.problem.ops[op_index]
         again = bool(self.has_run[op_index])
         for value in op.reads:
@@ -169,6 +172,9 @@ class _Bench:
         momentary_bytes = max(op.working_bytes, made_bytes)
         if op.random and again:
             momentary_bytes += problem.state_bytes
+        if reused is not None:
+            self.free(reused)
+            self.gone = reused
         self._rise(self.live_bytes + momentary_bytes)
         for value in op.makes:
             if not self.alive[value]:
@@ -179,6 +185,9 @@ class _Bench:
     def free(self, value_index: int) -> None:
         """Free a value."""
         value = self.problem.values[value_index]
+        if value_index == self.gone:
+            self.gone = -1
+            return
         if not self.alive[value_index]:
             raise self.error(f"frees {value.name}, which is not alive")
         if value.resident or value.held:

@@ -107,11 +107,13 @@ class WayBench:
                 if value in alive:
                     alive.discard(value)
                     live -= size[value]
+            reused = 0
             for value in ops[index].reads:
                 if value in self.loose and value not in alive:
                     alive.add(value)
                     live += size[value]
-            highest = max(highest, live + self.momentary_bytes[index])
+                    reused += size[value] * (value == ops[index].reuses)
+            highest = max(highest, live + self.momentary_bytes[index] - reused)
         return highest
 
     def _backward(self, order: tuple[int, ...]) -> tuple[frozenset[int], int]:
@@ -125,11 +127,13 @@ class WayBench:
                     live -= size[value]
                     if value not in self.held:
                         needed.discard(value)
+            reused = 0
             for value in ops[index].reads:
                 if value not in needed:
                     needed.add(value)
                     live += size[value]
-            highest = max(highest, live + momentary[index])
+                    reused += size[value] * (value == ops[index].reuses)
+            highest = max(highest, live + momentary[index] - reused)
         return frozenset((self.loose | self.stream) & needed), highest - live
 
     def _size(self, values: Iterable[int]) -> int:

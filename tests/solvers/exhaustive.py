@@ -14,7 +14,7 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
     Dijkstra over (values and codes alive, operations run once so far). Values and codes may be freed at any moment,
     any repeatable operation run at any moment, and what is alive encoded and decoded; operations that run once do so
     in trace order. A value whose code is read itself may be read while both the code and a view of it are alive.
-    Written independently of the solvers.
+    What makes a changed copy of a value may end that value, and take its bytes. Written independently of the solvers.
     """
     ops, values = problem.ops, problem.values
     once = [i for i, op in enumerate(ops) if not op.repeatable]
@@ -72,6 +72,11 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
             made = sum(sizes[v] for v in op.makes)
             if live + max(op.working_bytes, made) <= budget_bytes:
                 steps.append((op.seconds, alive | makes[i], done + (not op.repeatable)))
+            elif op.reuses is not None and alive >> op.reuses & 1:
+                beside = max(op.working_bytes, made) - sizes[op.reuses]
+                if live + beside <= budget_bytes:
+                    then = alive & ~(1 << op.reuses) | makes[i]
+                    steps.append((op.seconds, then, done + (not op.repeatable)))
         for cost, alive_then, done_then in steps:
             then = seconds + cost
             if then < best.get((alive_then, done_then), float("inf")):

@@ -238,6 +238,21 @@ def tiny(seed: int) -> Problem:
     return draft.problem(range(blocks), name=f"tiny{seed}")
 
 
+def with_changes(problem: Problem, seed: int, share: float = 0.7) -> Problem:
+    """The problem in which a share of the operations make a changed copy of something that they read."""
+    draw = random.Random(seed)
+    values, ops = list(problem.values), []
+    for op in problem.ops:
+        read = [value for value in op.reads if not values[value].resident and not values[value].held]
+        if read and len(op.makes) == 1 and not values[op.makes[0]].held and draw.random() < share:
+            reuses, (made,) = draw.choice(read), op.makes
+            scratch = op.working_bytes - values[made].size_bytes
+            values[made] = replace(values[made], size_bytes=values[reuses].size_bytes)
+            op = replace(op, reuses=reuses, working_bytes=values[made].size_bytes + scratch)
+        ops.append(op)
+    return replace(problem, ops=tuple(ops), values=tuple(values))
+
+
 def with_encodings(problem: Problem, seed: int, share: float = 0.6, error_budget: float = 1.0) -> Problem:
     """The problem with one or two random encodings for a share of its values, some of which are read themselves."""
     draw = random.Random(seed)
