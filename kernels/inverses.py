@@ -8,10 +8,11 @@ x(y) has no closed form for GELU, SiLU and Mish. A table (`inverse_tables.py`) h
 four derivatives; from the node nearest in y, the quadratic through it gives a start, and one Newton step on its Taylor
 series the inverse.
 
-Errors of the derivative of these three: what y's rounding makes of it, next to the minimum at most 2e-4 in float32 and
-2e-2 in bfloat16; in mean square, for normally distributed x, 1e-10 and 5e-6. Where y was not rounded, the inversion is
-right to some 2e-7 in float32 and 1e-9 in float64. For |y| < 2^-60 left of the minimum, the derivative, whose size is
-then below 1e-16, is given as 0; right of it, where y is 24 above the minimum, as 1.
+Errors of the derivative of these three: next to the minimum a y that is off by e makes it sqrt(2 f'' e), which is 3e-4
+in float32, where it depends on the processor's erf, and 2e-2 in bfloat16; in mean square, for normally distributed x,
+1e-10 and 5e-6. Where y was not rounded, the inversion is right to some 2e-7 in float32 and 1e-9 in float64. For |y| <
+2^-60 left of the minimum, the derivative, whose size is then below 1e-16, is given as 0; right of it, where y is 24
+above the minimum, as 1.
 """
 
 from __future__ import annotations

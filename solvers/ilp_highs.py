@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
+from dataclasses import replace
+from math import fsum, inf
 from typing import Any
 
 import highspy
@@ -13,6 +14,7 @@ import pulp
 from .integer_program import IMPOSSIBLE, SEED, Answer, Effort, Row, Status
 
 _MOST_PIVOTS = 6_000
+_SLACK = 1e-6  # HiGHS's tolerances
 _INFEASIBLE = (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible)
 
 
@@ -25,10 +27,41 @@ class HighsProgram:
         self._indices: list[int] = []
         self._factors: list[float] = []
         self._relaxed: Any = None  # solved before, to go on from there
-        self._relaxed_shape = (0, -1)
+        self._relaxed_shape, self._relaxed_most = (0, -1), np.empty(0)
 
     def solve(self, effort: Effort, start: Mapping[str, float], fixed: Mapping[str, float]) -> Answer:
         """The integer program."""
+        answer = self._solved(effort, start, fixed)
+        if not (start and answer.solved) or self._cost(answer) <= _nearly(answer.objective):
+            return answer
+        # HiGHS 1.16 reports the objective that presolve improves the start to, and prunes by it, but hands back the
+        # start as it was given. The bound holds; the values that it is the bound of are found without a start.
+        fresh = self._solved(effort, {}, fixed)
+        given = replace(answer, status=Status.FEASIBLE, objective=self._cost(answer))
+        best = fresh if fresh.solved and fresh.objective <= given.objective else given
+        bound = min(max(answer.bound, fresh.bound), best.objective)
+        return replace(best, bound=bound, nodes=answer.nodes + fresh.nodes)
+
+    def _solved(self, effort: Effort, start: Mapping[str, float], fixed: Mapping[str, float]) -> Answer:
+        """What HiGHS reports of the integer program."""
+        solver = self._prepared(effort, start, fixed)
+        solver.run()
+        status, info = solver.getModelStatus(), solver.getInfo()
+        nodes = max(int(info.mip_node_count), 0)
+        if status in _INFEASIBLE:
+            return IMPOSSIBLE
+        # a program without anything whole has no bound of its own
+        bound = info.mip_dual_bound if np.isfinite(info.mip_dual_bound) else -inf
+        has_values = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+        if not has_values or not np.isfinite(info.objective_function_value):
+            return Answer(Status.UNKNOWN, {}, inf, bound, nodes)
+        ended = Status.OPTIMAL if status == highspy.HighsModelStatus.kOptimal else Status.FEASIBLE
+        if ended is Status.OPTIMAL and not any(v.cat == pulp.LpInteger for v in self.columns):
+            bound = info.objective_function_value
+        return Answer(ended, self._values(solver), info.objective_function_value, bound, nodes)
+
+    def _prepared(self, effort: Effort, start: Mapping[str, float], fixed: Mapping[str, float]) -> highspy.Highs:
+        """A solver that has the integer program."""
         solver = _solver()
         solver.setOptionValue("mip_rel_gap", 0.0)
         solver.setOptionValue("mip_abs_gap", max(effort.gap, 1e-9))
@@ -46,20 +79,11 @@ class HighsProgram:
             given = highspy.HighsSolution()
             given.col_value = [start.get(variable.name, 0.0) for variable in self.columns]
             solver.setSolution(given)
-        solver.run()
-        status, info = solver.getModelStatus(), solver.getInfo()
-        nodes = max(int(info.mip_node_count), 0)
-        if status in _INFEASIBLE:
-            return IMPOSSIBLE
-        found = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
-        if not found or not np.isfinite(info.objective_function_value):
-            return Answer(Status.UNKNOWN, {}, inf, info.mip_dual_bound, nodes)
-        ended = Status.OPTIMAL if status == highspy.HighsModelStatus.kOptimal else Status.FEASIBLE
-        # a program without anything whole has no bound of its own
-        bound = info.mip_dual_bound if np.isfinite(info.mip_dual_bound) else -inf
-        if ended is Status.OPTIMAL and not any(v.cat == pulp.LpInteger for v in self.columns):
-            bound = info.objective_function_value
-        return Answer(ended, self._values(solver), info.objective_function_value, bound, nodes)
+        return solver
+
+    def _cost(self, answer: Answer) -> float:
+        """The objective of the values of an answer."""
+        return fsum(cost * answer.values[variable.name] for variable, cost in self.costs.items())
 
     def relaxed(self) -> Answer:
         """The relaxation, by the simplex method, from where it ended the last time."""
@@ -68,7 +92,7 @@ class HighsProgram:
             self._begin_relaxed()
         else:
             self._continue_relaxed()
-        self._relaxed_shape = len(self.rows), len(self.columns)
+        self._relaxed_shape, self._relaxed_most = (len(self.rows), len(self.columns)), self._most()
         self._relaxed.run()
         if self._relaxed.getModelStatus() == highspy.HighsModelStatus.kIterationLimit:
             self._begin_relaxed()  # going on from a degenerate vertex it may go round in circles
@@ -100,7 +124,8 @@ class HighsProgram:
                 np.array(self._indices[first:], dtype=np.int32),
                 np.array(self._factors[first:], dtype=float),
             )
-        solver.changeRowsBounds(rows, np.arange(rows, dtype=np.int32), np.full(rows, -inf), most[:rows])
+        for row in np.flatnonzero(most[:rows] != self._relaxed_most).tolist():
+            solver.changeRowBounds(row, -inf, most[row])
 
     def _take_in(self) -> None:
         for row in self.rows[len(self._starts) - 1 :]:
@@ -132,8 +157,21 @@ class HighsProgram:
         return {variable.name: value for variable, value in zip(self.columns, values, strict=True)}
 
 
-def _solver() -> Any:
-    solver = highspy.Highs()
+def _nearly(objective: float) -> float:
+    """What values may cost that have this objective."""
+    return objective + _SLACK * (1.0 + abs(objective))
+
+
+class _Silent(highspy.Highs):
+    """HiGHS without output: from 1.16 on its constructor, which registers callbacks, prints a banner."""
+
+    def enableCallbacks(self) -> None:
+        self.silent()
+        super().enableCallbacks()
+
+
+def _solver() -> highspy.Highs:
+    solver = _Silent()
     for name, value in {"output_flag": False, "threads": 1, "random_seed": SEED}.items():
         solver.setOptionValue(name, value)
     return solver

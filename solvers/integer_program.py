@@ -100,6 +100,7 @@ class IntegerProgram:
     def minimize(self, costs: Iterable[tuple[float, Term]]) -> None:
         """State what to minimize: the sum of factor · term; numbers among the terms count nothing."""
         self.costs = _summed(costs)[0]
+        self._highs = None  # it has the costs of before
         self.stated.setObjective(pulp.LpAffineExpression(self.costs))
 
     def at_most(self, terms: Iterable[tuple[float, Term]], most: float) -> Row:

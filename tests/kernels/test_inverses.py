@@ -27,6 +27,7 @@ FUNCTIONS = {
     "selu": F.selu,
     "softplus": partial(F.softplus, beta=1.5),
 }
+CURVATURE = {"gelu": 0.798, "gelu_tanh": 0.798, "silu": 0.5, "mish": 0.645, "hardswish": 1 / 3}  # the largest |f''|
 PARAMETERS = {"hardtanh": 0.75, "leaky_relu": 0.3, "elu": 1.3, "celu": 0.6, "softplus": 1.5}
 DIRECT = [kind for kind in FUNCTIONS if kind not in SIDED]
 SAME_BITS = [kind for kind in DIRECT if kind not in ("elu", "celu", "selu", "softplus")]
@@ -66,10 +67,30 @@ def normal(dtype: torch.dtype) -> Tensor:
     return torch.randn(1_000_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
+def allowed(x: Tensor, kind: str) -> Tensor:
+    """How far the derivative at x (float32) may be off, by what this processor makes of the output.
+
+    On one side of the minimum the derivative s is a function of the output y, and d(s²)/dy = 2 s · f'' / s = 2 f''.
+    So an output that is off by e moves s² by at most 2 M e, where M is the largest |f''|. Since s keeps its sign there,
+    it moves by at most sqrt(2 M e), and by at most 2 M e / |s|. An output below the minimum counts as the minimum,
+    which is closer. The inversion itself adds at most 4e-7 (`test_inversion_adds_little_to_the_error_of_rounding`).
+    """
+    e = (FUNCTIONS[kind](x).double() - FUNCTIONS[kind](x.double())).abs()
+    moved = 2 * CURVATURE[kind] * e
+    return torch.minimum(moved.sqrt(), moved / torchs(x.double(), kind).abs().clamp_min(1e-300)) + 4e-7
+
+
 @pytest.mark.parametrize("kind", SIDED)
-def test_the_derivative_in_single_precision_is_right_to_two_in_ten_thousand(kind):
-    assert errors(grid(kind, torch.float32), kind).abs().max() <= 2e-4
-    assert errors(normal(torch.float32), kind).square().mean() <= 1e-10
+def test_the_derivative_in_single_precision_is_as_good_as_its_output_allows(kind):
+    # Around the minimum |x| < 1.6 and y = x g(x), 0 <= g <= 1. Where erf is formula 7.1.26 of Abramowitz and Stegun, as
+    # oneDNN has it without AVX-512, g is off by 1.5e-7, which is 2.5 units of 2^-24, and by some 13 roundings; exp and
+    # tanh are off by 4 units in the last place at most. So y is off by less than 16 units, times |x|.
+    anywhere = (2 * CURVATURE[kind] * 1.6 * 16 * 2**-24) ** 0.5  # 1.6e-3 for GELU
+    for x in (grid(kind, torch.float32), normal(torch.float32)):
+        off = errors(x, kind).abs()
+        assert (off <= allowed(x, kind)).all()
+        assert off.max() <= anywhere
+    assert off.square().mean() <= 1e-10  # of normal inputs; few of them are next to the minimum
 
 
 @pytest.mark.parametrize("kind", INVERTED)
@@ -86,6 +107,8 @@ def test_hardswish_in_half_precision_is_as_good_as_its_output_allows():
 
 @pytest.mark.parametrize("kind", SIDED)
 def test_the_derivative_in_double_precision_is_right_to_a_billionth(kind):
+    # No x but the minimum is closer to it than 2.5e-7, where an output off by e moves the derivative by e / 2.5e-7:
+    # with erf, exp and tanh off by 4 units in the last place, e is at most 5e-16.
     assert errors(grid(kind, torch.float64)[::7], kind).abs().max() <= 2e-9
 
 
@@ -170,7 +193,7 @@ def test_a_bit_is_kept_for_each_element_whatever_the_shape(kind):
     for size in ((), (0,), (1,), (7,), (8,), (3, 5, 7), (257,), (256, 3)):
         x = torch.randn(size)
         assert activation_side(x, kind).shape == (-(-x.numel() // 8),)
-        torch.testing.assert_close(ours(x, kind), torchs(x, kind), rtol=0, atol=2e-4)
+        assert (errors(x, kind).abs() <= allowed(x, kind)).all()
 
 
 @pytest.mark.parametrize("kind", ["gelu", "hardswish", "tanh"])
@@ -179,7 +202,8 @@ def test_tensors_that_lie_in_another_order_are_taken_as_they_lie(kind):
     for gradient in (torch.randn(2, 5, 7, 3), torch.randn_like(x), torch.randn(5, 1, 1).expand_as(x)):
         result = ours(x, kind, gradient)
         assert result.stride() == x.stride()
-        torch.testing.assert_close(result, torchs(x, kind, gradient), rtol=0, atol=1e-3)
+        off = (result - torchs(x.double(), kind, gradient.double())).abs()
+        assert (off <= gradient.abs() * (1e-6 if kind == "tanh" else allowed(x, kind))).all()
 
 
 def test_a_gradient_of_another_type_keeps_it():

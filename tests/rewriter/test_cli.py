@@ -64,6 +64,21 @@ def test_help_and_version_import_no_torch():
     assert done.stdout.strip() == "[0, 0, 0, 0, 0] set()", done.stderr
 
 
+def test_what_libraries_print_reaches_neither_stream():
+    """In a process of its own, since some print below Python's streams, and once per process. Four layers are planned
+    with integer programs."""
+    sizes = ["--set", "n_layer=4", "--set", "vocab_size=50", "--seq", "32"]
+    words = ["plan", *TINY, *sizes, "--budget", "75%", "--costs", "flops", "--json"]
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import conftest\n"
+        f"from lowtide.rewriter.cli import app; app({words!r}, standalone_mode=False)\n"
+        "assert 'highspy' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["peak_bytes"] > 0
+
+
 def test_the_version_is_the_packages():
     assert run("--version").stdout == f"lowtide {lowtide.__version__}\n"
 

@@ -1,6 +1,9 @@
 """The door to integer programs: what HiGHS and CBC say, limits that are hit, and programs without a solution."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from lowtide.solvers import integer_program
@@ -76,6 +79,19 @@ def test_fixed_values_stay(solver):
     assert program.solve().objective <= answer.objective
 
 
+def test_a_start_that_presolve_makes_optimal_is_not_handed_back_as_it_was(solver):
+    """The start is the optimum, but for a choice that no row limits: presolve makes it."""
+    program, _ = knapsack()
+    start = {**program.solve().values, "spare": 0.0}
+    worth = {**program.costs, program.variable("spare"): -7.0}
+    program.minimize((cost, variable) for variable, cost in worth.items())
+    for fixed in ({}, {"x0": start["x0"]}):
+        answer = program.solve(start=start, fixed=fixed)
+        assert answer.objective == approx(-494)
+        assert answer.bound == approx(-494)
+        assert sum(cost * answer.values[variable.name] for variable, cost in worth.items()) == approx(-494)
+
+
 def test_when_the_nodes_run_out_what_is_known_is_told_with_a_bound_below_it():
     program, _ = knapsack(items=80, rows=12)
     answer = program.solve(Effort(node_limit=1))
@@ -118,3 +134,19 @@ def test_it_is_found_out_whether_highs_is_installed(monkeypatch):
     assert integer_program.highspy() is not None
     monkeypatch.setitem(__import__("sys").modules, "highspy", None)
     assert integer_program.highspy() is None
+
+
+def test_nothing_that_solvers_print_reaches_the_terminal():
+    """In a process of its own: a banner is printed once per process, below Python's streams."""
+    program = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent.parent), str(Path(__file__).parent)]}\n"
+        "import conftest, test_ilp_programs as made\n"
+        "from lowtide.solvers import integer_program\n"
+        "for _ in range(2):\n"
+        "    program, limits = made.knapsack()\n"
+        "    program.relaxed(); program.solve(start=program.solve().values)\n"
+        "    limits[0].change(-1); program.solve(); program.relaxed()\n"
+        "    integer_program.highspy = lambda: None\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
