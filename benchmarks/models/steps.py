@@ -28,11 +28,12 @@ Seen = dict[str, Tensor | None]
 class Difference:
     """Something that a step of one module left otherwise than that of another.
 
-    error: ‖a − b‖ / ‖a‖; infinite where one of them lacks it or has another shape.
+    distance: ‖a − b‖; error: the same divided by ‖a‖; infinite where one of them lacks it or has another shape.
     """
 
     step: int
     what: str
+    distance: float
     error: float
 
 
@@ -119,18 +120,18 @@ def differences(eager: list[Seen], other: list[Seen]) -> list[Difference]:
         for what in {**its, **mine}:
             if what.split(".")[0] in {f"output {name}" for name in _MUTED}:
                 continue
-            error = _error(its.get(what), mine.get(what))
-            if error is not None:
-                found.append(Difference(step, what, error))
+            off = _distance(its.get(what), mine.get(what))
+            if off is not None:
+                found.append(Difference(step, what, *off))
     return found
 
 
-def _error(one: Tensor | None, other: Tensor | None) -> float | None:
-    """None where both are the same."""
+def _distance(one: Tensor | None, other: Tensor | None) -> tuple[float, float] | None:
+    """‖one − other‖, absolute and relative; None where both are the same."""
     if one is None or other is None:
-        return None if one is other else math.inf
+        return None if one is other else (math.inf, math.inf)
     if one.shape != other.shape or one.dtype != other.dtype:
-        return math.inf
+        return math.inf, math.inf
     if one.is_sparse or other.is_sparse:
         one, other = one.to_dense(), other.to_dense()
     if torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all()):
@@ -139,7 +140,7 @@ def _error(one: Tensor | None, other: Tensor | None) -> float | None:
     one, other = one.to(wide), other.to(wide)
     size = float(torch.linalg.vector_norm(one.flatten().abs()))
     distance = float(torch.linalg.vector_norm((one - other).flatten().abs()))
-    return distance / size if size else math.inf
+    return distance, distance / size if size else math.inf
 
 
 def gradient_counts(seen: list[Seen]) -> tuple[int, int, bool]:

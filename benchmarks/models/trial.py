@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,13 @@ class Trial:
             seen = trained(small, subject)
         found = [one for one in differences(eager, seen) if one.what not in unstable]
         self.record.different_count = len(found)
-        self.record.differences = [astuple(one) for one in found[:_SHOWN]]
+        self.record.differences = [(one.step, one.what, one.error) for one in found[:_SHOWN]]
         with self._stage("measuring"):
             self._measure(small, subject)
         if found:
             worst = max(found, key=lambda one: one.error)
             self._judge(DIFFERENT, f"{worst.what} in step {worst.step}, relative error {worst.error:.2g}")
-            self.record.kind = _kind_of_difference(found)
+            self.record.kind = _kind_of_difference(found, eager)
         elif self.record.verdict == EXACT and unstable:
             self._judge(EAGER_VARIES, ", ".join(self.record.varying))
 
@@ -195,12 +195,18 @@ class Trial:
             self.record.seconds[name] = round(time.perf_counter() - started, 3)
 
 
-def _kind_of_difference(found: list[Difference]) -> str:
-    """What sorts of tensors differ, and whether by more than rounding does."""
+def _kind_of_difference(found: list[Difference], eager: list[Seen]) -> str:
+    """What sorts of tensors differ, and whether by more than rounding does, beside all of their sort together.
+
+    A single tensor may be nothing but what was rounded, as the gradient of a bias of keys is.
+    """
     sorts = sorted({one.what.split()[0] for one in found})
-    worst = max(one.error for one in found)
-    size = "lacking or of another shape" if math.isinf(worst) else "as by rounding" if worst < 1e-4 else "wrong"
-    return f"{', '.join(sorts)}: {size}"
+    if any(math.isinf(one.error) for one in found):
+        return f"{', '.join(sorts)}: lacking, or of another shape"
+    off = sum(one.distance**2 for one in found if one.step == found[0].step)
+    alike = (t for what, t in eager[found[0].step].items() if what.split()[0] in sorts and t is not None)
+    whole = sum(float(torch.linalg.vector_norm(t.detach().abs().double())) ** 2 for t in alike)
+    return f"{', '.join(sorts)}: {'as by rounding' if off < 1e-8 * whole else 'wrong'}"
 
 
 def _package(family: str) -> str:
