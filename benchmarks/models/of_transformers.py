@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto
 
 from .case import Case, NotBuilt, Subject
 from .steps import run_step, seed_all
-from .transformers_inputs import Inputs, Shape, variants
+from .transformers_inputs import ROWS, Inputs, Shape, variants
 from .transformers_sizes import Shrinking, Size
 
 transformers.logging.set_verbosity_error()
@@ -82,12 +82,13 @@ _UNMAPPED = {
 _MOST_PARAMETERS = 40_000_000
 _PATIENCE_SECONDS = 40.0
 _SIZES = (
+    Size(32),
     Size(16),
     Size(8),
     Size(4),
     Size(2),
     Size(8, images=None),
-    Size(4, images=8),
+    Size(4, images=4),
     Size(16, has_dropout=False),
     Size(2, images=None),
     Size(1, images=None),
@@ -142,7 +143,7 @@ def build(head: Head) -> Subject:
         raise NotBuilt(f"transformers has no {head.class_name}")
     started = time.monotonic()
     reasons: list[str] = []
-    for size in _SIZES:
+    for size in _SIZES[0 if _is_wide(head) else 1 :]:
         try:
             model = _model(head, size)
         except Exception as error:
@@ -156,6 +157,12 @@ def build(head: Head) -> Subject:
         if time.monotonic() - started > _PATIENCE_SECONDS:
             break
     raise NotBuilt(" | ".join(one.replace("\n", " ")[:160] for one in dict.fromkeys(reasons)))
+
+
+def _is_wide(head: Head) -> bool:
+    config = CONFIG_MAPPING[head.model_type]()
+    widths = (getattr(one, "hidden_size", 0) for one in (config, config.get_text_config(decoder=True)))
+    return any(isinstance(width, int) and width >= 2048 for width in widths)
 
 
 def _model(head: Head, size: Size) -> nn.Module:
@@ -214,4 +221,4 @@ def _with_placeholders(shape: Shape, message: str) -> Shape | None:
     told = re.search(r"tokens:?\s*(\d+)\D+(?:features|embeddings)\D*(\d+)", message)
     if told is None or shape.placeholders:
         return None
-    return replace(shape, placeholders=-(-int(told[2]) // 2))
+    return replace(shape, placeholders=-(-int(told[2]) // ROWS))

@@ -13,6 +13,8 @@ from .case import Case
 FAMILIES = {
     "torch": "of_torch",
     "transformers": "of_transformers",
+    "timm": "of_timm",
+    "torchvision": "of_torchvision",
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .case import Call
 
-_ROWS, _TOKENS, _CHOICES, _IGNORED = 2, 16, 2, -100
+ROWS, _TOKENS, _CHOICES, _IGNORED = 4, 32, 2, -100
 _SAMPLES = 2400  # of sound
 
 
@@ -96,7 +96,7 @@ class Inputs:
 
     # Tensors.
 
-    def ids(self, rows: int = _ROWS, seed: int = 0, vocabulary: int | None = None) -> Tensor:
+    def ids(self, rows: int = ROWS, seed: int = 0, vocabulary: int | None = None) -> Tensor:
         """Running text without special tokens [rows, tokens]."""
         size = vocabulary or _value(self.text, "vocab_size") or self.number("vocab_size", default=100)
         special = {
@@ -140,7 +140,7 @@ def _input_ids(inputs: Inputs) -> Tensor | None:
         return torch.stack([ids, inputs.ids(seed=3)], 1)
     if inputs.shape.placeholders:
         token = _placeholder_id(inputs)
-        ids = torch.cat([ids[:, :2], torch.full((_ROWS, inputs.shape.placeholders), token), ids[:, 2:]], 1)
+        ids = torch.cat([ids[:, :2], torch.full((ROWS, inputs.shape.placeholders), token), ids[:, 2:]], 1)
     return ids
 
 
@@ -160,7 +160,7 @@ def _attention_mask(inputs: Inputs) -> Tensor | None:
     if "input_ids" not in inputs.names:
         return None
     tokens = inputs.shape.tokens + inputs.shape.placeholders
-    mask = torch.ones(_ROWS, tokens, dtype=torch.long)
+    mask = torch.ones(ROWS, tokens, dtype=torch.long)
     if inputs.task == "multiple choice":
         return mask[:, None].repeat(1, _CHOICES, 1)
     if inputs.task not in ("next token", "picture and text"):
@@ -179,16 +179,16 @@ def _pixel_values(inputs: Inputs) -> Tensor | None:
         patch = inputs.number("patch_size", default=14)
         temporal = inputs.number("temporal_patch_size", default=1)
         channels = inputs.number("in_channels", "in_chans", "num_channels", default=3)
-        return inputs.floats(_ROWS * (2 * merge) ** 2, channels * temporal * patch * patch)
+        return inputs.floats(ROWS * (2 * merge) ** 2, channels * temporal * patch * patch)
     if inputs.shape.dimensions == 5:
         frames = inputs.number("num_frames", default=1) if "video" in inputs.task else 1
-        return inputs.pictures(_ROWS, max(frames, 1))
-    return inputs.pictures(_ROWS)
+        return inputs.pictures(ROWS, max(frames, 1))
+    return inputs.pictures(ROWS)
 
 
 def _grid(inputs: Inputs) -> Tensor:
     merge = inputs.number("spatial_merge_size", "merge_size", default=2)
-    return torch.tensor([[1, 2 * merge, 2 * merge]] * _ROWS)
+    return torch.tensor([[1, 2 * merge, 2 * merge]] * ROWS)
 
 
 def _input_features(inputs: Inputs) -> Tensor:
@@ -206,19 +206,19 @@ def _input_features(inputs: Inputs) -> Tensor:
         else inputs.shape.frames
     )
     size = (frames, bins) if inputs.shape.frames_first else (bins, frames)
-    return inputs.floats(_ROWS, *size)
+    return inputs.floats(ROWS, *size)
 
 
 def _input_values(inputs: Inputs) -> Tensor:
     class_name = type(inputs.model).__name__
     if class_name.startswith(("AST", "ASTFor")):
-        return inputs.floats(_ROWS, inputs.number("max_length"), inputs.number("num_mel_bins"))
-    return inputs.floats(_ROWS, _SAMPLES)
+        return inputs.floats(ROWS, inputs.number("max_length"), inputs.number("num_mel_bins"))
+    return inputs.floats(ROWS, _SAMPLES)
 
 
 def _bbox(inputs: Inputs) -> Tensor:
-    corner = inputs.below(400, _ROWS, inputs.shape.tokens, 2)
-    return torch.cat([corner, corner + 1 + inputs.below(400, _ROWS, inputs.shape.tokens, 2)], -1)
+    corner = inputs.below(400, ROWS, inputs.shape.tokens, 2)
+    return torch.cat([corner, corner + 1 + inputs.below(400, ROWS, inputs.shape.tokens, 2)], -1)
 
 
 def _past_values(inputs: Inputs) -> Tensor:
@@ -228,8 +228,8 @@ def _past_values(inputs: Inputs) -> Tensor:
     channels = inputs.number("num_input_channels", default=0)
     if lags:
         length += max(lags)
-        return inputs.floats(_ROWS, length).abs()
-    return inputs.floats(_ROWS, length, channels) if channels else inputs.floats(_ROWS, length)
+        return inputs.floats(ROWS, length).abs()
+    return inputs.floats(ROWS, length, channels) if channels else inputs.floats(ROWS, length)
 
 
 _MAKERS: dict[str, Callable[[Inputs], Any]] = {
@@ -238,7 +238,7 @@ _MAKERS: dict[str, Callable[[Inputs], Any]] = {
     "pixel_values": _pixel_values,
     "image_grid_thw": _grid,
     "image_grid_hws": lambda inputs: _grid(inputs)[:, 1:],
-    "image_sizes": lambda inputs: torch.tensor([[inputs.side, inputs.side]] * _ROWS),
+    "image_sizes": lambda inputs: torch.tensor([[inputs.side, inputs.side]] * ROWS),
     "input_features": _input_features,
     "input_values": _input_values,
     "bbox": _bbox,
@@ -275,8 +275,8 @@ def _masked(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
     kwargs["input_ids"] = ids.masked_fill(hidden, inputs.number("mask_token_id", default=4))
     return {
         "labels": ids.masked_fill(~hidden, _IGNORED),
-        "next_sentence_label": inputs.below(2, _ROWS),
-        "sentence_order_label": inputs.below(2, _ROWS),
+        "next_sentence_label": inputs.below(2, ROWS),
+        "sentence_order_label": inputs.below(2, ROWS),
     }
 
 
@@ -287,33 +287,33 @@ def _text_to_text(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
 
 
 def _row_class(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
-    return {"labels": inputs.below(inputs.config.num_labels, _ROWS)}
+    return {"labels": inputs.below(inputs.config.num_labels, ROWS)}
 
 
 def _token_class(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
     ids = kwargs.get("input_ids")
-    size = ids.shape if ids is not None else (_ROWS, inputs.shape.tokens)
+    size = ids.shape if ids is not None else (ROWS, inputs.shape.tokens)
     return {"labels": inputs.below(inputs.config.num_labels, *size)}
 
 
 def _answer(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
-    start = inputs.below(inputs.shape.tokens // 2, _ROWS)
+    start = inputs.below(inputs.shape.tokens // 2, ROWS)
     return {"start_positions": start, "end_positions": start + 2}
 
 
 def _choice(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
-    return {"labels": inputs.below(_CHOICES, _ROWS)}
+    return {"labels": inputs.below(_CHOICES, ROWS)}
 
 
 def _pixel_class(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
     side = kwargs["pixel_values"].shape[-1]
-    return {"labels": inputs.below(inputs.config.num_labels, _ROWS, side, side)}
+    return {"labels": inputs.below(inputs.config.num_labels, ROWS, side, side)}
 
 
 def _boxes(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
     side = kwargs["pixel_values"].shape[-1]
     labels = []
-    for _ in range(_ROWS):
+    for _ in range(ROWS):
         boxes = torch.rand(3, 4, generator=inputs.draw) * 0.3 + 0.3
         masks = (torch.rand(3, side, side, generator=inputs.draw) > 0.5).float()
         labels.append({"class_labels": inputs.below(inputs.config.num_labels, 3), "boxes": boxes, "masks": masks})
@@ -322,24 +322,24 @@ def _boxes(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
 
 def _masks(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
     side = kwargs["pixel_values"].shape[-1]
-    masks = [(torch.rand(2, side, side, generator=inputs.draw) > 0.5).float() for _ in range(_ROWS)]
-    classes = [inputs.below(inputs.config.num_labels, 2) for _ in range(_ROWS)]
+    masks = [(torch.rand(2, side, side, generator=inputs.draw) > 0.5).float() for _ in range(ROWS)]
+    classes = [inputs.below(inputs.config.num_labels, 2) for _ in range(ROWS)]
     return {"mask_labels": masks, "class_labels": classes}
 
 
 def _characters(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
     size = _value(inputs.text, "vocab_size") or 30
-    return {"labels": 1 + inputs.below(min(size, 30) - 2, _ROWS, 2)}
+    return {"labels": 1 + inputs.below(min(size, 30) - 2, ROWS, 2)}
 
 
 def _future(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
     past = kwargs["past_values"]
     length = inputs.number("prediction_length", "horizon_length", default=8)
-    future = inputs.floats(_ROWS, length, *past.shape[2:])
+    future = inputs.floats(ROWS, length, *past.shape[2:])
     told: Kwargs = {"future_values": future.abs(), "past_observed_mask": torch.ones_like(past)}
     features = inputs.number("num_time_features", default=0) + inputs.number("num_dynamic_real_features", default=0)
-    told["past_time_features"] = inputs.floats(_ROWS, past.shape[1], features)
-    told["future_time_features"] = inputs.floats(_ROWS, length, features)
+    told["past_time_features"] = inputs.floats(ROWS, past.shape[1], features)
+    told["future_time_features"] = inputs.floats(ROWS, length, features)
     return told
 
 

@@ -71,7 +71,7 @@ class Size:
     """
 
     divisor: int = 16
-    images: int | None = 4
+    images: int | None = 8
     layers: int = 2
     has_dropout: bool = True
 

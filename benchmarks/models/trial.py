@@ -51,7 +51,7 @@ class Limits:
     """How models are tried. budget: of the peak with everything kept; time_limit: seconds of solving."""
 
     budget: str = "60%"
-    time_limit: float = 5.0
+    time_limit: float = 2.0
     is_eager_only: bool = False
 
 
@@ -201,7 +201,7 @@ def _kind_of_difference(found: list[Difference], eager: list[Seen]) -> str:
     A single tensor may be nothing but what was rounded, as the gradient of a bias of keys is.
     """
     sorts = sorted({one.what.split()[0] for one in found})
-    if any(math.isinf(one.error) for one in found):
+    if any(math.isinf(one.distance) for one in found):
         return f"{', '.join(sorts)}: lacking, or of another shape"
     off = sum(one.distance**2 for one in found if one.step == found[0].step)
     alike = (t for what, t in eager[found[0].step].items() if what.split()[0] in sorts and t is not None)
