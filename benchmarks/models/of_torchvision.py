@@ -16,40 +16,57 @@ from .case import Call, Case, Subject
 _ROWS, _CLASSES = 2, 10
 # The smaller ones of each kind of network.
 _CLASSIFIERS = (
-    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
-    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "regnet_x_400mf"),
-    *("regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0"),
-    *("squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_32", "wide_resnet50_2"),
+    *(
+        "alexnet",
+        "convnext_tiny",
+        "densenet121",
+        "efficientnet_b0",
+        "googlenet",
+        "inception_v3",
+        "maxvit",
+        "mnasnet0_5",
+    ),
+    *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
+    *("resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t"),
+    *("vgg11", "vgg11_bn", "vit"),
 )
-_SIDES = {"alexnet": 64, "inception_v3": 96, "maxvit_t": 224, "vit_b_32": 224}
+_TOO_LARGE = ("101", "ssd300", "swin3d_b", "swin3d_s", "mvit_v2")
 
 
 def cases() -> Iterator[Case]:
     """All of them, kind by kind."""
     for name in _CLASSIFIERS:
         yield Case(f"torchvision/{name}", "picture class", partial(_classifier, name))
-    for name in models.list_models(models.segmentation):
-        if "101" not in name:
-            yield Case(f"torchvision/{name}", "pixel class", partial(_segmenter, name))
-    for name in models.list_models(models.detection):
-        yield Case(f"torchvision/{name}", "boxes", partial(_detector, name))
-    for name in models.list_models(models.video):
-        if name not in ("swin3d_b", "swin3d_s"):
-            yield Case(f"torchvision/{name}", "video class", partial(_video, name))
+    kinds = (
+        (models.segmentation, "pixel class", _segmenter),
+        (models.detection, "boxes", _detector),
+        (models.video, "video class", _video),
+    )
+    for module, task, build in kinds:
+        for name in models.list_models(module):
+            if not any(mark in name for mark in _TOO_LARGE):
+                yield Case(f"torchvision/{name}", task, partial(build, name))
     yield Case("torchvision/raft_small", "optical flow", _flow)
 
 
 def _classifier(name: str) -> Subject:
-    side = _SIDES.get(name, 64)
-    extra: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    if name == "maxvit_t":
-        extra = {"input_size": (64, 64), "partition_size": 2, "stem_channels": 16, "block_channels": [16, 32]}
-        extra |= {"block_layers": [1, 1], "head_dim": 8, "stochastic_depth_prob": 0.1}
-        side = 64
-        return _pictures(models.MaxVit(num_classes=_CLASSES, **extra), side)
-    if name == "vit_b_32":
-        extra, side = {"image_size": 64, "dropout": 0.1, "attention_dropout": 0.1}, 64
-    return _pictures(models.get_model(name, weights=None, num_classes=_CLASSES, **extra), side)
+    if name == "maxvit":
+        model = models.MaxVit(
+            (64, 64), 16, 2, [16, 32], [1, 1], 8, stochastic_depth_prob=0.1, attention_dropout=0.1, num_classes=_CLASSES
+        )
+    elif name == "vit":
+        model = models.VisionTransformer(64, 8, 2, 4, 32, 64, 0.1, 0.1, _CLASSES)
+    elif name in ("googlenet", "inception_v3"):
+        model = models.get_model(name, weights=None, num_classes=_CLASSES, init_weights=True)
+    else:
+        model = models.get_model(name, weights=None, num_classes=_CLASSES)
+    if isinstance(model, (models.VGG, models.AlexNet)):  # their last layers are made for larger pictures
+        width = 512 if isinstance(model, models.VGG) else 256
+        model.avgpool = nn.AdaptiveAvgPool2d(1)
+        model.classifier = nn.Sequential(
+            nn.Linear(width, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, 64), nn.ReLU(True), nn.Linear(64, _CLASSES)
+        )
+    return _pictures(model, 160 if name == "inception_v3" else 64)
 
 
 def _segmenter(name: str) -> Subject:
@@ -88,19 +105,31 @@ def _detection_batch(side: int, name: str, number: int) -> Call:
 
 
 def _video(name: str) -> Subject:
-    extra: dict[str, Any] = {}
-    frames, side = 4, 32
-    if name == "s3d":
-        frames, side = 16, 64
+    frames, side = (16, 64) if name == "s3d" else (4, 32)
     if name.startswith("mvit"):
-        frames, side = 16, 224
-    model = models.get_model(name, weights=None, num_classes=_CLASSES, **extra)
+        model = _multiscale()
+    else:
+        model = models.get_model(name, weights=None, num_classes=_CLASSES)
+    if name == "s3d":
+        model.avgpool = nn.AdaptiveAvgPool3d(1)  # its own is made for larger pictures
 
     def batch(number: int) -> Call:
         film = pictures(_ROWS * frames, 3, side, side, number).view(_ROWS, frames, 3, side, side)
         return (film.transpose(1, 2).contiguous(),), {}
 
     return Subject(model, batch)
+
+
+def _multiscale() -> nn.Module:
+    """MViT with three small blocks, of which the second halves the resolution."""
+    blocks = [
+        models.video.mvit.MSBlockConfig(1, 16, 32, [3, 3, 3], [1, 2, 2], [], []),
+        models.video.mvit.MSBlockConfig(2, 16, 32, [3, 3, 3], [1, 1, 1], [3, 3, 3], [1, 2, 2]),
+        models.video.mvit.MSBlockConfig(2, 32, 32, [3, 3, 3], [1, 1, 1], [3, 3, 3], [1, 1, 1]),
+    ]
+    return models.video.MViT(
+        (32, 32), 4, blocks, True, False, False, False, stochastic_depth_prob=0.1, num_classes=_CLASSES
+    )
 
 
 def _flow() -> Subject:

@@ -80,6 +80,7 @@ _UNMAPPED = {
     "bridgetower": ("masked text", "BridgeTowerForMaskedLM"),
 }
 _MOST_PARAMETERS = 40_000_000
+_MOST_SECONDS = 4.0  # of a step in eager
 _PATIENCE_SECONDS = 40.0
 _SIZES = (
     Size(32),
@@ -204,7 +205,11 @@ def _trainable(model: nn.Module, head: Head, reasons: list[str], size: Size) -> 
         twin = copy.deepcopy(model)
         try:
             seed_all(0)
+            started = time.process_time()
             run_step(twin, inputs(0))
+            seconds = time.process_time() - started
+            if seconds > _MOST_SECONDS:
+                raise NotBuilt(f"a step takes {seconds:.0f} s")
             if any(p.grad is not None for p in twin.parameters()):
                 return Subject(model, inputs)
             reasons.append("no parameter gets a gradient")

@@ -14,6 +14,7 @@ FAMILIES = {
     "torch": "of_torch",
     "transformers": "of_transformers",
     "timm": "of_timm",
+    "diffusers": "of_diffusers",
     "torchvision": "of_torchvision",
 }
 

@@ -373,9 +373,7 @@ def variants(task: str, names: list[str]) -> Iterator[Shape]:
     yield plain
     if "input_features" in names:
         yield replace(plain, frames_first=True)
-    if "pixel_values" in names:
-        yield replace(plain, dimensions=9 - plain.dimensions)
-    yield replace(plain, has_mask=False)
-    yield replace(plain, has_labels=False)
-    if "pixel_values" in names:
-        yield replace(plain, dimensions=9 - plain.dimensions, has_labels=False)
+    if "pixel_values" in names and "text" in task:
+        yield replace(plain, dimensions=5)
+    if _LABELS.get(task, _no_labels) is not _no_labels:
+        yield replace(plain, has_labels=False)

@@ -130,7 +130,8 @@ class Shrinking:
             return len(chosen.indices)
         if _LAYERS.search(name):
             return min(value, max(self.size.layers, chosen.least))
-        if self.size.images and name in ("image_size", "patch_size"):
+        is_picture = name == "input_size" and isinstance(_read(config, "patch_size"), int)
+        if self.size.images and (is_picture or name in ("image_size", "patch_size")):
             patch = _read(config, "patch_size")
             patch = min(patch, 8) if isinstance(patch, int) else 8
             return patch if name == "patch_size" else self.size.images * max(patch, 8)

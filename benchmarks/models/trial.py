@@ -16,6 +16,7 @@ from typing import Any
 
 import lowtide
 import torch
+from torch import nn
 
 from .case import Case, NotBuilt, Subject
 from .record import (
@@ -93,15 +94,23 @@ class Trial:
             self.record.class_name = type(model).__name__
             self.record.parameters = sum(parameter.numel() for parameter in model.parameters())
         with self._stage("eager"):
-            eager, again = (trained(copy.deepcopy(model), subject) for _ in range(2))
+            eager, again = (trained(self._copy(model), subject) for _ in range(2))
             unstable = {one.what for one in differences(eager, again)}
             self._check_worth(eager)
             self.record.varying = sorted(unstable)[:_SHOWN]
-            twin = copy.deepcopy(model)
+            twin = self._copy(model)
             start_bytes = resident_bytes(twin, subject.batch(0))
             self.record.eager_peak_bytes = start_bytes + peak_above_start(twin, subject)
         self.record.verdict = EXACT
         return subject, eager, unstable
+
+    def _copy(self, model: nn.Module) -> nn.Module:
+        """Another module with the same parameters; built anew where it holds tensors that refuse to be copied."""
+        try:
+            return copy.deepcopy(model)
+        except RuntimeError:
+            seed_all(0)
+            return self.case.build().model.train()
 
     def _check_worth(self, eager: list[Seen]) -> None:
         """A model without gradients, or with endless ones, shows nothing."""
@@ -136,11 +145,11 @@ class Trial:
         options: dict[str, Any] = {"costs": "flops", "time_limit": self.limits.time_limit}
         args, kwargs = subject.batch(0)
         try:
-            return lowtide.rewrite(copy.deepcopy(subject.model), self.limits.budget, args, kwargs, **options)
+            return lowtide.rewrite(self._copy(subject.model), self.limits.budget, args, kwargs, **options)
         except lowtide.InfeasibleBudget as error:
             self.record.budget = "smallest"
             args, kwargs = subject.batch(0)
-            return lowtide.rewrite(copy.deepcopy(subject.model), error.smallest_bytes, args, kwargs, **options)
+            return lowtide.rewrite(self._copy(subject.model), error.smallest_bytes, args, kwargs, **options)
 
     def _measure(self, small: Any, subject: Subject) -> None:
         above_bytes = peak_above_start(small, subject)
