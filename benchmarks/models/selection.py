@@ -1,0 +1,35 @@
+"""Which models there are: by family, as far as its package is installed, and by pattern."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+from .case import Case
+
+FAMILIES = {
+    "torch": "of_torch",
+    "transformers": "of_transformers",
+    "timm": "of_timm",
+    "diffusers": "of_diffusers",
+    "torchvision": "of_torchvision",
+}
+
+
+@cache
+def cases_of(family: str) -> Sequence[Case]:
+    """The models of a family in order; none where its package is not installed."""
+    if find_spec(family) is None:
+        return ()
+    return tuple(import_module(f".{FAMILIES[family]}", __package__).cases())
+
+
+def matching(families: Iterable[str] | None, patterns: Sequence[str] | None) -> list[Case]:
+    """The models of some families (all by default) whose names match a pattern, or have it as a part."""
+    every = [case for family in families or FAMILIES for case in cases_of(family)]
+    if not patterns:
+        return every
+    return [case for case in every if any(fnmatch.fnmatch(case.name, p) or p in case.name for p in patterns)]

@@ -1,0 +1,131 @@
+"""Processes that try models one after the other, so that a crash, a hang or a leak ends one trial and not the sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .record import CRASHED, NOT_BUILT, Record, kind_of
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a process may take. seconds: for one model; memory_bytes: of addresses; models: before a fresh one starts."""
+
+    seconds: float = 120.0
+    memory_bytes: int = 12 * 2**30
+    models: int = 25
+
+
+@dataclass
+class Worker:
+    """The near end of a process that tries models; starts it when it is needed."""
+
+    arguments: list[str]
+    bounds: Bounds
+    environment: dict[str, str]
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _tried: int = 0
+    _unread: bytes = b""
+
+    def attempt(self, name: str) -> Record:
+        """What the process says of a model, or what became of the process."""
+        if self._process is None or self._tried >= self.bounds.models:
+            self._start()
+        process = self._process
+        assert process is not None and process.stdin is not None
+        self._tried += 1
+        stage = "building"
+        deadline = time.monotonic() + self.bounds.seconds
+        try:
+            process.stdin.write(name.encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return self._gone(name, stage)
+        while (line := self._line(deadline)) is not None:
+            if not line:
+                return self._gone(name, stage)
+            told = json.loads(line)
+            if "stage" not in told or "verdict" in told:
+                return Record(**told)
+            stage = told["stage"]
+        self.close()
+        return _lost(name, stage, f"the limit of {self.bounds.seconds:g} s passed")
+
+    def _start(self) -> None:
+        self.close()
+        command = [sys.executable, "-m", "benchmarks.models", "--worker", *self.arguments]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, **pipes, env=self.environment, cwd=_ROOT, start_new_session=True)
+        self._tried, self._unread = 0, b""
+
+    def _line(self, deadline: float) -> bytes | None:
+        """The next line; empty where the process has ended; None when the time is over."""
+        assert self._process is not None and self._process.stdout is not None
+        source = self._process.stdout.fileno()
+        while b"\n" not in self._unread:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([source], [], [], left)[0]:
+                return None
+            data = os.read(source, 1 << 16)
+            if not data:
+                return b""
+            self._unread += data
+        line, self._unread = self._unread.split(b"\n", 1)
+        return line
+
+    def _gone(self, name: str, stage: str) -> Record:
+        assert self._process is not None
+        code = self._process.wait()
+        self.close()
+        return _lost(name, stage, f"the process ended with {signal.Signals(-code).name if code < 0 else code}")
+
+    def close(self) -> None:
+        """Ends the process with all that it has started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def _lost(name: str, stage: str, text: str) -> Record:
+    """A model that took its process with it: before eager has run that is not lowtide's doing."""
+    verdict = NOT_BUILT if stage in ("building", "eager") else CRASHED
+    return Record(name, verdict=verdict, stage=stage, text=text, kind=f"{kind_of(text)}, {stage}")
+
+
+def serve(attempt: Callable[[str, Callable[[str], object]], Record], memory_bytes: int) -> None:
+    """The far end: reads names, writes a line for each stage and one with the record.
+
+    attempt: tries the model of a name, telling its stages.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    lines = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what models print must not be taken for an answer
+
+    def write(told: dict[str, Any]) -> None:
+        lines.write(json.dumps(told) + "\n")
+
+    for name in sys.stdin:
+        record = attempt(name.strip(), lambda stage: write({"stage": stage}))
+        write(asdict(record))
