@@ -22,6 +22,7 @@ from .foreign_operations import ForeignOperations, fake_kernel_failed
 from .layouts_seen import SEEN
 from .running_modules import user_line
 from .sample_values import SampleValues
+from .shaped_by_data import result_by_shape
 from .source_text import identifier
 from .sources import Source
 from .torch_internals import (
@@ -104,6 +105,7 @@ class Recorder(OperationMode):
             raise CaptureError(f"{func} changes a tensor that lowtide cannot follow, {self.where()}")
         if func is aten.index.Tensor or (func is aten.index_put.default and self._knows_masks(args[1])):
             args = (args[0], [part for index in args[1] for part in self._positions(index)], *args[2:])
+        by_shape = self._shaped_by_few(func, args)
         node_args, node_kwargs = self._nodes_of((args, kwargs))
         target = func
         if self.batches is not None and func in AVERAGED:
@@ -117,7 +119,8 @@ class Recorder(OperationMode):
         )
         try:
             shaped = func is aten._grouped_mm.default and args[0].dtype != torch.bfloat16
-            out = grouped_mm_result(*args) if shaped else func(*args, **kwargs)
+            run = grouped_mm_result if shaped else func
+            out = by_shape if by_shape is not None else run(*args, **kwargs)
         except NEEDS_DATA:
             node.meta["shaped_by_data"] = True
             out = self._look_at_data(node, args)
@@ -134,6 +137,16 @@ class Recorder(OperationMode):
         )
         self._name_outputs(node, out)
         return out
+
+    def _shaped_by_few(self, func: Any, args: Any) -> Any:
+        """The result of an operation whose shape a few of its operands decide, which are looked at; else None."""
+        if self.phase == "backward":
+            return None
+        with self:
+            result = result_by_shape(func, args)
+        for part in result if isinstance(result, tuple) else () if result is None else (result,):
+            self.graph.erase_node(self.nodes.pop(id(part)))  # it is made by the operation, and not blank
+        return result
 
     def _knows_masks(self, indices: Any) -> bool:
         """Whether forward has taken elements by these very masks."""
