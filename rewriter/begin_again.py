@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Start:
     tensors: Mapping[Source, torch.Tensor]
     versions: Mapping[Source, int]
     generator: Generator
-    state: bytes
+    state: bytes | None
     plan_for: Callable[[Arrivals], Served]
     conditions: Callable[[], AbstractContextManager[Any]]
 
@@ -40,14 +40,16 @@ class Start:
     ) -> Start:
         """The start of a step that begins now."""
         generator = Generator(device)
-        # Kept outside of torch's allocator: it is no tensor of the step.
-        state = generator.state().numpy().tobytes()
+        # Kept outside of torch's allocator, since a state is no tensor of the step; for a moment it is one.
+        state = generator.state().numpy().tobytes() if program.random else None
         versions = {source: t._version for source, t in tensors.items() if source not in program.updated}
         return cls(tensors, versions, generator, state, plan_for, conditions)
 
-    def restored_state(self) -> torch.Tensor:
-        """The generator's state at the start."""
-        return torch.frombuffer(bytearray(self.state), dtype=torch.uint8)
+    def drawing(self) -> AbstractContextManager[Any]:
+        """A context in which the generator draws as it did from the start; afterwards it is where it was."""
+        if self.state is None:
+            return nullcontext()
+        return self.generator.drawing_from(torch.frombuffer(bytearray(self.state), dtype=torch.uint8))
 
 
 def check_start(start: Start, program: Program, arriving: Arrivals) -> None:

@@ -68,6 +68,7 @@ def emit(
         idle=tuple(source for source in captured.reachable if source not in captured.gradients),
         undo=captured.undo,
         rereads=captured.rereads,
+        random=any(kernel.random for kernel in step.kernels),
     )
 
 

@@ -114,7 +114,7 @@ class LayoutsSeen:
         return [
             text
             for text, node in calls.items()
-            if (layouts := seen.get(text)) is not None and self.learn(node, parsed(layouts))
+            if not node.meta.get("in_place") and (layouts := seen.get(text)) is not None and self.learn(node, parsed(layouts))
         ]
 
     def applied(self, node: fx.Node, out: Any) -> Any:

@@ -389,13 +389,19 @@ def pose_step(costs: StepCosts, situation: Situation) -> tuple[StepGraph, Posed]
         grad_present=situation.grad_present,
         error_budget=costs.options.error_budget if costs.options.fidelity == "approximate" else 0.0,
         state_bytes=_CPU_STATE_BYTES if costs.device.type == "cpu" else 0,
-        floor_bytes=situation.floor_bytes,
+        floor_bytes=max(situation.floor_bytes, _start_bytes(costs, situation)),
         rounding_bytes=rounding_bytes(costs.device, preset),
         name=costs.name,
         costs=costs.options.costs,
         notes=(*captured.notes, *_told_savings(costs.step.savings)),
     )
     return step, posed
+
+
+def _start_bytes(costs: StepCosts, situation: Situation) -> int:
+    """The peak at the very start of a step, where the generator's state is copied if other gradients may arrive."""
+    copied = len(costs.captured.outputs.able) > 1 and any(kernel.random for kernel in costs.step.kernels)
+    return situation.resident_bytes + _CPU_STATE_BYTES if copied and costs.device.type == "cpu" else 0
 
 
 def _told_savings(savings: Iterable[Saving]) -> Iterator[str]:

@@ -132,9 +132,10 @@ class Recorder(OperationMode):
             # Eager draws in place, in the order of the blank tensor's layout; the functional form draws in row order.
             out = torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device)
             node.meta["in_place"] = True
-        out = (
-            self.foreign.seen(node, out) if is_foreign(func) else SEEN.applied(node, as_eager_makes_it(func, args, out))
-        )
+        elif is_foreign(func):
+            out = self.foreign.seen(node, out)
+        else:
+            out = SEEN.applied(node, as_eager_makes_it(func, args, out))
         self._name_outputs(node, out)
         return out
 

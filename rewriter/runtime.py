@@ -256,7 +256,7 @@ def _begin_again(
     # Buffers have been updated already: those that are handed over now are scratch.
     tensors = {source: t.detach().clone() if source in updated else t for source, t in start.tensors.items()}
     again = Tape(program, {**tensors, **constants}, tape.device_type)
-    with start.generator.drawing_from(start.restored_state()):
+    with start.drawing():
         if program.draws:
             again.values[SEED] = _next_number()
         for binding in program.forward:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import zlib
@@ -22,6 +23,7 @@ _FORMAT = 2  # raise it when the layout of entries changes
 _OPENING = b"lowtide entry\n"
 _DIGEST_BYTES = sha256().digest_size
 _LENGTH_BYTES = 8
+_writes = itertools.count()
 _SUFFIX = ".entry"
 _LIBRARIES = ("numpy", "pulp", "highspy")  # whose results the solvers hand on
 # What an entry and its parts may have at most: as files, and unpacked. The largest of a 126-layer model have a tenth.
@@ -84,13 +86,15 @@ class DiskCache:
     written to is no error: what is found is then found again next time.
 
     folder: by default `solved` in `cache_folder()`, as the environment says when an entry is asked for.
-    most_bytes, most_entries: beyond these, entries that have not been asked for longest are removed.
+    most_bytes, most_entries: beyond these, entries that have not been asked for longest are removed, at each so many
+    writes of this process (`tidied_every`), since all files of the folder are looked at.
     anew: entries are not read, but found and written again.
     """
 
     folder: Path | None = None
     most_bytes: int = 256 * 2**20
     most_entries: int = 4096
+    tidied_every: int = 32
     anew: bool = False
 
     def read(self, name: str) -> Entry | None:
@@ -110,7 +114,8 @@ class DiskCache:
             return
         with contextlib.suppress(OSError):
             write_private(path, _packed(told, arrays))
-            remove_oldest(path.parent, _SUFFIX, self.most_bytes, self.most_entries)
+            if next(_writes) % self.tidied_every == 0:
+                remove_oldest(path.parent, _SUFFIX, self.most_bytes, self.most_entries)
 
     def _path(self, name: str) -> Path | None:
         folder = self.folder

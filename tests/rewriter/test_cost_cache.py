@@ -51,7 +51,7 @@ def known() -> dict[str, Measurement]:
 def test_the_file_is_json_with_a_digest_and_only_this_user_may_read_it():
     path = saved(one=Measurement(1.5, 10), two=Measurement(None, 0))
     told = json.loads(path.read_text())
-    assert told["kernels"] == {"one": [1.5, 10], "two": [None, 0]}
+    assert told["kernels"] == {"one": [1.5, 10, None], "two": [None, 0, None]}
     assert path.stat().st_mode & 0o077 == 0 or os.name != "posix"
     assert known() == {"one": Measurement(1.5, 10), "two": Measurement(None, 0)}
 
@@ -71,10 +71,10 @@ ODD = ["Infinity", "-Infinity", "NaN", "1e999", "-1", "-0.5", "true", '"1"', "[]
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd[:10])
-@pytest.mark.parametrize("entry", ["[%s, 10]", "[0.5, %s]", "[0.5, 10, %s]", "%s"])
+@pytest.mark.parametrize("entry", ["[%s, 10, null]", "[0.5, %s, null]", "[0.5, 10, %s]", "[0.5, 10, null, %s]", "%s"])
 def test_odd_numbers_are_measured_again_though_the_digest_is_right(odd, entry):
     path = saved(one=Measurement(1.5, 10), two=Measurement(1e-3, 7))
-    sealed(path, path.read_text().partition(", ")[2].replace("[1.5, 10]", entry % odd))
+    sealed(path, path.read_text().partition(", ")[2].replace("[1.5, 10, null]", entry % odd))
     found = known()
     assert "one" not in found and found in ({}, {"two": Measurement(1e-3, 7)})
 

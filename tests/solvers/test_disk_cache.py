@@ -95,7 +95,7 @@ def test_where_nothing_can_be_written_nothing_is_kept_and_nothing_raised(cache, 
 
 def test_what_has_not_been_asked_for_longest_goes_first(tmp_path):
     array = np.random.default_rng(0).integers(2**31, size=1000, dtype=np.int32)  # 4,000 bytes, hardly compressed
-    cache = DiskCache(tmp_path, most_bytes=13_000)
+    cache = DiskCache(tmp_path, most_bytes=13_000, tidied_every=1)
     foreign = tmp_path / "notes.txt"
     foreign.write_text("not an entry")
     for age, name in enumerate("abc"):
@@ -108,7 +108,7 @@ def test_what_has_not_been_asked_for_longest_goes_first(tmp_path):
 
 
 def test_the_number_of_entries_is_limited(tmp_path):
-    cache = DiskCache(tmp_path, most_entries=3)
+    cache = DiskCache(tmp_path, most_entries=3, tidied_every=1)
     for number in range(10):
         cache.write(str(number), number)
     assert len([*tmp_path.iterdir()]) == 3
