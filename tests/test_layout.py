@@ -1,6 +1,7 @@
 """Keeps the order of the house: who may import whom, what may lie where, and what a file opens with."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -119,6 +120,14 @@ def test_every_folder_of_the_package_is_shipped():
     shipped = set(told["tool"]["setuptools"]["packages"])
     folders = {file.parent.relative_to(ROOT) for file in package_files()}
     assert shipped == {".".join(("lowtide", *folder.parts)) for folder in folders}
+
+
+def test_every_package_that_is_asked_for_is_pinned():
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = [asked["dependencies"], *asked["optional-dependencies"].values()]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0].lower() for line in lines if "==" in line}
+    assert {re.split(r"[<>=!~;\s]", name)[0].lower() for names in lists for name in names} <= pinned
 
 
 def printed(program: str) -> str:

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given, settings
@@ -309,9 +309,9 @@ def test_what_is_resident_does_not_change_what_is_found():
 
 def test_a_chain_of_many_links_all_different_takes_seconds_not_minutes():
     problem = chain_of_blocks(1, blocks=160, width=6, classes=160, randomness=0.0)
-    started = perf_counter()
+    started = process_time()  # seconds of this process: others may keep the cores busy
     peaks = [forecast(problem, one.order).peak_bytes for one in Hierarchical().candidates(problem)]
-    assert perf_counter() - started < 60
+    assert process_time() - started < 60
     assert min(peaks) < 0.5 * baseline_of(problem).peak_bytes
 
 
