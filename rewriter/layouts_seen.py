@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class LayoutsSeen:
     def __init__(self) -> None:
         self.by_name: dict[str, dict[str, Layouts]] = {}
 
-    def learn(self, node: fx.Node, seen: Layouts) -> bool:
+    def _learn(self, node: fx.Node, seen: Layouts) -> bool:
         """Remembers how a call's results really lie if the fake ones lie otherwise; whether they do."""
         operands = operands_of(*fake_operands(node))
         if _lie_alike(value_of(node), seen, operands, _depends_on_data(node)):
@@ -110,11 +111,14 @@ class LayoutsSeen:
 
         seen: how the results of each call, by signature, were seen to lie (`written`).
         """
-        calls = {signature(node): node for node in nodes if node.op == "call_function"}
+        calls = {signature(node): node for node in nodes}
         return [
             text
             for text, node in calls.items()
-            if not node.meta.get("in_place") and (layouts := seen.get(text)) is not None and self.learn(node, parsed(layouts))
+            # What draws in place draws into a blank tensor, whose layout it keeps; alone it would make another.
+            if not node.meta.get("in_place")
+            and (layouts := seen.get(text)) is not None
+            and self._learn(node, parsed(layouts))
         ]
 
     def applied(self, node: fx.Node, out: Any) -> Any:
@@ -127,6 +131,29 @@ class LayoutsSeen:
         operands = operands_of(*fake_operands(node))
         made = [_made(part, layout, operands) for part, layout in zip(parts, seen, strict=True)]
         return type(out)(made) if isinstance(out, (list, tuple)) else made[0]
+
+
+def stand_ins(graph: fx.Graph) -> list[fx.Node]:
+    """A copy of each distinct call of a graph on operands that stand for its own, so that it outlasts changes there.
+
+    Calls that draw in place are left out: what runs is another operation.
+    """
+    copies = fx.Graph()
+    distinct: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem or node.meta.get("in_place"):
+            continue
+        text = signature(node)
+        if text not in distinct:
+            given = {operand: _stand_in(copies, operand) for operand in node.all_input_nodes}
+            distinct[text] = copies.node_copy(node, given.__getitem__)
+    return list(distinct.values())
+
+
+def _stand_in(graph: fx.Graph, operand: fx.Node) -> fx.Node:
+    stand_in = graph.placeholder(operand.name)
+    stand_in.meta["val"] = value_of(operand)
+    return stand_in
 
 
 SEEN = LayoutsSeen()

@@ -30,7 +30,7 @@ from .captured import Captured
 from .chosen_outputs import Arrivals
 from .devices import DevicePreset, load_device
 from .errors import PlanError
-from .layouts_seen import SEEN
+from .layouts_seen import SEEN, stand_ins
 from .measure import Cost, measure_costs, signature
 from .optimizer_needs import optimizer_needs
 from .sensitivity import Sensitivity, sensitivity_of
@@ -229,6 +229,7 @@ def _captured_once(
         arriving=arriving,
         device=foreign,
     )
+    as_captured = stand_ins(captured.graph.graph)  # passes replace some of them, and what they replace was eager's
     step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
     found = StepCosts(captured, step, _codings(step, options), {}, options, device, type(model).__name__)
@@ -240,9 +241,9 @@ def _captured_once(
         if progress
         else None
     )
-    costs = measure_costs(calls, device, options.costs, preset, told, captured.graph.graph.nodes)
+    costs = measure_costs(calls, device, options.costs, preset, told, as_captured)
     found = replace(found, costs=costs, remade=Remade(replace(remade, costs=costs)) if remade is not None else None)
-    return found, [*calls, *captured.graph.graph.nodes]
+    return found, [*calls, *as_captured]
 
 
 def _codings(step: StepGraph, options: Options) -> Mapping[int, tuple[Coding, ...]]:
