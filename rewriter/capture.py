@@ -39,7 +39,7 @@ from .plain_branches import PlainBranches
 from .random_streams import other_streams_refused
 from .real_data import RealDataRefused
 from .recorder import Recorder
-from .refused_parts import refuse_parts, refuse_tensors, refuse_uninitialized
+from .refused_parts import refuse_overlaps, refuse_parts, refuse_tensors, refuse_uninitialized
 from .running_modules import user_line
 from .settings import Settings, settings_of
 from .sources import Owners, Source
@@ -54,7 +54,7 @@ from .torch_internals import (
     tensors_without_data,
 )
 from .twin import twin_of, watched
-from .untouched import held_tensors_untouched
+from .untouched import held_by, held_tensors_untouched
 
 
 def capture(
@@ -99,7 +99,7 @@ def capture(
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
         stack.enter_context(EagerComposites())
-        stack.enter_context(PlainBranches(recorder.where))
+        stack.enter_context(PlainBranches(recorder.where, recorder.stand_in, recorder.made))
         stack.enter_context(RealDataRefused(recorder.where, {key: w.tensor for key, w in wrappers.items()}))
         stack.enter_context(ForeignCalls(recorder.foreign))
         stack.enter_context(InPlaceCallsNoted(recorder.graph))
@@ -112,6 +112,7 @@ def capture(
         arguments = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
         with held_tensors_untouched(twin) as replaced, left_by(twin, arguments) as left:
             returned = _run_forward(twin, arguments, recorder)
+        recorder.refuse_changes_outside(held_by(twin))
         wrappers = _with_replaced(wrappers, replaced)
         _refuse_other_shapes(wrappers)
         try:
@@ -298,8 +299,10 @@ def _finish(
 ) -> Captured:
     """Adds the graph's outputs, drops what nothing needs, splits off the guard, and adds the checks."""
     graph = recorder.graph
-    mutated = [(w, present_value(w.tensor)) for w in wrappers.values()]
-    mutations = {w.source: recorder.nodes[id(now)] for w, now in mutated if recorder.nodes[id(now)] is not w.node}
+    held = [(w.node, w.tensor) for w in wrappers.values()] + recorder.lasting_stand_ins()
+    present = [(node, recorder.nodes[id(present_value(tensor))]) for node, tensor in held]
+    mutations = {node.meta["source"]: now for node, now in present if now is not node}
+    refuse_overlaps({n.meta["source"]: t for n, t in recorder.values.sample.items()}, mutations)
     outputs = tuple(recorder.nodes[id(present_value(t))] for t in step.tensors)
     gradients = {source: recorder.nodes[id(present_value(g))] for source, g in step.gradients.items()}
     graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))

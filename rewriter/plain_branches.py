@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import CaptureError, Unsettled
 from .lists_of_tensors import made_of_list
 from .shaped_by_data import CTC_LOSSES, ctc_loss
-from .torch_internals import ASSERTIONS, MAKES_DUAL, MAKES_NESTED, ONE_HOT, is_functional
+from .torch_internals import ASSERTIONS, MAKES_DUAL, MAKES_NESTED, ONE_HOT, is_functional, is_real
 
 _BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
 
@@ -19,15 +19,21 @@ _BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
 class PlainBranches(TorchFunctionMode):
     """Sees what forward calls of torch, above autograd.
 
-    where: says which module and line are running.
+    where: says which module and line are running. stand_in: gives what stands for a tensor with data, so that what is
+    made of it can be changed in place. made: tensors with data that functions gave (`torch.from_numpy`), by id.
     """
 
-    def __init__(self, where: Callable[[], str]) -> None:
+    def __init__(
+        self, where: Callable[[], str], stand_in: Callable[[torch.Tensor], torch.Tensor], made: dict[int, torch.Tensor]
+    ) -> None:
         super().__init__()
         self.where = where
+        self.stand_in = stand_in
+        self.made = made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args = self._exchanged(args)
+        kwargs = {name: self._exchanged(value) for name, value in kwargs.items()} if kwargs else {}
         if any(isinstance(argument, torch.nn.Parameter) and is_functional(argument) for argument in args):
             raise Unsettled(f"forward makes a parameter, {self.where()}")
         if func is ONE_HOT:
@@ -50,13 +56,25 @@ class PlainBranches(TorchFunctionMode):
             )
         if func in MAKES_NESTED:
             self._refuse("forward makes a nested tensor", NESTED)
+        if func is torch.Tensor.__deepcopy__:
+            return _copied(*args)
         if func is torch.Tensor.to_mkldnn:
             self._refuse(
                 "forward makes a tensor in oneDNN's own layout (to_mkldnn)",
                 "lowtide plans dense tensors; leave the tensor as it is, or keep that part out of the rewritten module",
             )
         made = made_of_list(func, args, kwargs)
-        return func(*args, **kwargs) if made is None else made
+        result = func(*args, **kwargs) if made is None else made
+        if isinstance(result, torch.Tensor) and is_real(result):
+            self.made[id(result)] = result
+        return result
+
+    def _exchanged(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.stand_in(value) if is_real(value) else value
+        if type(value) in (tuple, list):
+            return type(value)(self._exchanged(part) for part in value)
+        return value
 
     def _refuse(self, what: str, why: str) -> None:
         raise CaptureError(f"{what}, {self.where()}: {why}")
@@ -74,6 +92,15 @@ def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
         return ONE_HOT(tensor, num_classes)
     zeros = torch.zeros((*tensor.shape, num_classes), dtype=tensor.dtype, device=tensor.device)
     return zeros.scatter_(-1, tensor.unsqueeze(-1), 1)
+
+
+def _copied(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+    """What `copy.deepcopy` makes of a tensor."""
+    if id(tensor) not in memo:
+        if not tensor.is_leaf:
+            raise RuntimeError("only tensors created explicitly by the user (graph leaves) can be deep-copied")
+        memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return memo[id(tensor)]
 
 
 def _asserted(condition: torch.Tensor, message: str = "an assertion of the module does not hold") -> None:

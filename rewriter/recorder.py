@@ -20,6 +20,7 @@ from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
 from .foreign_operations import ForeignOperations, fake_kernel_failed
 from .layouts_seen import SEEN
+from .refused_parts import refuse_tensors
 from .running_modules import user_line
 from .sample_values import SampleValues
 from .shaped_by_data import result_by_shape
@@ -31,6 +32,7 @@ from .torch_internals import (
     backward_sequence,
     forward_sequence,
     is_without_data,
+    no_function_modes,
     present_value,
     tensors_with_data,
 )
@@ -71,6 +73,9 @@ class Recorder(OperationMode):
         self.modules: list[str] = []
         self.phase = "forward"
         self.batches: torch.Tensor | None = None
+        self.stand_ins: dict[int, tuple[fx.Node, torch.Tensor]] = {}
+        self.made: dict[int, torch.Tensor] = {}
+        self.paused = False
         self.sequence = -1
         self.outer = backward_sequence()
         self.counts: dict[str, int] = {}
@@ -90,19 +95,55 @@ class Recorder(OperationMode):
             self.values.sample[node] = sample
         return node
 
+    def stand_in(self, value: torch.Tensor) -> torch.Tensor:
+        """The functional wrapper of a tensor from outside that is no input of the step: a constant, always the same."""
+        if id(value) not in self.stand_ins:
+            refuse_tensors([("a tensor that forward reaches", value)])
+            self.paused = True
+            try:
+                wrapper = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+            finally:
+                self.paused = False
+            node = self._constant(value, present_value(wrapper))
+            self.nodes[id(value)] = node
+            self.stand_ins[id(value)] = (node, wrapper)
+        return self.stand_ins[id(value)][1]
+
+    def lasting_stand_ins(self) -> list[tuple[fx.Node, torch.Tensor]]:
+        """The placeholders and wrappers of tensors that were there before forward."""
+        return [pair for key, pair in self.stand_ins.items() if key not in self.made]
+
+    def refuse_changes_outside(self, held: set[int]) -> None:
+        """Raises CaptureError if forward has changed a tensor that was there before and is not among these, by id."""
+        for node, wrapper in self.lasting_stand_ins():
+            value = self.values.sample[node]
+            if id(value) not in held and self.nodes[id(present_value(wrapper))] is not node:
+                raise CaptureError(
+                    f"forward changes a tensor of shape {list(value.shape)} in place that no module holds; register it as "
+                    "a buffer, or pass it as an argument"
+                )
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with no_function_modes():  # which are for what forward calls
+            return func(*args, **kwargs or {}) if self.paused else self._recorded(func, args, kwargs or {})
+
+    def _recorded(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The result of a call without data, written down."""
         if func is torch.ops.prim.device.default or func.namespace == "profiler":
             return func(*args, **kwargs)
         if func in _RECURRENT:
             raise CaptureError(
-                f"recurrent layers (LSTM, GRU) cannot be rewritten, {self.where()}: their cells work in place on parts "
-                "of tensors, or in a fused kernel with a workspace of its own; keep them out of the rewritten module"
+                f"{func} cannot be rewritten, {self.where()}: it is what recurrent layers (LSTM, GRU) run, whose cells "
+                "work in place on parts of tensors, or in a fused kernel with a workspace of its own; keep them out of "
+                "the rewritten module"
             )
         if func is aten.lift_fresh.default and not is_without_data(args[0]):
             return self._lift(args[0])
         if func._schema.is_mutable:
-            raise CaptureError(f"{func} changes a tensor that lowtide cannot follow, {self.where()}")
+            raise CaptureError(
+                f"{func} changes a tensor in place that is neither made in forward nor a parameter, a buffer or an "
+                f"argument, {self.where()}; register it as a buffer"
+            )
         if func is aten.index.Tensor or (func is aten.index_put.default and self._knows_masks(args[1])):
             args = (args[0], [part for index in args[1] for part in self._positions(index)], *args[2:])
         by_shape = self._shaped_by_few(func, args)
@@ -193,9 +234,13 @@ class Recorder(OperationMode):
         self.nodes[id(lifted)] = node
         return lifted
 
-    def _constant(self, value: torch.Tensor) -> fx.Node:
+    def _constant(self, value: torch.Tensor, fake: torch.Tensor | None = None) -> fx.Node:
         if is_without_data(value):
-            raise CaptureError(f"a tensor made outside the step reached it, {self.where()}")
+            raise CaptureError(
+                f"a tensor reached the step that was not seen being made (in another thread, perhaps), {self.where()}; "
+                "make it in forward, in the thread that calls it"
+            )
+        refuse_tensors([("a tensor that forward reaches", value)])
         if value.requires_grad:
             raise CaptureError(
                 f"a tensor of shape {tuple(value.shape)} requires a gradient but is no parameter of the module, "
@@ -203,7 +248,7 @@ class Recorder(OperationMode):
             )
         # Kept by the recorder, so that its id stays its own.
         self.constants.append(value)
-        return self.placeholder("constant", str(len(self.constants) - 1), value, value)
+        return self.placeholder("constant", str(len(self.constants) - 1), value if fake is None else fake, value)
 
     def hold(self, value: torch.Tensor) -> None:
         """Makes a tensor from outside the step known, as a constant of it."""
@@ -238,7 +283,11 @@ class Recorder(OperationMode):
         if self.phase == "backward":
             if _looks_for_nan(node):
                 return False
-            raise CaptureError(f"backward looks at data ({node.target}), {self.where()}")
+            raise CaptureError(
+                f"backward looks at the values of a gradient ({node.target}), {self.where()}: what it does may change with "
+                "every step, so it has no fixed program; compute with the tensor, or keep that part out of the rewritten "
+                "module"
+            )
         # Above this handler functionalization and autograd are still on; below it only the fake mode is.
         with tensors_with_data(), torch.no_grad():
             fixed = self.values.same_for_any_draw(node)

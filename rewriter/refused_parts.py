@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from .errors import CaptureError, Unsettled
-from .sources import Owners
+from .sources import Owners, Source
 
 _KEEP_OUT = "or keep that part out of the rewritten module"
 
@@ -45,3 +45,25 @@ def refuse_uninitialized(owners: Owners) -> None:
     if owners.uninitialized:
         shown = ", ".join(owners.uninitialized[:3])
         raise Unsettled(f"{shown} of lazy modules have no shape before the first batch")
+
+
+def refuse_overlaps(tensors: Mapping[Source, torch.Tensor], changed: Iterable[Source]) -> None:
+    """Raises CaptureError if something that a step changes lies where something else lies that it starts from."""
+    places: dict[int, list[tuple[int, int, Source]]] = {}
+    for source, tensor in tensors.items():
+        if tensor.numel() and not tensor.is_meta:
+            steps = zip(tensor.shape, tensor.stride(), strict=True)
+            size = (1 + sum((length - 1) * stride for length, stride in steps)) * tensor.element_size()
+            places.setdefault(tensor.untyped_storage().data_ptr(), []).append(
+                (tensor.data_ptr(), tensor.data_ptr() + size, source)
+            )
+    wanted = set(changed)
+    for lying in places.values():
+        for start, end, source in lying:
+            for other_start, other_end, other in lying if source in wanted else ():
+                if other is not source and start < other_end and other_start < end:
+                    raise CaptureError(
+                        f"forward changes {source.kind} {source.name} in place, which shares memory with {other.kind} "
+                        f"{other.name}: that would change too, and lowtide follows each on its own; give it memory of "
+                        "its own (.clone())"
+                    )

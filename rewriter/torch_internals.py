@@ -98,6 +98,13 @@ def is_functional(tensor: torch.Tensor) -> bool:
     return torch._is_functional_tensor(tensor)
 
 
+def is_real(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has data: it is neither a functional wrapper nor fake, nor one of `torch.func`'s."""
+    if is_functional(tensor) or is_without_data(tensor) or tensor.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def present_value(wrapper: torch.Tensor) -> torch.Tensor:
     """The present value behind a functional wrapper, once views and in-place changes are replayed."""
     if not torch._is_functional_tensor(wrapper):

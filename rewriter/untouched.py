@@ -66,3 +66,19 @@ def _refuse_growth(model: torch.nn.Module, before: dict[int, dict[str, Any]], er
 
 def _described(tensor: torch.Tensor | None) -> str:
     return "None" if tensor is None else f"{tensor.dtype} of shape {list(tensor.shape)} on {tensor.device}"
+
+
+def held_by(model: torch.nn.Module) -> set[int]:
+    """The ids of the tensors that modules hold as attributes, in lists, tuples and dicts too, registered or not."""
+    found: set[int] = set()
+
+    def look(value: Any, depth: int) -> None:
+        if isinstance(value, torch.Tensor):
+            found.add(id(value))
+        elif isinstance(value, (list, tuple, dict)) and depth:
+            for part in value.values() if isinstance(value, dict) else value:
+                look(part, depth - 1)
+
+    for module in model.modules():
+        look(vars(module), 4)
+    return found
