@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ _FLAGS = (
 _SECONDS = 120
 
 _kept_in: Path | None = None
+_failed: set[str] = set()  # digests of C that could not be compiled, or not loaded
 _own: list[tempfile.TemporaryDirectory] = []  # where this process alone keeps what it compiles
 
 
@@ -61,6 +62,15 @@ def native(source: str, name: str, argument_types: Sequence[Any]) -> Any:
     return function
 
 
+def state() -> Hashable:
+    """What serves in this process: plain torch, or the compiler and all that it could not compile so far.
+
+    Kernels cost otherwise, and take other scratch, where it differs.
+    """
+    compiler = _compiler()
+    return "plain torch" if compiler is None else (compiler, *sorted(_failed))
+
+
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
     """Where a tensor's elements begin."""
     return ctypes.c_void_p(tensor.data_ptr())
@@ -83,7 +93,8 @@ def _library(source: str) -> ctypes.CDLL | None:
         except OSError:
             continue
         except subprocess.SubprocessError:
-            return None
+            break
+    _failed.add(file.stem)
     return None
 
 

@@ -7,8 +7,9 @@ No other file imports what is private in torch: when a release changes one of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -108,3 +109,36 @@ def checkpoints_passed() -> Iterator[None]:
         yield
     finally:
         checkpoint._checkpoint_without_reentrant_generator, checkpoint.CheckpointFunction = before
+
+
+# Switches of kernels that have a setter but no getter in public: those of a CPU, and those of every other device.
+_SWITCHES_ON_CPU = (
+    "_get_nnpack_enabled",
+    "_is_xnnpack_enabled",
+    "_get_onednn_allow_tf32",
+    "_get_cpu_allow_fp16_reduced_precision_reduction",
+)
+_SWITCHES_ELSEWHERE = (
+    "_get_cublas_allow_fp16_reduced_precision_reduction",
+    "_get_cublas_allow_bf16_reduced_precision_reduction",
+    "_get_cublaslt_prefer_grouped_gemm",
+    "_get_cudnn_depthwise_kernel",
+    "_get_rocm_fa_preferred_backend",
+    "_get_fa3_sdp_enabled",
+    "_get_sm_carveout_experimental",
+    "_cuda_get_cudnn_benchmark_limit",
+)
+_SWITCHES_OF_ATTENTION = ("_get_overrideable_sdp_enabled", "_get_sdp_priority_order")
+
+
+@cache
+def _switch_getters(device_type: str) -> tuple[tuple[str, Any], ...]:
+    own = _SWITCHES_ON_CPU if device_type == "cpu" else _SWITCHES_ELSEWHERE
+    names = (*_SWITCHES_OF_ATTENTION, *own)
+    return tuple((name, getattr(torch._C, name)) for name in names if hasattr(torch._C, name))
+
+
+def kernel_switches(device_type: str) -> tuple[tuple[str, Hashable], ...]:
+    """What the switches of kernels without a public getter stand at, by name; a release may have more or fewer."""
+    values = ((name.removeprefix("_"), getter()) for name, getter in _switch_getters(device_type))
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in values)
