@@ -163,7 +163,7 @@ class _Writer:
         if kernel.makes:
             target = scope.expression(kernel.target)
             clone = scope.fresh(f"{target}_gradient")
-            scope.rendered.line(f"{clone} = torch.empty_like({target}).copy_({gradient})")
+            scope.rendered.line(f"{clone} = own_gradient({target}, {gradient})")
             gradient = clone
             self.alive.update(kernel.makes)
         else:
