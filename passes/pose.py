@@ -54,7 +54,7 @@ def pose(
 
     used = sorted({s for kernel in step.kernels for s in (*kernel.reads, *kernel.makes)})
     value_of = {storage: index for index, storage in enumerate(used)}
-    held = _held(step, grad_present)
+    held = held_storages(step, grad_present)
     made = {s for kernel in step.kernels for s in kernel.makes}
     values = tuple(
         Value(
@@ -114,7 +114,7 @@ def _encoding(
     )
 
 
-def _held(step: StepGraph, grad_present: frozenset[object]) -> set[int]:
+def held_storages(step: StepGraph, grad_present: frozenset[object]) -> set[int]:
     """Storages that outlive the schedule: outputs, tangents (the caller holds both) and gradients that become
     `.grad`."""
     held = {step.storage_of[node] for node in step.outputs}

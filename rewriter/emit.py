@@ -180,7 +180,7 @@ class _Writer:
             is_output = kernel.target.meta["source"].kind == "output"
             target = gradient if is_output else scope.expression(kernel.target)
             clone = scope.fresh(identifier(f"{target}_gradient"))
-            scope.rendered.line(f"{clone} = torch.empty_like({target}).copy_({gradient})")
+            scope.rendered.line(f"{clone} = own_gradient({target}, {gradient})")
             gradient = clone
             self.alive.update(kernel.makes)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -13,12 +12,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..solvers.plan import Plan
 from .errors import LowtideError
-from .inner_hooks import HOOKS, warn_of_hooks
+from .inner_hooks import warn_of_hooks
+from .original import ORIGINAL, OWN_FORWARD, original_class, original_forward
 from .refused_parts import refuse_parts
 from .rewriting import Rewriting
 from .torch_internals import left_alone_by_compile
-
-_NOT_THE_ORIGINALS = ("lowtide", "_lowtide_forward", "_compiled_call_impl", *HOOKS)
 
 
 class Rewritten:
@@ -27,15 +25,15 @@ class Rewritten:
     lowtide: Rewriting
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's forward, in less memory while training."""
+        """The original's forward, in less memory where a gradient is wanted."""
         model: Any = self
-        if not (model.training and torch.is_grad_enabled()):
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return original_forward(model)(*args, **kwargs)
-        return self.lowtide.run(model, original_view(model), args, kwargs)
+        return self.lowtide.run(model, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = _state(self)
-        return _restore, (original_class(self), state.pop("lowtide"), state.pop("_lowtide_forward", None)), state
+        return _restore, (original_class(self), state.pop("lowtide"), state.pop(OWN_FORWARD, None)), state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = object.__new__(type(self))
@@ -54,14 +52,19 @@ def _restore(cls: type, rewriting: Rewriting, forward: Any) -> torch.nn.Module:
     module = object.__new__(_rewritten_class(cls))
     module.__dict__["lowtide"] = rewriting
     if forward is not None:
-        module.__dict__["_lowtide_forward"] = forward
+        module.__dict__[OWN_FORWARD] = forward
     return module
 
 
 @cache
 def _rewritten_class(cls: type) -> type:
     """The user's class with `Rewritten` before it, under its own name."""
-    told: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    told: dict[str, Any] = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        ORIGINAL: cls,
+    }
     for name in ("plan", "code"):
         # A model's own attribute of that name goes first; ours is still reached through `small.lowtide`.
         if not hasattr(cls, name):
@@ -82,28 +85,6 @@ def _with_signature(forward: Callable[..., Any], original: Callable[..., Any]) -
     rewritten_forward.__name__, rewritten_forward.__doc__ = "forward", original.__doc__
     rewritten_forward.__wrapped__ = original  # pyright: ignore[reportFunctionMemberAccess]
     return rewritten_forward
-
-
-def original_class(model: Any) -> type:
-    """The class that a rewritten module was made of."""
-    classes = type(model).__mro__
-    return classes[classes.index(Rewritten) + 1]
-
-
-def original_forward(model: Any) -> Callable[..., Any]:
-    """The forward that a rewritten module had before."""
-    own = vars(model).get("_lowtide_forward")
-    return own if own is not None else original_class(model).forward.__get__(model)
-
-
-def original_view(model: Any) -> torch.nn.Module:
-    """The same module under its original class: it shares all parts, and its own hooks do not run."""
-    view = object.__new__(original_class(model))
-    attributes = {k: v for k, v in vars(model).items() if k not in _NOT_THE_ORIGINALS}
-    view.__dict__.update(attributes, **{name: OrderedDict() for name in HOOKS})
-    if "_lowtide_forward" in vars(model):
-        view.__dict__["forward"] = vars(model)["_lowtide_forward"]
-    return view
 
 
 def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Module:
@@ -128,7 +109,7 @@ def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Mod
     twin: Any = copy.deepcopy(model, dict(shared))
     twin.__class__ = _rewritten_class(type(model))
     if "forward" in vars(twin):
-        twin.__dict__["_lowtide_forward"] = twin.__dict__.pop("forward")
+        twin.__dict__[OWN_FORWARD] = twin.__dict__.pop("forward")
     twin.__dict__["lowtide"] = rewriting
     warn_of_hooks(twin, rewriting.hooked)
     return twin
@@ -142,4 +123,4 @@ def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
 
 def prepare(small: Any, args: tuple, kwargs: Mapping[str, Any]) -> Plan:
     """Plans a rewritten module for a kind of call without running it. Raises NothingToDifferentiate."""
-    return small.lowtide.prepare(original_view(small), args, dict(kwargs))
+    return small.lowtide.prepare(small, args, dict(kwargs))

@@ -6,36 +6,33 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from math import inf
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..kernels.approximate_codecs import USUAL_FAMILIES, check_families
+from ..kernels.approximate_codecs import USUAL_FAMILIES
 from ..passes.accumulate import hand_over_gradients
 from ..passes.encodings import Coding, codings_of
-from ..passes.pipeline import FIDELITIES, allowed_at, run_again_in_backward, run_passes
+from ..passes.pipeline import allowed_at, run_again_in_backward, run_passes
 from ..passes.pose import Posed, pose
 from ..passes.savings import Saving
 from ..passes.step_graph import StepGraph
 from ..solvers.plan import Plan
-from ..solvers.portfolio import SOLVER_NAMES, Portfolio
+from ..solvers.portfolio import Portfolio
 from ..solvers.simulate import baseline_of
 from .bytes_text import format_bytes
-from .call import bind
 from .calls import is_random
 from .capture import capture
 from .captured import Captured
 from .chosen_outputs import Arrivals
-from .devices import DevicePreset, load_device
 from .errors import PlanError
+from .hand_over import problem_in
 from .layouts_seen import SEEN, stand_ins
 from .measure import Cost, measure_costs, signature
-from .optimizer_needs import optimizer_needs
+from .options import Options
 from .sensitivity import Sensitivity, sensitivity_of
-from .sources import Owners, Source
-from .structure import flatten
+from .situations import Situation, device_of, rounding_bytes, situation_of
 
 Progress = Callable[[float, str], None]
 
@@ -43,55 +40,6 @@ Progress = Callable[[float, str], None]
 _CPU_STATE_BYTES = 5056
 _MOST_CAPTURES = 8
 _NOISY = {"groups", "spread"}  # codes of values from which others may be made again
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to capture and plan; the meaning of each is told at `lowtide.rewrite`."""
-
-    fidelity: str = "bitwise"
-    outputs: tuple[str, ...] | None = None
-    differentiable: tuple[str, ...] | None = None
-    costs: str = "measured"
-    solver: str = "auto"
-    device: str | None = None
-    time_limit_seconds: float = inf
-    error_budget: float = 0.01
-    codecs: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.fidelity not in FIDELITIES:
-            raise ValueError(f"fidelity={self.fidelity!r} is unknown; choose among {', '.join(FIDELITIES)}")
-        if self.costs not in ("measured", "roofline", "flops"):
-            raise ValueError(f"costs={self.costs!r} is unknown; choose among measured, roofline, flops")
-        if self.solver not in SOLVER_NAMES:
-            raise ValueError(f"there is no solver {self.solver!r}: choose among {', '.join(SOLVER_NAMES)}")
-        if not self.time_limit_seconds > 0:
-            raise ValueError(f"time_limit={self.time_limit_seconds!r} is no time: pass seconds above 0")
-        if isinstance(self.error_budget, bool) or not isinstance(self.error_budget, (int, float)):
-            raise ValueError(f"error_budget={self.error_budget!r} is no number: pass a share of a variance, like 0.01")
-        if not self.error_budget >= 0:
-            raise ValueError(
-                f"error_budget={self.error_budget!r} is no share of a variance: pass 0 or more, 0.01 for a hundredth"
-            )
-        self.preset()
-        for name, item in (("outputs", "loss"), ("differentiable", "loss"), ("codecs", "groups")):
-            if not isinstance(getattr(self, name), (tuple, str, type(None))):
-                raise ValueError(f'{name}={getattr(self, name)!r} is no list of names: {name}=["{item}"]')
-            if isinstance(getattr(self, name), str):
-                raise ValueError(f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["{item}"]')
-        if self.codecs is not None:
-            check_families(self.codecs)
-        for name in ("error_budget", "codecs") if self.fidelity != "approximate" else ():
-            if getattr(self, name) != getattr(Options, name):
-                raise ValueError(
-                    f'{name}={getattr(self, name)!r} is for fidelity="approximate", and fidelity is {self.fidelity!r}: '
-                    f"leave {name} out, or allow what it is for"
-                )
-
-    def preset(self) -> DevicePreset | None:
-        """The device planned for, None for the one at hand."""
-        return load_device(self.device) if self.device else None
 
 
 @dataclass(frozen=True)
@@ -110,6 +58,11 @@ class StepCosts:
     sensitivity: Sensitivity | None = None
     remade: Remade | None = field(default=None, repr=False)
 
+    @cached_property
+    def posed(self) -> tuple[StepGraph, Posed]:
+        """The step and its problem where no gradient is there before it, and nothing else but it either."""
+        return _posed(self)
+
 
 @dataclass(eq=False)
 class Remade:
@@ -123,16 +76,6 @@ class Remade:
         if self.measured is None:
             self.measured = calibrated(self.costs, situation)
         return self.measured
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What is there when a step begins: the tensors by source, and which of them have a `.grad`."""
-
-    tensors: Mapping[Source, torch.Tensor]
-    grad_present: frozenset[Source]
-    resident_bytes: int
-    floor_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -329,69 +272,29 @@ def _batch(situation: Situation) -> tuple[int, int]:
     return 1, 1
 
 
-def device_of(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.device:
-    """The device of the module's first parameter, or of the first tensor among the arguments; meta counts as CPU."""
-    inputs, _ = flatten((args, kwargs), "argument")
-    first = next(iter([*model.parameters(), *model.buffers(), *inputs]), torch.empty(0))
-    return torch.device("cpu") if first.device.type == "meta" else first.device
-
-
-def situation_of(
-    model: torch.nn.Module,
-    args: tuple,
-    kwargs: dict[str, Any],
-    options: Options,
-    device: torch.device,
-    constants: tuple[torch.Tensor, ...],
-    optimizer: torch.optim.Optimizer | None = None,
-) -> Situation:
-    """What is there when the step begins on these arguments.
-
-    constants: tensors that the module holds without registering them; optimizer: the one that steps afterwards.
-    """
-    kwargs, _ = bind(model, args, kwargs)
-    inputs, structure = flatten((args, kwargs), "argument")
-    tensors = Owners(model).sources(inputs, structure)
-    tensors |= {Source("constant", str(i), i): constant for i, constant in enumerate(constants)}
-    # A tensor that is no leaf has no .grad of its own: asking for it warns.
-    grads = {source: t.grad for source, t in tensors.items() if t.is_leaf and t.grad is not None}
-    granularity = rounding_bytes(device, options.preset())
-    resident_bytes = _storage_bytes([*tensors.values(), *grads.values()], granularity)
-    floor_bytes = 0
-    if optimizer is not None:
-        needs = optimizer_needs(optimizer, device)
-        resident_bytes += needs.state_bytes
-        trained = [t for t in tensors.values() if t.requires_grad and t.is_leaf and t.grad is None]
-        floor_bytes = resident_bytes + sum(t.numel() * t.element_size() for t in trained) + needs.scratch_bytes
-    return Situation(tensors, frozenset(grads), resident_bytes, floor_bytes)
-
-
-def _storage_bytes(tensors: Iterable[torch.Tensor], rounding_bytes: int) -> int:
-    """Bytes of the distinct allocations behind tensors."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-    return sum(-(-size // rounding_bytes) * rounding_bytes for size in storages.values())
-
-
 def pose_step(costs: StepCosts, situation: Situation) -> tuple[StepGraph, Posed]:
     """The scheduling problem of a captured step in a situation."""
+    step, posed = costs.posed
+    return step, replace(posed, problem=problem_in(step, posed, situation))
+
+
+def _posed(costs: StepCosts) -> tuple[StepGraph, Posed]:
     captured = costs.captured
-    step = hand_over_gradients(costs.step, captured.graph, captured.gradients, situation.grad_present)
+    step = hand_over_gradients(costs.step, captured.graph, captured.gradients, frozenset())
 
     def cost_of(call: Any) -> tuple[float, int]:
         cost = costs.costs[signature(call)]
         return cost.seconds, cost.working_bytes
 
-    preset = costs.options.preset()
     posed = pose(
         step,
         cost_of,
-        resident_bytes=situation.resident_bytes,
+        resident_bytes=0,
         codings=costs.codings,
-        grad_present=situation.grad_present,
         error_budget=costs.options.error_budget if costs.options.fidelity == "approximate" else 0.0,
         state_bytes=_CPU_STATE_BYTES if costs.device.type == "cpu" else 0,
-        floor_bytes=max(situation.floor_bytes, _start_bytes(costs, situation)),
-        rounding_bytes=rounding_bytes(costs.device, preset),
+        floor_bytes=_start_bytes(costs),
+        rounding_bytes=rounding_bytes(costs.device, costs.options.preset()),
         name=costs.name,
         costs=costs.options.costs,
         notes=(*captured.notes, *_told_savings(costs.step.savings)),
@@ -399,10 +302,10 @@ def pose_step(costs: StepCosts, situation: Situation) -> tuple[StepGraph, Posed]
     return step, posed
 
 
-def _start_bytes(costs: StepCosts, situation: Situation) -> int:
-    """The peak at the very start of a step, where the generator's state is copied if other gradients may arrive."""
+def _start_bytes(costs: StepCosts) -> int:
+    """What a step takes at its very start: a copy of the generator's state, if other gradients may arrive."""
     copied = len(costs.captured.outputs.able) > 1 and any(kernel.random for kernel in costs.step.kernels)
-    return situation.resident_bytes + _CPU_STATE_BYTES if copied and costs.device.type == "cpu" else 0
+    return _CPU_STATE_BYTES if copied and costs.device.type == "cpu" else 0
 
 
 def _told_savings(savings: Iterable[Saving]) -> Iterator[str]:
@@ -413,10 +316,3 @@ def _told_savings(savings: Iterable[Saving]) -> Iterator[str]:
     for name, saved_bytes in saved.items():
         if saved_bytes > 0:
             yield f"{name}: backward reads {format_bytes(saved_bytes)} less of forward"
-
-
-def rounding_bytes(device: torch.device, preset: DevicePreset | None) -> int:
-    """The granularity of the allocator."""
-    if preset is not None:
-        return preset.allocator_rounding_bytes
-    return 512 if device.type == "cuda" else 1

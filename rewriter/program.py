@@ -103,9 +103,20 @@ def load_functions(
         "generator_state": Generator(device).state,
         "drawing_from": Generator(device).drawing_from,
         "require": require,
+        "own_gradient": own_gradient,
     }
     exec(compile(code, filename, "exec"), namespace)
     return {name: told for name, told in namespace.items() if name.startswith(("forward_", "backward_"))}
+
+
+def own_gradient(target: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient that autograd can take over as the `.grad` of `target`: a copy, laid out like it.
+
+    Where there is a `.grad` already, autograd adds to it and takes nothing over: then it is the gradient as it is.
+    """
+    if target.is_leaf and target.grad is not None:
+        return gradient
+    return torch.empty_like(target).copy_(gradient)
 
 
 @dataclass(frozen=True)

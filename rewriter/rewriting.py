@@ -5,34 +5,43 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
-from .call import Call, describe, modules_key
+from .budget_in_force import BudgetInForce
+from .bytes_text import format_bytes
+from .call import Call, Describer, batch_told
+from .call_key import CallKey
 from .chosen_outputs import Arrivals
-from .emit import emit
 from .errors import LowtideError, LowtideWarning, NothingToDifferentiate, Unsettled
-from .header import header_of
+from .evaluation import Evaluation
 from .inner_hooks import warn_of_hooks
-from .planning import Options, PlannedStep, PosedStep, StepCosts, calibrated, capture_step, pose_step, situation_of
+from .known_steps import KnownSteps
+from .options import Options
+from .original import original_forward, original_view
+from .planning import PlannedStep, Progress, capture_step
 from .progress import shown_progress
 from .refused_parts import refuse_uninitialized
-from .run_step import Ready, Step, run_step
+from .run_step import Step, run_step
 from .settings import Settings
-from .solving import solve_step
-from .sources import Owners
-
-# Plans kept at once. Each costs only host memory, but a training loop whose every batch is another shape would
-# plan at every step, and should be told.
-_MOST_PLANS = 16
+from .sources import Source
+from .step_plans import Asking, Chosen, SituationKey, StepPlans
 
 _planning = threading.RLock()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a call: the captured step that serves it, and the plan that did in the same situation."""
+
+    step: StepPlans | None = None
+    chosen: Chosen | None = None
+    has_backward: bool = True
 
 
 @dataclass
@@ -49,13 +58,17 @@ class Rewriting:
     given_plan: Plan | None = None
     kept_plan: Plan | None = None
     portfolio: Portfolio = field(default_factory=Portfolio, repr=False)
-    _steps: dict[Hashable, list[StepCosts]] = field(default_factory=dict, repr=False)
-    _ready: OrderedDict[Hashable, Ready] = field(default_factory=OrderedDict, repr=False)
-    _eager: dict[Hashable, list[Settings]] = field(default_factory=dict, repr=False)
-    _arrived: dict[Hashable, Arrivals] = field(default_factory=dict, repr=False)
-    _owners: tuple[Hashable, Owners] | None = field(default=None, repr=False)
-    _last: Ready | None = field(default=None, repr=False)
+    steps: KnownSteps = field(default_factory=KnownSteps, repr=False)
     hooked: set[str] = field(default_factory=set, repr=False)
+    _in_force: BudgetInForce = field(init=False, repr=False)
+    _evaluation: Evaluation = field(default_factory=Evaluation, repr=False)
+    _without_backward: dict[CallKey, list[Settings]] = field(default_factory=dict, repr=False)
+    _describer: Describer = field(default_factory=Describer, repr=False)
+    _arrived: dict[CallKey, Arrivals] = field(default_factory=dict, repr=False)
+    _last: Chosen | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._in_force = BudgetInForce(self.budget)
 
     def __getstate__(self) -> dict[str, Any]:
         # An optimizer belongs to the parameters of one module: a copy has other ones.
@@ -70,166 +83,205 @@ class Rewriting:
     @property
     def plan(self) -> Plan | None:
         """The plan of the last kind of call, None before the first."""
-        return self._last.planned.plan if self._last is not None else self.given_plan or self.kept_plan
+        return self._last.plan if self._last is not None else self.given_plan or self.kept_plan
 
     @property
     def code(self) -> str:
         """The generated Python of the last kind of call. Raises LowtideError before the first."""
         if self._last is None:
             raise LowtideError("there is no code before the first training-mode call, or rewrite(model, budget, args)")
-        return self._last.program.code
+        return self._last.ready.program.code
 
     @property
     def planned(self) -> PlannedStep | None:
         """The plan of the last kind of call together with the captured step it is for."""
         return self._last.planned if self._last is not None else None
 
-    def run(self, model: torch.nn.Module, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """One forward of the rewritten module. original: the module under its own class."""
-        preset = self.options.preset()
-        owners = self._owners_of(original)
-        if preset is not None and preset.kind != owners.device_type:
-            raise LowtideError(
-                f"this module was rewritten for the preset {self.options.device!r}, which is for planning only; "
-                "rewrite it without device= to run it here"
-            )
+    def run(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """One forward of the rewritten module, with grad mode on."""
+        self._check_device(model)
         try:
-            refuse_uninitialized(owners)
-            call = describe(original, args, kwargs, owners)
+            call = self._described(model, args, kwargs)
+        except Exception as error:
+            return self._original(model, args, kwargs, None, error)
 
-            def find(excluded: frozenset[int] = frozenset(), arriving: Arrivals | None = None) -> Ready | None:
-                wanted = arriving if arriving is not None else self._arrived.get(call.key)
-                ready = self._find(original, args, kwargs, call, owners, wanted, excluded)
-                if ready is not None and arriving is not None:
+        def find(excluded: frozenset[int] = frozenset(), arriving: Arrivals | None = None) -> Chosen | None:
+            wanted = arriving if arriving is not None else self._arrived.get(call.key)
+            chosen = self._choose(model, args, kwargs, call, wanted, excluded)
+            if chosen is not None:
+                self._last = chosen
+                if arriving is not None:
                     self._arrived[call.key] = arriving
-                return ready
+            return chosen
 
-            return run_step(Step(model, original, args, kwargs, call, owners, find))
-        except Unsettled as error:
+        try:
+            chosen = find()
+        except Exception as error:
+            return self._original(model, args, kwargs, call, error)
+        return run_step(Step(model, args, kwargs, call, self._describer.state_of(model).owners, find), chosen)
+
+    def _described(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Call:
+        refuse_uninitialized(self._describer.state_of(model).owners)
+        return self._describe(model, args, kwargs)
+
+    def _original(self, model: Any, args: tuple, kwargs: dict[str, Any], call: Call | None, error: Exception) -> Any:
+        """What the original returns where a call cannot be planned and need not be: else raises what was in the way."""
+        if isinstance(error, Unsettled):
             _warn_of_settling(error)
-            return original.forward(*args, **kwargs)
+        elif model.training:
+            raise error
+        else:
+            self._evaluation.give_up(call and call.key, error)
+        return original_forward(model)(*args, **kwargs)
 
-    def prepare(self, original: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> Plan:
+    def prepare(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """Plans for a kind of call without running it.
 
         Raises NothingToDifferentiate where there is no backward, Unsettled where the next forward changes the module.
         """
-        owners = self._owners_of(original)
-        refuse_uninitialized(owners)
-        call = describe(original, args, kwargs, owners)
         with torch.enable_grad():
-            ready = self._find(original, args, kwargs, call, owners)
-        if ready is None:
+            call = self._described(model, args, kwargs)
+            chosen = self._choose(model, args, kwargs, call, must_fit=True)
+        if chosen is None:
             raise NothingToDifferentiate("no output requires a gradient: there is no backward to plan")
-        return ready.planned.plan
+        self._last = chosen
+        return chosen.plan
 
-    def _owners_of(self, original: torch.nn.Module) -> Owners:
-        # Modules that gained, lost or exchanged a part, or tie other parameters, have other tensors.
-        _, *inner = original.modules()
-        shape = (tuple(id(module) for module in inner), modules_key(original))
-        if self._owners is None or self._owners[0] != shape:
-            self._owners = (shape, Owners(original, shape[1]))
-        return self._owners[1]
+    def _describe(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Call:
+        return self._describer.describe(model, args, kwargs, self._options(model).outputs)
 
-    def _find(
+    def _options(self, model: Any) -> Options:
+        # In evaluation mode all outputs are returned: metrics are made of them.
+        return self.options if model.training or self.options.outputs is None else replace(self.options, outputs=None)
+
+    def _choose(
         self,
-        original: torch.nn.Module,
+        model: Any,
         args: tuple,
         kwargs: dict[str, Any],
         call: Call,
-        owners: Owners,
         arriving: Arrivals | None = None,
         excluded: frozenset[int] = frozenset(),
-    ) -> Ready | None:
-        """The plan for a call, None if there is nothing to plan. arriving: the gradients it is for, by default
-        those that most likely come; excluded: captured steps, by id, that do not serve."""
-        parts = {**owners.modules, "": original}  # as they are now, since each call looks at them anew
-        if any(settings.hold(parts) for settings in self._eager.get(call.key, ())):
-            return None
-        costs = self._matching(parts, call, owners, arriving, excluded)
-        full_key = (call.key, call.grad_key, id(costs))
-        if costs is None or full_key not in self._ready:
-            try:
-                costs, ready = self._plan(original, args, kwargs, costs, arriving)
-            except NothingToDifferentiate as error:
-                if error.settings is not None:
-                    self._eager.setdefault(call.key, []).append(error.settings)
-                return None
-            if all(known is not costs for known in self._steps.setdefault(call.key, [])):
-                self._steps[call.key].append(costs)
-            full_key = (call.key, call.grad_key, id(costs))
-            self._remember(full_key, ready)
-        self._ready.move_to_end(full_key)
-        self._last = self._ready[full_key]
-        return self._last
+        must_fit: bool = False,
+    ) -> Chosen | None:
+        """The plan for a call; None for one without backward, and for one that is not to be planned.
 
-    def _matching(
+        arriving: the gradients it is for, by default those that most likely come; excluded: captured steps, by id, that
+        do not serve.
+        """
+        state = self._describer.state_of(model)
+        wants_gradient = state.trains or any(tensor.requires_grad for tensor in call.inputs)
+        if not wants_gradient or (not model.training and not must_fit and self._evaluation.has_given_up(call.key)):
+            return None
+        known = self._known(model, call, Settings.are_current, arriving, excluded)
+        if known.chosen is not None or not known.has_backward:
+            return known.chosen
+        # Capturing watches what the whole process runs, and other tensors stand in the module meanwhile.
+        with _planning:
+            call = self._describe(model, args, kwargs)
+            known = self._known(model, call, Settings.hold, arriving, excluded)
+            if known.chosen is not None or not known.has_backward:
+                return known.chosen
+            with shown_progress(f"planning {type(model).__name__}") as progress:
+                return self._planned(model, args, kwargs, call, known.step, arriving, must_fit, progress)
+
+    def _known(
         self,
-        parts: Mapping[str, torch.nn.Module],
+        model: Any,
         call: Call,
-        owners: Owners,
+        holds: Callable[[Settings, Mapping[str, torch.nn.Module]], bool],
         arriving: Arrivals | None,
         excluded: frozenset[int],
-    ) -> StepCosts | None:
-        """The captured step whose settings and guard hold for this call. parts: the module's by name, itself too."""
-        for costs in self._steps.get(call.key, ()):
-            guard = costs.captured.guard
-            if id(costs) in excluded or not costs.captured.outputs.are_for(arriving):
+    ) -> _Known:
+        """The captured step that serves a call, and the plan that was chosen before in the same situation.
+
+        holds: how to find out whether what the step read of the modules is what they hold now.
+        """
+        owners = self._describer.state_of(model).owners
+        if any(holds(settings, owners.modules) for settings in self._without_backward.get(call.key, ())):
+            return _Known(has_backward=False)
+        for step in self.steps.of(call.key):
+            guard = step.costs.captured.guard
+            if id(step) in excluded or not step.costs.captured.outputs.are_for(arriving):
                 continue
-            if not costs.captured.settings.hold(parts):
+            if not holds(step.costs.captured.settings, owners.modules):
                 continue
             if guard is None or guard.holds(owners.sources(call.inputs, call.structure)):
-                return costs
-        return None
+                return _Known(step, step.known(SituationKey.of(call, owners), self._in_force.bytes(model.training)))
+        return _Known()
 
-    def _plan(
+    def _planned(
         self,
-        original: torch.nn.Module,
+        model: Any,
         args: tuple,
         kwargs: dict[str, Any],
-        costs: StepCosts | None,
+        call: Call,
+        step: StepPlans | None,
         arriving: Arrivals | None,
-    ) -> tuple[StepCosts, Ready]:
-        # Capturing watches what the whole process runs: one thread at a time.
-        with _planning, shown_progress(f"planning {type(original).__name__}") as progress:
-            found = costs
-            if found is None:
-                _check_arguments(original, args, kwargs)
-                warn_of_hooks(original, self.hooked)
-                found = capture_step(original, args, kwargs, self.options, progress, arriving)
-            situation = situation_of(
-                original, args, kwargs, self.options, found.device, found.captured.constants, self.optimizer
-            )
-            costs = calibrated(found, situation, progress) if costs is None else found
-            # A given plan is for the first kind of call; a kept one, of a copy, serves where it happens to fit.
-            given = self.given_plan if not self._ready else None
-            posed = PosedStep(costs, situation, *pose_step(costs, situation))
-            kept = self.kept_plan
-            if given is None and kept is not None:
-                fits = any(way.posed.problem.fingerprint == kept.fingerprint for way in posed.ways)
-                given = kept if fits else None
-            planned = solve_step(posed, self.budget, self.portfolio, progress, given)
-        program = emit(
-            planned.costs.captured,
-            planned.step,
-            planned.posed,
-            planned.plan.schedule,
-            costs.name,
-            header_of(planned),
-            costs.device,
+        must_fit: bool,
+        progress: Progress | None,
+    ) -> Chosen | None:
+        """A plan made now, for a step that is captured now where none was before; None where it has no backward."""
+        owners = self._describer.state_of(model).owners
+        tensors = owners.sources(call.inputs, call.structure)
+        asking = Asking(
+            self._in_force,
+            self.portfolio,
+            batch_told(call),
+            model.training,
+            must_fit,
+            given=self.given_plan if not len(self.steps) else None,
+            kept=self.kept_plan,
         )
-        return costs, Ready(planned, program, costs.captured.held)
+        is_new = step is None
+        if step is None:
+            try:
+                step = self._captured(model, args, kwargs, tensors, arriving, progress)
+            except NothingToDifferentiate as error:
+                if error.settings is not None:
+                    self._without_backward.setdefault(call.key, []).append(error.settings)
+                return None
+        chosen = step.choose(SituationKey.of(call, owners), tensors, asking, progress)
+        if is_new:
+            # A kernel that could not be compiled meanwhile is another state of the process.
+            process = self._describer.process(self._describer.state_of(model))
+            self.steps.add(replace(call.key, process=process), step)
+        self._forget_oldest()
+        return chosen
 
-    def _remember(self, key: Hashable, ready: Ready) -> None:
-        self._ready[key] = ready
-        if len(self._ready) > _MOST_PLANS:
-            self._ready.popitem(last=False)
-            used = {key[2] for key in self._ready}  # pyright: ignore[reportIndexIssue]
-            kept = {key: [costs for costs in steps if id(costs) in used] for key, steps in self._steps.items()}
-            self._steps = {key: steps for key, steps in kept.items() if steps}
+    def _captured(
+        self,
+        model: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+        tensors: Mapping[Source, torch.Tensor],
+        arriving: Arrivals | None,
+        progress: Progress | None,
+    ) -> StepPlans:
+        original = original_view(model)
+        inspect.signature(original.forward).bind(*args, **kwargs)  # raises what a call would raise
+        warn_of_hooks(original, self.hooked)
+        options = self._options(model)
+        costs = capture_step(original, args, kwargs, options, progress, arriving)
+        return StepPlans(costs, tensors, self.optimizer, progress)
+
+    def _check_device(self, model: Any) -> None:
+        """Raises LowtideError where a module that was rewritten for another machine is called here."""
+        preset = self.options.preset()
+        if preset is not None and preset.kind != self._describer.state_of(model).owners.device_type:
+            raise LowtideError(
+                f"this module was rewritten for the preset {self.options.device!r}, which is for planning only; "
+                "rewrite it without device= to run it here"
+            )
+
+    def _forget_oldest(self) -> None:
+        keys = self.steps.keys
+        if self.steps.forget_oldest():
+            differing = ", ".join(keys[-1].differing(keys[-2]))
             warnings.warn(
-                f"lowtide has planned for more than {_MOST_PLANS} kinds of calls (shapes, dtypes, modes, numbers) and "
-                "forgets the oldest; pad batches to a few shapes, and pass numbers that change as tensors",
+                f"lowtide keeps what it planned in {format_bytes(self.steps.most_bytes)} of the host's memory, which "
+                f"{len(keys)} kinds of calls exceed, and forgets the oldest; the last two differ in their {differing}: "
+                "pad batches to a few shapes, and pass numbers that change as tensors",
                 LowtideWarning,
                 stacklevel=5,
             )
@@ -237,8 +289,3 @@ class Rewriting:
 
 def _warn_of_settling(error: Unsettled) -> None:
     warnings.warn(f"this call runs the original forward, within no budget: {error.what}", LowtideWarning, stacklevel=5)
-
-
-def _check_arguments(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Raises the TypeError that calling forward with these arguments would raise."""
-    inspect.signature(model.forward).bind(*args, **kwargs)

@@ -17,22 +17,14 @@ from .bytes_text import format_bytes
 from .call import Call
 from .chosen_outputs import Arrivals
 from .errors import LowtideError, LowtideWarning
-from .planning import PlannedStep
-from .program import Generator, Program
+from .original import original_forward
+from .program import Generator
 from .runtime import run_forward
 from .sources import Owners, Source
+from .step_plans import Chosen
 
 # Ways in which the decisions of one call may go, each captured and planned, until the original runs instead.
 _MOST_WAYS = 8
-
-
-@dataclass
-class Ready:
-    """A planned kind of call."""
-
-    planned: PlannedStep
-    program: Program
-    constants: dict[Source, torch.Tensor]
 
 
 class Find(Protocol):
@@ -41,15 +33,14 @@ class Find(Protocol):
     excluded: captured steps, by id, that do not serve it. arriving: the gradients to plan for.
     """
 
-    def __call__(self, excluded: frozenset[int] = ..., arriving: Arrivals | None = ...) -> Ready | None: ...
+    def __call__(self, excluded: frozenset[int] = ..., arriving: Arrivals | None = ...) -> Chosen | None: ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """A call. model: the rewritten module; original: the same under its own class; find: plans for this call."""
+    """A call of a rewritten module. find: plans for this call."""
 
     model: torch.nn.Module
-    original: torch.nn.Module
     args: tuple
     kwargs: dict[str, Any]
     call: Call
@@ -57,50 +48,51 @@ class Step:
     find: Find
 
 
-def run_step(step: Step) -> Any:
-    """What the module returns.
+def run_step(step: Step, chosen: Chosen | None) -> Any:
+    """What the module returns. chosen: the plan that is to run, None where there is nothing to plan.
 
     Where a decision goes another way than it did when the step was captured, the step is undone and another plan runs,
     or the original with a warning.
     """
     excluded: frozenset[int] = frozenset()
-    while len(excluded) < _MOST_WAYS:
+    while chosen is not None:
+        tensors = {**step.owners.sources(step.call.inputs, step.call.structure), **chosen.step.constants}
         try:
-            ready = step.find(excluded)
-        except LowtideError as error:
-            if not excluded:
-                raise
-            return _run_original(step, f"{type(error).__name__}: {error}")
-        if ready is None:
-            return step.original.forward(*step.args, **step.kwargs)
-        tensors = {**step.owners.sources(step.call.inputs, step.call.structure), **ready.constants}
-        try:
-            return _run_plan(step, ready, tensors)
+            return _run_plan(step, chosen, tensors)
         except DecisionChanged as changed:
-            _undo(ready, changed, tensors)
-            excluded |= {id(ready.planned.costs)}
-    return _run_original(step, f"its decisions went {_MOST_WAYS} other ways than planned")
+            _undo(chosen, changed, tensors)
+            excluded |= {id(chosen.step)}
+        if len(excluded) == _MOST_WAYS:
+            return _run_original(step, f"its decisions went {_MOST_WAYS} other ways than planned")
+        try:
+            chosen = step.find(excluded)
+        except LowtideError as error:
+            return _run_original(step, f"{type(error).__name__}: {error}")
+    return original_forward(step.model)(*step.args, **step.kwargs)
 
 
-def _run_plan(step: Step, ready: Ready, tensors: Mapping[Source, torch.Tensor]) -> Any:
-    program = ready.program
+def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]) -> Any:
+    program = chosen.ready.program
     start = None
     if len(program.outputs.able) > 1:  # else no other gradients can arrive than those planned for
-        device = ready.planned.costs.device
         start = Start.here(
-            program, tensors, device, lambda arriving: _serve(step, ready, arriving), _present_autocast()
+            program,
+            tensors,
+            chosen.step.costs.device,
+            plan_for=lambda arriving: _serve(step, chosen, arriving),
+            conditions=_present_autocast(),
         )
     outputs = run_forward(program, tensors, step.owners.device_type, start)
     modules = {**step.owners.modules, "": step.model}
     return program.outputs.hand_over(outputs, modules, [step.args, step.kwargs])
 
 
-def _undo(ready: Ready, changed: DecisionChanged, tensors: Mapping[Source, torch.Tensor]) -> None:
+def _undo(chosen: Chosen, changed: DecisionChanged, tensors: Mapping[Source, torch.Tensor]) -> None:
     """Puts back the generator and what forward has changed, and lets go of what it has made."""
     with torch.no_grad():
-        for source, copy in zip(ready.program.undo, changed.undo, strict=True):
+        for source, copy in zip(chosen.ready.program.undo, changed.undo, strict=True):
             if source is None:
-                Generator(ready.planned.costs.device).set(copy)
+                Generator(chosen.step.costs.device).set(copy)
             else:
                 tensors[source].copy_(copy)
     traceback.clear_frames(changed.__traceback__)
@@ -108,9 +100,9 @@ def _undo(ready: Ready, changed: DecisionChanged, tensors: Mapping[Source, torch
 
 
 def _run_original(step: Step, why: str) -> Any:
-    returned = step.original.forward(*step.args, **step.kwargs)
+    returned = original_forward(step.model)(*step.args, **step.kwargs)
     warnings.warn(
-        f"a decision in forward of {type(step.original).__name__} went another way than planned, and this step could "
+        f"a decision in forward of {type(step.model).__name__} went another way than planned, and this step could "
         f"not be planned anew ({why}): it runs as the original does, outside of the budget",
         LowtideWarning,
         stacklevel=5,
@@ -118,19 +110,19 @@ def _run_original(step: Step, why: str) -> Any:
     return returned
 
 
-def _serve(step: Step, before: Ready, arriving: Arrivals) -> Served:
+def _serve(step: Step, before: Chosen, arriving: Arrivals) -> Served:
     """The program for these gradients, planned now where it was not before."""
-    ready = step.find(arriving=arriving)
-    assert ready is not None
+    chosen = step.find(arriving=arriving)
+    assert chosen is not None
     warnings.warn(
         f"gradients arrive at {arriving}, and this step was planned for gradients of "
-        f"{before.program.outputs.arrivals}: its backward begins with forward again, within "
-        f"{format_bytes(ready.planned.plan.peak_bytes)} beside what the first forward returned; the next steps are "
+        f"{before.ready.program.outputs.arrivals}: its backward begins with forward again, within "
+        f"{format_bytes(chosen.plan.peak_bytes)} beside what the first forward returned; the next steps are "
         "planned for it",
         LowtideWarning,
         stacklevel=2,
     )
-    return ready.program, ready.constants
+    return chosen.ready.program, chosen.step.constants
 
 
 def _present_autocast() -> Callable[[], AbstractContextManager[Any]]:

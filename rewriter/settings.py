@@ -3,70 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+from operator import is_
 from typing import Any
 
 import torch
 
-_PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
-_BY_IDENTITY = (FunctionType, BuiltinFunctionType, type)
+from .held_values import ABSENT, HeldValues, is_plain
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Plain attributes of modules, as (name of the module, name of the attribute, value)."""
+    """What forward read of modules, as (name of the module, name of the attribute, what it held).
+
+    Collections and plain objects are looked into, and the tensors in them that the captured step uses are told by which
+    they are. used: the ids of those tensors, which the captured step keeps alive.
+    """
 
     read: tuple[tuple[str, str, Any], ...]
+    used: frozenset[int] = frozenset()
+    _seen: _Seen | None = field(default=None, compare=False, repr=False)
+
+    def are_current(self, modules: Mapping[str, torch.nn.Module]) -> bool:
+        """Whether these modules hold the very same objects as when the settings were last found to hold."""
+        seen = self._seen
+        return seen is not None and seen.modules is modules and seen.is_current()
 
     def hold(self, modules: Mapping[str, torch.nn.Module]) -> bool:
-        """Whether they are the same in these modules, by name. Asked at each call: most are the very same objects."""
-        for name, attribute, value in self.read:
+        """Whether they are the same in these modules, by name."""
+        if self.are_current(modules):
+            return True
+        values = HeldValues(modules, self.used)
+        for name, attribute, content in self.read:
             module = modules.get(name)
-            if module is None:
+            if module is None or values.of(module, attribute) != content:
                 return False
-            held = module.__dict__.get(attribute, _Other)
-            if held is not value and not _same(_value(held), value):
-                return False
+        object.__setattr__(self, "_seen", _Seen(modules, self.read, values))
         return True
 
 
+class _Seen:
+    """The objects that settings were read from when they were last found the same."""
+
+    def __init__(
+        self, modules: Mapping[str, torch.nn.Module], read: Sequence[tuple[str, str, Any]], values: HeldValues
+    ) -> None:
+        self.modules = modules
+        self.sees_all = values.sees_all
+        self.dicts = [vars(modules[name]) for name, _, _ in read]
+        self.attributes = [attribute for _, attribute, _ in read]
+        self.held = list(map(dict.get, self.dicts, self.attributes, repeat(ABSENT)))
+        pairs = zip(map(type, map(modules.get, (name for name, _, _ in read))), self.attributes, self.held, strict=True)
+        absent = [(cls, attribute) for cls, attribute, held in pairs if held is ABSENT]
+        plain = [(cls, attribute) for cls, attribute in absent if is_plain(getattr(cls, attribute, ABSENT))]
+        self.classes, self.class_attributes = [cls for cls, _ in plain], [attribute for _, attribute in plain]
+        self.class_held = self._of_classes()
+        self.views = values.views
+        self.lengths = list(map(len, self.views))
+        self.parts = list(chain.from_iterable(self.views))
+
+    def is_current(self) -> bool:
+        """Whether all of them are the very same objects."""
+        return (
+            self.sees_all
+            and all(map(is_, map(dict.get, self.dicts, self.attributes, repeat(ABSENT)), self.held))
+            and all(map(is_, self._of_classes(), self.class_held))
+            and list(map(len, self.views)) == self.lengths
+            and all(map(is_, chain.from_iterable(self.views), self.parts))
+        )
+
+    def _of_classes(self) -> list[Any]:
+        return list(map(getattr, self.classes, self.class_attributes, repeat(ABSENT)))
+
+
 def settings_of(model: torch.nn.Module, read: set[tuple[str, str]], constants: Sequence[torch.Tensor] = ()) -> Settings:
-    """The plain ones among attributes that were read, with their present values; and which tensors stood in them.
+    """What attributes that were read hold now.
 
-    constants: the held tensors that the captured step uses: only their being exchanged matters.
+    constants: the held tensors that the captured step uses: of others only shape and dtype matter.
     """
-    used = {id(tensor) for tensor in constants}
-    modules = {name: vars(module) for name, module in model.named_modules()}
-    told = []
-    for module, attribute in sorted(read):
-        held = modules[module].get(attribute, _Other)
-        value = _value(held)
-        if value is not _Other and (not isinstance(held, torch.Tensor) or id(held) in used):
-            told.append((module, attribute, value))
-    return Settings(tuple(told))
-
-
-class _Other:
-    """Stands for a value that is not plain."""
-
-
-def _value(held: Any) -> Any:
-    """What an attribute is compared by: a tensor by being the same one (the captured step keeps it alive)."""
-    return f"tensor {id(held)}" if isinstance(held, torch.Tensor) else _plain(held)
-
-
-def _plain(value: Any) -> Any:
-    """A value that stays what it is, a sequence of such as its text, `_Other` for anything else."""
-    if isinstance(value, (*_PLAIN, *_BY_IDENTITY)):
-        return value
-    if isinstance(value, dict):
-        return _Other if any(_plain(part) is _Other for part in value.values()) else repr(value)
-    if isinstance(value, (list, tuple)):
-        return _Other if any(_plain(part) is _Other for part in value) else repr(value)
-    return _Other
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two plain values are equal and of one type: True == 1 == 1.0."""
-    return one is other or (type(one) is type(other) and one == other)
+    used = frozenset(id(tensor) for tensor in constants)
+    modules = dict(model.named_modules())
+    values = HeldValues(modules, used)
+    told = ((name, attribute, values.of(modules[name], attribute)) for name, attribute in sorted(read))
+    return Settings(tuple((name, attribute, content) for name, attribute, content in told if content is not None), used)

@@ -33,9 +33,10 @@ def solve_step(
     """The plan of a posed step: the fastest one of those for all ways to make its gradients (`PosedStep.ways`); of
     plans equally fast that of the first way. Raises BudgetError, InfeasibleBudget.
 
-    given_plan: is taken instead of solving; PlanError if it is for another step or peaks above the budget here.
+    budget: a share is one of this step's peak with everything kept. given_plan: is taken instead of solving; PlanError
+    if it is for another step or peaks above the budget here.
     """
-    budget_bytes = _budget_bytes(budget, found.posed.problem)
+    budget_bytes = bytes_of(budget, everything_kept_bytes(found.posed.problem))
     if given_plan is not None:
         fitting = (way for way in found.ways if way.posed.problem.first_difference(given_plan.problem) is None)
         way = next(fitting, found)
@@ -107,12 +108,27 @@ def spread_out(plans: Sequence[Plan], count: int) -> list[Plan]:
     return list(chosen.values())
 
 
-def _budget_bytes(budget: int | str, problem: Problem) -> int:
-    """A budget in bytes; a share is one of the peak with everything kept."""
+def bytes_of(budget: int | str, whole_bytes: int) -> int:
+    """A budget in bytes; a share is one of `whole_bytes`. Raises BudgetError."""
     wanted = parse_bytes(budget)
-    if not isinstance(wanted, Share):
-        return wanted
-    return int(wanted.fraction * max(baseline_of(problem).peak_bytes, problem.floor_bytes))
+    return int(wanted.fraction * whole_bytes) if isinstance(wanted, Share) else wanted
+
+
+def everything_kept_bytes(problem: Problem) -> int:
+    """What a step peaks at with everything kept, the optimizer's own step included."""
+    return max(baseline_of(problem).peak_bytes, problem.floor_bytes)
+
+
+def smallest_step(found: PosedStep, portfolio: Portfolio, progress: Progress | None = None) -> PlannedStep:
+    """The plan of the smallest peak, of all ways to make the step's gradients."""
+    limit_seconds = found.costs.options.time_limit_seconds
+    plans = [
+        PlannedStep(
+            way.step, way.posed, portfolio.frontier(way.posed.problem, 2, progress, left_seconds)[-1], way.costs
+        )
+        for way, left_seconds in _timed(found.ways, limit_seconds)
+    ]
+    return min(plans, key=lambda planned: planned.plan.peak_bytes)
 
 
 def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:

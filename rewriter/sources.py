@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,13 +24,12 @@ class Source:
 class Owners:
     """Where a module's parameters and buffers are, so that each call finds the present ones quickly.
 
-    modules: by name. modules_key: told by whoever sees to it that it is the present one (`call.modules_key`).
-    uninitialized: names of what has no shape yet, in lazy modules that have not run.
+    modules: by name. device_type: where the first of them lies; meta counts as CPU. uninitialized: names of what has no
+    shape yet, in lazy modules that have not run.
     """
 
-    def __init__(self, model: torch.nn.Module, modules_key: Hashable = None) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         self.modules = dict(model.named_modules())
-        self.modules_key = modules_key
         self._parameters: list[tuple[Source, torch.nn.Module, str]] = []
         self._buffers: list[tuple[Source, torch.nn.Module, str]] = []
         seen: set[int] = set()
@@ -57,6 +56,11 @@ class Owners:
     def buffers(self) -> list[torch.Tensor]:
         """The present buffers, tied ones once."""
         return [module._buffers[name] for _, module, name in self._buffers]  # pyright: ignore[reportReturnType]
+
+    def grads_present(self, inputs: Sequence[torch.Tensor]) -> tuple[bool, ...]:
+        """Which of the parameters, and of the inputs that are trained, have a `.grad`."""
+        leaves = (*self.parameters(), *(t for t in inputs if t.requires_grad and t.is_leaf))
+        return tuple([leaf.grad is not None for leaf in leaves])
 
     def sources(self, inputs: Sequence[torch.Tensor], structure: Structure) -> dict[Source, torch.Tensor]:
         """All tensors that a step starts from, by source; constants are not among them."""

@@ -89,7 +89,7 @@ def test_a_padded_batch_after_a_full_one_is_another_program_and_both_stay_right(
 
     small = rewritten(model, budget="1GiB", **full)
     assert differences(trained(model, step, 2), trained(small, step, 2)) == []
-    guards = [costs.captured.guard for known in small.lowtide._steps.values() for costs in known]
+    guards = [step.costs.captured.guard for step in small.lowtide.steps]
     assert len(guards) == 2 and None not in guards
 
 

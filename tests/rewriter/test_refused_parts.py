@@ -27,7 +27,10 @@ def net() -> nn.Module:
 
 def refused(model, *args, match) -> None:
     """Planning is refused, with and without sample arguments, and the model still trains."""
-    for ask in (lambda: lowtide.plan(model, "1MiB", args), lambda: lowtide.rewrite(model, "1MiB", costs="flops")(*args)):
+    for ask in (
+        lambda: lowtide.plan(model, "1MiB", args),
+        lambda: lowtide.rewrite(model, "1MiB", costs="flops")(*args),
+    ):
         with pytest.raises(CaptureError, match=match) as caught:
             ask()
         assert len(str(caught.value)) > 60
@@ -71,7 +74,9 @@ def test_sparse_arguments_and_attributes_are_named():
 @warnings_ignored
 def test_a_sparse_tensor_made_in_forward_is_told_from_a_sparse_gradient():
     model = Called(lambda m, x: torch.sparse.mm(torch.eye(8).to_sparse(), m.net(x)), net=net())
-    refused(model, rows(), match=r"_to_sparse.* makes a sparse tensor, in the root module \(.*how large it is depends on")
+    refused(
+        model, rows(), match=r"_to_sparse.* makes a sparse tensor, in the root module \(.*how large it is depends on"
+    )
     model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 4))
     refused(model, torch.arange(3), match="a sparse gradient comes of .*, in the backward of 0: .*sparse=False")
 
@@ -176,7 +181,9 @@ def hooked(m, x):
     [(lambda m, x: ReadsItsGradient.apply(m.net(x)), "gradient.isnan"), (hooked, "gradient.sum")],
 )
 def test_a_backward_that_decides_by_a_gradient_is_named_with_its_line(forward, where):
-    with pytest.raises(CaptureError, match=rf"backward looks at the values of a gradient .* in the backward of .*{where}"):
+    with pytest.raises(
+        CaptureError, match=rf"backward looks at the values of a gradient .* in the backward of .*{where}"
+    ):
         lowtide.plan(Called(forward, net=net()), "1MiB", (rows(),))
 
 

@@ -94,7 +94,10 @@ def test_with_sample_arguments_it_is_refused_and_left_as_it_was(kind):
     make, what = SETTLING[kind]
     model = make()
     before = copy.deepcopy(model.state_dict())
-    with deprecations_ignored(), pytest.raises(Unsettled, match=rf"{what}.* once a batch has gone through the original"):
+    with (
+        deprecations_ignored(),
+        pytest.raises(Unsettled, match=rf"{what}.* once a batch has gone through the original"),
+    ):
         lowtide.rewrite(model, "1MiB", (rows(),), costs="flops")
     assert model.state_dict().keys() == before.keys() and not hasattr(model, "other")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -153,7 +153,7 @@ def test_scalar_arguments_are_part_of_the_kind_of_call():
         wanted = model(batch(), **kwargs)
         torch.manual_seed(0)
         assert torch.equal(small(batch(), **kwargs), wanted)
-    assert len(small.lowtide._ready) == 5
+    assert len(small.lowtide.steps) == 5
 
 
 def test_modes_of_gradients_go_by_the_original_forward():
@@ -195,7 +195,7 @@ def test_other_shapes_are_planned_for_as_they_come():
             differences(trained(model, calling(batch(rows=rows)), 1), trained(small, calling(batch(rows=rows)), 1))
             == []
         )
-    assert len(small.lowtide._ready) == 3
+    assert len(small.lowtide.steps) == 3
 
 
 def test_the_smallest_budget_is_smaller_than_with_everything_kept():

@@ -1,0 +1,49 @@
+"""The key of a kind of call: all that a captured step depends on, as far as it can be told before capture."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, fields
+
+import torch
+
+from .backend_state import backend_state
+from .identity import Interned
+
+
+@dataclass(frozen=True)
+class CallKey:
+    """Calls with equal keys may be served by one captured step, if its settings and guard hold too.
+
+    arguments: the structure of the arguments and all in it that is no tensor. tensors: of each tensor among them all
+    but its numbers (`tensor_kinds.kind_of`). sharing: which of them are, or share memory with, each other or the
+    module's own tensors. module: classes, modes, hooks and the module's own tensors (`ModuleState.key`). process:
+    autocast, dtypes, threads and the switches of backends. outputs: the names of the outputs that are returned, None
+    for all.
+    """
+
+    arguments: Hashable
+    tensors: tuple[Hashable, ...]
+    sharing: tuple[Hashable, ...]
+    module: Interned
+    process: Interned
+    outputs: tuple[str, ...] | None = None
+
+    def differing(self, other: CallKey) -> list[str]:
+        """The names of the parts in which another key differs."""
+        return [one.name for one in fields(self) if getattr(self, one.name) != getattr(other, one.name)]
+
+
+def process_state(device_type: str) -> tuple[Hashable, ...]:
+    """What kernels and casts depend on outside of the module: autocast, and the state of torch's backends."""
+    return autocast_state(device_type), backend_state(device_type)
+
+
+def autocast_state(device_type: str) -> Hashable:
+    """Which casts autocast makes on the CPU and on this device; whether it casts a weight once or each time."""
+    told = tuple(
+        (kind, torch.get_autocast_dtype(kind))
+        for kind in dict.fromkeys(("cpu", device_type))
+        if torch.is_autocast_enabled(kind)
+    )
+    return (told, torch.is_autocast_cache_enabled()) if told else None

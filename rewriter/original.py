@@ -1,0 +1,36 @@
+"""The module that a rewritten one was made of: its class, its forward, and itself under its own class."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .inner_hooks import HOOKS
+
+OWN_FORWARD = "_lowtide_forward"  # where a rewritten module keeps the forward that its instance had before
+ORIGINAL = "_lowtide_original"  # where the class of a rewritten module keeps the class that it was made of
+
+
+def original_class(model: Any) -> type:
+    """The class that a rewritten module was made of; of any other module its class."""
+    return getattr(type(model), ORIGINAL, type(model))
+
+
+def original_forward(model: Any) -> Callable[..., Any]:
+    """The forward that a rewritten module had before."""
+    own = vars(model).get(OWN_FORWARD)
+    return own if own is not None else original_class(model).forward.__get__(model)
+
+
+def original_view(model: Any) -> torch.nn.Module:
+    """The same module under its original class: it shares all parts, and its own hooks do not run."""
+    view = object.__new__(original_class(model))
+    left_out = ("lowtide", "forward", "_compiled_call_impl", OWN_FORWARD, *HOOKS)
+    attributes = {key: value for key, value in vars(model).items() if key not in left_out}
+    view.__dict__.update(attributes, **{name: OrderedDict() for name in HOOKS})
+    if OWN_FORWARD in vars(model):
+        view.__dict__["forward"] = vars(model)[OWN_FORWARD]
+    return view
