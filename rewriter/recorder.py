@@ -15,6 +15,7 @@ from .captured import looked_at
 from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
 from .foreign_operations import ForeignOperations, fake_kernel_failed
+from .plain_text import printable
 from .running_modules import user_line
 from .sample_values import SampleValues
 from .source_text import identifier
@@ -210,4 +211,4 @@ class Recorder(OperationMode):
     def where(self) -> str:
         """The innermost module running now, and the line of code, for errors."""
         name = self.modules[-1] if self.modules else "the root module"
-        return f"in {name or 'the root module'}{user_line(traceback.extract_stack())}"
+        return f"in {printable(name) or 'the root module'}{user_line(traceback.extract_stack())}"
