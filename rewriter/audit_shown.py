@@ -8,6 +8,7 @@ from rich.text import Text
 
 from .audit import Audit
 from .bytes_text import format_bytes
+from .plain_text import printable
 
 
 def audit_text(audit: Audit, table: Table) -> RenderableType:
@@ -20,7 +21,7 @@ def audit_text(audit: Audit, table: Table) -> RenderableType:
     for one in audit.values:
         shape = "×".join(map(str, one.shape))
         table.add_row(
-            Text(f"{one.module or '(root)'}\n{one.operation} {shape}"),
+            Text(f"{printable(one.module) or '(root)'}\n{printable(one.operation)} {shape}"),
             one.codec.replace(", ", ",\n"),
             f"{one.bits:.2g}",
             f"{format_bytes(one.size_bytes)}\nin {format_bytes(one.code_bytes)}",

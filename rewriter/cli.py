@@ -9,7 +9,7 @@ import typer
 
 from . import cli_options as options
 from .cli_input import check_budget, check_picture, check_solver, refuse_elsewhere, subject_of
-from .cli_output import check_target, print_json, speaking
+from .cli_output import check_target, print_json, say, speaking
 
 if TYPE_CHECKING:
     from ..solvers.plan import Plan
@@ -104,7 +104,7 @@ def plan(
 
         show(plan_text(subject.told, told))
         if out is not None:
-            typer.echo(f"saved to {out}")
+            say(f"saved to {out}")
 
 
 @app.command()
@@ -145,7 +145,7 @@ def sweep(
 
         show(sweep_table(subject.told, plans))
         if plot is not None:
-            typer.echo(f"drawn in {plot}")
+            say(f"drawn in {plot}")
 
 
 @app.command()
@@ -221,7 +221,7 @@ def inspect(
 
         show(plan_text(title, told))
         if timeline is not None:
-            typer.echo(f"drawn in {timeline}")
+            say(f"drawn in {timeline}")
 
 
 @app.command()
@@ -252,7 +252,7 @@ def codes(
 
         show(codes_text(told))
         if plot is not None:
-            typer.echo(f"drawn in {plot}")
+            say(f"drawn in {plot}")
 
 
 def _plan_dict(plan: Plan) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from .errors import LowtideError, LowtideWarning
+from .plain_text import printable, printable_lines
 
 ERROR_STATUS = 2
 
@@ -36,7 +37,7 @@ def speaking() -> Iterator[None]:
                 show(message, category, *rest, **more)
             elif str(message) not in told:
                 told.add(str(message))
-                typer.echo(f"note: {message}", err=True)
+                typer.echo(printable_lines(f"note: {message}"), err=True)
 
         warnings.showwarning = note
         try:
@@ -51,7 +52,14 @@ _PACKAGE = __name__.rpartition(".")[0]
 
 def print_json(told: Any) -> None:
     """Prints one JSON value; what is infinite or no number becomes null, as JSON has neither."""
-    typer.echo(json.dumps(_finite(told), indent=2, ensure_ascii=False))
+    text = json.dumps(_finite(told), indent=2, ensure_ascii=False)
+    # JSON has escapes of its own
+    typer.echo(text if text == printable_lines(text) else json.dumps(_finite(told), indent=2))
+
+
+def say(text: str) -> None:
+    """Prints one line that may hold names from outside."""
+    typer.echo(printable(text))
 
 
 def check_target(path: Path | None) -> None:
@@ -78,4 +86,4 @@ def _message(error: Exception) -> str:
     for python, option in _AS_OPTIONS.items():
         text = text.replace(python, option)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "\n".join(lines) or type(error).__name__
+    return printable_lines("\n".join(lines)) or type(error).__name__

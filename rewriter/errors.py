@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..solvers.errors import InfeasibleBudget, LowtideError, ScheduleError
+from .plain_text import printable_lines
 
 __all__ = [
     "BudgetError",
@@ -22,7 +23,10 @@ __all__ = [
 
 
 class LowtideWarning(UserWarning):
-    """Something that works otherwise than one may expect of a rewritten module."""
+    """Something that works otherwise than one may expect of a rewritten module. Its text is safe to print."""
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
 
 class BudgetError(LowtideError, ValueError):

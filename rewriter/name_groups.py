@@ -8,7 +8,8 @@ from typing import TypeVar
 
 Row = TypeVar("Row")
 
-_NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
+# Of few digits in ASCII: names are data, and Python reads no number of thousands of digits.
+_NUMBER = re.compile(r"\.([0-9]{1,9})(?=\.|$)")
 
 
 def shortened(module: str, depth: int | None = None) -> str:

@@ -17,6 +17,7 @@ from ..solvers.recipes import Recipes
 from ..solvers.simulate import baseline_of
 from .bytes_text import format_bytes
 from .errors import LowtideError
+from .plain_text import printable, printable_lines
 from .timeline import Moment, moments_of, peak_of
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def draw_frontier(plans: Sequence[Plan], title: str, path: Path) -> list[Rated]:
     axes.set_xlim(left / divisor, right / divisor)
     axes.set_ylim(-0.03 * top, top)
     axes.set_xlabel(f"peak, {unit}")
-    axes.set_ylabel(f"extra time, % ({problem.costs})")
+    axes.set_ylabel(printable(f"extra time, % ({problem.costs})"), parse_math=False)
     set_title(axes, title)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[-2:] + handles[:-2], labels[-2:] + labels[:-2], frameon=False)
@@ -142,11 +143,12 @@ def _mark_peak(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float
     thirds = (("left", 0.0), ("center", 0.5), ("right", 1.0))
     side, start = thirds[min(3 * at // max(len(moments), 1), 2)]
     axes.annotate(
-        f"peak {format_bytes(plan.peak_bytes)}: {peak.told}",
+        printable(f"peak {format_bytes(plan.peak_bytes)}: {peak.told}"),
         (at + 0.5, height),
         xytext=(at + 0.5, roof * 1.1),
         ha=side,
         va="bottom",
+        parse_math=False,
         arrowprops={"arrowstyle": "-", "color": COLOURS["line"], "linewidth": 0.8, "relpos": (start, 0.0)},
     )
 
@@ -218,7 +220,8 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
 
 
 def set_title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11)
+    """A title, which may hold names from outside: `$` in them is no mathematics."""
+    axes.set_title(printable_lines(text), loc="left", fontsize=11, parse_math=False)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

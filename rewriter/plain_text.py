@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
+from ..solvers.plain_text import printable, printable_lines
 
-def printable(text: str) -> str:
-    r"""The text with every character that is not printed itself as an escape: ESC is `\x1b`, a newline `\n`.
-
-    Escaped are control characters, separators of lines and paragraphs, marks that change the direction of writing or
-    have no width, lone surrogates, and spaces other than the ordinary one. The result is one line.
-    """
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
+__all__ = ["printable", "printable_lines"]

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .plain_text import printable
+
 _PATIENCE_SECONDS = 1.0
 
 
@@ -22,9 +24,11 @@ def shown_progress(title: str) -> Iterator[Callable[[float, str], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn(title), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    # Names are in both texts: neither a format nor markup, nor control characters.
+    told = TextColumn("{task.fields[title]}", markup=False), TextColumn("{task.description}", markup=False)
+    columns = (told[0], BarColumn(), TimeElapsedColumn(), told[1])
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("", total=1.0)
+    task = bar.add_task("", total=1.0, title=printable(title))
     started, shown = time.monotonic(), False
 
     def tell(share: float, text: str) -> None:
@@ -32,7 +36,7 @@ def shown_progress(title: str) -> Iterator[Callable[[float, str], None] | None]:
         if not shown and time.monotonic() - started > _PATIENCE_SECONDS:
             bar.start()
             shown = True
-        bar.update(task, completed=share, description=text[:40])
+        bar.update(task, completed=share, description=printable(text)[:40])
 
     try:
         yield tell

@@ -20,6 +20,7 @@ from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
 from .foreign_operations import ForeignOperations, fake_kernel_failed
 from .layouts_seen import SEEN
+from .plain_text import printable
 from .refused_parts import refuse_tensors
 from .running_modules import user_line
 from .sample_values import SampleValues
@@ -345,7 +346,7 @@ class Recorder(OperationMode):
             name = f"the backward of {modules[0] or 'the root module'}" if modules else "backward"
         else:
             name = (self.modules[-1] if self.modules else "") or "the root module"
-        return f"in {name}{user_line(traceback.extract_stack())}"
+        return f"in {printable(name)}{user_line(traceback.extract_stack())}"
 
 
 def _looks_for_nan(node: fx.Node) -> bool:

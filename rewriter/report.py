@@ -11,6 +11,7 @@ from .audit import Audit
 from .bytes_text import format_bytes
 from .comparison import Difference
 from .gradient_noise import NoiseFound
+from .plain_text import printable
 from .plan_file import summary_of
 from .relative_errors import GRADIENT, Error
 
@@ -133,7 +134,7 @@ class Report:
         lines += [f"  {name:<{width}}  {value}" for name, value in rows]
         lines += [f"  WRONG: {fault}" for fault in self.faults]
         lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _noise(self) -> Iterator[tuple[str, str]]:
         """What draws of the codes' noise show."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from textwrap import shorten
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +19,7 @@ from .audit_shown import audit_text
 from .bytes_text import format_bytes
 from .module_summary import ModuleSummary, module_summaries
 from .name_groups import grouped
+from .plain_text import printable, printable_lines
 from .profile import ModuleProfile, Profile
 from .report import Report
 from .timeline import Peak, kept_values, peak_of
@@ -31,9 +34,26 @@ def show(*parts: RenderableType) -> None:
     wide = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", _COLUMNS))
     console = Console(width=wide, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
-        console.print(Group(*parts))
+        console.print(_Printable(Group(*parts)))
     # rich fills lines up with spaces, which are in the way of whoever copies them
-    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().rstrip("\n").split("\n")))
+
+
+@dataclass(frozen=True)
+class _Printable:
+    """What is shown, with the control characters in it escaped: not those by which rich changes style."""
+
+    shown: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.shown, options):
+            if not segment.control:
+                yield Segment(printable_lines(segment.text), segment.style)
+
+
+def line_of(text: str, style: str = "") -> Text:
+    """A text, which may hold names from outside, as one line of a table or page."""
+    return Text(printable(text), style=style)
 
 
 def plan_text(title: str, plan: Plan) -> RenderableType:
@@ -90,16 +110,16 @@ def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:
             _extra(plan),
             _share(plan.lower_bound_seconds, plan),
             _fine_bytes(kept),
-            shorten(plan.solver + recipe, _SOLVER_WIDTH, placeholder=" …"),
+            line_of(shorten(plan.solver + recipe, _SOLVER_WIDTH, placeholder=" …")),
         )
-    notes = [Text(f"  note: {note}") for note in dict.fromkeys(note for plan in plans for note in plan.notes[1:])]
-    return Group(Text(f"{title}, {plans[0].costs} costs", style="bold"), table, *notes)
+    notes = [line_of(f"  note: {note}") for note in dict.fromkeys(note for plan in plans for note in plan.notes[1:])]
+    return Group(line_of(f"{title}, {plans[0].costs} costs", "bold"), table, *notes)
 
 
 def verify_text(title: str, report: Report) -> RenderableType:
     """What verification found."""
     shown = [audit_text(report.audit, new_table(None))] if report.audit.values else []
-    return Group(Text(title, style="bold"), Text(str(report)), *shown)
+    return Group(line_of(title, "bold"), Text(str(report)), *shown)
 
 
 def profile_text(title: str, profile: Profile) -> RenderableType:
@@ -149,7 +169,7 @@ def _modules(profile: Profile) -> Table:
     for name, rows in grouped(profile.rows, lambda row: row.module, alike):
         kept = sum(row.kept_bytes for row in rows)
         table.add_row(
-            Text(_counted(name, rows)),
+            line_of(_counted(name, rows)),
             format_bytes(kept),
             f"{kept / max(profile.kept_bytes, 1):.1%}",
             format_seconds(sum(row.forward_seconds for row in rows)),
@@ -168,8 +188,8 @@ def _largest(profile: Profile) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for kind in profile.largest:
         share = kind.total_bytes / max(profile.kept_bytes, 1)
-        module = Text(kind.module or "(root)")
-        table.add_row(kind.operation, module, str(kind.values), format_bytes(kind.total_bytes), f"{share:.1%}")
+        module = line_of(kind.module or "(root)")
+        table.add_row(line_of(kind.operation), module, str(kind.values), format_bytes(kind.total_bytes), f"{share:.1%}")
     return table
 
 
@@ -181,7 +201,7 @@ def _savings(profile: Profile) -> Table:
     table.add_column("bytes", justify="right", no_wrap=True)
     for saving in sorted(profile.savings, key=lambda one: (not one.taken, -one.saved_bytes)):
         fidelity = saving.fidelity + ("" if saving.taken else ", not taken")
-        table.add_row(saving.name, fidelity, Text(saving.module or "(root)"), format_bytes(saving.saved_bytes))
+        table.add_row(saving.name, fidelity, line_of(saving.module or "(root)"), format_bytes(saving.saved_bytes))
     return table
 
 
@@ -199,7 +219,7 @@ def _summaries(plan: Plan) -> Table:
     for name, rows in grouped(shown, lambda row: row.module, alike):
         again, kernels = sum(row.kernels_again for row in rows), sum(row.kernels for row in rows)
         table.add_row(
-            Text(_counted(name, rows)),
+            line_of(_counted(name, rows)),
             format_bytes(sum(row.kept_bytes for row in rows)),
             format_bytes(sum(row.all_bytes for row in rows)),
             f"{again} of {kernels} kernels" if again else "nothing",
@@ -218,8 +238,8 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows:
-        grid.add_row(f"  {name}", Text(value))
-    return Group(Text(title, style="bold"), grid)
+        grid.add_row(f"  {name}", line_of(value))
+    return Group(line_of(title, "bold"), grid)
 
 
 def new_table(title: str | None) -> Table:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from .plain_text import printable_lines
+
 
 class LowtideError(Exception):
-    """Every error that lowtide raises on purpose."""
+    """Every error that lowtide raises on purpose. Its text may hold names from outside, and is safe to print."""
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
 
 class ScheduleError(LowtideError):

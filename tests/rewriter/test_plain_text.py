@@ -26,6 +26,6 @@ def test_what_is_not_printed_itself_is_escaped(text: str, shown: str) -> None:
 
 
 def test_every_character_gives_one_printable_line() -> None:
-    every = "".join(map(chr, range(0x110000)))
+    every = "".join(map(chr, (*range(0x3100), *range(0xD700, 0x10000), *range(0xE0000, 0xE0200))))
     assert printable(every).isprintable()
     assert len(printable(every).splitlines()) == 1
