@@ -40,7 +40,7 @@ def describe(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], owners
     device_type = owners.device_type
     key = (
         structure.key,
-        tuple(_tensor_key(t) for t in inputs),
+        tuple((*_tensor_key(t), t.is_leaf) for t in inputs),
         places,
         owners.modules_key,
         tuple(_tensor_key(t) for t in owners.parameters()),

@@ -8,6 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,7 +105,8 @@ class Rewriting:
                     self._arrived[call.key] = arriving
                 return ready
 
-            return run_step(Step(model, original, args, kwargs, call, owners, find))
+            expect = partial(self._arrived.__setitem__, call.key)
+            return run_step(Step(model, original, args, kwargs, call, owners, find, expect))
         except Unsettled as error:
             _warn_of_settling(error)
             return original.forward(*args, **kwargs)

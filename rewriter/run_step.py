@@ -46,7 +46,8 @@ class Find(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """A call. model: the rewritten module; original: the same under its own class; find: plans for this call."""
+    """A call. model: the rewritten module; original: the same under its own class; find: plans for this call. expect:
+    told which gradients have arrived, so that the next such call is planned for them."""
 
     model: torch.nn.Module
     original: torch.nn.Module
@@ -55,6 +56,7 @@ class Step:
     call: Call
     owners: Owners
     find: Find
+    expect: Callable[[Arrivals], None]
 
 
 def run_step(step: Step) -> Any:
@@ -85,12 +87,14 @@ def run_step(step: Step) -> Any:
 def _run_plan(step: Step, ready: Ready, tensors: Mapping[Source, torch.Tensor]) -> Any:
     program = ready.program
     start = None
-    if len(program.outputs.able) > 1:  # else no other gradients can arrive than those planned for
+    # Else no other gradients can arrive than those planned for, or the step cannot begin again; and what an argument that
+    # forward changes comes of must not hold that argument.
+    if len(program.outputs.able) > 1 and not program.outputs.changed:
         device = ready.planned.costs.device
         start = Start.here(
             program, tensors, device, lambda arriving: _serve(step, ready, arriving), _present_autocast()
         )
-    outputs = run_forward(program, tensors, step.owners.device_type, start)
+    outputs = run_forward(program, tensors, step.owners.device_type, start, step.expect)
     modules = {**step.owners.modules, "": step.model}
     return program.outputs.hand_over(outputs, modules, [step.args, step.kwargs])
 
