@@ -9,7 +9,6 @@ computed from the sample, and becomes a guard that is checked again at each call
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,12 +28,12 @@ from .chosen_outputs import Arrivals, Outputs, choose_outputs, with_gradients
 from .eager_backwards import take_eager_branches
 from .eager_composites import EagerComposites
 from .eager_paths import eager_paths
-from .errors import CaptureError, NothingToDifferentiate, Unsettled
+from .errors import CaptureError, NothingToDifferentiate
 from .foreign_operations import ForeignCalls
 from .in_place_calls import InPlaceCallsNoted
 from .left_behind import Stash, left_by
 from .lowering import lower_for
-from .operands import lazily_changed
+from .placeholders import Wrapper, by_place, changed_inputs, with_replaced, wrap_all
 from .plain_branches import PlainBranches
 from .random_streams import other_streams_refused
 from .real_data import RealDataRefused
@@ -43,7 +42,7 @@ from .refused_parts import refuse_overlaps, refuse_parts, refuse_tensors, refuse
 from .running_modules import user_line
 from .settings import Settings, settings_of
 from .sources import Owners, Source
-from .structure import Structure, flatten
+from .structure import flatten
 from .torch_internals import (
     checkpoints_passed,
     functional_wrapper,
@@ -90,7 +89,7 @@ def capture(
     with ExitStack() as stack:
         mode = tensors_without_data()
         with mode:
-            wrappers = _wrap_all(model, inputs, structure, recorder)
+            wrappers = wrap_all(model, inputs, structure, recorder)
         stack.enter_context(other_streams_refused(model))
         stack.enter_context(mode)
         stack.enter_context(eager_paths(twin, recorder.averaging))
@@ -99,7 +98,7 @@ def capture(
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
         stack.enter_context(EagerComposites())
-        stack.enter_context(PlainBranches(recorder.where, recorder.stand_in, recorder.made))
+        stack.enter_context(PlainBranches(recorder.where, recorder.stand_ins))
         stack.enter_context(RealDataRefused(recorder.where, {key: w.tensor for key, w in wrappers.items()}))
         stack.enter_context(ForeignCalls(recorder.foreign))
         stack.enter_context(InPlaceCallsNoted(recorder.graph))
@@ -108,13 +107,12 @@ def capture(
             stack.callback(torch.clear_autocast_cache)
         passed = stack.enter_context(checkpoints_passed())
         # Around backward too, since a checkpoint runs forward again.
-        stack.enter_context(swapped(twin, _by_place(twin, wrappers)))
+        stack.enter_context(swapped(twin, by_place(twin, wrappers)))
         arguments = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
         with held_tensors_untouched(twin) as replaced, left_by(twin, arguments) as left:
             returned = _run_forward(twin, arguments, recorder)
-        recorder.refuse_changes_outside(held_by(twin))
-        wrappers = _with_replaced(wrappers, replaced)
-        _refuse_other_shapes(wrappers)
+        recorder.stand_ins.refuse_changes(held_by(twin), lambda value: recorder.nodes[id(value)])
+        wrappers = with_replaced(wrappers, replaced)
         try:
             tensors, chosen = _outputs(returned, left.stashes, outputs, wrappers, recorder)
             chosen = with_gradients(tensors, chosen, differentiable, arriving)
@@ -136,65 +134,6 @@ PASSED = (
 def _is_on_meta(model: torch.nn.Module, inputs: list[torch.Tensor]) -> bool:
     """Whether some of what the step starts from has no data, so that the step is planned for and not run."""
     return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *inputs))
-
-
-@dataclass(frozen=True)
-class _Wrapper:
-    """The functional stand-in of one parameter, buffer or input."""
-
-    source: Source
-    node: fx.Node
-    tensor: torch.Tensor
-
-
-def _wrap_all(
-    model: torch.nn.Module, inputs: list[torch.Tensor], structure: Structure, recorder: Recorder
-) -> dict[int, _Wrapper]:
-    """Placeholders for all tensors the step starts from, by the id of the real tensor; the same tensor is one."""
-    wrappers: dict[int, _Wrapper] = {}
-    for source, tensor in Owners(model).sources(inputs, structure).items():
-        fake = _fake_like(tensor)
-        node = recorder.placeholder(source.kind, source.name, fake, tensor)
-        wrappers[id(tensor)] = _Wrapper(source, node, functional_wrapper(fake, tensor.requires_grad))
-    return wrappers
-
-
-def _with_replaced(wrappers: dict[int, _Wrapper], replaced: Mapping[torch.Tensor, torch.Tensor]) -> dict[int, _Wrapper]:
-    """The wrappers with the values that forward put in the place of some: the new values of those buffers."""
-    return {
-        key: replace(wrapper, tensor=replaced[wrapper.tensor]) if wrapper.tensor in replaced else wrapper
-        for key, wrapper in wrappers.items()
-    }
-
-
-def _refuse_other_shapes(wrappers: dict[int, _Wrapper]) -> None:
-    """Raises Unsettled for a buffer whose shape forward has changed in place, CaptureError for an input."""
-    for wrapper in wrappers.values():
-        before, now = wrapper.node.meta["val"], present_value(wrapper.tensor)
-        if before.shape == now.shape:
-            continue
-        source, shapes = wrapper.source, f"from {list(before.shape)} to {list(now.shape)}"
-        if source.kind == "input":
-            raise CaptureError(f"forward changes the shape of argument {source.name} {shapes}; return it instead")
-        raise Unsettled(f"forward changes the shape of {source.kind} {source.name} {shapes}")
-
-
-def _fake_like(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, strides and dtype (under `tensors_without_data`: without data); meta becomes CPU."""
-    device = torch.device("cpu") if tensor.device.type == "meta" else tensor.device
-    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    return lazily_changed(fake, tensor)
-
-
-def _by_place(model: torch.nn.Module, wrappers: dict[int, _Wrapper]) -> dict[str, torch.Tensor]:
-    """The wrappers of parameters and buffers by the name of each place where they stand."""
-    # By module, not by name: a module that stands in two places would be swapped twice and not be put back.
-    return {
-        f"{prefix}.{name}" if prefix else name: wrappers[id(tensor)].tensor
-        for prefix, module in model.named_modules()
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
 
 
 def _run_forward(model: torch.nn.Module, arguments: tuple[Any, Any], recorder: Recorder) -> Any:
@@ -227,7 +166,7 @@ def _outputs(
     returned: Any,
     left: list[tuple[Stash, list[Any]]],
     names: list[str] | None,
-    wrappers: dict[int, _Wrapper],
+    wrappers: dict[int, Wrapper],
     recorder: Recorder,
 ) -> tuple[list[torch.Tensor], Outputs]:
     """All that a step gives, and the places of it, every view and change in place replayed."""
@@ -240,15 +179,14 @@ def _outputs(
     for tensor in tensors:
         if id(present_value(tensor)) not in recorder.nodes:
             recorder.hold(tensor)
-    for wrapper in wrappers.values():
-        present_value(wrapper.tensor)
-    return tensors, outputs
+    changed = changed_inputs(wrappers.values())
+    return [*tensors, *(w.tensor for w in changed)], replace(outputs, changed=tuple(w.source for w in changed))
 
 
 def _run_backward(
-    tensors: list[torch.Tensor], outputs: Outputs, wrappers: dict[int, _Wrapper], recorder: Recorder
+    tensors: list[torch.Tensor], outputs: Outputs, wrappers: dict[int, Wrapper], recorder: Recorder
 ) -> _Step:
-    wanted = {w.source: w.tensor for w in wrappers.values() if w.tensor.requires_grad}
+    wanted = {w.source: w.leaf for w in wrappers.values() if w.leaf.requires_grad}
     leaves = leaves_behind([tensors[i] for i in outputs.able])
     reachable = tuple(source for source, tensor in wanted.items() if id(tensor) in leaves or not tensor.is_leaf)
     for i in outputs.retained:
@@ -293,17 +231,19 @@ def _device_type(tensors: list[torch.Tensor]) -> str:
 def _finish(
     recorder: Recorder,
     step: _Step,
-    wrappers: dict[int, _Wrapper],
+    wrappers: dict[int, Wrapper],
     settings: Settings,
     notes: tuple[str, ...],
 ) -> Captured:
     """Adds the graph's outputs, drops what nothing needs, splits off the guard, and adds the checks."""
     graph = recorder.graph
-    held = [(w.node, w.tensor) for w in wrappers.values()] + recorder.lasting_stand_ins()
+    held = [*((w.node, w.tensor) for w in wrappers.values()), *((n, t) for _, n, t in recorder.stand_ins.lasting())]
     present = [(node, recorder.nodes[id(present_value(tensor))]) for node, tensor in held]
     mutations = {node.meta["source"]: now for node, now in present if now is not node}
     refuse_overlaps({n.meta["source"]: t for n, t in recorder.values.sample.items()}, mutations)
-    outputs = tuple(recorder.nodes[id(present_value(t))] for t in step.tensors)
+    # A changed input holds its new value itself.
+    places = {w.tensor: w.node for w in wrappers.values() if w.source in step.outputs.changed}
+    outputs = tuple(places.get(t) or recorder.nodes[id(present_value(t))] for t in step.tensors)
     gradients = {source: recorder.nodes[id(present_value(g))] for source, g in step.gradients.items()}
     graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))
     guard = guard_of(recorder.reads, {source.name for source in mutations}, recorder.constants)

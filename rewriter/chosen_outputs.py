@@ -11,6 +11,7 @@ import torch
 
 from .errors import CaptureError, NothingToDifferentiate
 from .left_behind import Stash
+from .sources import Source
 from .structure import Structure, flatten
 from .torch_internals import nodes_behind
 
@@ -30,9 +31,10 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a step gives, as one row of tensors: those that forward returns, then those of each stash.
+    """What a step gives, as one row of tensors: those that forward returns, then those of each stash, then inputs.
 
-    returned: the structure of what forward returns. able: which tensors (by number) may receive gradients; expected:
+    returned: the structure of what forward returns. changed: inputs that forward changes in place so that gradients
+    arrive through what they hold then. able: which tensors (by number) may receive gradients; expected:
     which of them this step is planned for; declined: which would in eager, but were declared not to. inside: able ones
     from which other able ones are computed; retained: those of them whose whole gradient is handed over too. is_usual:
     whether those expected are those that most likely come.
@@ -40,6 +42,7 @@ class Outputs:
 
     returned: Structure
     stashes: tuple[Stash, ...] = ()
+    changed: tuple[Source, ...] = ()
     able: tuple[int, ...] = ()
     expected: tuple[int, ...] = ()
     declined: tuple[int, ...] = ()
@@ -50,7 +53,8 @@ class Outputs:
     @property
     def names(self) -> tuple[str, ...]:
         """Where each tensor stands, e.g. "loss" or "hidden_states.3"; of a stash the attribute's name."""
-        return (*self.returned.names, *chain.from_iterable(stash.structure.names for stash in self.stashes))
+        left = chain.from_iterable(stash.structure.names for stash in self.stashes)
+        return (*self.returned.names, *left, *(f"argument {source.name}" for source in self.changed))
 
     @property
     def arrivals(self) -> Arrivals:

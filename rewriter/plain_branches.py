@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import CaptureError, Unsettled
 from .lists_of_tensors import made_of_list
 from .shaped_by_data import CTC_LOSSES, ctc_loss
+from .stand_ins import StandIns
 from .torch_internals import ASSERTIONS, MAKES_DUAL, MAKES_NESTED, ONE_HOT, is_functional, is_real
 
 _BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
@@ -19,17 +20,13 @@ _BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
 class PlainBranches(TorchFunctionMode):
     """Sees what forward calls of torch, above autograd.
 
-    where: says which module and line are running. stand_in: gives what stands for a tensor with data, so that what is
-    made of it can be changed in place. made: tensors with data that functions gave (`torch.from_numpy`), by id.
+    where: says which module and line are running. stand_ins: what is taken in the place of tensors with data.
     """
 
-    def __init__(
-        self, where: Callable[[], str], stand_in: Callable[[torch.Tensor], torch.Tensor], made: dict[int, torch.Tensor]
-    ) -> None:
+    def __init__(self, where: Callable[[], str], stand_ins: StandIns) -> None:
         super().__init__()
         self.where = where
-        self.stand_in = stand_in
-        self.made = made
+        self.stand_ins = stand_ins
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args = self._exchanged(args)
@@ -66,12 +63,12 @@ class PlainBranches(TorchFunctionMode):
         made = made_of_list(func, args, kwargs)
         result = func(*args, **kwargs) if made is None else made
         if isinstance(result, torch.Tensor) and is_real(result):
-            self.made[id(result)] = result
+            self.stand_ins.made[id(result)] = result
         return result
 
     def _exchanged(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return self.stand_in(value) if is_real(value) else value
+            return self.stand_ins.of(value) if is_real(value) else value
         if type(value) in (tuple, list):
             return type(value)(self._exchanged(part) for part in value)
         return value

@@ -27,6 +27,7 @@ from .sample_values import SampleValues
 from .shaped_by_data import result_by_shape
 from .source_text import identifier
 from .sources import Source
+from .stand_ins import StandIns
 from .torch_internals import (
     NEEDS_DATA,
     OperationMode,
@@ -74,8 +75,7 @@ class Recorder(OperationMode):
         self.modules: list[str] = []
         self.phase = "forward"
         self.batches: torch.Tensor | None = None
-        self.stand_ins: dict[int, tuple[fx.Node, torch.Tensor]] = {}
-        self.made: dict[int, torch.Tensor] = {}
+        self.stand_ins = StandIns(self._constant, self._pause)
         self.paused = False
         self.sequence = -1
         self.outer = backward_sequence()
@@ -96,33 +96,13 @@ class Recorder(OperationMode):
             self.values.sample[node] = sample
         return node
 
-    def stand_in(self, value: torch.Tensor) -> torch.Tensor:
-        """The functional wrapper of a tensor from outside that is no input of the step: a constant, always the same."""
-        if id(value) not in self.stand_ins:
-            refuse_tensors([("a tensor that forward reaches", value)])
-            self.paused = True
-            try:
-                wrapper = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-            finally:
-                self.paused = False
-            node = self._constant(value, present_value(wrapper))
-            self.nodes[id(value)] = node
-            self.stand_ins[id(value)] = (node, wrapper)
-        return self.stand_ins[id(value)][1]
-
-    def lasting_stand_ins(self) -> list[tuple[fx.Node, torch.Tensor]]:
-        """The placeholders and wrappers of tensors that were there before forward."""
-        return [pair for key, pair in self.stand_ins.items() if key not in self.made]
-
-    def refuse_changes_outside(self, held: set[int]) -> None:
-        """Raises CaptureError if forward has changed a tensor that was there before and is not among these, by id."""
-        for node, wrapper in self.lasting_stand_ins():
-            value = self.values.sample[node]
-            if id(value) not in held and self.nodes[id(present_value(wrapper))] is not node:
-                raise CaptureError(
-                    f"forward changes a tensor of shape {list(value.shape)} in place that no module holds; register it as "
-                    "a buffer, or pass it as an argument"
-                )
+    @contextmanager
+    def _pause(self) -> Iterator[None]:
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with no_function_modes():  # which are for what forward calls
@@ -249,7 +229,9 @@ class Recorder(OperationMode):
             )
         # Kept by the recorder, so that its id stays its own.
         self.constants.append(value)
-        return self.placeholder("constant", str(len(self.constants) - 1), value if fake is None else fake, value)
+        node = self.placeholder("constant", str(len(self.constants) - 1), value if fake is None else fake, value)
+        self.nodes[id(value)] = node
+        return node
 
     def hold(self, value: torch.Tensor) -> None:
         """Makes a tensor from outside the step known, as a constant of it."""

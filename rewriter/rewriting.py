@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,7 +119,9 @@ class Rewriting:
             chosen = find()
         except Exception as error:
             return self._original(model, args, kwargs, call, error)
-        return run_step(Step(model, args, kwargs, call, self._describer.state_of(model).owners, find), chosen)
+        expect = partial(self._arrived.__setitem__, call.key)
+        step = Step(model, args, kwargs, call, self._describer.state_of(model).owners, find, expect)
+        return run_step(step, chosen)
 
     def _described(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Call:
         refuse_uninitialized(self._describer.state_of(model).owners)

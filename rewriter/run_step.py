@@ -38,7 +38,8 @@ class Find(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """A call of a rewritten module. find: plans for this call."""
+    """A call of a rewritten module. find: plans for this call. expect: told which gradients have arrived, so that the next
+    such call is planned for them."""
 
     model: torch.nn.Module
     args: tuple
@@ -46,6 +47,7 @@ class Step:
     call: Call
     owners: Owners
     find: Find
+    expect: Callable[[Arrivals], None]
 
 
 def run_step(step: Step, chosen: Chosen | None) -> Any:
@@ -74,7 +76,9 @@ def run_step(step: Step, chosen: Chosen | None) -> Any:
 def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]) -> Any:
     program = chosen.ready.program
     start = None
-    if len(program.outputs.able) > 1:  # else no other gradients can arrive than those planned for
+    # Else no other gradients can arrive than those planned for, or the step cannot begin again; and what an argument
+    # that forward changes comes of must not hold that argument.
+    if len(program.outputs.able) > 1 and not program.outputs.changed:
         start = Start.here(
             program,
             tensors,
@@ -82,7 +86,7 @@ def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]
             plan_for=lambda arriving: _serve(step, chosen, arriving),
             conditions=_present_autocast(),
         )
-    outputs = run_forward(program, tensors, step.owners.device_type, start)
+    outputs = run_forward(program, tensors, step.owners.device_type, start, step.expect)
     modules = {**step.owners.modules, "": step.model}
     return program.outputs.hand_over(outputs, modules, [step.args, step.kwargs])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .begin_again import Start, check_start
-from .chosen_outputs import Arrivals
+from .chosen_outputs import Arrivals, Outputs
 from .errors import LowtideWarning, TapeError
 from .program import SEED, Binding, Key, Program
 from .sources import Source
@@ -28,9 +28,11 @@ class Tape:
         tensors: Mapping[Source, torch.Tensor],
         device_type: str,
         start: Start | None = None,
+        expect: Callable[[Arrivals], None] | None = None,
     ) -> None:
         self.program = program
         self.start = start
+        self.expect = expect
         self.residents = {storage: tensors[source] for storage, source in program.residents.items()}
         self.values: dict[Key, Any] = {}
         self.versions: dict[Key, int] = {}
@@ -106,7 +108,9 @@ class _Link(torch.autograd.Function):
             return torch.empty(0)
         tape.seal()
         # The tape keeps the values, the caller gets aliases: an output on its own tape would be a cycle.
-        outputs = tuple(output.detach() for output in returned)
+        changed = entering[len(entering) - len(tape.program.outputs.changed) :]
+        ctx.mark_dirty(*changed)
+        outputs = (*(output.detach() for output in returned[: len(returned) - len(changed)]), *changed)
         tape.output_shapes = [torch.empty_like(output, device="meta") for output in outputs]
         able = {*tape.program.outputs.able, *tape.program.outputs.declined}
         ctx.mark_non_differentiable(*(o for i, o in enumerate(outputs) if i not in able))
@@ -122,7 +126,8 @@ class _Link(torch.autograd.Function):
         except BaseException:
             tape.close()
             raise
-        return (None, None, None if ctx.index == 0 else torch.empty(0), *returned)
+        changed = (None,) * len(tape.program.outputs.changed) if ctx.index + 1 == len(tape.program.forward) else ()
+        return (None, None, None if ctx.index == 0 else torch.empty(0), *returned, *changed)
 
 
 def _run_backward(tape: Tape, index: int, gradients: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:
@@ -242,9 +247,14 @@ def _begin_again(
     start, names = tape.start, tape.program.outputs.names
     arriving = Arrivals(frozenset(names[i] for i in incoming), frozenset(names[i] for i in retained))
     if start is None:
+        if tape.expect is not None:
+            tape.expect(arriving)
+        changed = ", ".join(source.name for source in tape.program.outputs.changed)
         raise TapeError(
             f"gradients arrive at {arriving}, and this step was planned for gradients of "
-            f"{tape.program.outputs.arrivals}; call forward again"
+            f"{tape.program.outputs.arrivals}"
+            + (f"; it cannot begin again, as forward has changed argument {changed}" if changed else "")
+            + "; call forward again, which is planned for that now"
         )
     shapes = {i: tape.output_shapes[i] for i in incoming}
     updated = tape.program.updated
@@ -291,15 +301,19 @@ def run_forward(
     tensors: Mapping[Source, torch.Tensor],
     device_type: str,
     start: Start | None = None,
+    expect: Callable[[Arrivals], None] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Runs the forward of a step; the outputs it returns carry the backward.
 
     tensors: the parameters, buffers, inputs and constants of the step, by source. Each block's parameters enter
     autograd's graph at the block in whose backward their gradient is final, so that gradients are accumulated, and
-    released, block by block. start: for a backward to which other gradients come than planned.
+    released, block by block. start: for a backward to which other gradients come than planned; expect: told of them
+    where there is no start.
     Raises DecisionChanged where a decision of forward goes another way than the captured one.
     """
-    tape = Tape(program, tensors, device_type, start)
+    changed = [tensors[source] for source in program.outputs.changed]
+    _refuse_changes(program.outputs, changed)
+    tape = Tape(program, _alone(program, tensors), device_type, start, expect)
     if program.draws:
         tape.values[SEED] = _next_number()
     # The first token requires a gradient so that every link is part of the graph, whatever is frozen.
@@ -310,12 +324,32 @@ def run_forward(
         entering = [tensors[source] for source in gradients if source.kind != "output"]
         if index == 0:
             entering += [tensors[source] for source in program.idle]
+        if index == last:
+            entering += changed
         token = _Link.apply(tape, index, token, *entering)
     if program.outputs.inside:
         tape.outputs = [weakref.ref(output) for output in token]
     if program.draws:
         torch.randint(2, (1,))  # so that the next step's codecs draw other numbers
     return token
+
+
+def _alone(program: Program, tensors: Mapping[Source, torch.Tensor]) -> dict[Source, torch.Tensor]:
+    """The tensors of a step, such that it holds none that comes of it in autograd's graph, as changed inputs do."""
+    changed = set(program.outputs.changed)
+    return {source: tensor.detach() if source in changed else tensor for source, tensor in tensors.items()}
+
+
+def _refuse_changes(outputs: Outputs, tensors: Sequence[torch.Tensor]) -> None:
+    """Raises for inputs that autograd does not let forward change."""
+    for source, tensor in zip(outputs.changed, tensors, strict=True):
+        if tensor.is_leaf and tensor.requires_grad:
+            raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+        if tensor._base is not None:
+            raise TapeError(
+                f"forward changes argument {source.name} in place, which is a view of another tensor: gradients through "
+                "that tensor's new value would not be followed; pass a copy of the part (.clone())"
+            )
 
 
 def _next_number() -> int:

@@ -56,31 +56,32 @@ def flatten(told: Any, what: str) -> tuple[list[torch.Tensor], Structure]:
     """
     tensors: list[torch.Tensor] = []
     names: list[str] = []
-
-    def walk(value: Any, path: str) -> tuple[Any, Any]:
-        if isinstance(value, torch.Tensor):
-            tensors.append(value)
-            names.append(path)
-            return Leaf(len(tensors) - 1), "T"
-        if isinstance(value, _PLAIN):
-            # True == 1 == 1.0 hash alike but are other calls: the type goes into the key.
-            return Leaf(-1, value), (type(value).__name__, value)
-        parts = _take_apart(value)
-        if parts is None:
-            raise StructureError(
-                f"{what}{'.' + path if path else ''} is a {type(value).__qualname__}, which lowtide cannot look into: "
-                "it takes tensors, numbers, strings, None, and lists, tuples, dicts, dataclasses and namespaces of "
-                "these"
-            )
-        make, items = parts
-        done = [walk(item, f"{path}.{name}" if path else name) for name, item in items]
-        # Keys 1 and "1" have one name, and two classes may: what is told apart in Python is another kind of call.
-        names_key = tuple((type(k), k) for k in value) if isinstance(value, dict) else tuple(name for name, _ in items)
-        key = (type(value), names_key, tuple(k for _, k in done))
-        return _Node(make, tuple(child for child, _ in done)), key
-
-    tree, key = walk(told, "")
+    tree, key = _walk(told, "", what, tensors, names)
     return tensors, Structure(tree, tuple(names), key)
+
+
+def _walk(value: Any, path: str, what: str, tensors: list[torch.Tensor], names: list[str]) -> tuple[Any, Any]:
+    """The tree and the key of an object; its tensors and their names are added to the lists."""
+    # A function within `flatten` that called itself would keep the tensors alive until garbage is collected.
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        names.append(path)
+        return Leaf(len(tensors) - 1), "T"
+    if isinstance(value, _PLAIN):
+        # True == 1 == 1.0 hash alike but are other calls: the type goes into the key.
+        return Leaf(-1, value), (type(value).__name__, value)
+    parts = _take_apart(value)
+    if parts is None:
+        raise StructureError(
+            f"{what}{'.' + path if path else ''} is a {type(value).__qualname__}, which lowtide cannot look into: "
+            "it takes tensors, numbers, strings, None, and lists, tuples, dicts, dataclasses and namespaces of these"
+        )
+    make, items = parts
+    done = [_walk(item, f"{path}.{name}" if path else name, what, tensors, names) for name, item in items]
+    # Keys 1 and "1" have one name, and two classes may: what is told apart in Python is another kind of call.
+    names_key = tuple((type(k), k) for k in value) if isinstance(value, dict) else tuple(name for name, _ in items)
+    key = (type(value), names_key, tuple(k for _, k in done))
+    return _Node(make, tuple(child for child, _ in done)), key
 
 
 def _take_apart(value: Any) -> tuple[Callable[[list[Any]], Any], list[tuple[str, Any]]] | None:
