@@ -4,7 +4,9 @@ On CPU the profiler reports every allocation and every free with its size and ad
 exact to the byte. Three things need care. A free of memory that was allocated before the session is not
 reported, so the storages alive at the start are watched and leave a mark when they go. A reported free of an
 address that this session did not allocate carries a stale size, so it is passed over. A session inside
-another one ends the other (or crashes it, when it is still warming up), so a running one is refused.
+another one ends the other (or crashes it, when it is still warming up), so a running one is refused; one of
+ours is paused,
+and what was taken meanwhile is added at its fullest moment.
 
 What is not seen: allocations on threads that the function itself starts, memory that only autograd's graph
 or C++ code holds at the start and the function frees, and whatever does not come from torch's allocator.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -80,6 +83,12 @@ def measure_allocations(
     device = torch.device(device)
     if device.type == "cuda":
         return [_cuda_peak(function, device) for function in functions]
+    outer = _sessions.get(threading.get_ident())
+    if outer is not None:
+        with outer.paused() as note:
+            peaks = measure_allocations(functions, device=device, watch_existing=watch_existing)
+            note(max(peaks, default=0))
+        return peaks
     if is_profiler_running():
         raise ProfilerBusyError(
             "peak memory cannot be measured inside a running profiler: torch allows one session at a time, "
@@ -89,7 +98,7 @@ def measure_allocations(
         gc.collect()
     watched = _watch_storages() if watch_existing else []
     try:
-        with _quiet_first_session(), _memory_session() as profiler:
+        with _quiet_first_session(), _memory_session() as session:
             for function in functions:
                 with nullcontext() if watch_existing else _garbage_left():
                     with autograd_profiler.record_function(_BEGIN):
@@ -101,7 +110,7 @@ def measure_allocations(
     finally:
         for finalizer in watched:
             finalizer.detach()
-    return list(_peaks(_allocation_events(profiler)))
+    return list(_peaks(session.events))
 
 
 @contextmanager
@@ -117,7 +126,10 @@ def _garbage_left() -> Iterator[None]:
 
 
 def is_profiler_running() -> bool:
-    """Whether a profiler of this process is recording, or has prepared to (a schedule's warm-up)."""
+    """Whether a profiler of this process is recording, or has prepared to (a warm-up), that cannot be paused:
+    one of `measure_allocations` in this thread can."""
+    if threading.get_ident() in _sessions:
+        return False
     return _any_session_recording() or any(
         getattr(session, "entered", False) and getattr(session, "kineto_results", None) is None
         for session in gc.get_objects()
@@ -144,12 +156,56 @@ def _cuda_peak(function: Callable[[], object], device: torch.device) -> int:
     return after.get(f"{counted}.all.peak", 0) - before.get(f"{counted}.all.current", 0)
 
 
+class _Session:
+    """A session that records memory. It is paused where something inside of it measures in one of its own.
+
+    events: (time, name, address, bytes) in order; bytes are negative for a free. Complete when it has ended.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, str, int, int]] = []
+        self._profiler: Any = None
+
+    def start(self) -> None:
+        self._profiler = autograd_profiler.profile(use_kineto=True, profile_memory=True)
+        self._profiler.__enter__()
+
+    def stop(self, *reason: Any) -> None:
+        self._profiler.__exit__(*(reason or (None, None, None)))
+        self.events += _allocation_events(self._profiler)
+
+    @contextmanager
+    def paused(self) -> Iterator[Callable[[int], None]]:
+        """A context outside of the session. Yields what to call with the most bytes that were taken meanwhile."""
+        thread = threading.get_ident()
+        self.stop()
+        del _sessions[thread]
+        taken: list[int] = []
+        try:
+            yield taken.append
+        finally:
+            address = -1 - len(self.events)  # of nothing else
+            for taken_bytes in taken:
+                self.events += [(0, "[memory]", address, taken_bytes), (0, "[memory]", address, -taken_bytes)]
+            _sessions[thread] = self
+            self.start()
+
+
+_sessions: dict[int, _Session] = {}  # by the thread that runs them
+
+
 @contextmanager
-def _memory_session() -> Iterator[Any]:
-    """One profiler session that records memory; its results are read after the `with`."""
-    session = autograd_profiler.profile(use_kineto=True, profile_memory=True)
-    with session:
+def _memory_session() -> Iterator[_Session]:
+    """One session; its events are read after the `with`."""
+    session = _Session()
+    thread = threading.get_ident()
+    session.start()
+    _sessions[thread] = session
+    try:
         yield session
+    finally:
+        _sessions.pop(thread, None)
+        session.stop()
 
 
 @contextmanager
