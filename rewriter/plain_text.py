@@ -14,5 +14,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 
 
+def shortened(text: str, most_letters: int = 500) -> str:
+    """The same, cut where it is longer than anyone reads."""
+    shown = printable(text[: most_letters + 1])
+    return shown if len(shown) <= most_letters else f"{shown[:most_letters]} …"
+
+
 def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
