@@ -15,6 +15,7 @@ from ..kernels.checks import require
 from .chosen_outputs import Outputs
 from .plain_text import printable
 from .sources import Source
+from .torch_internals import DirectOperations
 
 # A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state, or
 # ("code", number of the value, number of its encoding).
@@ -81,6 +82,7 @@ class Program:
         return tuple(sorted(resident | (read & set(self.output_storages) - set(self.residents))))
 
 
+_ATEN, _LOWTIDE = DirectOperations(torch.ops.aten), DirectOperations(torch.ops.lowtide)
 _numbers = itertools.count(1)
 _LONGEST_TITLE = 80
 
@@ -96,8 +98,8 @@ def load_functions(
     linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {
         **objects,
-        "aten": torch.ops.aten,
-        "lowtide": torch.ops.lowtide,
+        "aten": _ATEN,
+        "lowtide": _LOWTIDE,
         "torch": torch,
         "device": torch.device,
         "generator_state": Generator(device).state,

@@ -139,12 +139,6 @@ def test_an_inner_module_at_fault_is_named():
         lowtide.rewrite(model, "100%", (data(),))
 
 
-def test_a_batch_norm_without_momentum_is_refused_with_what_to_do():
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=None))
-    with pytest.raises(CaptureError, match=r"num_batches_tracked.*give it a momentum"):
-        lowtide.rewrite(model, "100%", (data(),))
-
-
 def test_sparse_gradients_are_refused_with_what_to_do():
     model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 4))
     with pytest.raises(CaptureError, match=r"sparse gradient.*sparse=False"):
