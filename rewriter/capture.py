@@ -92,7 +92,7 @@ def capture(
             wrappers = wrap_all(model, inputs, structure, recorder)
         stack.enter_context(other_streams_refused(model))
         stack.enter_context(mode)
-        stack.enter_context(eager_paths(twin, recorder.averaging))
+        stack.enter_context(eager_paths(twin, recorder.averaging, recorder.stand_ins.instead))
         watch = stack.enter_context(watched(twin, recorder.modules))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)

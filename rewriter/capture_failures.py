@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 _KEEP_OUT = "keep that part out of the rewritten module"
+NESTED = (
+    "lowtide plans dense tensors: pad the sequences (nn.TransformerEncoder has enable_nested_tensor=False), or "
+    f"{_KEEP_OUT}"
+)
 
 # By what the text of an error contains, in lower case. The first that fits is said.
 _MEANINGS = (
     (
         ("nestedtensor", "_nested_", "nestedint"),
-        "It makes a nested tensor, and lowtide plans dense ones: pad the sequences (nn.TransformerEncoder has "
-        f"enable_nested_tensor=False), or {_KEEP_OUT}",
+        f"It makes a nested tensor, and {NESTED}",
     ),
     (
         ("unsupportedoperatorexception", "no fake impl", "could not find fake impl", "without a fake impl"),

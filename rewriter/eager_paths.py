@@ -17,17 +17,19 @@ Averaging = Callable[[torch.Tensor], AbstractContextManager[Any]]
 
 
 @contextmanager
-def eager_paths(model: torch.nn.Module, averaging: Averaging) -> Iterator[None]:
+def eager_paths(
+    model: torch.nn.Module, averaging: Averaging, stand_ins: Callable[[Any], Any]
+) -> Iterator[None]:
     """A context in which these modules of `model` have another forward, of their own.
 
     Batch normalization with momentum=None reads in Python how many batches there were. Here it computes with any number,
     under `averaging(count)`, which has kernels take the tensor in the place of the number.
     Transformer encoders and multi-head attention have fused kernels for evaluation, which they do not use under a mode
-    that sees functions of torch; none is seen while they run.
+    that sees functions of torch; none is seen while they run, so they are given what `stand_ins` makes of arguments.
     """
     replaced = []
     for module in model.modules():
-        forward = _forward_of(module, averaging)
+        forward = _forward_of(module, averaging, stand_ins)
         if forward is not None and "forward" not in vars(module):
             module.forward = forward
             replaced.append(module)
@@ -38,12 +40,14 @@ def eager_paths(model: torch.nn.Module, averaging: Averaging) -> Iterator[None]:
             del module.forward
 
 
-def _forward_of(module: torch.nn.Module, averaging: Averaging) -> Callable[..., Any] | None:
+def _forward_of(
+    module: torch.nn.Module, averaging: Averaging, stand_ins: Callable[[Any], Any]
+) -> Callable[..., Any] | None:
     plain = type(module).forward
     if plain in (_BatchNorm.forward, SyncBatchNorm.forward):
         return lambda *args, **kwargs: _normalized(module, plain, averaging, args, kwargs)
     if plain in _FUSED:
-        return lambda *args, **kwargs: _fused_if_evaluating(module, plain, args, kwargs)
+        return lambda *args, **kwargs: _fused_if_evaluating(module, plain, stand_ins(args), stand_ins(kwargs))
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from .capture_failures import NESTED
 from .errors import CaptureError, Unsettled
 from .lists_of_tensors import made_of_list
 from .shaped_by_data import CTC_LOSSES, ctc_loss
@@ -29,8 +30,7 @@ class PlainBranches(TorchFunctionMode):
         self.stand_ins = stand_ins
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args = self._exchanged(args)
-        kwargs = {name: self._exchanged(value) for name, value in kwargs.items()} if kwargs else {}
+        args, kwargs = self.stand_ins.instead(args), self.stand_ins.instead(kwargs or {})
         if any(isinstance(argument, torch.nn.Parameter) and is_functional(argument) for argument in args):
             raise Unsettled(f"forward makes a parameter, {self.where()}")
         if func is ONE_HOT:
@@ -66,21 +66,8 @@ class PlainBranches(TorchFunctionMode):
             self.stand_ins.made[id(result)] = result
         return result
 
-    def _exchanged(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return self.stand_ins.of(value) if is_real(value) else value
-        if type(value) in (tuple, list):
-            return type(value)(self._exchanged(part) for part in value)
-        return value
-
     def _refuse(self, what: str, why: str) -> None:
         raise CaptureError(f"{what}, {self.where()}: {why}")
-
-
-NESTED = (
-    "lowtide plans dense tensors; pad the sequences (nn.TransformerEncoder: enable_nested_tensor=False), or keep that part "
-    "out of the rewritten module"
-)
 
 
 def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:

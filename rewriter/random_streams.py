@@ -33,13 +33,15 @@ def other_streams_refused(model: torch.nn.Module) -> Iterator[None]:
         with watch.watching():
             yield
     finally:
-        if watch.drew_python:
+        # Others set a state that they have just read (torch's compiler does): that draws nothing.
+        moved_python = watch.drew_python or (watch.set_python and random.getstate() != before[0])
+        if moved_python:
             random.setstate(before[0])
         moved_numpy = watch.may_draw_numpy and not _same_arrays(before[1], numpy.random.get_state())
         if moved_numpy:
             numpy.random.set_state(before[1])
-    if watch.drew_python or moved_numpy:
-        whose = " and ".join(["Python's"] * watch.drew_python + ["numpy's"] * moved_numpy)
+    if moved_python or moved_numpy:
+        whose = " and ".join(["Python's"] * moved_python + ["numpy's"] * moved_numpy)
         raise CaptureError(
             f"forward of {watch.name} uses {whose} random numbers: a rewritten forward would use what was drawn "
             f"while it was captured at every step; {_WHAT_TO_DO}"
@@ -58,12 +60,12 @@ def unwatched() -> Iterator[None]:
 
 
 class _Watch:
-    """Sees the calls of one thread. drew_python: whether it drew from Python's stream; may_draw_numpy: whether code
-    ran that refers to numpy's."""
+    """Sees the calls of one thread. drew_python, set_python: whether it drew from Python's stream, or set its state;
+    may_draw_numpy: whether code ran that refers to numpy's."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.drew_python = False
+        self.drew_python = self.set_python = False
         self.may_draw_numpy = False
         self._seen: set[CodeType] = set()
 
@@ -95,8 +97,9 @@ class _Watch:
             if is_default_generator(owner):
                 if argument.__name__ in _SETS_STATE:
                     self._refuse(argument.__name__)
-            elif owner is random._inst and argument.__name__ in ("random", "getrandbits", "seed", "setstate"):  # pyright: ignore
-                self.drew_python = True
+            elif owner is random._inst:  # pyright: ignore
+                self.drew_python |= argument.__name__ in ("random", "getrandbits")
+                self.set_python |= argument.__name__ in ("seed", "setstate")
 
     def _refuse(self, name: str) -> None:
         raise CaptureError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from .capture_failures import NESTED
 from .errors import CaptureError
 
 _TAKE_DATA_OUT = (
@@ -39,6 +42,8 @@ class RealDataRefused(TorchFunctionMode):
         args = self._exchanged(args)
         kwargs = {name: self._exchanged(value) for name, value in kwargs.items()} if kwargs else {}
         if func in _TAKE_DATA_OUT:
+            if _makes_nested():
+                raise CaptureError(f"forward makes a nested tensor, {self.where()}: {NESTED}")
             raise CaptureError(
                 f"forward calls {func.__name__}, which takes data out of torch, {self.where()}: what is computed there "
                 "would stay as it was for the sample; compute it with torch, or keep it out of the rewritten module"
@@ -57,6 +62,11 @@ class RealDataRefused(TorchFunctionMode):
         if type(value) in (tuple, list):
             return type(value)(self._exchanged(part) for part in value)
         return value
+
+
+def _makes_nested() -> bool:
+    """Whether torch asks for memory because it makes a nested tensor."""
+    return any("nested" in Path(frame.filename).parts for frame in traceback.extract_stack(limit=12))
 
 
 def _listed(tensor: torch.Tensor) -> Any:

@@ -127,6 +127,7 @@ class Recorder(OperationMode):
             )
         if func is aten.index.Tensor or (func is aten.index_put.default and self._knows_masks(args[1])):
             args = (args[0], [part for index in args[1] for part in self._positions(index)], *args[2:])
+        args, kwargs = map_aggregate((args, kwargs), self._without_data)  # pyright: ignore
         by_shape = self._shaped_by_few(func, args)
         node_args, node_kwargs = self._nodes_of((args, kwargs))
         target = func
@@ -214,6 +215,15 @@ class Recorder(OperationMode):
         node.meta.update(val=lifted, lifted=True)
         self.nodes[id(lifted)] = node
         return lifted
+
+    def _without_data(self, value: Any) -> Any:
+        """In the place of a tensor with data, which is a constant then, always the same one without."""
+        if not isinstance(value, torch.Tensor) or is_without_data(value):
+            return value
+        if id(value) not in self.nodes:
+            fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+            self._constant(value, fake)
+        return self.nodes[id(value)].meta["val"]
 
     def _constant(self, value: torch.Tensor, fake: torch.Tensor | None = None) -> fx.Node:
         if is_without_data(value):

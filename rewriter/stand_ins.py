@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import fx
 
 from .errors import CaptureError
-from .torch_internals import present_value
+from .torch_internals import is_real, present_value
 
 
 class StandIns:
@@ -36,6 +37,14 @@ class StandIns:
                 wrapper = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
             self._known[id(value)] = (value, self.constant(value, present_value(wrapper)), wrapper)
         return self._known[id(value)][2]
+
+    def instead(self, value: Any) -> Any:
+        """A value, in the place of tensors with data what stands for them, in lists, tuples and dicts too."""
+        if isinstance(value, torch.Tensor):
+            return self.of(value) if is_real(value) else value
+        if type(value) in (tuple, list):
+            return type(value)(self.instead(part) for part in value)
+        return {key: self.instead(part) for key, part in value.items()} if type(value) is dict else value
 
     def lasting(self) -> Iterator[tuple[torch.Tensor, fx.Node, torch.Tensor]]:
         """Those of tensors that were there before forward: the tensor, its placeholder and its wrapper."""

@@ -62,7 +62,7 @@ MAPPED = {
     "function": lambda m, x: vmap(lambda row: functional.linear(row, m.weight).sin())(m.net(x)),
     "module": lambda m, x: vmap(m.net, randomness="different")(x),
     "one mask for all": lambda m, x: vmap(m.net, randomness="same")(x),
-    "other dimensions": lambda m, x: vmap(lambda w: m.net(x) @ w, in_dims=1, out_dims=1)(m.weight),
+    "other dimensions": lambda m, x: m.net(vmap(lambda w: x @ w, in_dims=1, out_dims=1)(m.weight)),
     "nested": lambda m, x: vmap(lambda row: vmap(lambda one: (one * m.weight).sum())(row))(m.net(x)),
     "in chunks": lambda m, x: vmap(lambda row: row @ m.weight, chunk_size=3)(m.net(x)),
     "in place": changed_in_place,

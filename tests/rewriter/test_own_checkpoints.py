@@ -62,7 +62,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_all_ways_to_checkpoint_train_alike(way):
     small = assert_trains_alike(Called(WAYS[way], net=net(), first=nn.Linear(4, 4)), rows(), budget="1MiB")
-    assert any(SAID in note for note in small.plan.notes)
+    assert any(SAID in note for note in small.plan.problem.notes)
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
