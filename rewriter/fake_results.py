@@ -41,6 +41,8 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
     if func in _POINTWISE_BACKWARDS:
         first, second = _POINTWISE_BACKWARDS[func]
         return torch.empty_like(args[first] * args[second], dtype=out.dtype)
+    if func is aten.native_layer_norm_backward.default and out[0] is not None and out[0].device.type == "cpu":
+        return (torch.empty_like(out[0], memory_format=torch.contiguous_format), *out[1:])
     if func in _CONTIGUOUS_BACKWARDS:
         return torch.empty_like(out, memory_format=torch.contiguous_format)
     return out

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def kind_of(tensor: torch.Tensor) -> Hashable:
 
     The offset in its storage is left out: batches are slices of one tensor, and kernels compute alike at each of them.
     """
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+        return type(tensor)
     return (
         type(tensor),
         tensor.shape,
@@ -75,7 +78,7 @@ def storage_of(tensor: torch.Tensor) -> int | None:
     """What identifies the allocation that a tensor lies in; None for one without."""
     try:
         return tensor.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, ValueError):  # ValueError: a lazy module's, before its first batch
         return None
 
 

@@ -92,4 +92,4 @@ def test_a_step_makes_it_anew(made):
         wanted = model(x, i)
         torch.manual_seed(0)
         assert torch.equal(same(x, i), wanted)
-    assert len(small.lowtide._ready) == 1
+    assert len(small.lowtide.steps) == 1

@@ -83,5 +83,5 @@ def test_keys_of_a_batch_are_data():
 def test_a_class_name_is_one_line_of_a_comment_and_of_a_traceback():
     small = lowtide.rewrite(class_named("X\nprint('run')\n#")(["a"]), "100%", ({"a": torch.rand(2, 4)},), costs="flops")
     assert small.code.startswith(r"# One training step of X\nprint('run')\n#, rewritten by lowtide.")
-    names = [function.__code__.co_filename for function in small.lowtide._last.program.functions.values()]
+    names = [function.__code__.co_filename for function in small.lowtide._last.ready.program.functions.values()]
     assert all(name.isprintable() for name in names)

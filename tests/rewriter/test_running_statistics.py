@@ -95,7 +95,7 @@ def test_statistics_that_are_views_of_an_argument_are_updated_through_it():
 def test_one_plan_serves_statistics_that_are_averages_over_all_batches(model, x):
     small = rewritten(model, x)
     assert differences(trained(model, calling(x), steps=5), trained(small, calling(x), steps=5)) == []
-    assert small[1].num_batches_tracked == 5 and len(small.lowtide._ready) == 1
+    assert small[1].num_batches_tracked == 5 and len(small.lowtide.steps) == 1
 
 
 def test_the_peak_with_averages_over_all_batches_is_predicted():

@@ -86,7 +86,7 @@ def test_the_first_forward_runs_in_eager_with_a_warning_and_the_next_is_planned(
         with warnings.catch_warnings():
             warnings.simplefilter("error", LowtideWarning)
             assert differences(trained(model, calling(rows())), trained(small, calling(rows()))) == []
-    assert small.plan is not None and len(small.lowtide._ready) == 1
+    assert small.plan is not None and len(small.lowtide.steps) == 1
 
 
 @pytest.mark.parametrize("kind", SETTLING)
