@@ -101,7 +101,7 @@ class LayoutsSeen:
     def _learn(self, node: fx.Node, seen: Layouts) -> bool:
         """Remembers how a call's results really lie if the fake ones lie otherwise; whether they do."""
         operands = operands_of(*fake_operands(node))
-        if _lie_alike(value_of(node), seen, operands, _depends_on_data(node)):
+        if lie_alike(value_of(node), seen, operands, _depends_on_data(node)):
             return False
         self.by_name.setdefault(target_name(node), {})[signature(node)] = seen
         return True
@@ -172,7 +172,7 @@ def _depends_on_data(node: fx.Node) -> bool:
     return torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
 
 
-def _lie_alike(fake: Any, seen: Layouts, operands: Sequence[torch.Tensor], of_any_shape: bool) -> bool:
+def lie_alike(fake: Any, seen: Layouts, operands: Sequence[torch.Tensor], of_any_shape: bool) -> bool:
     """Whether fake results lie as real ones were seen to. of_any_shape: these may be of another shape."""
     layouts = layouts_of(fake, operands)
     if len(layouts) != len(seen):

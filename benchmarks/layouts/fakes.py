@@ -1,0 +1,120 @@
+"""Compares how real and fake results of every ATen call lie in memory, wherever such calls come from."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lowtide.rewriter.fake_results import as_eager_makes_it
+from lowtide.rewriter.layouts_seen import Layouts, layouts_of, lie_alike, operands_of, written
+from lowtide.rewriter.torch_internals import OperationMode, tensors_without_data
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from .samples import LAYOUTS, Sample, laid_out
+
+
+@dataclass
+class Compared:
+    """What was seen of one operation: distinct calls; calls with a fake result that lies otherwise; of these, those
+    that the table of `fake_results` puts right; one that it does not, in words; and what could not be compared."""
+
+    calls: int = 0
+    differ: int = 0
+    corrected: int = 0
+    example: str = ""
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+class Comparing(OperationMode):
+    """Runs every call below autograd on fake tensors too, and compares the layouts of the results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_operation: dict[str, Compared] = defaultdict(Compared)
+        self.where = ""
+        self._without_data: Any = tensors_without_data()
+        self._seen: set[tuple[Any, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        tensors = [one for one in tree_leaves((args, kwargs, out)) if isinstance(one, Tensor)]
+        plain = all(one.layout == torch.strided and not one.is_quantized for one in tensors)
+        if plain and not func._schema.is_mutable and func.namespace != "prim":
+            self._compare(func, args, kwargs, out)
+        return out
+
+    def _compare(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        key = (func, repr(tree_map_only(Tensor, _told, (args, kwargs))))
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        compared = self.by_operation[str(func)]
+        compared.calls += 1
+        made: dict[int, Tensor] = {}
+        with self._without_data:
+            positional, named = tree_map_only(Tensor, lambda one: _fake(one, made), (args, kwargs))
+            try:
+                raw = func(*positional, **named)
+                fixed = as_eager_makes_it(func, positional, raw)
+            except Exception as error:
+                compared.failures[type(error).__name__] += 1
+                return
+        operands = operands_of(positional, named)
+        seen = layouts_of(out, operands_of(args, kwargs))
+        if not lie_alike(raw, seen, operands, False):
+            compared.differ += 1
+            compared.corrected += lie_alike(fixed, seen, operands, False)
+        if not lie_alike(fixed, seen, operands, False):
+            compared.example = compared.example or self._shown(key[1], seen, layouts_of(fixed, operands))
+
+    def _shown(self, call: str, seen: Layouts, told: Layouts) -> str:
+        return f"{self.where}: {call[:300]}\n      real {written(seen)}\n      fake {written(told)}"
+
+
+def _told(tensor: Tensor) -> str:
+    lazy = "*" * tensor.is_conj() + "-" * tensor.is_neg()
+    return f"{str(tensor.dtype)[6:]}{list(tensor.shape)}{tensor.stride()}{lazy}".replace(" ", "")
+
+
+def _fake(tensor: Tensor, made: dict[int, Tensor]) -> Tensor:
+    """The fake tensor for a real one, whose storage holds as much."""
+    if id(tensor) not in made:
+        length = tensor.untyped_storage().nbytes() // tensor.element_size()
+        whole = torch.empty(length, dtype=tensor.dtype, device=tensor.device)
+        made[id(tensor)] = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    return made[id(tensor)]
+
+
+def run_laid_out(sample: Sample, comparing: Comparing) -> None:
+    """Runs a call and its backward, its tensors and the incoming gradients laid out in every way."""
+    for layout in LAYOUTS:
+        comparing.where = f"{sample.name} {sample.number}, {layout}"
+        try:
+            other = laid_out(sample, layout)
+            if other is not None:
+                with comparing:
+                    _run(other)
+        except Exception as error:  # some layouts are no operands of some operations
+            comparing.by_operation[f"({sample.name})"].failures[type(error).__name__] += 1
+
+
+def _run(sample: Sample) -> None:
+    returned = tree_leaves(sample(*sample.tensors))
+    outputs = [one for one in returned if isinstance(one, Tensor) and one.requires_grad]
+    leaves = [one for one in sample.tensors if one.requires_grad]
+    for gradients in _gradients(outputs) if leaves and outputs else ():
+        torch.autograd.grad(outputs, leaves, gradients, allow_unused=True, retain_graph=True)
+
+
+def _gradients(outputs: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Incoming gradients, all laid out in one way."""
+    for layout in ("contiguous", "turned", "channels last", "expanded"):
+        can, change = LAYOUTS[layout]
+        ones = [torch.ones_like(one, memory_format=torch.contiguous_format).detach() for one in outputs]
+        if layout == "contiguous" or any(can(one) for one in ones):
+            yield [change(one) if can(one) else one for one in ones]
