@@ -16,7 +16,7 @@ from .step_graph import Kernel, storage_key
 aten = torch.ops.aten
 
 # What functionalization makes of writes into a view: the whole with one view of it replaced, and which view.
-_SCATTERS: dict[Any, Any] = {
+SCATTERS: dict[Any, Any] = {
     aten.slice_scatter.default: aten.slice.Tensor,
     aten.select_scatter.default: aten.select.int,
     aten.diagonal_scatter.default: aten.diagonal.default,
@@ -24,8 +24,8 @@ _SCATTERS: dict[Any, Any] = {
 }
 
 # What only changes, or only makes anew what it is given, and always begins with a copy of its first operand.
-_CHANGES: set[Any] = {
-    *_SCATTERS,
+CHANGES: set[Any] = {
+    *SCATTERS,
     aten.copy.default,
     aten.fill.Scalar,
     aten.fill.Tensor,
@@ -99,8 +99,8 @@ def change_of(top: fx.Node, kernel_of: Mapping[fx.Node, Kernel], storage_of: Map
     if _geometry(of) != _geometry(top):
         return None
     calls, node, written = [top], top, of
-    while node.target in _SCATTERS:
-        region = _view(_SCATTERS[node.target], written, node.args[2:])
+    while node.target in SCATTERS:
+        region = _view(SCATTERS[node.target], written, node.args[2:])
         inner = _inner(node, region, storage_of[of], kernel_of, storage_of)
         if inner is None:
             return _copying(of, node, (*_chain(written, of), region), tuple(reversed(calls)), storage_of)
@@ -139,7 +139,7 @@ def _copying(
 
 def _is_change(node: fx.Node) -> bool:
     """Whether eager has written this in place, or what it makes is a copy in the first place."""
-    if node.target in _CHANGES:
+    if node.target in CHANGES:
         return True
     return bool(node.meta.get("eager_in_place")) and in_place_overload(node.target) is not None
 

@@ -263,6 +263,7 @@ _FITTINGS: dict[Any, tuple[_Fitting, ...]] = {
     aten._ctc_loss_backward: (_labels,),
     aten._embedding_bag: (_bags,),
     aten._embedding_bag_forward_only: (_bags,),
+    aten._embedding_bag_backward: (_bags,),
     aten._embedding_bag_dense_backward: (_bags,),
     aten._embedding_bag_per_sample_weights_backward: (_bags,),
     aten.fake_quantize_per_channel_affine_cachemask: (_zero_points,),

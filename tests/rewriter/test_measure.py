@@ -228,11 +228,35 @@ def test_inside_a_users_profiler_the_outputs_are_counted_and_the_profiler_goes_o
     assert json.loads(path.read_text())["kernels"][signature(nodes[0])][1] is None
 
 
-def test_a_kernel_that_cannot_run_alone_is_named_and_estimated(monkeypatch):
-    nodes = calls(lambda tensor: aten.linalg_cholesky_ex(tensor, check_errors=True), torch.eye(4))
-    with pytest.warns(UserWarning, match="linalg_cholesky_ex"):
-        costs = measure_costs(nodes, "cpu")
-    assert costs[signature(nodes[0])].working_bytes == 4 * 4 * 4 + 4
+@torch.library.custom_op("lowtide_tests::of_sevens", mutates_args=())
+def of_sevens(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Twice a tensor of sevens; it takes no other, and so cannot be run on made-up operands."""
+    if not bool((tensor == 7).all()):
+        raise ValueError("not all sevens")
+    return tensor * 2
+
+
+@of_sevens.register_fake
+def _(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor)
+
+
+def test_a_kernel_that_cannot_run_alone_is_named_and_bounded_from_above():
+    operator = torch.ops.lowtide_tests.of_sevens.default
+    nodes = calls(lambda tensor, mask: operator(tensor, mask), torch.full((4, 4), 7.0), torch.ones(4, 4).bool())
+    with pytest.warns(UserWarning, match=r"of_sevens.* cannot be run alone \(ValueError: not all sevens\)"):
+        cost = cost_of(operator, nodes)
+    output, mask, places = 4 * 4 * 4, 4 * 4, 4 * 4 * 2 * 8
+    assert cost.working_bytes == 2 * output + output + mask + places
+
+
+def test_what_was_refused_on_made_up_operands_runs_on_fitting_ones():
+    eye = torch.eye(4)
+    nodes = calls(lambda tensor: aten.linalg_cholesky_ex(tensor, check_errors=True), eye)
+    needed_bytes = lowtide.measure_peak(lambda: aten.linalg_cholesky_ex(eye, check_errors=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cost_of(aten.linalg_cholesky_ex.default, nodes).working_bytes == needed_bytes
 
 
 def test_the_users_tensors_and_modes_are_left_alone():
