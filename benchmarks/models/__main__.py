@@ -81,10 +81,11 @@ class Sweep:
 
     def _work(self, cache: str) -> None:
         options = self.options
-        arguments = ["--budget", options.budget, "--time-limit", str(options.time_limit)]
-        arguments += ["--threads", str(options.threads), *(["--eager"] if options.eager else [])]
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.models", "--worker"]
+        command += ["--budget", options.budget, "--time-limit", str(options.time_limit)]
+        command += ["--threads", str(options.threads), *(["--eager"] if options.eager else [])]
         environment = {**os.environ, "XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1"}
-        worker = Worker(arguments, Bounds(seconds=options.seconds), environment)
+        worker = Worker(command, Bounds(seconds=options.seconds), environment)
         try:
             while True:
                 self._add(worker.attempt(self._waiting.get_nowait()))
@@ -145,7 +146,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch in each (default: 1)")
     parser.add_argument("--budget", default="60%", help="for which models are rewritten (default: 60%%)")
     parser.add_argument("--time-limit", type=float, default=2.0, help="seconds of solving (default: 2)")
-    parser.add_argument("--seconds", type=float, default=120.0, help="for one model, then it is ended (default: 120)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the processor for a model (default: 120)")
     parser.add_argument("--out", type=Path, help="where to write a JSON line for each model")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="leave out what FILE has, and add to it")
     parser.add_argument("--retry", action="append", default=[], choices=VERDICTS, help="with --resume: try again")

@@ -18,6 +18,7 @@ from transformers.models.auto import modeling_auto
 
 from .case import Case, NotBuilt, Subject
 from .steps import run_step, seed_all
+from .transformers_fields import FIELDS
 from .transformers_inputs import ROWS, Inputs, Shape, variants
 from .transformers_sizes import Shrinking, Size
 
@@ -167,7 +168,8 @@ def _is_wide(head: Head) -> bool:
 
 
 def _model(head: Head, size: Size) -> nn.Module:
-    config = Shrinking(size).shrink(CONFIG_MAPPING[head.model_type]())
+    kind = CONFIG_MAPPING[head.model_type]
+    config = Shrinking(size).shrink(kind(), FIELDS.get(head.model_type))
     _complete(config, head)
     kind = getattr(transformers, head.class_name)
     with torch.device("meta"):
@@ -183,6 +185,8 @@ def _model(head: Head, size: Size) -> nn.Module:
 
 def _complete(config: Any, head: Head) -> None:
     """Fields that training needs and defaults leave open."""
+    if head.task == "sound to characters" and getattr(config, "vocab_size", 0) is None:
+        config.vocab_size = 32
     text = config.get_text_config(decoder=True)
     for one in (config, text):
         if getattr(one, "pad_token_id", None) is None and head.task in ("text class", "text to text", "speech to text"):

@@ -37,7 +37,7 @@ class Record:
 
     stage: what was being done last. text: the error's message, or what differs most. kind: the same without names and
     numbers, so that alike failures count together. budget: the share asked for, or "smallest" where that was
-    infeasible. `*_bytes` count everything, residents too; `eager_peak_bytes` is measured.
+    infeasible. `*_bytes` count everything, residents too; `eager_peak_bytes` is measured. seconds: of the processor.
     """
 
     name: str

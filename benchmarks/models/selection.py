@@ -13,6 +13,7 @@ from .case import Case
 FAMILIES = {
     "torch": "of_torch",
     "transformers": "of_transformers",
+    "peft": "of_peft",
     "timm": "of_timm",
     "diffusers": "of_diffusers",
     "torchvision": "of_torchvision",

@@ -1,4 +1,4 @@
-"""Batches for transformers' models, made from the names of their forward's arguments and of what they are trained for."""
+"""Batches for transformers' models, made from the names of their arguments and of what they are trained for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from lowtide.rewriter.sample_text import hashed, sample_words
 from torch import Tensor
 
 from .case import Call
+from .transformers_sizes import parts_of
 
 ROWS, _TOKENS, _CHOICES, _IGNORED = 4, 32, 2, -100
 _SAMPLES = 2400  # of sound
+_PATCHES = 4  # along a side, where patches are given instead of pictures
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Shape:
     """Choices between batches that a signature does not settle; those that eager runs on are taken.
 
     placeholders: how many tokens stand for each picture or sound. dimensions: of pictures. has_labels, has_mask: which
-    optional arguments are given. frames_first: sound features as [rows, frames, features].
+    optional arguments are given. frames_first: sound features as [rows, frames, features]. has_wave_channel: sound as
+    [rows, 1, samples].
     """
 
     placeholders: int = 0
@@ -33,8 +36,7 @@ class Shape:
     frames_first: bool = False
     frames: int = 64
     side: int = 0
-    tokens: int = _TOKENS
-    task: str = ""
+    has_wave_channel: bool = False
 
 
 @dataclass
@@ -49,6 +51,8 @@ class Inputs:
         self.names = list(inspect.signature(self.model.forward).parameters)
         self.config = self.model.config
         self.text = self.config.get_text_config(decoder=True)
+        positions = _value(self.text, "max_position_embeddings")
+        self.tokens = min(_TOKENS, positions) if isinstance(positions, int) and positions > 4 else _TOKENS
 
     def __call__(self, number: int) -> Call:
         """The keyword arguments of step `number`."""
@@ -63,15 +67,13 @@ class Inputs:
         return (), kwargs
 
     def _wants(self, name: str) -> bool:
-        if name in ("attention_mask", "token_type_ids") and not self.shape.has_mask:
-            return False
-        return True
+        return self.shape.has_mask or name != "attention_mask"
 
     # What the configuration says.
 
     def number(self, *names: str, default: int = 0) -> int:
         """The first of these fields that is a whole number, looked up in all parts of the configuration."""
-        for config in self.parts():
+        for config in parts_of(self.config):
             for name in names:
                 value = _value(config, name)
                 if isinstance(value, (list, tuple)) and value and isinstance(value[0], int):
@@ -79,15 +81,6 @@ class Inputs:
                 if isinstance(value, int) and not isinstance(value, bool):
                     return value
         return default
-
-    def parts(self) -> list[Any]:
-        """The configuration and those inside it, outermost first."""
-        found, waiting = [], [self.config]
-        while waiting:
-            config = waiting.pop(0)
-            found.append(config)
-            waiting += [v for v in vars(config).values() if hasattr(v, "model_type") and hasattr(v, "to_dict")]
-        return found
 
     @property
     def side(self) -> int:
@@ -101,11 +94,11 @@ class Inputs:
         size = vocabulary or _value(self.text, "vocab_size") or self.number("vocab_size", default=100)
         special = {
             value
-            for config in self.parts()
+            for config in parts_of(self.config)
             for name, value in vars(config).items()
             if isinstance(value, int) and name.endswith(("_token_id", "_token_index", "_idx"))
         }
-        words = sample_words(rows * self.shape.tokens, self.seed + 10 * seed)
+        words = sample_words(rows * self.tokens, self.seed + 10 * seed)
         return torch.tensor(hashed(words, min(size, 100), frozenset(special | {0, 1, 2, 3}))).view(rows, -1)
 
     def pictures(self, *front: int, channels: int | None = None) -> Tensor:
@@ -133,11 +126,13 @@ def _value(config: Any, name: str) -> Any:
 
 
 def _input_ids(inputs: Inputs) -> Tensor | None:
-    if "input_values" in inputs.names and inputs.task in _SOUND and "input_ids" not in _required(inputs):
+    if {"input_values", "input_features"} & set(inputs.names) and inputs.task in (*_SOUND, "speech to text"):
         return None
     ids = inputs.ids()
     if inputs.task == "multiple choice":
         return torch.stack([ids, inputs.ids(seed=3)], 1)
+    if inputs.task == "text class" and getattr(inputs.config, "is_encoder_decoder", False):
+        ids[:, -1] = inputs.number("eos_token_id")  # such models read the class off there
     if inputs.shape.placeholders:
         token = _placeholder_id(inputs)
         ids = torch.cat([ids[:, :2], torch.full((ROWS, inputs.shape.placeholders), token), ids[:, 2:]], 1)
@@ -159,11 +154,12 @@ def _has_sound(inputs: Inputs) -> bool:
 def _attention_mask(inputs: Inputs) -> Tensor | None:
     if "input_ids" not in inputs.names:
         return None
-    tokens = inputs.shape.tokens + inputs.shape.placeholders
+    tokens = inputs.tokens + inputs.shape.placeholders
     mask = torch.ones(ROWS, tokens, dtype=torch.long)
     if inputs.task == "multiple choice":
         return mask[:, None].repeat(1, _CHOICES, 1)
-    if inputs.task not in ("next token", "picture and text"):
+    is_whole = getattr(inputs.config, "is_encoder_decoder", False) and inputs.task == "text class"
+    if inputs.task not in ("next token", "picture and text") and not is_whole:
         mask[1, -3:] = 0
     return mask
 
@@ -174,6 +170,9 @@ def _required(inputs: Inputs) -> set[str]:
 
 
 def _pixel_values(inputs: Inputs) -> Tensor | None:
+    if "spatial_shapes" in inputs.names:
+        patch = inputs.number("patch_size", default=16)
+        return inputs.floats(ROWS, _PATCHES**2, inputs.number("num_channels", default=3) * patch**2)
     if "image_grid_thw" in inputs.names or "image_grid_hws" in inputs.names:
         merge = inputs.number("spatial_merge_size", "merge_size", default=2)
         patch = inputs.number("patch_size", default=14)
@@ -209,16 +208,18 @@ def _input_features(inputs: Inputs) -> Tensor:
     return inputs.floats(ROWS, *size)
 
 
-def _input_values(inputs: Inputs) -> Tensor:
+def _input_values(inputs: Inputs) -> Tensor | None:
     class_name = type(inputs.model).__name__
     if class_name.startswith(("AST", "ASTFor")):
         return inputs.floats(ROWS, inputs.number("max_length"), inputs.number("num_mel_bins"))
-    return inputs.floats(ROWS, _SAMPLES)
+    if "input_features" in inputs.names:
+        return None
+    return inputs.floats(ROWS, 1, _SAMPLES) if inputs.shape.has_wave_channel else inputs.floats(ROWS, _SAMPLES)
 
 
 def _bbox(inputs: Inputs) -> Tensor:
-    corner = inputs.below(400, ROWS, inputs.shape.tokens, 2)
-    return torch.cat([corner, corner + 1 + inputs.below(400, ROWS, inputs.shape.tokens, 2)], -1)
+    corner = inputs.below(400, ROWS, inputs.tokens, 2)
+    return torch.cat([corner, corner + 1 + inputs.below(400, ROWS, inputs.tokens, 2)], -1)
 
 
 def _past_values(inputs: Inputs) -> Tensor:
@@ -232,6 +233,12 @@ def _past_values(inputs: Inputs) -> Tensor:
     return inputs.floats(ROWS, length, channels) if channels else inputs.floats(ROWS, length)
 
 
+def _film(inputs: Inputs) -> Tensor | None:
+    if "pixel_values" in inputs.names:
+        return None
+    return inputs.pictures(ROWS, inputs.number("num_frames", "frames_per_clip", default=4))
+
+
 _MAKERS: dict[str, Callable[[Inputs], Any]] = {
     "input_ids": _input_ids,
     "attention_mask": _attention_mask,
@@ -242,6 +249,12 @@ _MAKERS: dict[str, Callable[[Inputs], Any]] = {
     "input_features": _input_features,
     "input_values": _input_values,
     "bbox": _bbox,
+    "pixel_values_videos": _film,
+    "spatial_shapes": lambda inputs: torch.tensor([[_PATCHES, _PATCHES]] * ROWS),
+    "pixel_attention_mask": lambda inputs: torch.ones(ROWS, _PATCHES**2) if "spatial_shapes" in inputs.names else None,
+    "visual_feats": lambda inputs: inputs.floats(ROWS, 6, inputs.number("visual_feat_dim")),
+    "visual_pos": lambda inputs: inputs.floats(ROWS, 6, 4),
+    "visual_embeds": lambda inputs: inputs.floats(ROWS, 6, inputs.number("visual_embedding_dim")),
     "past_values": _past_values,
 }
 
@@ -292,12 +305,12 @@ def _row_class(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
 
 def _token_class(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
     ids = kwargs.get("input_ids")
-    size = ids.shape if ids is not None else (ROWS, inputs.shape.tokens)
+    size = ids.shape if ids is not None else (ROWS, inputs.tokens)
     return {"labels": inputs.below(inputs.config.num_labels, *size)}
 
 
 def _answer(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
-    start = inputs.below(inputs.shape.tokens // 2, ROWS)
+    start = inputs.below(inputs.tokens // 2, ROWS)
     return {"start_positions": start, "end_positions": start + 2}
 
 
@@ -375,5 +388,7 @@ def variants(task: str, names: list[str]) -> Iterator[Shape]:
         yield replace(plain, frames_first=True)
     if "pixel_values" in names and "text" in task:
         yield replace(plain, dimensions=5)
+    if "input_values" in names and "input_features" not in names:
+        yield replace(plain, has_wave_channel=True)
     if _LABELS.get(task, _no_labels) is not _no_labels:
         yield replace(plain, has_labels=False)

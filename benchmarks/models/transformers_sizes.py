@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ _WIDTHS = re.compile(
 )
 _NO_WIDTHS = re.compile(
     r"num_|vocab|position|patch_size|patch_stride|image|kernel|window|stride|length|token|_ids?$|_layers?$|block_size"
-    r"|batch|max|min_|ratio|factor|expert_capacity|bucket|codebook_size|type|group_size|chunk|rope|input_size|audio_chan"
+    r"|batch|max|min_|ratio|factor|expert_capacity|bucket|codebook_size|type|group_size|chunk|rope_(?!head)|input_size|audio_chan"
     r"|resolution|crop|grid|n_mel|mel_dim|mel_bins|merge|label|pool|class|spatial|padding|layers_indices|layer_inde|dilation"
 )
 _LAYERS = re.compile(
@@ -56,7 +57,8 @@ _MOST = {
     "train_num_points": 64,
     "mask_time_length": 2,
     "num_frames": 4,
-    "context_length": 24,
+    "context_length": 64,
+    "mm_tokens_per_image": 16,
     "num_kv_shared_layers": 0,
     "max_window_layers": 1,
 }
@@ -82,9 +84,17 @@ class Shrinking:
 
     size: Size
     _new_ids: dict[int, int] = field(default_factory=dict)
+    _new_widths: dict[int, int] = field(default_factory=dict)
 
     def shrink(self, config: PreTrainedConfig, overrides: dict[str, Any] | None = None) -> PreTrainedConfig:
         """A new configuration of the same class. overrides: fields by name that are given instead."""
+        self._new_widths = _widths_of_heads(config, self.size.divisor)
+        small = self._shrink(config, overrides)
+        for part in parts_of(small):
+            _fit_rotation(part)
+        return small
+
+    def _shrink(self, config: PreTrainedConfig, overrides: dict[str, Any] | None) -> PreTrainedConfig:
         overrides = overrides or {}
         fresh = type(config)()
         kwargs: dict[str, Any] = {}
@@ -95,13 +105,14 @@ class Shrinking:
             value = _read(config, one.name)
             inner = overrides.get(one.name)
             if isinstance(value, PreTrainedConfig):
-                kwargs[one.name] = self.shrink(value, inner)
+                kwargs[one.name] = self._shrink(value, inner)
             elif inner is not None:
                 kwargs[one.name] = inner
             elif value is not None and (
                 one.default is not None or value != _read(fresh, one.name) or chosen.has(value)
             ):
                 kwargs[one.name] = self._small(one.name, value, config, chosen)
+        kwargs |= _features(config, chosen)
         kwargs |= {name: value for name, value in overrides.items() if name not in kwargs}
         return type(config)(**kwargs)
 
@@ -127,7 +138,7 @@ class Shrinking:
         if _IDS.search(name):
             return self._small_id(value)
         if name == "num_hidden_layers" and chosen.indices:
-            return len(chosen.indices)
+            return max(len(chosen.indices), min(value, chosen.least))
         if _LAYERS.search(name):
             return min(value, max(self.size.layers, chosen.least))
         is_picture = name == "input_size" and isinstance(_read(config, "patch_size"), int)
@@ -140,6 +151,8 @@ class Shrinking:
     def _small_width(self, name: str, value: int, divisor: int | None = None) -> int:
         if value < 32 or not _WIDTHS.search(name) or _NO_WIDTHS.search(name):
             return value
+        if divisor is None and value in self._new_widths:
+            return self._new_widths[value]
         return max(value // (divisor or self.size.divisor), 4)
 
     def _small_list(self, name: str, value: list[Any], config: PreTrainedConfig, chosen: _Layers) -> list[Any]:
@@ -216,6 +229,7 @@ def _chosen_layers(config: PreTrainedConfig, layers: int) -> _Layers:
     indices = sorted(set(first.values()))[:4] if len(set(first.values())) <= 6 else [0, count - 1]
     indices += [index for index in range(count) if index not in indices][: max(0, layers - len(indices))]
     places = [len(v) for name, v in values.items() if isinstance(v, (list, tuple)) and _PLACES.search(name)]
+    places.append(len(_read(config, "out_features") or ()))
     return _Layers(count, tuple(sorted(indices)), max([layers, *(n for n in places if n <= 6)]))
 
 
@@ -229,16 +243,62 @@ def _is_of_layers(name: str, value: list[int], chosen: _Layers) -> bool:
 
 
 def _small_rope(value: dict[str, Any], divisor: int) -> dict[str, Any]:
-    """The sections of a rotation over several axes go with the width of a head."""
-    small = dict(value)
-    for name, part in value.items():
-        if isinstance(part, dict):
-            small[name] = _small_rope(part, divisor)
-        elif name == "mrope_section":
-            small[name] = [max(1, one // divisor) for one in part]
-        elif name == "original_max_position_embeddings":
-            small[name] = 64
+    small = {name: _small_rope(part, divisor) if isinstance(part, dict) else part for name, part in value.items()}
+    if "original_max_position_embeddings" in small:
+        small["original_max_position_embeddings"] = 64
     return small
+
+
+def parts_of(config: PreTrainedConfig) -> list[Any]:
+    """A configuration and those inside it, outermost first."""
+    found, waiting = [], [config]
+    while waiting:
+        part = waiting.pop(0)
+        found.append(part)
+        waiting += [value for value in vars(part).values() if isinstance(value, PreTrainedConfig)]
+    return found
+
+
+def _widths_of_heads(config: PreTrainedConfig, divisor: int) -> dict[int, int]:
+    """New widths of hidden states, each a multiple of twice its heads; whatever is as wide follows."""
+    heads: dict[int, set[int]] = {}
+    for part in parts_of(config):
+        count = next((n for n in (_read(part, name) for name in _HEADS) if isinstance(n, int) and n > 0), None)
+        for name in ("hidden_size", "d_model", "embed_dim", "n_embd", "dim"):
+            width = _read(part, name)
+            if isinstance(width, int) and count and width % count == 0 and width >= 32:
+                heads.setdefault(width, set()).add(count)
+    steps = {width: 2 * math.lcm(*counts) for width, counts in heads.items()}
+    return {width: max(1, round(width / divisor / step)) * step for width, step in steps.items() if step <= width}
+
+
+_HEADS = ("num_attention_heads", "num_heads", "encoder_attention_heads", "attention_heads", "n_head", "n_heads")
+
+
+def _fit_rotation(config: Any) -> None:
+    """Makes the sections of a rotation over several axes fill half of a head."""
+    rope = _read(config, "rope_parameters")
+    width, heads = _read(config, "hidden_size"), _read(config, "num_attention_heads")
+    if not isinstance(rope, dict) or not width or not heads:
+        return
+    for part in (rope, *(one for one in rope.values() if isinstance(one, dict))):
+        sections = part.get("mrope_section")
+        if sections:
+            head = _read(config, "head_dim") or width // heads
+            half = int(head * (part.get("partial_rotary_factor") or 1.0)) // 2
+            others = [max(1, section * half // sum(sections)) for section in sections[1:]]
+            part["mrope_section"] = [half - sum(others), *others]
+
+
+def _features(config: PreTrainedConfig, chosen: _Layers) -> dict[str, Any]:
+    """The stages whose features a backbone hands on: the same where there are as many, else as many of those left."""
+    names = _read(config, "out_features")
+    if not names or not hasattr(config, "stage_names"):
+        return {}
+    if not chosen.count or not all(re.fullmatch(r"stage\d+", name) for name in names):
+        return {"out_features": list(names)}
+    kept = max(len(chosen.indices), chosen.least)
+    return {"out_features": [f"stage{number}" for number in range(max(1, kept - len(names) + 1), kept + 1)]}
 
 
 def _read(config: PreTrainedConfig, name: str) -> Any:

@@ -19,22 +19,54 @@ from typing import Any
 from .record import CRASHED, NOT_BUILT, Record, kind_of
 
 _ROOT = Path(__file__).resolve().parents[2]
+_LOOK_SECONDS = 0.5  # between two looks at the limit
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a process may take. seconds: for one model; memory_bytes: of addresses; models: before a fresh one starts."""
+    """What a process may take.
+
+    seconds: of the processor for one model, and ten times that by the clock, as others may be running beside it.
+    memory_bytes: of addresses. models: before a fresh process starts.
+    """
 
     seconds: float = 120.0
     memory_bytes: int = 12 * 2**30
     models: int = 25
 
 
+class _Limit:
+    """When a process must be done: by its own time where the system tells that, and by the clock."""
+
+    def __init__(self, pid: int, seconds: float) -> None:
+        self._pid, self._seconds = pid, seconds
+        self._clock, self._used = time.monotonic(), _used_seconds(pid)
+
+    def has_passed(self) -> bool:
+        waited = time.monotonic() - self._clock
+        used = _used_seconds(self._pid)
+        spent = waited if used is None or self._used is None else used - self._used
+        return spent > self._seconds or waited > _PATIENCE * self._seconds
+
+
+def _used_seconds(pid: int) -> float | None:
+    """The processor's time that a process has had; None where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass
 class Worker:
-    """The near end of a process that tries models; starts it when it is needed."""
+    """The near end of a process that tries models; starts it when it is needed.
 
-    arguments: list[str]
+    command: what is run; it reads names and writes lines as `serve` does.
+    """
+
+    command: list[str]
     bounds: Bounds
     environment: dict[str, str]
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
@@ -49,13 +81,13 @@ class Worker:
         assert process is not None and process.stdin is not None
         self._tried += 1
         stage = "building"
-        deadline = time.monotonic() + self.bounds.seconds
+        limit = _Limit(process.pid, self.bounds.seconds)
         try:
             process.stdin.write(name.encode() + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
             return self._gone(name, stage)
-        while (line := self._line(deadline)) is not None:
+        while (line := self._line(limit)) is not None:
             if not line:
                 return self._gone(name, stage)
             told = json.loads(line)
@@ -67,19 +99,19 @@ class Worker:
 
     def _start(self) -> None:
         self.close()
-        command = [sys.executable, "-m", "benchmarks.models", "--worker", *self.arguments]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, **pipes, env=self.environment, cwd=_ROOT, start_new_session=True)
+        self._process = subprocess.Popen(self.command, **pipes, env=self.environment, cwd=_ROOT, start_new_session=True)
         self._tried, self._unread = 0, b""
 
-    def _line(self, deadline: float) -> bytes | None:
+    def _line(self, limit: _Limit) -> bytes | None:
         """The next line; empty where the process has ended; None when the time is over."""
         assert self._process is not None and self._process.stdout is not None
         source = self._process.stdout.fileno()
         while b"\n" not in self._unread:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([source], [], [], left)[0]:
-                return None
+            if not select.select([source], [], [], _LOOK_SECONDS)[0]:
+                if limit.has_passed():
+                    return None
+                continue
             data = os.read(source, 1 << 16)
             if not data:
                 return b""
