@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
+from .autocast import autocast_kept
 from .budget_in_force import BudgetInForce
 from .bytes_text import format_bytes
 from .call import Call, Describer, batch_told
@@ -20,6 +22,7 @@ from .call_key import CallKey
 from .captured import NothingToDifferentiate
 from .errors import LowtideError, LowtideWarning
 from .evaluation import Evaluation
+from .forwards import SetForward
 from .inner_hooks import warn_of_hooks
 from .known_steps import KnownSteps
 from .options import Options
@@ -62,6 +65,9 @@ class Rewriting:
     _in_force: BudgetInForce = field(init=False, repr=False)
     _evaluation: Evaluation = field(default_factory=Evaluation, repr=False)
     _without_backward: dict[CallKey, list[Settings]] = field(default_factory=dict, repr=False)
+    calls: int = field(default=0, repr=False)
+    has_warned_of_step: bool = field(default=False, repr=False)
+    _here: threading.local = field(default_factory=threading.local, repr=False)
     _describer: Describer = field(default_factory=Describer, repr=False)
     _last: Chosen | None = field(default=None, repr=False)
 
@@ -95,19 +101,26 @@ class Rewriting:
         """The plan of the last kind of call together with the captured step it is for."""
         return self._last.planned if self._last is not None else None
 
-    def run(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """One forward of the rewritten module, with grad mode on."""
+    @property
+    def is_inside(self) -> bool:
+        """Whether this thread is capturing the module, or running its original forward."""
+        return getattr(self._here, "inside", False)
+
+    def run(self, model: Any, args: tuple, kwargs: dict[str, Any], told: SetForward | None = None) -> Any:
+        """One forward of the rewritten module, with grad mode on. told: a forward that was set on it."""
+        self.calls += 1
         call = chosen = None
         try:
-            self._check_device(model)
-            call = self._describe(model, args, kwargs)
-            chosen = self._choose(model, args, kwargs, call)
+            self._check_place(model)
+            call = self._describe(model, args, kwargs, told)
+            chosen = self._choose(model, args, kwargs, call, told)
         except Exception as error:
             if model.training:
                 raise
             self._evaluation.give_up(call and call.key, error)
         if call is None or chosen is None:
-            return original_forward(model)(*args, **kwargs)
+            with self._inside():
+                return (original_forward(model) if told is None else told.on(model))(*args, **kwargs)
         self._last = chosen
         owners = self._describer.state_of(model).owners
         tensors = {**owners.sources(call.inputs, call.structure), **chosen.step.constants}
@@ -124,15 +137,31 @@ class Rewriting:
         self._last = chosen
         return chosen.plan
 
-    def _describe(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Call:
-        return self._describer.describe(model, args, kwargs, self._options(model).outputs)
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Within it, a call of the rewritten forward in this thread is one of the original."""
+        before = self.is_inside
+        self._here.inside = True
+        try:
+            yield
+        finally:
+            self._here.inside = before
+
+    def _describe(self, model: Any, args: tuple, kwargs: dict[str, Any], told: SetForward | None = None) -> Call:
+        return self._describer.describe(model, args, kwargs, self._options(model).outputs, told and told.key)
 
     def _options(self, model: Any) -> Options:
         # In evaluation mode all outputs are returned: metrics are made of them.
         return self.options if model.training or self.options.outputs is None else replace(self.options, outputs=None)
 
     def _choose(
-        self, model: Any, args: tuple, kwargs: dict[str, Any], call: Call, must_fit: bool = False
+        self,
+        model: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+        call: Call,
+        told: SetForward | None = None,
+        must_fit: bool = False,
     ) -> Chosen | None:
         """The plan for a call; None for one without backward, and for one that is not to be planned."""
         state = self._describer.state_of(model)
@@ -144,12 +173,12 @@ class Rewriting:
             return known.chosen
         # Capturing watches what the whole process runs, and other tensors stand in the module meanwhile.
         with _planning:
-            call = self._describe(model, args, kwargs)
+            call = self._describe(model, args, kwargs, told)
             known = self._known(model, call, Settings.hold)
             if known.chosen is not None or not known.has_backward:
                 return known.chosen
             with shown_progress(f"planning {type(model).__name__}") as progress:
-                return self._planned(model, args, kwargs, call, known.step, must_fit, progress)
+                return self._planned(model, args, kwargs, call, told, known.step, must_fit, progress)
 
     def _known(
         self, model: Any, call: Call, holds: Callable[[Settings, Mapping[str, torch.nn.Module]], bool]
@@ -175,6 +204,7 @@ class Rewriting:
         args: tuple,
         kwargs: dict[str, Any],
         call: Call,
+        told: SetForward | None,
         step: StepPlans | None,
         must_fit: bool,
         progress: Progress | None,
@@ -194,7 +224,7 @@ class Rewriting:
         is_new = step is None
         if step is None:
             try:
-                step = self._captured(model, args, kwargs, tensors, progress)
+                step = self._captured(model, args, kwargs, told, tensors, progress)
             except NothingToDifferentiate as error:
                 if error.settings is not None:
                     self._without_backward.setdefault(call.key, []).append(error.settings)
@@ -212,18 +242,25 @@ class Rewriting:
         model: Any,
         args: tuple,
         kwargs: dict[str, Any],
+        told: SetForward | None,
         tensors: Mapping[Source, torch.Tensor],
         progress: Progress | None,
     ) -> StepPlans:
-        original = original_view(model)
+        original = original_view(model, told and told.on)
         inspect.signature(original.forward).bind(*args, **kwargs)  # raises what a call would raise
         warn_of_hooks(original, self.hooked)
         options = self._options(model)
-        costs = capture_step(original, args, kwargs, options, progress)
+        with self._inside(), autocast_kept(self._describer.state_of(model).owners.device_type):
+            costs = capture_step(original, args, kwargs, options, progress)
         return StepPlans(costs, tensors, self.optimizer, progress)
 
-    def _check_device(self, model: Any) -> None:
-        """Raises LowtideError where a module that was rewritten for another machine is called here."""
+    def _check_place(self, model: Any) -> None:
+        """Raises LowtideError for a replica, and for a module that was rewritten for another machine than this."""
+        if getattr(model, "_is_replica", False):
+            raise LowtideError(
+                "this is a replica that DataParallel made of a rewritten module; its parameters are copies that no "
+                "step is planned for: use DistributedDataParallel around the rewritten module"
+            )
         preset = self.options.preset()
         if preset is not None and preset.kind != self._describer.state_of(model).owners.device_type:
             raise LowtideError(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .held_values import ABSENT, HeldValues, is_plain
+from .original import rewritten_of
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class _Seen:
 def attributes_read(model: torch.nn.Module) -> Iterator[set[tuple[str, str]]]:
     """Collects (name of the module, name of the attribute) of what is read of the modules of `model`."""
     names = {id(module): name for name, module in model.named_modules()}
+    names[id(rewritten_of(model))] = ""  # a forward that was set on it may read it there
     found: set[tuple[str, str]] = set()
     inherited = "__getattribute__" not in vars(torch.nn.Module)
     plain = torch.nn.Module.__getattribute__
