@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +40,17 @@ class Describer:
         return self._state
 
     def describe(
-        self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any], outputs: tuple[str, ...] | None = None
+        self,
+        model: torch.nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        outputs: tuple[str, ...] | None = None,
+        forward: Hashable = None,
     ) -> Call:
-        """Describes a call that returns these outputs. Raises StructureError for what cannot be looked into."""
+        """Describes a call that returns these outputs. Raises StructureError for what cannot be looked into.
+
+        forward: identifies a forward that was set on the rewritten module.
+        """
         state = self.state_of(model)
         kwargs, _ = bind(model, args, kwargs)
         inputs, structure = flatten((args, kwargs), "argument")
@@ -53,6 +62,7 @@ class Describer:
             module=state.key,
             process=self.process(state),
             outputs=outputs,
+            forward=forward,
         )
         return Call(tuple(inputs), structure, key)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, fields
 
-import torch
-
+from .autocast import autocast_state
 from .backend_state import backend_state
 from .identity import Interned
 
@@ -28,6 +27,7 @@ class CallKey:
     module: Interned
     process: Interned
     outputs: tuple[str, ...] | None = None
+    forward: Hashable = None
 
     def differing(self, other: CallKey) -> list[str]:
         """The names of the parts in which another key differs."""
@@ -37,13 +37,3 @@ class CallKey:
 def process_state(device_type: str) -> tuple[Hashable, ...]:
     """What kernels and casts depend on outside of the module: autocast, and the state of torch's backends."""
     return autocast_state(device_type), backend_state(device_type)
-
-
-def autocast_state(device_type: str) -> Hashable:
-    """Which casts autocast makes on the CPU and on this device; whether it casts a weight once or each time."""
-    told = tuple(
-        (kind, torch.get_autocast_dtype(kind))
-        for kind in dict.fromkeys(("cpu", device_type))
-        if torch.is_autocast_enabled(kind)
-    )
-    return (told, torch.is_autocast_cache_enabled()) if told else None

@@ -94,6 +94,9 @@ def capture(
         stack.enter_context(mode)
         stack.enter_context(eager_paths(twin, recorder.averaging, recorder.stand_ins.instead))
         watch = stack.enter_context(watched(twin, recorder.modules))
+        if "forward" in vars(model):
+            # One that was set on the instance may read the original's attributes, which nobody watches.
+            watch.read |= {(name, key) for name, module in model.named_modules() for key in vars(module)}
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))

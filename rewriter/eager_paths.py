@@ -17,9 +17,7 @@ Averaging = Callable[[torch.Tensor], AbstractContextManager[Any]]
 
 
 @contextmanager
-def eager_paths(
-    model: torch.nn.Module, averaging: Averaging, stand_ins: Callable[[Any], Any]
-) -> Iterator[None]:
+def eager_paths(model: torch.nn.Module, averaging: Averaging, stand_ins: Callable[[Any], Any]) -> Iterator[None]:
     """A context in which these modules of `model` have another forward, of their own.
 
     Batch normalization with momentum=None reads in Python how many batches there were. Here it computes with any number,

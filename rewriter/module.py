@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..solvers.plan import Plan
 from .errors import LowtideError
+from .forwards import set_forward, watched_step
 from .inner_hooks import warn_of_hooks
 from .original import ORIGINAL, OWN_FORWARD, original_class, original_forward
 from .refused_parts import refuse_parts
@@ -27,9 +30,17 @@ class Rewritten:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original's forward, in less memory where a gradient is wanted."""
         model: Any = self
-        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled() or self.lowtide.is_inside:
             return original_forward(model)(*args, **kwargs)
         return self.lowtide.run(model, args, kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward":
+            vars(self).pop(name, None)
+            value = set_forward(self, value)
+            if value is None:
+                return
+        super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = _state(self)
@@ -69,6 +80,8 @@ def _rewritten_class(cls: type) -> type:
         # A model's own attribute of that name goes first; ours is still reached through `small.lowtide`.
         if not hasattr(cls, name):
             told[name] = property(lambda self, name=name: getattr(self.lowtide, name))
+    if hasattr(cls, "training_step"):
+        told["training_step"] = watched_step(cls.training_step)
     made = type(cls.__name__, (Rewritten, cls), told)
     forward = _with_signature(Rewritten.forward, cls.forward)
     made.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
@@ -83,7 +96,10 @@ def _with_signature(forward: Callable[..., Any], original: Callable[..., Any]) -
         return forward(self, *args, **kwargs)
 
     rewritten_forward.__name__, rewritten_forward.__doc__ = "forward", original.__doc__
-    rewritten_forward.__wrapped__ = original  # pyright: ignore[reportFunctionMemberAccess]
+    # Not __wrapped__: who takes wrappers off a forward (accelerate does) shall stop here, not at the original.
+    rewritten_forward.__annotations__ = getattr(original, "__annotations__", {})
+    with suppress(ValueError, TypeError):
+        rewritten_forward.__signature__ = inspect.signature(original)  # pyright: ignore[reportFunctionMemberAccess]
     return rewritten_forward
 
 
@@ -91,8 +107,6 @@ def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Mod
     """A new module beside the original: copies of the module objects, the same parameters and buffers in them."""
     if isinstance(model, Rewritten):
         raise LowtideError("this module is rewritten already; pass the original to rewrite")
-    if not isinstance(model, torch.nn.Module):
-        raise LowtideError(f"rewrite takes a torch.nn.Module, not a {type(model).__qualname__}")
     for name, module in model.named_modules():
         if isinstance(module, Rewritten):
             raise LowtideError(

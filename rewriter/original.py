@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from .identity import Same
 from .inner_hooks import HOOKS
 
 OWN_FORWARD = "_lowtide_forward"  # where a rewritten module keeps the forward that its instance had before
+REWRITTEN = "_lowtide_rewritten"  # where a view keeps the rewritten module that it is of
 ORIGINAL = "_lowtide_original"  # where the class of a rewritten module keeps the class that it was made of
 
 
@@ -25,12 +27,26 @@ def original_forward(model: Any) -> Callable[..., Any]:
     return own if own is not None else original_class(model).forward.__get__(model)
 
 
-def original_view(model: Any) -> torch.nn.Module:
-    """The same module under its original class: it shares all parts, and its own hooks do not run."""
+def original_view(
+    model: Any, forward: Callable[[torch.nn.Module], Callable[..., Any]] | None = None
+) -> torch.nn.Module:
+    """The same module under its original class: it shares all parts, and its own hooks do not run.
+
+    forward: gives the forward that was set on the rewritten module, for the view.
+    """
     view = object.__new__(original_class(model))
     left_out = ("lowtide", "forward", "_compiled_call_impl", OWN_FORWARD, *HOOKS)
     attributes = {key: value for key, value in vars(model).items() if key not in left_out}
     view.__dict__.update(attributes, **{name: OrderedDict() for name in HOOKS})
     if OWN_FORWARD in vars(model):
         view.__dict__["forward"] = vars(model)[OWN_FORWARD]
+    if forward is not None:
+        view.__dict__["forward"] = forward(view)
+    view.__dict__[REWRITTEN] = Same(model)  # hidden, so that it is no part
     return view
+
+
+def rewritten_of(view: torch.nn.Module) -> Any:
+    """The rewritten module that a view is of; None for any other module."""
+    held = vars(view).get(REWRITTEN)
+    return held and held.held

@@ -19,6 +19,7 @@ from .planning import Options, capture_and_pose
 from .progress import shown_progress
 from .rewriting import Rewriting
 from .solving import frontier_of, solve_step
+from .wrappers import check_model
 
 
 def rewrite(
@@ -73,6 +74,7 @@ def rewrite(
     given = load_plan(plan) if isinstance(plan, (str, Path)) else plan
     if given is not None and not isinstance(given, Plan):
         raise PlanError(f"plan={plan!r} is neither a Plan nor the path of a saved one")
+    check_model(model)
     _check_optimizer(optimizer, model)
     _check_inputs(args, kwargs)
     small = make_rewritten(model, Rewriting(budget, options, optimizer, given))
@@ -100,6 +102,7 @@ def plan(
 ) -> Plan:
     """The plan that `rewrite` would make; parameters and inputs may live on `meta`. Options and errors as there."""
     parse_bytes(budget)
+    check_model(model)
     _check_optimizer(optimizer, model)
     _check_inputs(args, kwargs)
     names = _names(outputs), _names(differentiable)
@@ -133,6 +136,7 @@ def sweep(
     """
     if count < 1:
         raise ValueError(f"count={count} asks for no plan; pass at least 1")
+    check_model(model)
     _check_optimizer(optimizer, model)
     _check_inputs(args, kwargs)
     names = _names(outputs), _names(differentiable)

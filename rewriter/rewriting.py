@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
+from .autocast import autocast_kept
 from .budget_in_force import BudgetInForce
 from .bytes_text import format_bytes
 from .call import Call, Describer, batch_told
@@ -21,6 +23,7 @@ from .call_key import CallKey
 from .chosen_outputs import Arrivals
 from .errors import LowtideError, LowtideWarning, NothingToDifferentiate, Unsettled
 from .evaluation import Evaluation
+from .forwards import SetForward
 from .inner_hooks import warn_of_hooks
 from .known_steps import KnownSteps
 from .options import Options
@@ -64,6 +67,9 @@ class Rewriting:
     _in_force: BudgetInForce = field(init=False, repr=False)
     _evaluation: Evaluation = field(default_factory=Evaluation, repr=False)
     _without_backward: dict[CallKey, list[Settings]] = field(default_factory=dict, repr=False)
+    calls: int = field(default=0, repr=False)
+    has_warned_of_step: bool = field(default=False, repr=False)
+    _here: threading.local = field(default_factory=threading.local, repr=False)
     _describer: Describer = field(default_factory=Describer, repr=False)
     _arrived: dict[CallKey, Arrivals] = field(default_factory=dict, repr=False)
     _last: Chosen | None = field(default=None, repr=False)
@@ -98,17 +104,28 @@ class Rewriting:
         """The plan of the last kind of call together with the captured step it is for."""
         return self._last.planned if self._last is not None else None
 
-    def run(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """One forward of the rewritten module, with grad mode on."""
-        self._check_device(model)
+    @property
+    def is_inside(self) -> bool:
+        """Whether this thread is capturing the module, or running its original forward."""
+        return getattr(self._here, "inside", False)
+
+    def run(self, model: Any, args: tuple, kwargs: dict[str, Any], told: SetForward | None = None) -> Any:
+        """One forward of the rewritten module, with grad mode on. told: a forward that was set on it."""
+        self.calls += 1
+
+        def run_original() -> Any:
+            with self._inside():
+                return (original_forward(model) if told is None else told.on(model))(*args, **kwargs)
+
+        self._check_place(model)
         try:
-            call = self._described(model, args, kwargs)
+            call = self._described(model, args, kwargs, told)
         except Exception as error:
-            return self._original(model, args, kwargs, None, error)
+            return self._original(model, run_original, None, error)
 
         def find(excluded: frozenset[int] = frozenset(), arriving: Arrivals | None = None) -> Chosen | None:
             wanted = arriving if arriving is not None else self._arrived.get(call.key)
-            chosen = self._choose(model, args, kwargs, call, wanted, excluded)
+            chosen = self._choose(model, args, kwargs, call, told, wanted, excluded)
             if chosen is not None:
                 self._last = chosen
                 if arriving is not None:
@@ -118,16 +135,16 @@ class Rewriting:
         try:
             chosen = find()
         except Exception as error:
-            return self._original(model, args, kwargs, call, error)
+            return self._original(model, run_original, call, error)
         expect = partial(self._arrived.__setitem__, call.key)
-        step = Step(model, args, kwargs, call, self._describer.state_of(model).owners, find, expect)
+        step = Step(model, args, kwargs, call, self._describer.state_of(model).owners, find, expect, run_original)
         return run_step(step, chosen)
 
-    def _described(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Call:
+    def _described(self, model: Any, args: tuple, kwargs: dict[str, Any], told: SetForward | None = None) -> Call:
         refuse_uninitialized(self._describer.state_of(model).owners)
-        return self._describe(model, args, kwargs)
+        return self._describe(model, args, kwargs, told)
 
-    def _original(self, model: Any, args: tuple, kwargs: dict[str, Any], call: Call | None, error: Exception) -> Any:
+    def _original(self, model: Any, run_original: Callable[[], Any], call: Call | None, error: Exception) -> Any:
         """What the original returns where a call cannot be planned and need not be: else raises what was in the way."""
         if isinstance(error, Unsettled):
             _warn_of_settling(error)
@@ -135,7 +152,7 @@ class Rewriting:
             raise error
         else:
             self._evaluation.give_up(call and call.key, error)
-        return original_forward(model)(*args, **kwargs)
+        return run_original()
 
     def prepare(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """Plans for a kind of call without running it.
@@ -150,8 +167,18 @@ class Rewriting:
         self._last = chosen
         return chosen.plan
 
-    def _describe(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Call:
-        return self._describer.describe(model, args, kwargs, self._options(model).outputs)
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Within it, a call of the rewritten forward in this thread is one of the original."""
+        before = self.is_inside
+        self._here.inside = True
+        try:
+            yield
+        finally:
+            self._here.inside = before
+
+    def _describe(self, model: Any, args: tuple, kwargs: dict[str, Any], told: SetForward | None = None) -> Call:
+        return self._describer.describe(model, args, kwargs, self._options(model).outputs, told and told.key)
 
     def _options(self, model: Any) -> Options:
         # In evaluation mode all outputs are returned: metrics are made of them.
@@ -163,6 +190,7 @@ class Rewriting:
         args: tuple,
         kwargs: dict[str, Any],
         call: Call,
+        told: SetForward | None = None,
         arriving: Arrivals | None = None,
         excluded: frozenset[int] = frozenset(),
         must_fit: bool = False,
@@ -181,12 +209,12 @@ class Rewriting:
             return known.chosen
         # Capturing watches what the whole process runs, and other tensors stand in the module meanwhile.
         with _planning:
-            call = self._describe(model, args, kwargs)
+            call = self._describe(model, args, kwargs, told)
             known = self._known(model, call, Settings.hold, arriving, excluded)
             if known.chosen is not None or not known.has_backward:
                 return known.chosen
             with shown_progress(f"planning {type(model).__name__}") as progress:
-                return self._planned(model, args, kwargs, call, known.step, arriving, must_fit, progress)
+                return self._planned(model, args, kwargs, call, told, known.step, arriving, must_fit, progress)
 
     def _known(
         self,
@@ -219,6 +247,7 @@ class Rewriting:
         args: tuple,
         kwargs: dict[str, Any],
         call: Call,
+        told: SetForward | None,
         step: StepPlans | None,
         arriving: Arrivals | None,
         must_fit: bool,
@@ -239,7 +268,7 @@ class Rewriting:
         is_new = step is None
         if step is None:
             try:
-                step = self._captured(model, args, kwargs, tensors, arriving, progress)
+                step = self._captured(model, args, kwargs, told, tensors, arriving, progress)
             except NothingToDifferentiate as error:
                 if error.settings is not None:
                     self._without_backward.setdefault(call.key, []).append(error.settings)
@@ -257,19 +286,26 @@ class Rewriting:
         model: Any,
         args: tuple,
         kwargs: dict[str, Any],
+        told: SetForward | None,
         tensors: Mapping[Source, torch.Tensor],
         arriving: Arrivals | None,
         progress: Progress | None,
     ) -> StepPlans:
-        original = original_view(model)
+        original = original_view(model, told and told.on)
         inspect.signature(original.forward).bind(*args, **kwargs)  # raises what a call would raise
         warn_of_hooks(original, self.hooked)
         options = self._options(model)
-        costs = capture_step(original, args, kwargs, options, progress, arriving)
+        with self._inside(), autocast_kept(self._describer.state_of(model).owners.device_type):
+            costs = capture_step(original, args, kwargs, options, progress, arriving)
         return StepPlans(costs, tensors, self.optimizer, progress)
 
-    def _check_device(self, model: Any) -> None:
-        """Raises LowtideError where a module that was rewritten for another machine is called here."""
+    def _check_place(self, model: Any) -> None:
+        """Raises LowtideError for a replica, and for a module that was rewritten for another machine than this."""
+        if getattr(model, "_is_replica", False):
+            raise LowtideError(
+                "this is a replica that DataParallel made of a rewritten module; its parameters are copies that no "
+                "step is planned for: use DistributedDataParallel around the rewritten module"
+            )
         preset = self.options.preset()
         if preset is not None and preset.kind != self._describer.state_of(model).owners.device_type:
             raise LowtideError(

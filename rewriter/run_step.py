@@ -17,7 +17,6 @@ from .bytes_text import format_bytes
 from .call import Call
 from .chosen_outputs import Arrivals
 from .errors import LowtideError, LowtideWarning
-from .original import original_forward
 from .program import Generator
 from .runtime import run_forward
 from .sources import Owners, Source
@@ -48,6 +47,7 @@ class Step:
     owners: Owners
     find: Find
     expect: Callable[[Arrivals], None]
+    run_original: Callable[[], Any]
 
 
 def run_step(step: Step, chosen: Chosen | None) -> Any:
@@ -70,7 +70,7 @@ def run_step(step: Step, chosen: Chosen | None) -> Any:
             chosen = step.find(excluded)
         except LowtideError as error:
             return _run_original(step, f"{type(error).__name__}: {error}")
-    return original_forward(step.model)(*step.args, **step.kwargs)
+    return step.run_original()
 
 
 def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]) -> Any:
@@ -104,7 +104,7 @@ def _undo(chosen: Chosen, changed: DecisionChanged, tensors: Mapping[Source, tor
 
 
 def _run_original(step: Step, why: str) -> Any:
-    returned = original_forward(step.model)(*step.args, **step.kwargs)
+    returned = step.run_original()
     warnings.warn(
         f"a decision in forward of {type(step.model).__name__} went another way than planned, and this step could "
         f"not be planned anew ({why}): it runs as the original does, outside of the budget",

@@ -40,7 +40,10 @@ _LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
 _VARIANTS: dict[str, tuple[Head, Callable[[], Any]]] = {
     "lora": (_LLAMA, _config("LoraConfig", **_CAUSAL, **_LORA, target_modules=_ATTENTION)),
     "lora-everywhere": (_LLAMA, _config("LoraConfig", **_CAUSAL, **_LORA, target_modules=_ALL)),
-    "rslora-bias": (_LLAMA, _config("LoraConfig", **_CAUSAL, **_LORA, target_modules=_ALL, use_rslora=True, bias="all")),
+    "rslora-bias": (
+        _LLAMA,
+        _config("LoraConfig", **_CAUSAL, **_LORA, target_modules=_ALL, use_rslora=True, bias="all"),
+    ),
     "dora": (_LLAMA, _config("LoraConfig", **_CAUSAL, **_LORA, target_modules=_ATTENTION, use_dora=True)),
     "lora-conv1d": (_GPT2, _config("LoraConfig", **_CAUSAL, **_LORA, target_modules=["c_attn"], fan_in_fan_out=True)),
     "lora-class": (

@@ -100,7 +100,10 @@ def test_nested_tensors_are_named(kind):
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
 def test_nested_arguments_are_named(layout):
     nested = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(5, 4)], layout=layout)
-    for ask in (lambda: lowtide.plan(nn.Linear(4, 4), "1MiB", (nested,)), lambda: lowtide.rewrite(nn.Linear(4, 4), 1)(nested)):
+    for ask in (
+        lambda: lowtide.plan(nn.Linear(4, 4), "1MiB", (nested,)),
+        lambda: lowtide.rewrite(nn.Linear(4, 4), 1)(nested),
+    ):
         with pytest.raises(CaptureError, match="argument 0.0 is a nested tensor.*pad the sequences"):
             ask()
 
