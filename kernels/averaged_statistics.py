@@ -1,8 +1,8 @@
 """Batch normalization whose running statistics are the averages over all batches so far.
 
 Kernels take the weight of the present batch as a number, 1 / how many batches there have been. These take a tensor that
-counts the batches and look into it each time they run, so that one program serves all steps. As torch's own kernels they
-write their running statistics although their schema does not say so.
+counts the batches and look into it each time they run, so that one program serves all steps. As torch's own kernels
+they write their running statistics although their schema does not say so.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def _pool(
     window = (kernel, stride, padding, dilation, ceil_mode)
     like = _pooled_like(x, *window)
     if channels_last == like.is_contiguous():
-        x = laid_out(x, list(torch.empty(x.shape, device="meta", memory_format=_format(channels_last)).stride()))
+        x = laid_out(x, list(torch.empty(x.shape, device="meta", memory_format=_format(channels_last)).stride()))  # pyright: ignore
         like = _pooled_like(x, *window)
     y = torch.empty_strided(like.shape, like.stride(), dtype=x.dtype, device=x.device)
     channels_last = not like.is_contiguous()

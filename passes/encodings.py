@@ -107,7 +107,7 @@ def _coding(codec: Codec, value: torch.Tensor, replaced: Multiplying | None) -> 
     stand_in = graph.placeholder("value")
     stand_in.meta["val"] = value
     told = codec.told[0] | {"stride": list(value.stride())} | ({"seed": 0} if codec.draws else {})
-    encode = graph.call_function(codec.encode, (stand_in, *codec.encode_options), told)
+    encode = graph.call_function(codec.encode, (stand_in, *codec.encode_options), told)  # pyright: ignore
     encode.meta["val"] = codec.encode(value, *codec.encode_options, **told)
     told = codec.told[1] | codec.layout(value) | ({"seed": 0} if codec.redraws else {})
     decode = graph.call_function(codec.decode, (encode, *codec.decode_options), told)

@@ -66,8 +66,8 @@ def _cross_entropy(
     device = input.device.type
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
-            return _smoothed(_single(input), target, _single(weight), ignore_index, label_smoothing)
-    return _smoothed(input, target, weight, ignore_index, label_smoothing)
+            return _smoothed(_single(input), target, _single(weight), ignore_index, label_smoothing)  # pyright: ignore
+    return _smoothed(input, target, weight, ignore_index, label_smoothing)  # pyright: ignore
 
 
 def _single(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,8 +20,8 @@ Averaging = Callable[[torch.Tensor], AbstractContextManager[Any]]
 def eager_paths(model: torch.nn.Module, averaging: Averaging, stand_ins: Callable[[Any], Any]) -> Iterator[None]:
     """A context in which these modules of `model` have another forward, of their own.
 
-    Batch normalization with momentum=None reads in Python how many batches there were. Here it computes with any number,
-    under `averaging(count)`, which has kernels take the tensor in the place of the number.
+    Batch normalization with momentum=None reads in Python how many batches there were. Here it computes with any
+    number, under `averaging(count)`, which has kernels take the tensor in the place of the number.
     Transformer encoders and multi-head attention have fused kernels for evaluation, which they do not use under a mode
     that sees functions of torch; none is seen while they run, so they are given what `stand_ins` makes of arguments.
     """
@@ -60,7 +60,7 @@ def _normalized(module: Any, plain: Callable[..., Any], averaging: Averaging, ar
         return plain(module, *args, **kwargs)
     module.momentum = _ANY_MOMENTUM
     try:
-        with averaging(module.num_batches_tracked):
+        with averaging(module.num_batches_tracked):  # pyright: ignore[reportArgumentType]
             return plain(module, *args, **kwargs)
     finally:
         module.momentum = None

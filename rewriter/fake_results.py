@@ -50,10 +50,10 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
 
 def _observed(args: tuple, out: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """What an observer of ranges makes: one range for each channel, where it is asked for these, whatever it had."""
-    per_channel = len(args) > 11 and args[11]
+    x, *others = args
+    axis, per_channel = (*others, None, None)[9:11] if len(others) > 10 else (0, False)
     if not per_channel:
         return out
-    x, axis = args[0], args[10]
     return (*out[:2], *(state.new_empty((x.shape[axis],)) for state in args[3:7]))
 
 

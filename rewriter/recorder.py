@@ -267,8 +267,8 @@ class Recorder(OperationMode):
                 "make the embedding with sparse=False (or gather with sparse_grad=False)"
             )
         return (
-            f"{node.target} makes a sparse tensor, {self.where()}: how large it is depends on its values, and lowtide plans "
-            "dense ones; compute with a dense one, or keep that part out of the rewritten module"
+            f"{node.target} makes a sparse tensor, {self.where()}: how large it is depends on its values, and lowtide "
+            "plans dense ones; compute with a dense one, or keep that part out of the rewritten module"
         )
 
     def _look_at_data(self, node: fx.Node, args: Any) -> Any:
@@ -277,9 +277,9 @@ class Recorder(OperationMode):
             if _looks_for_nan(node):
                 return False
             raise CaptureError(
-                f"backward looks at the values of a gradient ({node.target}), {self.where()}: what it does may change with "
-                "every step, so it has no fixed program; compute with the tensor, or keep that part out of the rewritten "
-                "module"
+                f"backward looks at the values of a gradient ({node.target}), {self.where()}: what it does may change "
+                "with every step, so it has no fixed program; compute with the tensor, or keep that part out of the "
+                "rewritten module"
             )
         # Above this handler functionalization and autograd are still on; below it only the fake mode is.
         with tensors_with_data(), torch.no_grad():

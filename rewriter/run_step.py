@@ -37,8 +37,8 @@ class Find(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """A call of a rewritten module. find: plans for this call. expect: told which gradients have arrived, so that the next
-    such call is planned for them."""
+    """A call of a rewritten module. find: plans for this call. expect: told which gradients have arrived, so that the
+    next such call is planned for them."""
 
     model: torch.nn.Module
     args: tuple

@@ -347,8 +347,8 @@ def _refuse_changes(outputs: Outputs, tensors: Sequence[torch.Tensor]) -> None:
             raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
         if tensor._base is not None:
             raise TapeError(
-                f"forward changes argument {source.name} in place, which is a view of another tensor: gradients through "
-                "that tensor's new value would not be followed; pass a copy of the part (.clone())"
+                f"forward changes argument {source.name} in place, which is a view of another tensor: gradients "
+                "through that tensor's new value would not be followed; pass a copy of the part (.clone())"
             )
 
 

@@ -64,7 +64,7 @@ def ctc_loss(
     memory of its own. reduction: 0 or "none", 1 or "mean", 2 or "sum"."""
     is_batched = log_probabilities.dim() == 3
     spread = log_probabilities if is_batched else log_probabilities.unsqueeze(1)
-    losses = torch._ctc_loss(
+    losses = aten._ctc_loss(
         spread, targets.to(spread.device, torch.long), input_lengths, target_lengths, blank, zero_infinity
     )[0]
     if zero_infinity:

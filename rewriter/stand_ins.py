@@ -48,7 +48,7 @@ class StandIns:
 
     def lasting(self) -> Iterator[tuple[torch.Tensor, fx.Node, torch.Tensor]]:
         """Those of tensors that were there before forward: the tensor, its placeholder and its wrapper."""
-        return ((value, *others) for key, (value, *others) in self._known.items() if key not in self.made)
+        return ((value, node, wrapper) for key, (value, node, wrapper) in self._known.items() if key not in self.made)
 
     def refuse_changes(self, held: set[int], node_of: Callable[[torch.Tensor], fx.Node]) -> None:
         """Raises CaptureError if forward has changed a tensor that was there before and is not among `held`, by id.

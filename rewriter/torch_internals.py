@@ -33,12 +33,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Sees every operation below autograd, by `__torch_dispatch__`.
 OperationMode = TorchDispatchMode
 # What `torch.nn.functional.cross_entropy` calls.
-cross_entropy_loss = torch._C._nn.cross_entropy_loss
+cross_entropy_loss = torch._C._nn.cross_entropy_loss  # pyright: ignore[reportAttributeAccessIssue]
 # What an operation raises if it is run without data and its result, or its result's shape, depends on them.
 NEEDS_DATA = (DataDependentOutputException, DynamicOutputShapeException)
 
 # Functions of torch that a `__torch_function__` mode looks out for, as it sees them.
-ONE_HOT: Any = torch._C._nn.one_hot
+ONE_HOT: Any = torch._C._nn.one_hot  # pyright: ignore[reportAttributeAccessIssue]
 ASSERTIONS = (torch._assert_async, torch.ops.aten._assert_async, torch.ops.aten._assert_async.msg)
 MAKES_DUAL = (torch._make_dual, torch._VF._make_dual)
 MAKES_NESTED = (
@@ -102,7 +102,7 @@ def is_real(tensor: torch.Tensor) -> bool:
     """Whether a tensor has data: it is neither a functional wrapper nor fake, nor one of `torch.func`'s."""
     if is_functional(tensor) or is_without_data(tensor) or tensor.is_meta:
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
 
 
 def present_value(wrapper: torch.Tensor) -> torch.Tensor:
@@ -199,7 +199,7 @@ def _passing_generator(generator: Callable[..., Iterator[None]]) -> Callable[...
         with nullcontext() if isinstance(contexts[0], TorchDispatchMode) else contexts[0]:
             yield
 
-    around.lowtide_passes = True  # pyright: ignore[reportFunctionMemberAccess]
+    around.lowtide_passes = True  # pyright: ignore
     return around
 
 

@@ -102,6 +102,6 @@ class Schedule:
             instruction = self.instructions[position]
             if isinstance(instruction, (Run, Record, Encode, Decode)):
                 return False
-            if instruction == Free(value):
+            if instruction == Free(value):  # pyright: ignore
                 return True
         return False

@@ -55,7 +55,7 @@ def block_content(problem: Problem, block: int) -> str:
     ops = [
         (
             *(op.kind, op.seconds, op.working_bytes, op.repeatable, op.random, op.intensive),
-            *(place < problem.forward_length, needs[place], number.get(op.reuses)),
+            *(place < problem.forward_length, needs[place], number.get(op.reuses)),  # pyright: ignore
             *([number[value] for value in values] for values in (op.reads, op.makes)),
         )
         for place, op in ((place, problem.ops[place]) for place in operations)

@@ -92,7 +92,7 @@ NESTED = {
 @pytest.mark.parametrize("kind", NESTED)
 def test_nested_tensors_are_named(kind):
     model = Called(NESTED[kind], net=net())
-    with pytest.raises(CaptureError, match="nested tensor.*pad the sequences"):
+    with pytest.raises(CaptureError, match=r"nested tensor.*pad the sequences"):
         lowtide.plan(model, "1MiB", (rows(),))
 
 
@@ -104,7 +104,7 @@ def test_nested_arguments_are_named(layout):
         lambda: lowtide.plan(nn.Linear(4, 4), "1MiB", (nested,)),
         lambda: lowtide.rewrite(nn.Linear(4, 4), 1)(nested),
     ):
-        with pytest.raises(CaptureError, match="argument 0.0 is a nested tensor.*pad the sequences"):
+        with pytest.raises(CaptureError, match=r"argument 0.0 is a nested tensor.*pad the sequences"):
             ask()
 
 
@@ -114,7 +114,7 @@ def test_an_encoder_that_nests_padded_sequences_is_refused_with_what_to_do():
     encoder = nn.TransformerEncoder(layer, 1).eval().requires_grad_(False)
     padding = torch.tensor([[False, False, True]] * 2)
     model = Called(lambda m, x: m.net(m.encoder(x, src_key_padding_mask=padding)), net=net(), encoder=encoder)
-    with pytest.raises(CaptureError, match="in encoder .*enable_nested_tensor=False"):
+    with pytest.raises(CaptureError, match=r"in encoder .*enable_nested_tensor=False"):
         lowtide.plan(model, "1MiB", (torch.randn(2, 3, 4),))
 
 

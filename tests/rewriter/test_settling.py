@@ -157,7 +157,7 @@ def test_lazy_modules_get_their_shapes_from_the_first_batch():
 @pytest.mark.parametrize("ask", [lowtide.rewrite, lowtide.plan])
 def test_lazy_modules_without_shapes_cannot_be_planned(ask):
     with pytest.raises(
-        Unsettled, match="0.weight, 0.bias, 2.weight of lazy modules have no shape before the first batch"
+        Unsettled, match=r"0.weight, 0.bias, 2.weight of lazy modules have no shape before the first batch"
     ):
         ask(lazy(), "1MiB", (rows(),), costs="flops")
 
