@@ -32,6 +32,7 @@ from lowtide.kernels import native
 from lowtide.rewriter import cost_cache
 from lowtide.rewriter.errors import PlanError
 from lowtide.rewriter.inspect_plan import request_of
+from lowtide.rewriter.plan_file import plan_to_dict
 from lowtide.rewriter.planning import Options, PosedStep, capture_and_pose
 from lowtide.rewriter.solving import solve_step
 from lowtide.solvers import disk_cache
@@ -40,7 +41,7 @@ from lowtide.solvers.errors import InfeasibleBudget
 from lowtide.solvers.portfolio import Portfolio
 from torch import nn
 
-from benchmarks.mutations import mutated_bytes, mutated_json
+from benchmarks.mutations import mutated_bytes, mutated_json, mutated_schedule
 
 _LONGEST_SECONDS = 10.0
 _MOST_TRAINED = 40  # of the plans that are taken: how many are run beside eager
@@ -140,7 +141,23 @@ def fuzz_plans(subject: Subject, count: int, seed: int, report: Report, folder: 
                 report.failed(f"{label}: taken above its budget")
             if trained < _MOST_TRAINED and damaged != whole:
                 trained += 1
-                _train(subject, plan, report, label)
+                _train(subject, plan, report, label, subject.budget_bytes)
+    return report
+
+
+def fuzz_schedules(subject: Subject, count: int, seed: int, report: Report, folder: Path) -> Report:
+    """Moves a plan's instructions about `count` times; what is a plan still is run, and its bits and bytes compared."""
+    path = folder / "plan.json"
+    told = plan_to_dict(subject.plan)
+    for number in range(count):
+        label = f"schedule {seed} {number}"
+        path.write_text(json.dumps(mutated_schedule(told, random.Random(label))))
+        plan = None
+        with nothing_run(report, label), expecting(report, label, PlanError):
+            plan = lowtide.load_plan(path)
+        if plan is not None and plan.schedule != subject.plan.schedule:
+            with expecting(report, label, PlanError):
+                _train(subject, plan, report, label, plan.peak_bytes)
     return report
 
 
@@ -150,11 +167,16 @@ def _read_plan(path: Path) -> lowtide.Plan:
     return plan
 
 
-def _train(subject: Subject, plan: lowtide.Plan, report: Report, label: str) -> None:
-    small = lowtide.rewrite(
-        copy.deepcopy(subject.model), subject.budget_bytes, (subject.x,), plan=plan, **subject.options
-    )
+def _train(subject: Subject, plan: lowtide.Plan, report: Report, label: str, budget_bytes: int) -> None:
+    """Runs a plan beside eager."""
+    small = lowtide.rewrite(copy.deepcopy(subject.model), budget_bytes, (subject.x,), plan=plan, **subject.options)
     report.counts["plans run"] += 1
+    predicted = small.plan.peak_bytes
+    held = sum(p.nbytes for p in small.parameters()) + subject.x.nbytes
+    measured = held + lowtide.measure_peak(lambda: small(subject.x).backward(torch.ones(64, 2)))
+    small.zero_grad()
+    if measured > predicted:
+        report.failed(f"{label}: measured {measured}, predicted {predicted}")
     if plan.encoded and subject.options["fidelity"] == "approximate":
         return  # not eager's bits by intention
     same = map(torch.equal, subject.gradients(subject.model), subject.gradients(small))
@@ -281,6 +303,7 @@ def main() -> None:
     """Prints what was counted, and every failure."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--plans", type=int, default=10_000, help="mutations of plan files")
+    asked.add_argument("--schedules", type=int, default=500, help="of a plan's instructions, twice")
     asked.add_argument("--caches", type=int, default=2_000, help="of costs and of solvers' entries, half each")
     asked.add_argument("--seed", type=int, default=0)
     told = asked.parse_args()
@@ -294,6 +317,10 @@ def main() -> None:
             f"{told.plans // 2} of a plan": lambda r: fuzz_plans(exact, told.plans // 2, told.seed, r, folder),
             f"{told.plans // 2} of a plan with codes": lambda r: fuzz_plans(
                 coded, told.plans - told.plans // 2, told.seed + 1, r, folder
+            ),
+            f"{told.schedules} of a schedule": lambda r: fuzz_schedules(exact, told.schedules, told.seed, r, folder),
+            f"{told.schedules} of one with codes": lambda r: fuzz_schedules(
+                coded, told.schedules, told.seed + 1, r, folder
             ),
             f"{told.caches // 2} of costs": lambda r: fuzz_costs(told.caches // 2, told.seed, r),
             f"{told.caches // 2} of entries": lambda r: fuzz_entries(

@@ -51,6 +51,46 @@ def mutated_json(told: Any, chance: random.Random) -> str:
     return json.dumps(told)
 
 
+def mutated_schedule(told: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """A plan as `plan_to_dict` gives it, with a few instructions or the bounds of segments moved about.
+
+    Many of these are plans still, if odd ones: something runs once more, earlier or later, or in another segment.
+    """
+    steps: list[list[Any]] = [[*one] for one in told["instructions"]]
+    segments = [[*one] for one in told["segments"]]
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        place, other = chance.randrange(len(steps)), chance.randrange(len(segments))
+        kind = chance.choice(("move", "copy", "swap", "drop", "bound", "bound", "run", "free"))
+        if kind == "move":
+            steps.insert(max(0, place + chance.randint(-9, 9)), steps.pop(place))
+        elif kind == "copy":
+            steps[place:place] = [[*chance.choice(steps)]]
+            _shift(segments, place, 1)
+        elif kind == "swap" and place:
+            steps[place - 1], steps[place] = steps[place], steps[place - 1]
+        elif kind == "drop":
+            del steps[place]
+            _shift(segments, place, -1)
+        elif kind == "bound" and other:
+            bound = segments[other][1] + chance.randint(-4, 4)
+            segments[other][1] = segments[other - 1][2] = bound
+        elif kind == "run":
+            steps[place:place] = [["run", chance.randrange(len(told["problem"]["ops"]))]]
+            _shift(segments, place, 1)
+        elif kind == "free":
+            frees = [n for n, one in enumerate(steps) if one[0] in ("free", "free_code", "forget")]
+            if frees:
+                at = chance.choice(frees)
+                steps.insert(chance.randrange(len(steps)), steps.pop(at))
+    return {**told, "instructions": steps, "segments": segments}
+
+
+def _shift(segments: list[list[Any]], place: int, by: int) -> None:
+    for segment in segments:
+        segment[1] += by * (segment[1] > place)
+        segment[2] += by * (segment[2] > place)
+
+
 def _place(length: int, chance: random.Random) -> tuple[int, int]:
     start = chance.randrange(length + 1)
     return start, min(length, start + int(chance.paretovariate(0.7)))

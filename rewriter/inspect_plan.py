@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..solvers.plan import Plan
 from .errors import LowtideError, PlanError
+from .plain_text import printable
 from .plan_file import load_made_by
 from .request import Request, build
 from .rewrite import rewrite
@@ -20,9 +22,17 @@ def request_of(path: Path) -> Request | None:
     if told is None:
         return None
     try:
-        return Request.from_dict(told)
+        request = Request.from_dict(told)
     except (ValueError, TypeError) as error:
-        raise PlanError(f"{path} is a damaged plan ({error}); plan again") from error
+        raise PlanError(f"{printable(str(path))} is a damaged plan ({printable(str(error))}); plan again") from error
+    for name, value in request.settings.items():
+        # transformers takes such a value for a kernel to be fetched from the hub, and runs it
+        if "implementation" in name and not re.fullmatch(r"[a-z0-9_]*", value):
+            raise PlanError(
+                f"{printable(str(path))} asks for {printable(name)}={value[:100]!a}, which may be code from elsewhere; "
+                "to use it, plan again with --set"
+            )
+    return request
 
 
 def code_of(path: Path, plan: Plan, request: Request | None) -> str:
@@ -36,5 +46,5 @@ def code_of(path: Path, plan: Plan, request: Request | None) -> str:
             "there `small = lowtide.rewrite(model, budget, args, kwargs, plan=path)` and `print(small.code)` show it"
         )
     subject = build(request)
-    budget_bytes = plan.budget_bytes or plan.peak_bytes
+    budget_bytes = plan.budget_bytes or max(plan.peak_bytes, 1)
     return rewrite(subject.model, budget_bytes, (), subject.batch, plan=plan, **subject.options).lowtide.code

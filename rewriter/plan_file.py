@@ -17,7 +17,7 @@ from ..solvers.simulate import make_plan
 from ..storage.bounded_json import read_json
 from ..storage.public_files import read_bounded, write_whole
 from .errors import PlanError
-from .plain_text import printable
+from .plain_text import printable, shortened
 
 _FORMAT = "lowtide plan"
 _VERSION = 1
@@ -27,7 +27,6 @@ _NEEDED += ("notes",)
 _MOST_BYTES = 128 * 2**20
 _MOST_PARTS = 16_000_000
 _MOST_WORK = 20_000_000  # values read and made by all that is run: a minute of simulation
-_MOST_LETTERS = 500  # of an error's text
 
 _INSTRUCTIONS: dict[str, type[Instruction]] = {
     "run": Run,
@@ -100,7 +99,7 @@ def load_plan(path: str | Path) -> Plan:
     try:
         return _plan_of(told)
     except (ValueError, ScheduleError) as error:
-        raise PlanError(f"{_named(path)} is a damaged plan ({_shortened(error)}); plan again") from error
+        raise PlanError(f"{_named(path)} is a damaged plan ({shortened(str(error))}); plan again") from error
 
 
 def load_made_by(path: str | Path) -> dict[str, Any] | None:
@@ -117,11 +116,13 @@ def _read(path: str | Path) -> dict[str, Any]:
         content = read_bounded(Path(path), _MOST_BYTES)
         text = content.decode("utf-8")
     except (OSError, ValueError) as error:  # a path with a zero in it is a ValueError
-        raise PlanError(f"{_named(path)} cannot be read as a plan: {_shortened(error)}") from error
+        raise PlanError(f"{_named(path)} cannot be read as a plan: {shortened(str(error))}") from error
     try:
         told = read_json(text, _MOST_PARTS, finite=False)
     except ValueError as error:
-        raise PlanError(f"{_named(path)} is no JSON, so no plan: {_shortened(error)}; save the plan again") from error
+        raise PlanError(
+            f"{_named(path)} is no JSON, so no plan: {shortened(str(error))}; save the plan again"
+        ) from error
     if not isinstance(told, dict) or told.get("format") != _FORMAT:
         raise PlanError(
             f"{_named(path)} is JSON but no plan of lowtide; `lowtide plan --out` and `save_plan` write plans"
@@ -192,9 +193,3 @@ def _list(told: object, what: str) -> list[Any]:
 
 def _named(path: str | Path) -> str:
     return printable(str(path))
-
-
-def _shortened(error: Exception) -> str:
-    """What is wrong, in one line that a terminal can be given: it may repeat what the file says."""
-    text = printable(str(error))
-    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} …"

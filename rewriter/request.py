@@ -9,14 +9,25 @@ from typing import Any
 
 import torch
 
+from ..solvers.problem_file import shown
 from .batches import default_sequence, sample_batch
 from .bytes_text import format_bytes
 from .devices import device_names, load_device
 from .errors import ModelError
 from .model_choice import choose_model
 from .models import build_model
+from .plain_text import printable
 
 _LISTS = ("outputs", "differentiable", "codecs")
+_NUMBERS = ("batch", "sequence")
+_MOST_ELEMENTS = 2**28  # of a batch, in each of its tensors: a file may not ask for all of a machine's memory
+_KINDS = {
+    "model": (str,),
+    "settings": (dict,),
+    "padded": (bool,),
+    "fidelity": (str,),
+    "error_budget": (int, float),
+}
 
 
 @dataclass(frozen=True)
@@ -51,18 +62,23 @@ class Request:
         known = {one.name: one.type for one in fields(Request)}
         strange = sorted(set(told) - set(known))
         if strange or "model" not in told:
-            raise ValueError(f"made_by names {', '.join(strange) or 'no model'}")
+            raise ValueError(f"made_by names {printable(', '.join(strange)) or 'no model'}")
         settings = told.get("settings", {})
         if not isinstance(settings, dict) or not all(isinstance(v, str) for v in settings.values()):
             raise ValueError("the settings of made_by are no texts by name")
-        kinds = {"model": str, "batch": int, "sequence": int, "padded": bool, "error_budget": float}
         for name, value in told.items():
             if name in _LISTS and value is not None:
                 fits = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            elif name in _NUMBERS and value is not None:
+                fits = type(value) is int and 0 < value <= _MOST_ELEMENTS
+            elif value is None:
+                fits = name not in _KINDS
             else:
-                fits = name == "settings" or value is None or isinstance(value, kinds.get(name, str))
+                fits = type(value) in _KINDS.get(name, (str,))
             if not fits:
-                raise ValueError(f"{name} of made_by is {value!r}")
+                raise ValueError(f"{name} of made_by is {shown(value)}")
+        if (told.get("batch") or 1) * (told.get("sequence") or 1) > _MOST_ELEMENTS:
+            raise ValueError(f"made_by asks for a batch of more than {_MOST_ELEMENTS:,} elements")
         lists = {name: tuple(told[name]) for name in _LISTS if told.get(name) is not None}
         return Request(**{**told, **lists})
 

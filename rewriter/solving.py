@@ -16,6 +16,7 @@ from ..solvers.problem import Problem
 from ..solvers.simulate import baseline_of, make_plan
 from .bytes_text import Share, format_bytes, parse_bytes
 from .errors import PlanError
+from .plain_text import shortened
 from .planning import PlannedStep, PosedStep, Progress
 
 _LEAST_SECONDS = 1e-3  # for a solver: recipes are tried in any case
@@ -136,15 +137,15 @@ def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:
     difference = problem.first_difference(given.problem)
     if difference is not None:
         raise PlanError(
-            f"the plan was made for another step: {difference}; pass the options and inputs that it was made with, or "
-            "make a new one"
+            f"the plan was made for another step: {shortened(difference)}; pass the options and inputs that it was "
+            "made with, or make a new one"
         )
     _check_errors(given, problem)
     allowed = replace(problem, error_budget=problem.error_budget * _ERROR_SLACK)
     try:
         plan = make_plan(allowed, given.schedule, solver=given.solver, budget_bytes=budget_bytes, notes=given.notes)
     except ScheduleError as error:
-        raise PlanError(f"the plan cannot be taken over: {error}; make a new one") from error
+        raise PlanError(f"the plan cannot be taken over: {shortened(str(error))}; make a new one") from error
     if plan.peak_bytes > budget_bytes:
         raise PlanError(
             f"the plan peaks at {format_bytes(plan.peak_bytes)} here, above the budget of "

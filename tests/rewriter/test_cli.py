@@ -247,6 +247,9 @@ def test_errors_leave_standard_output_empty_with_json_too():
         (lambda plan: plan.update(made_by=["gpt2"]), "made_by is a list"),
         (lambda plan: plan["made_by"].update(batch="two"), "batch of made_by is 'two'"),
         (lambda plan: plan["made_by"].update(payload="import os"), "made_by names payload"),
+        (lambda plan: plan["made_by"].update(model=None), "model of made_by is None"),
+        (lambda plan: plan["made_by"].update(batch=10**6, sequence=10**6), "more than 268,435,456 elements"),
+        (lambda plan: plan["made_by"]["settings"].update(attn_implementation="who/ever"), "code from elsewhere"),
     ],
 )
 def test_a_damaged_plan_is_refused(plan_path, tmp_path, change, message):

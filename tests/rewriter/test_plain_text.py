@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lowtide.rewriter.plain_text import printable
+from lowtide.rewriter.plain_text import printable, shortened
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,9 @@ def test_every_character_gives_one_printable_line() -> None:
     every = "".join(map(chr, (*range(0x3100), *range(0xD700, 0x10000), *range(0xE0000, 0xE0200))))
     assert printable(every).isprintable()
     assert len(printable(every).splitlines()) == 1
+
+
+def test_what_is_too_long_is_cut_after_it_is_escaped():
+    assert shortened("a\nb", 10) == r"a\nb"
+    assert shortened("\x1b" * 10, 10) == r"\x1b\x1b\x …"
+    assert len(shortened("x" * 10**6)) < 510
