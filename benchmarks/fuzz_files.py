@@ -101,6 +101,8 @@ class Subject:
         if fidelity == "approximate":
             self.options["error_budget"] = 1.0
         self.plan = lowtide.plan(self.model, "85%", (self.x,), **self.options)
+        if fidelity == "approximate" and not self.plan.encoded:
+            raise SystemExit("the plan with codes has none: choose another budget")
         self.budget_bytes = self.plan.budget_bytes or 0
         self.posed: PosedStep = capture_and_pose(self.model, (self.x,), {}, Options(**self.options))
         self.portfolio = Portfolio(cache=None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .caches import bind
 from .call_key import CallKey, process_state
 from .identity import Interned
 from .module_state import ModuleState
@@ -72,20 +72,6 @@ class Describer:
         if self._process is None or self._process.content != told:
             self._process = Interned(told)
         return self._process
-
-
-def bind(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The keyword arguments of the step, and notes on what was changed in them.
-
-    A cache of keys and values serves no training step and is switched off.
-    """
-    config = getattr(model, "config", None)
-    if not getattr(config, "use_cache", False) or "use_cache" in kwargs:
-        return kwargs, ()
-    parameters = inspect.signature(model.forward).parameters
-    if "use_cache" not in parameters or list(parameters).index("use_cache") < len(args):
-        return kwargs, ()
-    return {**kwargs, "use_cache": False}, ("use_cache=False: no cache of keys and values is made or returned",)
 
 
 def batch_told(call: Call) -> str:

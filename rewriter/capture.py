@@ -19,7 +19,7 @@ from torch import fx
 from ..passes.foreign_calls import is_effect
 from ..passes.joint_graph import JointGraph
 from ..passes.step_graph import updated_buffers
-from .call import bind
+from .caches import bind, without_caches
 from .calls import is_random
 from .capture_failures import meaning_of, shown
 from .captured import Captured, check_former_values, depends_on_changed, guard_of
@@ -113,7 +113,8 @@ def capture(
         stack.enter_context(swapped(twin, by_place(twin, wrappers)))
         arguments = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
         with held_tensors_untouched(twin) as replaced, left_by(twin, arguments) as left:
-            returned = _run_forward(twin, arguments, recorder)
+            cached: list[str] = []
+            returned = without_caches(_run_forward(twin, arguments, recorder), cached)
         recorder.stand_ins.refuse_changes(held_by(twin), lambda value: recorder.nodes[id(value)])
         wrappers = with_replaced(wrappers, replaced)
         try:
@@ -124,7 +125,7 @@ def capture(
             error.settings = settings_of(model, watch.read)
             raise
     settings = settings_of(model, watch.read, recorder.constants)
-    told_notes = (*notes, *left.notes, *([PASSED] if passed else []))
+    told_notes = (*dict.fromkeys((*notes, *cached)), *left.notes, *([PASSED] if passed else []))
     return replace(_finish(recorder, step, wrappers, settings, told_notes), checkpoints=len(passed))
 
 

@@ -93,7 +93,8 @@ class HeldValues:
             return Same(held)
         self._watch(held)
         self._depth += 1
-        own = tuple((name, self._look(value)) for name, value in _attributes(held))
+        # Caches are left out of a step whether or not a configuration asks for them.
+        own = tuple((name, self._look(value)) for name, value in _attributes(held) if name != "use_cache")
         self._depth -= 1
         return type(held), parts, own
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .call import bind
+from .caches import bind
 from .devices import DevicePreset
 from .optimizer_needs import OptimizerNeeds, optimizer_needs
 from .options import Options

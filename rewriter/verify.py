@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .audit import MOST_VALUES, audit_of
-from .call import bind
+from .caches import without_caches
 from .chosen_outputs import is_named
 from .comparison import GENERATOR, STEPPED, Comparison
 from .gradient_noise import GradientNoise, NoiseFound
@@ -63,7 +63,6 @@ def verify(
     """
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     make_optimizer = make_optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=_LEARNING_RATE))
-    kwargs, _ = bind(model, args, kwargs)
     with _generators_restored(device_of(model, args, kwargs)):
         small = rewrite(copy.deepcopy(model).train(), budget, args, kwargs, **options)
         first = small.lowtide.planned
@@ -203,7 +202,7 @@ class _Runner:
         # Under a context that spans steps, eager would go on with the casts of parameters from before they changed.
         torch.clear_autocast_cache()
         self.clear()
-        outputs, structure = flatten(self.model(*self.args, **self.kwargs), "output")
+        outputs, structure = flatten(without_caches(self.model(*self.args, **self.kwargs)), "output")
         self._backward(outputs, structure.names)
         return outputs, structure.names
 
@@ -223,7 +222,7 @@ class _Runner:
 
     def once(self, *, hold: bool) -> None:
         """Forward and backward; `hold` keeps what forward returned until backward has ended."""
-        outputs, structure = flatten(self.model(*self.args, **self.kwargs), "output")
+        outputs, structure = flatten(without_caches(self.model(*self.args, **self.kwargs)), "output")
         if not hold:
             chosen = self._chosen(outputs, structure.names)
             outputs = [outputs[i] if i in chosen else None for i in range(len(outputs))]  # pyright: ignore
