@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.nn import BatchNorm1d, SyncBatchNorm
 
 from .torch_internals import no_function_modes
 
@@ -42,7 +42,7 @@ def _forward_of(
     module: torch.nn.Module, averaging: Averaging, stand_ins: Callable[[Any], Any]
 ) -> Callable[..., Any] | None:
     plain = type(module).forward
-    if plain in (_BatchNorm.forward, SyncBatchNorm.forward):
+    if plain in (BatchNorm1d.forward, SyncBatchNorm.forward):
         return lambda *args, **kwargs: _normalized(module, plain, averaging, args, kwargs)
     if plain in _FUSED:
         return lambda *args, **kwargs: _fused_if_evaluating(module, plain, stand_ins(args), stand_ins(kwargs))

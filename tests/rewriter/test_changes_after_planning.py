@@ -226,7 +226,7 @@ def test_plans_that_are_forgotten_let_go_of_their_captures():
     small(torch.randn(1, 8))
     small.lowtide.steps.most_bytes = 5 * next(iter(small.lowtide.steps)).host_bytes
     graphs = [weakref.ref(step.costs.captured.graph) for step in small.lowtide.steps]
-    with pytest.warns(lowtide.LowtideWarning, match="of the host's memory, which 6 kinds of calls exceed"):
+    with pytest.warns(lowtide.LowtideWarning, match=r"of the host's memory, which \d+ kinds of calls exceed"):
         for rows in range(2, 7):
             small(torch.randn(rows, 8))
     gc.collect()

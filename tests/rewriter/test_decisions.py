@@ -63,12 +63,12 @@ def test_what_forward_raises_is_raised():
     small = rewritten(module, batch(), budget="100%")
     x = batch()
     x[0, 0] = float("nan")
-    before = small.norm.running_mean.clone()
     for m in (module, small):
         with pytest.raises((FloatingPointError, ValueError)) as caught:
             m(x)
         assert not isinstance(caught.value, lowtide.LowtideError)
-    assert torch.equal(small.norm.running_mean, before)
+    # Whether arguments of distributions are checked first is a switch of the process; either way as eager leaves them.
+    torch.testing.assert_close(small.norm.running_mean, module.norm.running_mean, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_step_that_cannot_be_planned_runs_as_the_original():
