@@ -1,8 +1,8 @@
 """Batch normalization whose running statistics are the averages over all batches so far.
 
-Kernels take the weight of the present batch as a number, 1 / how many batches there have been. These take a tensor that
-counts the batches and look into it each time they run, so that one program serves all steps. As torch's own kernels they
-write their running statistics although their schema does not say so.
+Kernels take the weight of the present batch as a number, 1 / how many batches there have been. These take a tensor
+that counts the batches and look into it each time they run, so that one program serves all steps. As torch's own
+kernels they write their running statistics although their schema does not say so.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _averaged(name: str, kernel: Any, results: int) -> Any:
     told = (
         "Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, bool training, Tensor count, float eps"
     )
-    return define(f"{name}_averaged({told}) -> ({', '.join(['Tensor'] * results)})", run, shapes)
+    return define(f"{name}_averaged({arguments}, float eps) -> ({', '.join(['Tensor'] * results)})", run, shapes)
 
 
 AVERAGED = {kernel: _averaged(name, kernel, results) for name, (kernel, results) in _KERNELS.items()}

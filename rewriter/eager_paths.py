@@ -17,13 +17,11 @@ Averaging = Callable[[torch.Tensor], AbstractContextManager[Any]]
 
 
 @contextmanager
-def eager_paths(
-    model: torch.nn.Module, averaging: Averaging, stand_ins: Callable[[Any], Any]
-) -> Iterator[None]:
+def eager_paths(model: torch.nn.Module, averaging: Averaging, stand_ins: Callable[[Any], Any]) -> Iterator[None]:
     """A context in which these modules of `model` have another forward, of their own.
 
-    Batch normalization with momentum=None reads in Python how many batches there were. Here it computes with any number,
-    under `averaging(count)`, which has kernels take the tensor in the place of the number.
+    Batch normalization with momentum=None reads in Python how many batches there were. Here it computes with any
+    number, under `averaging(count)`, which has kernels take the tensor in the place of the number.
     Transformer encoders and multi-head attention have fused kernels for evaluation, which they do not use under a mode
     that sees functions of torch; none is seen while they run, so they are given what `stand_ins` makes of arguments.
     """

@@ -85,9 +85,7 @@ def by_place(model: torch.nn.Module, wrappers: Mapping[int, Wrapper]) -> dict[st
     }
 
 
-def with_replaced(
-    wrappers: Mapping[int, Wrapper], replaced: Mapping[torch.Tensor, torch.Tensor]
-) -> dict[int, Wrapper]:
+def with_replaced(wrappers: Mapping[int, Wrapper], replaced: Mapping[torch.Tensor, torch.Tensor]) -> dict[int, Wrapper]:
     """The stand-ins with the values that forward put in the place of some: the new values of those buffers."""
     return {
         key: replace(wrapper, tensor=replaced[wrapper.tensor]) if wrapper.tensor in replaced else wrapper

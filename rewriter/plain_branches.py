@@ -1,4 +1,4 @@
-"""Replaces functions of torch that look at values only to check or to copy them, and refuses what cannot be captured."""
+"""Replaces functions of torch that look at values to check or copy them, and refuses what cannot be captured."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class PlainBranches(TorchFunctionMode):
 
 
 def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
-    """As eager computes it, without looking at the classes first: the kernel refuses one that is out of range itself."""
+    """As eager computes it, without looking at the classes first: the kernel itself refuses one out of range."""
     if num_classes < 1 or tensor.numel() == 0 or tensor.dtype != torch.int64:
         return ONE_HOT(tensor, num_classes)
     zeros = torch.zeros((*tensor.shape, num_classes), dtype=tensor.dtype, device=tensor.device)

@@ -17,8 +17,8 @@ def refuse_parts(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             raise CaptureError(
-                f"{f'part {name}' if name else 'the module'} is TorchScript ({type(module).__name__}), whose parameters "
-                "and calls lowtide cannot follow; put the Python module that it was made of in its place, "
+                f"{f'part {name}' if name else 'the module'} is TorchScript ({type(module).__name__}), whose "
+                "parameters and calls lowtide cannot follow; put the Python module that it was made of in its place, "
                 "or rewrite the parts around it"
             )
     refuse_tensors((f"parameter {name}", tensor) for name, tensor in model.named_parameters())

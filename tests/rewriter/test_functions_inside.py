@@ -9,7 +9,7 @@ from small_networks import Called
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vjp, vmap
 from torch.nn import functional
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, parametrize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

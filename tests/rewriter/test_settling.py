@@ -94,7 +94,10 @@ def test_with_sample_arguments_it_is_refused_and_left_as_it_was(kind):
     make, what = SETTLING[kind]
     model = make()
     before = copy.deepcopy(model.state_dict())
-    with deprecations_ignored(), pytest.raises(Unsettled, match=rf"{what}.* once a batch has gone through the original"):
+    with (
+        deprecations_ignored(),
+        pytest.raises(Unsettled, match=rf"{what}.* once a batch has gone through the original"),
+    ):
         lowtide.rewrite(model, "1MiB", (rows(),), costs="flops")
     assert model.state_dict().keys() == before.keys() and not hasattr(model, "other")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -153,7 +156,9 @@ def test_lazy_modules_get_their_shapes_from_the_first_batch():
 
 @pytest.mark.parametrize("ask", [lowtide.rewrite, lowtide.plan])
 def test_lazy_modules_without_shapes_cannot_be_planned(ask):
-    with pytest.raises(Unsettled, match="0.weight, 0.bias, 2.weight of lazy modules have no shape before the first batch"):
+    with pytest.raises(
+        Unsettled, match=r"0.weight, 0.bias, 2.weight of lazy modules have no shape before the first batch"
+    ):
         ask(lazy(), "1MiB", (rows(),), costs="flops")
 
 
