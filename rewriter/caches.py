@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +15,6 @@ from .errors import StructureError
 LEFT_OUT = "use_cache=False: no cache of keys and values is made or returned"
 _FLAG = "use_cache"
 _NAMES = ("past_key_values", "cache_params")  # of outputs and arguments that are caches whatever their class is called
-_MOST_DEEP = 4  # of configurations within configurations
 
 
 def bind(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -59,38 +57,6 @@ def is_cache(name: str, value: Any) -> bool:
     if value is None or isinstance(value, (torch.Tensor, bool, int, float, str, list, tuple, dict)):
         return False
     return name in _NAMES or type(value).__name__.endswith("Cache")
-
-
-@contextmanager
-def caches_left_out(model: torch.nn.Module) -> Iterator[list[str]]:
-    """Switches `use_cache` off in all configurations that the modules hold, and back on; notes whether any was on."""
-    notes: list[str] = []
-    switched: list[Any] = []
-    try:
-        for config in _configurations(model):
-            with suppress(AttributeError, TypeError, ValueError):
-                setattr(config, _FLAG, False)
-                switched.append(config)
-        if switched:
-            notes.append(LEFT_OUT)
-        yield notes
-    finally:
-        for config in switched:
-            setattr(config, _FLAG, True)
-
-
-def _configurations(model: torch.nn.Module) -> list[Any]:
-    """The objects in modules, and in such objects, whose `use_cache` is on; each once."""
-    seen: dict[int, Any] = {}
-    waiting = [(value, 0) for module in model.modules() for value in vars(module).values()]
-    while waiting:
-        held, depth = waiting.pop()
-        if id(held) in seen or isinstance(held, (torch.nn.Module, torch.Tensor, type)) or not hasattr(held, "__dict__"):
-            continue
-        seen[id(held)] = held
-        if depth < _MOST_DEEP and (depth == 0 or hasattr(held, _FLAG)):
-            waiting += [(value, depth + 1) for value in vars(held).values()]
-    return [held for held in seen.values() if vars(held).get(_FLAG) is True]
 
 
 def without_caches(returned: Any, notes: list[str] | None = None, name: str = "") -> Any:

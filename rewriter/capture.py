@@ -9,6 +9,7 @@ computed from the sample, and becomes a guard that is checked again at each call
 from __future__ import annotations
 
 import traceback
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +29,7 @@ from .chosen_outputs import Arrivals, Outputs, choose_outputs, with_gradients
 from .eager_backwards import take_eager_branches
 from .eager_composites import EagerComposites
 from .eager_paths import eager_paths
-from .errors import CaptureError, NothingToDifferentiate
+from .errors import CaptureError, LowtideWarning, NothingToDifferentiate
 from .foreign_operations import ForeignCalls
 from .in_place_calls import InPlaceCallsNoted
 from .left_behind import Stash, left_by
@@ -90,7 +91,7 @@ def capture(
         mode = tensors_without_data()
         with mode:
             wrappers = wrap_all(model, inputs, structure, recorder)
-        stack.enter_context(other_streams_refused(model))
+        scripted = stack.enter_context(other_streams_refused(model))
         stack.enter_context(mode)
         stack.enter_context(eager_paths(twin, recorder.averaging, recorder.stand_ins.instead))
         watch = stack.enter_context(watched(twin, recorder.modules))
@@ -125,14 +126,26 @@ def capture(
             error.settings = settings_of(model, watch.read)
             raise
     settings = settings_of(model, watch.read, recorder.constants)
-    told_notes = (*dict.fromkeys((*notes, *cached)), *left.notes, *([PASSED] if passed else []))
-    return replace(_finish(recorder, step, wrappers, settings, told_notes), checkpoints=len(passed))
+    all_notes = (*dict.fromkeys((*notes, *cached)), *left.notes, *([PASSED] if passed else []), *_said_of(scripted))
+    return replace(_finish(recorder, step, wrappers, settings, all_notes), checkpoints=len(passed))
 
 
 PASSED = (
     "the module's own checkpoints are plain calls: what runs again is planned here, and running statistics are updated "
     "once, where a checkpoint updates them twice"
 )
+
+
+def _said_of(scripted: set[str]) -> tuple[str, ...]:
+    """A note, and a warning, on functions in TorchScript."""
+    if not scripted:
+        return ()
+    note = (
+        f"forward calls functions in TorchScript ({', '.join(sorted(scripted))}): once these have run a few times, "
+        "TorchScript differentiates them by formulas of its own, so gradients may differ from eager's in the last bit"
+    )
+    warnings.warn(note, LowtideWarning, stacklevel=2)
+    return (note,)
 
 
 def _is_on_meta(model: torch.nn.Module, inputs: list[torch.Tensor]) -> bool:

@@ -42,3 +42,16 @@ def shown(error: Exception) -> str:
     """The error's type and the first line of its text: torch adds advice to some that does not hold here."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
+
+
+def about_sparse(operation: str, where: str, phase: str) -> str:
+    """Why the step of an operation that gives a sparse tensor is refused."""
+    if phase == "backward":
+        return (
+            f"a sparse gradient comes of {operation}, {where}: its size is not known before it is there; make the "
+            "embedding with sparse=False (or gather with sparse_grad=False)"
+        )
+    return (
+        f"{operation} makes a sparse tensor, {where}: how large it is depends on its values, and lowtide plans dense "
+        f"ones; compute with a dense one, or {_KEEP_OUT}"
+    )

@@ -119,7 +119,7 @@ def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Mod
             f"the module itself is a {type(model).__name__}, which becomes another class with its first batch; call it "
             "once and rewrite it then"
         )
-    shared = {id(tensor): tensor for module in model.modules() for tensor in _tensors(module)}
+    shared = {id(held): held for module in model.modules() for held in _shared(module)}
     twin: Any = copy.deepcopy(model, dict(shared))
     twin.__class__ = _rewritten_class(type(model))
     if "forward" in vars(twin):
@@ -129,10 +129,10 @@ def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Mod
     return twin
 
 
-def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
-    """The parameters, buffers and other tensors that a module holds itself."""
-    told = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
-    return [tensor for tensor in told if isinstance(tensor, torch.Tensor)]
+def _shared(module: torch.nn.Module) -> list[Any]:
+    """The parameters, buffers and other tensors that a module holds itself, and functions that cannot be copied."""
+    held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+    return [value for value in held if isinstance(value, (torch.Tensor, torch.jit.ScriptFunction))]
 
 
 def prepare(small: Any, args: tuple, kwargs: Mapping[str, Any]) -> Plan:

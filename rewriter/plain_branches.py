@@ -1,4 +1,4 @@
-"""Replaces functions of torch that look at values only to check or copy them; refuses what cannot be captured."""
+"""Replaces functions of torch that look at values to check or copy them, and refuses what cannot be captured."""
 
 from __future__ import annotations
 

@@ -22,7 +22,6 @@ from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
 from ..solvers.simulate import baseline_of
 from .bytes_text import format_bytes
-from .caches import caches_left_out
 from .calls import is_random
 from .capture import capture
 from .captured import Captured
@@ -164,17 +163,15 @@ def _captured_once(
     foreign = preset.kind if preset is not None and preset.kind != "cpu" else None
     if progress:
         progress(0.0, "capturing")
-    with caches_left_out(model) as notes:
-        captured = capture(
-            model,
-            args,
-            kwargs,
-            outputs=list(options.outputs) if options.outputs is not None else None,
-            differentiable=list(options.differentiable) if options.differentiable is not None else None,
-            arriving=arriving,
-            device=foreign,
-        )
-    captured = replace(captured, notes=tuple(dict.fromkeys((*captured.notes, *notes))))
+    captured = capture(
+        model,
+        args,
+        kwargs,
+        outputs=list(options.outputs) if options.outputs is not None else None,
+        differentiable=list(options.differentiable) if options.differentiable is not None else None,
+        arriving=arriving,
+        device=foreign,
+    )
     as_captured = stand_ins(captured.graph.graph)  # passes replace some of them, and what they replace was eager's
     step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)

@@ -21,8 +21,10 @@ _WHAT_TO_DO = "draw with torch's own functions, or keep that part out of the rew
 
 
 @contextmanager
-def other_streams_refused(model: torch.nn.Module) -> Iterator[None]:
+def other_streams_refused(model: torch.nn.Module) -> Iterator[set[str]]:
     """Raises CaptureError if this thread draws from Python's or numpy's streams, or sets the state of torch's.
+
+    Gives the names of functions in TorchScript that the code which runs refers to.
 
     What other threads do does not count. The streams of Python and numpy are put back where this thread moved them;
     draws from torch's generator are recorded, not made.
@@ -31,7 +33,7 @@ def other_streams_refused(model: torch.nn.Module) -> Iterator[None]:
     watch = _Watch(type(model).__name__)
     try:
         with watch.watching():
-            yield
+            yield watch.scripted
     finally:
         # Others set a state that they have just read (torch's compiler does): that draws nothing.
         moved_python = watch.drew_python or (watch.set_python and random.getstate() != before[0])
@@ -61,12 +63,14 @@ def unwatched() -> Iterator[None]:
 
 class _Watch:
     """Sees the calls of one thread. drew_python, set_python: whether it drew from Python's stream, or set its state;
-    may_draw_numpy: whether code ran that refers to numpy's."""
+    may_draw_numpy: whether code ran that refers to numpy's; scripted: names of functions in TorchScript that it refers
+    to."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.drew_python = self.set_python = False
         self.may_draw_numpy = False
+        self.scripted: set[str] = set()
         self._seen: set[CodeType] = set()
 
     @contextmanager
@@ -92,6 +96,7 @@ class _Watch:
             if code not in self._seen:
                 self._seen.add(code)
                 self.may_draw_numpy = self.may_draw_numpy or _refers_to_numpy_stream(code, frame.f_globals)
+                self.scripted |= _scripted(code, frame)
         elif event == "c_call":
             owner = getattr(argument, "__self__", None)
             if is_default_generator(owner):
@@ -117,6 +122,16 @@ def _refers_to_numpy_stream(code: CodeType, names: dict[str, Any]) -> bool:
         if isinstance(getattr(value, "__self__", None), _NUMPY_STREAM):
             return True
     return False
+
+
+def _scripted(code: CodeType, frame: FrameType) -> set[str]:
+    """Names under which some code reaches functions in TorchScript: its own, or those of its first argument."""
+    owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    held = vars(owner) if isinstance(owner, torch.nn.Module) else {}
+    reached = {name: {**frame.f_globals, **held}.get(name) for name in code.co_names} | {
+        name: frame.f_locals.get(name) for name in code.co_freevars
+    }
+    return {name for name, value in reached.items() if isinstance(value, torch.jit.ScriptFunction)}
 
 
 def _same_arrays(one: Any, other: Any) -> bool:

@@ -15,6 +15,7 @@ from torch.fx.node import map_aggregate
 from ..kernels.averaged_statistics import AVERAGED
 from ..passes.foreign_calls import is_foreign
 from .calls import inputs_of, is_random
+from .capture_failures import about_sparse
 from .captured import looked_at
 from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
@@ -250,7 +251,7 @@ class Recorder(OperationMode):
     def _name_outputs(self, node: fx.Node, out: Any) -> None:
         node.meta["val"] = out
         if isinstance(out, torch.Tensor) and out.layout != torch.strided:
-            raise CaptureError(self._about_sparse(node))
+            raise CaptureError(about_sparse(str(node.target), self.where(), self.phase))
         if isinstance(out, torch.Tensor):
             self.nodes[id(out)] = node
         elif isinstance(out, (list, tuple)):
@@ -259,17 +260,6 @@ class Recorder(OperationMode):
                     item = self.graph.call_function(operator.getitem, (node, index))
                     item.meta.update(node.meta, val=part)
                     self.nodes[id(part)] = item
-
-    def _about_sparse(self, node: fx.Node) -> str:
-        if self.phase == "backward":
-            return (
-                f"a sparse gradient comes of {node.target}, {self.where()}: its size is not known before it is there; "
-                "make the embedding with sparse=False (or gather with sparse_grad=False)"
-            )
-        return (
-            f"{node.target} makes a sparse tensor, {self.where()}: how large it is depends on its values, and lowtide "
-            "plans dense ones; compute with a dense one, or keep that part out of the rewritten module"
-        )
 
     def _look_at_data(self, node: fx.Node, args: Any) -> Any:
         """The value of a node that fake tensors cannot know: computed from the sample, and guarded or checked."""
@@ -331,11 +321,9 @@ class Recorder(OperationMode):
     def where(self) -> str:
         """The innermost module running now, or whose backward runs, and the line of code, for errors."""
         if self.phase == "backward":
-            ran = (node.meta for node in self.graph.nodes if node.op == "call_function")
-            modules = [
-                meta["module"] for meta in ran if meta["phase"] == "forward" and meta["sequence"] == self.sequence
-            ]
-            name = f"the backward of {modules[0] or 'the root module'}" if modules else "backward"
+            ran = [node.meta for node in self.graph.nodes if node.op == "call_function"]
+            names = [meta["module"] for meta in ran if (meta["phase"], meta["sequence"]) == ("forward", self.sequence)]
+            name = f"the backward of {names[0] or 'the root module'}" if names else "backward"
         else:
             name = (self.modules[-1] if self.modules else "") or "the root module"
         return f"in {printable(name)}{user_line(traceback.extract_stack())}"

@@ -76,8 +76,8 @@ def run_step(step: Step, chosen: Chosen | None) -> Any:
 def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]) -> Any:
     program = chosen.ready.program
     start = None
-    # Else no other gradients can arrive than those planned for, or the step cannot begin again; and what an argument
-    # that forward changes comes of must not hold that argument.
+    # Else no other gradients can arrive than those planned for, or the step cannot begin again; and an argument that
+    # forward changes comes of the step, which must not hold it.
     if len(program.outputs.able) > 1 and not program.outputs.changed:
         start = Start.here(
             program,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from .begin_again import Start, check_start
-from .chosen_outputs import Arrivals, Outputs
+from .changed_arguments import alone, refuse_changes
+from .chosen_outputs import Arrivals
 from .errors import LowtideWarning, TapeError
 from .program import SEED, Binding, Key, Program
 from .sources import Source
@@ -312,8 +313,8 @@ def run_forward(
     Raises DecisionChanged where a decision of forward goes another way than the captured one.
     """
     changed = [tensors[source] for source in program.outputs.changed]
-    _refuse_changes(program.outputs, changed)
-    tape = Tape(program, _alone(program, tensors), device_type, start, expect)
+    refuse_changes(program.outputs, changed)
+    tape = Tape(program, alone(program, tensors), device_type, start, expect)
     if program.draws:
         tape.values[SEED] = _next_number()
     # The first token requires a gradient so that every link is part of the graph, whatever is frozen.
@@ -332,24 +333,6 @@ def run_forward(
     if program.draws:
         torch.randint(2, (1,))  # so that the next step's codecs draw other numbers
     return token
-
-
-def _alone(program: Program, tensors: Mapping[Source, torch.Tensor]) -> dict[Source, torch.Tensor]:
-    """The tensors of a step, such that it holds none that comes of it in autograd's graph, as changed inputs do."""
-    changed = set(program.outputs.changed)
-    return {source: tensor.detach() if source in changed else tensor for source, tensor in tensors.items()}
-
-
-def _refuse_changes(outputs: Outputs, tensors: Sequence[torch.Tensor]) -> None:
-    """Raises for inputs that autograd does not let forward change."""
-    for source, tensor in zip(outputs.changed, tensors, strict=True):
-        if tensor.is_leaf and tensor.requires_grad:
-            raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
-        if tensor._base is not None:
-            raise TapeError(
-                f"forward changes argument {source.name} in place, which is a view of another tensor: gradients "
-                "through that tensor's new value would not be followed; pass a copy of the part (.clone())"
-            )
 
 
 def _next_number() -> int:

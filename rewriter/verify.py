@@ -44,9 +44,9 @@ def verify(
 
     steps: optimizer steps (AdamW unless `make_optimizer` makes another from parameters); timed_pairs: how many steps of
     each are timed in turn; options: those of `rewrite`, `time_limit` among them. What differs between two runs of eager
-    is listed apart: no rewriting can be equal to it. The module itself is not changed, nor is the random state. Where
-    the module has checkpoints of its own (`torch.utils.checkpoint`), which rewriting makes plain calls, results are
-    compared with eager in which they are plain calls too; eager's peak is measured with them.
+    is listed apart: no rewriting can be equal to it. The module itself is not changed, nor is the random state.
+    Where the module has checkpoints of its own (`torch.utils.checkpoint`), which rewriting makes plain calls, results
+    are compared with eager in which they are plain calls too; eager's peak is measured with them.
 
     With fidelity="bitwise" the outputs asked for, gradients, parameters, buffers and the generator's state are compared
     after each step, bit for bit. With a looser one each step begins from eager's parameters and buffers, as training

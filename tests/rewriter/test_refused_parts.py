@@ -45,14 +45,27 @@ def test_torchscript_is_named_by_its_part(make):
     refused(model, rows(), match="part 1 is TorchScript .*; put the Python module that it was made of in its place")
 
 
-@warnings_ignored
-def test_a_function_in_torchscript_runs():
-    @torch.jit.script
-    def gated(x):
-        return x * torch.sigmoid(x)
+@torch.jit.script
+def gated(x):
+    """An activation in TorchScript."""
+    return x * torch.sigmoid(x)
 
-    report = lowtide.verify(Called(lambda m, x: gated(m.net(x)), net=net()), "1MiB", (rows(),), costs="flops", steps=2)
-    assert report.same_bits
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (Called(lambda m, x: gated(m.net(x)), net=net()), "gated"),
+        (Called(lambda m, x: m.activation(m.net(x)), net=net(), activation=gated), "activation"),
+    ],
+)
+def test_a_function_in_torchscript_runs_and_is_told_of(model, name):
+    with pytest.warns(lowtide.LowtideWarning, match=rf"calls functions in TorchScript \({name}\).*in the last bit"):
+        small = lowtide.rewrite(model, "1MiB", (rows(),), costs="flops")
+    assert any("TorchScript" in note for note in small.plan.problem.notes)
+    wanted = torch.autograd.grad(model(rows()).sum(), list(model.parameters()))
+    small(rows()).sum().backward()
+    for gradient, parameter in zip(wanted, small.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 @warnings_ignored
