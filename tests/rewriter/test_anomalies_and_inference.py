@@ -64,7 +64,7 @@ def test_arguments_made_in_inference_mode_are_taken_as_plain_ones(first):
         small(kind(rows), kind(index)).sum().backward()
         pairs = zip(model.parameters(), small.parameters(), strict=True)
         assert all(torch.equal(mine.grad, its.grad) for mine, its in pairs)
-    assert len(small.lowtide._ready) == 1
+    assert len(small.lowtide.steps) == 1
 
 
 def test_a_call_in_inference_mode_runs_the_original():

@@ -79,7 +79,7 @@ def test_the_result_of_a_changed_argument_that_was_computed_trains_alike(change)
     model = Called(CHANGES[change], net=net())
     made, loss = (lambda start: start * 2), (lambda result, argument: result.square().sum())
     small = rewritten(model)
-    assert alike(seen(model, made, loss), seen(small, made, loss)) and len(small.lowtide._ready) == 1
+    assert alike(seen(model, made, loss), seen(small, made, loss)) and len(small.lowtide.steps) == 1
 
 
 def test_an_activation_in_place_at_the_head_of_a_module_trains_alike_at_the_smallest_budget():

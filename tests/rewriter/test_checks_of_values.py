@@ -53,7 +53,7 @@ CHECKED = {
 def test_a_check_of_what_is_computed_trains_alike(check):
     model = Called(CHECKED[check], net=net(), table=nn.Embedding(4, 4))
     small = assert_trains_alike(model, rows(), budget="1MiB")
-    assert len(small.lowtide._ready) == 1
+    assert len(small.lowtide.steps) == 1
 
 
 def test_one_hot_looks_at_no_class_and_refuses_one_that_is_out_of_range():
@@ -66,7 +66,7 @@ def test_one_hot_looks_at_no_class_and_refuses_one_that_is_out_of_range():
         torch.manual_seed(0)
         assert torch.equal(small(rows(), index), wanted)
     planned = small.lowtide.planned.costs.captured
-    assert planned.guard is None and len(small.lowtide._ready) == 1
+    assert planned.guard is None and len(small.lowtide.steps) == 1
     for wrong in (4, -1):
         with pytest.raises(RuntimeError):
             small(rows(), torch.full((8,), wrong))
