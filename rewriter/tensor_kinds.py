@@ -57,7 +57,6 @@ def kind_of(tensor: torch.Tensor) -> Hashable:
         tensor.is_leaf,
         tensor.is_conj(),
         tensor.is_neg(),
-        tensor.is_inference(),
     )
 
 
