@@ -71,7 +71,8 @@ class _Watch:
         self.drew_python = self.set_python = False
         self.may_draw_numpy = False
         self.scripted: set[str] = set()
-        self._seen: set[CodeType] = set()
+        # The code that is resumed under the watch to end it is no part of forward.
+        self._seen: set[CodeType] = {other_streams_refused.__wrapped__.__code__}  # pyright: ignore
 
     @contextmanager
     def watching(self) -> Iterator[None]:

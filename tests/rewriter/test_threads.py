@@ -48,6 +48,16 @@ def test_another_thread_may_draw_and_seed():
     assert beside(other, lambda: lowtide.rewrite(module, "100%", (batch(),), costs="flops")) == []
 
 
+def test_what_another_thread_draws_meanwhile_is_not_forwards():
+    def draw_elsewhere() -> None:
+        thread = threading.Thread(target=lambda: numpy.random.rand(2))
+        thread.start()
+        thread.join()
+
+    module = Called(lambda m, x: (m.net(x), draw_elsewhere())[0], net=nn.Linear(16, 3))
+    lowtide.plan(module, "100%", (batch(),), costs="flops")
+
+
 def test_another_thread_may_run_the_module_that_is_captured():
     module = deep(depth=2).eval()
     wanted = module(batch())
