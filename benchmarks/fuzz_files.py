@@ -96,11 +96,11 @@ class Subject:
         torch.manual_seed(0)
         parts = [nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 8)) for _ in range(2)]
         self.model = nn.Sequential(*parts, nn.Tanh(), nn.Linear(8, 2))
-        self.x = torch.randn(64, 8)
+        self.x = torch.randn(128, 8)
         self.options: dict[str, Any] = {"costs": "flops", "fidelity": fidelity}
         if fidelity == "approximate":
             self.options["error_budget"] = 1.0
-        self.plan = lowtide.plan(self.model, "85%", (self.x,), **self.options)
+        self.plan = lowtide.plan(self.model, "70%", (self.x,), **self.options)
         if fidelity == "approximate" and not self.plan.encoded:
             raise SystemExit("the plan with codes has none: choose another budget")
         self.budget_bytes = self.plan.budget_bytes or 0
@@ -175,7 +175,7 @@ def _train(subject: Subject, plan: lowtide.Plan, report: Report, label: str, bud
     report.counts["plans run"] += 1
     predicted = small.plan.peak_bytes
     held = sum(p.nbytes for p in small.parameters()) + subject.x.nbytes
-    measured = held + lowtide.measure_peak(lambda: small(subject.x).backward(torch.ones(64, 2)))
+    measured = held + lowtide.measure_peak(lambda: small(subject.x).backward(torch.ones(128, 2)))
     small.zero_grad()
     if measured > predicted:
         report.failed(f"{label}: measured {measured}, predicted {predicted}")

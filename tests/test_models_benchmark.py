@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import random
 import sys
 
 import lowtide
@@ -55,11 +56,11 @@ def test_only_eager_runs_where_that_is_asked_for():
 
 
 def test_a_refusal_is_lowtides_own_error():
-    class Deciding(nn.Linear):
+    class Drawing(nn.Linear):
         def forward(self, x):
-            return super().forward(x) * (2 if self.weight.sum() > 0 else 1)
+            return super().forward(x) * random.random()
 
-    record = tried(lambda: Deciding(8, 8))
+    record = tried(lambda: Drawing(8, 8))
     assert record.verdict == "refused" and record.text.startswith("CaptureError: ") and record.stage == "planning"
 
 
@@ -254,7 +255,9 @@ def test_configurations_become_small():
     transformers = pytest.importorskip("transformers")
     from benchmarks.models.transformers_sizes import Shrinking, Size
 
-    small = Shrinking(Size(16)).shrink(transformers.Qwen2VLConfig())
+    rotation = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    text_config = {"rope_parameters": rotation, "num_key_value_heads": 8}
+    small = Shrinking(Size(16)).shrink(transformers.Qwen2VLConfig(text_config=text_config))
     text, vision = small.text_config, small.vision_config
     assert text.hidden_size <= 1024 and text.num_hidden_layers == vision.depth == 2
     assert 2 * sum(text.rope_parameters["mrope_section"]) == text.hidden_size // text.num_attention_heads
