@@ -17,6 +17,7 @@ from .torch_internals import is_default_generator
 
 _SETS_STATE = ("manual_seed", "set_state", "seed", "graphsafe_set_state", "set_offset")
 _NUMPY_STREAM = type(numpy.random.mtrand._rand)  # pyright: ignore[reportAttributeAccessIssue]
+_STREAMS = (torch.Generator, type(random._inst))  # pyright: ignore[reportAttributeAccessIssue]
 _WHAT_TO_DO = "draw with torch's own functions, or keep that part out of the rewritten module"
 
 
@@ -50,15 +51,21 @@ def other_streams_refused(model: torch.nn.Module) -> Iterator[set[str]]:
         )
 
 
-@contextmanager
-def unwatched() -> Iterator[None]:
-    """A context within `other_streams_refused` for what is no part of forward."""
-    watch = sys.getprofile()
-    sys.setprofile(None)
-    try:
-        yield
-    finally:
-        sys.setprofile(watch)
+class unwatched:
+    """A context within `other_streams_refused` for what is no part of forward, such as recording an operation.
+
+    Each call of a function that is watched takes half as long again.
+    """
+
+    def __enter__(self) -> None:
+        profile = sys.getprofile()
+        self._watch = profile if getattr(profile, "__func__", None) is _Watch._see else None
+        if self._watch is not None:
+            sys.setprofile(None)
+
+    def __exit__(self, *_failure: object) -> None:
+        if self._watch is not None:
+            sys.setprofile(self._watch)
 
 
 class _Watch:
@@ -100,6 +107,8 @@ class _Watch:
                 self.scripted |= _scripted(code, frame)
         elif event == "c_call":
             owner = getattr(argument, "__self__", None)
+            if type(owner) not in _STREAMS:
+                return
             if is_default_generator(owner):
                 if argument.__name__ in _SETS_STATE:
                     self._refuse(argument.__name__)

@@ -22,6 +22,7 @@ from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
 from .foreign_operations import ForeignOperations, fake_kernel_failed
 from .layouts_seen import SEEN
 from .plain_text import printable
+from .random_streams import unwatched
 from .refused_parts import refuse_tensors
 from .running_modules import user_line
 from .sample_values import SampleValues
@@ -106,7 +107,7 @@ class Recorder(OperationMode):
             self.paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with no_function_modes():  # which are for what forward calls
+        with unwatched(), no_function_modes():  # which are for what forward calls
             return func(*args, **kwargs or {}) if self.paused else self._recorded(func, args, kwargs or {})
 
     def _recorded(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
