@@ -243,7 +243,8 @@ class _Runner:
 
     def _chosen(self, outputs: Sequence[torch.Tensor | None], names: Sequence[str]) -> list[int]:
         """The outputs that backward starts from: of those returned the loss, or all that carry a gradient."""
-        able = [i for i, output in enumerate(outputs) if output is not None and output.requires_grad]
+        places = {id(output): i for i, output in reversed(list(enumerate(outputs)))}
+        able = [i for i in sorted(places.values()) if (output := outputs[i]) is not None and output.requires_grad]
         if self.returned is not None:
             able = [i for i in able if is_named(names[i], self.returned)]
         if self.wanted is not None:
