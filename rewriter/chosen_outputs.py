@@ -36,9 +36,9 @@ class Outputs:
     returned: the structure of what forward returns. changed: inputs that forward changes in place so that gradients
     arrive through what they hold then. able: which tensors (by number) may receive gradients; expected:
     which of them this step is planned for; declined: which would in eager, but were declared not to. inside: able and
-    declined ones from which others are computed; retained: those of them whose whole gradient is handed over too. is_usual:
-    whether those expected are those that most likely come. first: for each tensor the first place of the very same one,
-    which stands for all of them in the rest.
+    declined ones from which others are computed; retained: those of them whose whole gradient is handed over too.
+    is_usual: whether those expected are those that most likely come. first: for each tensor the first place of the very
+    same one, which stands for all of them in the rest.
     """
 
     returned: Structure
@@ -67,6 +67,10 @@ class Outputs:
     def are_for(self, arriving: Arrivals | None) -> bool:
         """Whether the step is planned for these gradients; None: for those that most likely come."""
         return self.is_usual if arriving is None else self.arrivals == arriving
+
+    def left_before(self, modules: Mapping[str, torch.nn.Module]) -> Any:
+        """What the step before has left in modules (by name) where this step leaves its own."""
+        return [stash.held(modules) for stash in self.stashes]
 
     def hand_over(self, tensors: Sequence[torch.Tensor], modules: Mapping[str, torch.nn.Module], arguments: Any) -> Any:
         """What forward returns, with all that it leaves in modules (by name) and arguments left there."""

@@ -333,8 +333,8 @@ def _answering(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def gradient_edge(asked: Any) -> tuple[Any, int]:
-    """The autograd node to which the gradient of a tensor (or a `GradientEdge`) comes, None for a leaf, and the number of
-    the node's outputs that it is."""
+    """The autograd node to which the gradient of a tensor (or a `GradientEdge`) comes, None for a leaf, and which of
+    the node's outputs it is."""
     if isinstance(asked, torch.autograd.graph.GradientEdge):
         return asked.node, asked.output_nr
     return asked.grad_fn, asked.output_nr

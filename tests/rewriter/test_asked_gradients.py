@@ -83,6 +83,7 @@ def test_backward_for_chosen_inputs_gives_them_alone_a_gradient():
     small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
     for _ in range(2):
         found = []
+        m: Any
         for m in (module, small):
             m.zero_grad()
             torch.manual_seed(0)
@@ -147,7 +148,8 @@ def test_the_peak_of_a_step_that_hands_out_a_gradient_is_predicted():
         return torch.autograd.grad(out["loss"], [out["low"], *small.parameters()], incoming)
 
     incoming = torch.ones(())
-    step(), step()
+    for _ in range(2):
+        step()
     peak = lowtide.measure_peak(step) + small.plan.problem.resident_bytes + incoming.nbytes
     assert peak == small.plan.peak_bytes
 
@@ -169,6 +171,7 @@ def test_what_is_returned_twice_is_one_tensor():
     module = Called(lambda m, x: {"last": (h := m.net(x)), "states": (x, h), "loss": h.sum()}, net=nn.Linear(16, 4))
     small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
     found = []
+    m: Any
     for m in (module, small):
         out = m(batch())
         assert out["last"] is out["states"][1]
