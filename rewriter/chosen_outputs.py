@@ -35,9 +35,10 @@ class Outputs:
 
     returned: the structure of what forward returns. changed: inputs that forward changes in place so that gradients
     arrive through what they hold then. able: which tensors (by number) may receive gradients; expected:
-    which of them this step is planned for; declined: which would in eager, but were declared not to. inside: able ones
-    from which other able ones are computed; retained: those of them whose whole gradient is handed over too. is_usual:
-    whether those expected are those that most likely come.
+    which of them this step is planned for; declined: which would in eager, but were declared not to. inside: able and
+    declined ones from which others are computed; retained: those of them whose whole gradient is handed over too.
+    is_usual: whether those expected are those that most likely come. first: for each tensor the first place of the very
+    same one, which stands for all of them in the rest.
     """
 
     returned: Structure
@@ -49,6 +50,7 @@ class Outputs:
     inside: tuple[int, ...] = ()
     retained: tuple[int, ...] = ()
     is_usual: bool = True
+    first: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,14 +68,19 @@ class Outputs:
         """Whether the step is planned for these gradients; None: for those that most likely come."""
         return self.is_usual if arriving is None else self.arrivals == arriving
 
+    def left_before(self, modules: Mapping[str, torch.nn.Module]) -> Any:
+        """What the step before has left in modules (by name) where this step leaves its own."""
+        return [stash.held(modules) for stash in self.stashes]
+
     def hand_over(self, tensors: Sequence[torch.Tensor], modules: Mapping[str, torch.nn.Module], arguments: Any) -> Any:
         """What forward returns, with all that it leaves in modules (by name) and arguments left there."""
+        tensors = [tensors[i] for i in self.first]
         count = len(self.returned.names)
         for stash in self.stashes:
             size = len(stash.structure.names)
-            stash.put(list(tensors[count : count + size]), modules, arguments)
+            stash.put(tensors[count : count + size], modules, arguments)
             count += size
-        return self.returned.unflatten(list(tensors[: len(self.returned.names)]))
+        return self.returned.unflatten(tensors[: len(self.returned.names)])
 
 
 def choose_outputs(
@@ -107,18 +114,22 @@ def with_gradients(
     `loss` if there is one, else all that forward returns. Raises CaptureError, NothingToDifferentiate.
     """
     told = outputs.names
-    can = [i for i, t in enumerate(tensors) if t.requires_grad and (t.is_floating_point() or t.is_complex())]
+    first = _first_places(tensors, len(tensors) - len(outputs.changed))
+    has_gradient = (t.requires_grad and (t.is_floating_point() or t.is_complex()) for t in tensors)
+    can = [i for i, has in enumerate(has_gradient) if has and first[i] == i]
     able = can
     if names is not None:
         _check_names(names, told, "differentiable")
-        able = [i for i in can if is_named(told[i], names)]
+        named = {place for place, name in zip(first, told, strict=True) if is_named(name, names)}
+        able = [i for i in can if i in named]
     if not able:
         raise NothingToDifferentiate(
             f"no output requires a gradient (the module returns {list(told)}): there is no backward to plan; check "
             "that parameters require gradients and that labels are passed"
         )
     returned = [i for i in able if i < len(outputs.returned.names)]
-    usual = able if names is not None else [i for i in returned if told[i] == "loss"] or returned or able
+    losses = [place for place, name in zip(first, outputs.returned.names, strict=False) if name == "loss"]
+    usual = able if names is not None else [i for i in returned if i in losses] or returned or able
     expected = usual if arriving is None else [i for i in able if told[i] in arriving.gradients]
     retained = [i for i in able if arriving is not None and told[i] in arriving.retained]
     return replace(
@@ -128,13 +139,20 @@ def with_gradients(
         retained=tuple(retained),
         is_usual=expected == usual and not retained,
         declined=tuple(i for i in can if i not in able),
-        inside=tuple(_inside(tensors, able)),
+        inside=tuple(_inside(tensors, can)),
+        first=first,
     )
 
 
-def _inside(tensors: Sequence[torch.Tensor], able: Sequence[int]) -> Iterator[int]:
+def _first_places(tensors: Sequence[torch.Tensor], count: int) -> tuple[int, ...]:
+    """For each tensor where the very same one stands first, of the first `count` tensors."""
+    places: dict[int, int] = {}
+    return tuple(places.setdefault(id(t), i) if i < count else i for i, t in enumerate(tensors))
+
+
+def _inside(tensors: Sequence[torch.Tensor], can: Sequence[int]) -> Iterator[int]:
     """Those of some outputs from which others are computed."""
-    behind = {i: nodes_behind(tensors[i]) for i in able} if len(able) > 1 else {}
+    behind = {i: nodes_behind(tensors[i]) for i in can} if len(can) > 1 else {}
     for i in behind:
         own = tensors[i].grad_fn
         if own is not None and any(own in behind[j] for j in behind if j != i and tensors[j].grad_fn is not own):

@@ -69,6 +69,7 @@ def emit(
         undo=captured.undo,
         rereads=captured.rereads,
         random=any(kernel.random for kernel in step.kernels),
+        is_checked=any(kernel.role == "check" for kernel in step.kernels),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -61,6 +61,38 @@ class Stash:
         steps = [*self.place.path, *([self.entry] if self.entry else [])]
         owner = [self.place.owner] if self.place.owner else []
         return ".".join([*owner, *(str(name) for _, name in steps)])
+
+    @property
+    def attribute(self) -> tuple[str, str] | None:
+        """The module (by name) and its attribute in which the value lies, however deep; None for the arguments."""
+        steps = [*self.place.path, *([self.entry] if self.entry else [])]
+        return None if self.place.owner is None else (self.place.owner, steps[0][1])
+
+    def held(self, modules: Mapping[str, torch.nn.Module]) -> Any:
+        """What is there before a step in the place of what it will leave in a module; None where nothing is.
+
+        A list that only grows, and the arguments, are the caller's own.
+        """
+        if self.place.owner is None or (self.entry is None and not self.whole):
+            return None
+        with suppress(AttributeError, LookupError, TypeError):
+            holder = self.place.of(modules, None)
+            if self.entry is None:
+                return list(holder.values()) if isinstance(holder, dict) else list(holder)
+            return getattr(holder, self.entry[1]) if self.entry[0] else holder[self.entry[1]]
+        return None
+
+    def let_go(self, modules: Mapping[str, torch.nn.Module]) -> None:
+        """Lets go of what the step before has left in a module, so that it takes no bytes beside what replaces it."""
+        if self.held(modules) is None:
+            return
+        holder = self.place.of(modules, None)
+        if self.entry is None:
+            holder.clear()
+        elif self.entry[0]:
+            setattr(holder, self.entry[1], None)
+        else:
+            holder[self.entry[1]] = None
 
     def put(self, tensors: list[torch.Tensor], modules: Mapping[str, torch.nn.Module], arguments: Any) -> None:
         """Leaves the tensors of a step where forward would have left them."""

@@ -50,8 +50,8 @@ class Program:
     they belong to; output_storages: the storage each output lies in; updated: buffers that forward changes;
     depends: for each gradient, the numbers of the tangents it depends on; outputs: what is given, and which of it the
     tangents belong to (`expected`); idle: sources that gradients may reach, though none of those expected does; undo:
-    what copies restore, should a decision go another way; rereads: whether results depend on what `updated` held;
-    random: whether it draws random numbers.
+    what copies restore, should a decision go another way; is_checked: whether one may; rereads: whether results depend
+    on what `updated` held; random: whether it draws random numbers.
     """
 
     code: str
@@ -68,6 +68,7 @@ class Program:
     undo: tuple[Source | None, ...] = ()
     rereads: bool = False
     random: bool = False
+    is_checked: bool = False
 
     @cached_property
     def draws(self) -> bool:

@@ -86,9 +86,22 @@ def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]
             plan_for=lambda arriving: _serve(step, chosen, arriving),
             conditions=_present_autocast(),
         )
-    outputs = run_forward(program, tensors, step.owners.device_type, start, step.expect)
     modules = {**step.owners.modules, "": step.model}
+    if not program.is_checked:
+        _let_go_of_left(chosen, modules)
+    outputs = run_forward(program, tensors, step.owners.device_type, start, step.expect)
     return program.outputs.hand_over(outputs, modules, [step.args, step.kwargs])
+
+
+def _let_go_of_left(chosen: Chosen, modules: Mapping[str, torch.nn.Module]) -> None:
+    """Lets go of what the step before has left in modules, which eager replaces in the course of forward.
+
+    Not where the step may be undone: what runs instead may read it.
+    """
+    for stash in chosen.ready.program.outputs.stashes:
+        stash.let_go(modules)
+        if stash.attribute is not None:
+            chosen.step.costs.captured.settings.forget(*stash.attribute)
 
 
 def _undo(chosen: Chosen, changed: DecisionChanged, tensors: Mapping[Source, torch.Tensor]) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from .asked_gradients import run_asked
 from .begin_again import Start, check_start
 from .changed_arguments import alone, refuse_changes
 from .chosen_outputs import Arrivals
 from .errors import LowtideWarning, TapeError
 from .program import SEED, Binding, Key, Program
 from .sources import Source
-from .torch_internals import left_alone_by_compile
+from .torch_internals import answer_backwards, left_alone_by_compile
 
 
 class Tape:
@@ -42,6 +43,10 @@ class Tape:
         self.output_shapes: list[torch.Tensor] = []
         self.outputs: list[weakref.ref[torch.Tensor]] = []  # as the caller has them
         self.gradients: Mapping[Source, torch.Tensor] | None = None  # all of them, where the step began again
+        # The first token requires a gradient so that every link is part of the graph, whatever is frozen.
+        self.first_token = torch.empty(0, requires_grad=True)
+        self.asked: frozenset[int] = frozenset()  # outputs whose whole gradients are to be handed out, and these
+        self.handed: dict[int, torch.Tensor] = {}
 
     def run(self, binding: Binding) -> tuple[torch.Tensor, ...]:
         """Calls one function; what it gives goes onto the tape, what else it returns (outputs, gradients) comes
@@ -68,6 +73,13 @@ class Tape:
 
     def _reach(self, key: Key) -> torch.Tensor:
         return self.residents[key] if key in self.residents else self.values[key]  # pyright: ignore
+
+    def is_inside(self, output: int) -> bool:
+        """Whether others are computed from an output. Raises TapeError for one declared to receive no gradient."""
+        outputs = self.program.outputs
+        if output in outputs.inside:
+            _refuse_declined(self, [output])
+        return output in outputs.inside
 
     def check(self, binding: Binding) -> None:
         """Raises TapeError if something that this part of backward reads was changed in place since forward."""
@@ -108,6 +120,7 @@ class _Link(torch.autograd.Function):
         if index + 1 < len(tape.program.forward):
             return torch.empty(0)
         tape.seal()
+        ctx.handing = tape
         # The tape keeps the values, the caller gets aliases: an output on its own tape would be a cycle.
         changed = entering[len(entering) - len(tape.program.outputs.changed) :]
         ctx.mark_dirty(*changed)
@@ -183,7 +196,7 @@ def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
     outputs = tape.program.outputs
     arrived = tuple(i for i, gradient in enumerate(gradients) if gradient is not None)
     _refuse_declined(tape, arrived)
-    retained = _retained(tape)
+    retained = _retained(tape) | tape.asked
     if set(arrived) != set(outputs.expected) or retained != frozenset(outputs.retained):
         incoming = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None}
         tape.gradients = _begin_again(tape, incoming, retained)
@@ -229,6 +242,7 @@ def _retained(tape: Tape) -> frozenset[int]:
                 "inside of forward, or use retain_grad()"
             )
         if tensor.retains_grad:
+            _refuse_declined(tape, [output])
             retained.add(output)
     return frozenset(retained)
 
@@ -236,8 +250,11 @@ def _retained(tape: Tape) -> frozenset[int]:
 def _hand_out(tape: Tape, source: Source, gradient: torch.Tensor) -> None:
     """Gives an output its whole gradient in the place of the part that autograd has seen."""
     tensor = tape.outputs[source.index]()
-    if tensor is not None:
-        tensor.grad = gradient
+    is_asked = source.index in tape.asked
+    if is_asked:
+        tape.handed[source.index] = gradient
+    if tensor is not None and tensor.retains_grad:
+        tensor.grad = gradient.clone() if is_asked else gradient
 
 
 def _begin_again(
@@ -317,8 +334,7 @@ def run_forward(
     tape = Tape(program, alone(program, tensors), device_type, start, expect)
     if program.draws:
         tape.values[SEED] = _next_number()
-    # The first token requires a gradient so that every link is part of the graph, whatever is frozen.
-    token: Any = torch.empty(0, requires_grad=True)
+    token: Any = tape.first_token
     last = len(program.forward) - 1
     for index in range(last + 1):
         gradients = program.backward[last - index].gradients
@@ -329,6 +345,7 @@ def run_forward(
             entering += changed
         token = _Link.apply(tape, index, token, *entering)
     if program.outputs.inside:
+        answer_backwards(run_asked)
         tape.outputs = [weakref.ref(output) for output in token]
     if program.draws:
         torch.randint(2, (1,))  # so that the next step's codecs draw other numbers

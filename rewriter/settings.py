@@ -42,6 +42,11 @@ class Settings:
         object.__setattr__(self, "_seen", _Seen(modules, self.read, values))
         return True
 
+    def forget(self, owner: str, attribute: str) -> None:
+        """Lets go of the objects that an attribute of a module (by name) was last seen to hold, if forward reads it."""
+        if self._seen is not None and any((name, read) == (owner, attribute) for name, read, _ in self.read):
+            object.__setattr__(self, "_seen", None)
+
 
 class _Seen:
     """The objects that settings were read from when they were last found the same."""

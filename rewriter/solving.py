@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from math import inf, isfinite
@@ -13,11 +14,13 @@ from ..solvers.errors import InfeasibleBudget, ScheduleError
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
 from ..solvers.problem import Problem
-from ..solvers.simulate import baseline_of, make_plan
+from ..solvers.simulate import make_plan
 from .bytes_text import Share, format_bytes, parse_bytes
 from .errors import PlanError
+from .loss_outside import everything_kept_bytes, note_of, peak_with_room, room_bytes, with_room
 from .plain_text import shortened
-from .planning import PlannedStep, PosedStep, Progress
+from .planning import PlannedStep, PosedStep, Progress, StepCosts
+from .situations import rounding_bytes
 
 _LEAST_SECONDS = 1e-3  # for a solver: recipes are tried in any case
 _GRAIN = 1e-3  # of a step's seconds, by which plans are told apart
@@ -34,28 +37,58 @@ def solve_step(
     """The plan of a posed step: the fastest one of those for all ways to make its gradients (`PosedStep.ways`); of
     plans equally fast that of the first way. Raises BudgetError, InfeasibleBudget.
 
-    budget: a share is one of this step's peak with everything kept. given_plan: is taken instead of solving; PlanError
-    if it is for another step or peaks above the budget here.
+    budget: a share is one of this step's peak with everything kept, a loss outside included. Of the budget the bytes
+    of that loss are left where the step can be done so. given_plan: is taken instead of solving; PlanError if it is for
+    another step or peaks above the budget here.
     """
-    budget_bytes = bytes_of(budget, everything_kept_bytes(found.posed.problem))
+    room = room_of(found.costs)
+    budget_bytes = bytes_of(budget, everything_kept_bytes(found.posed.problem, room))
     if given_plan is not None:
         fitting = (way for way in found.ways if way.posed.problem.first_difference(given_plan.problem) is None)
         way = next(fitting, found)
         return PlannedStep(way.step, way.posed, _taken(given_plan, way.posed.problem, budget_bytes), way.costs)
+    started = perf_counter()
     told = (lambda share, text: progress(0.6 + 0.4 * share, text)) if progress else None
-    options = found.costs.options
+    limit_seconds = found.costs.options.time_limit_seconds
+    planned = _fastest(found, budget_bytes, portfolio, told, limit_seconds)
+    if peak_with_room(planned.plan, room) > budget_bytes:
+        left_seconds = max(limit_seconds - (perf_counter() - started), _LEAST_SECONDS)
+        with suppress(InfeasibleBudget):
+            roomy = _fastest(found, budget_bytes, portfolio, told, left_seconds, room)
+            # What is proven without the room holds with it.
+            bound = planned.plan.lower_bound_seconds
+            planned = replace(roomy, plan=replace(roomy.plan, lower_bound_seconds=bound))
+    notes = (*planned.plan.notes, *note_of(planned.plan, room, budget_bytes))
+    return replace(planned, plan=replace(planned.plan, notes=notes))
+
+
+def room_of(costs: StepCosts) -> int:
+    """The bytes to leave for a loss outside of a step."""
+    return room_bytes(costs.captured, rounding_bytes(costs.device, costs.options.preset()))
+
+
+def _fastest(
+    found: PosedStep,
+    budget_bytes: int,
+    portfolio: Portfolio,
+    told: Progress | None,
+    limit_seconds: float,
+    room: int = 0,
+) -> PlannedStep:
+    """The fastest plan of all ways within a budget of which `room` bytes are left for a loss outside."""
     plans: list[PlannedStep] = []
     shortfalls: list[InfeasibleBudget] = []
     bounds: list[float | None] = []
-    for way, left_seconds in _timed(found.ways, options.time_limit_seconds):
+    for way, left_seconds in _timed(found.ways, limit_seconds):
+        problem = with_room(way.posed.problem, room)
         try:
-            plan = portfolio.solve(way.posed.problem, budget_bytes, options.solver, told, left_seconds)
+            plan = portfolio.solve(problem, budget_bytes, found.costs.options.solver, told, left_seconds)
         except InfeasibleBudget as shortfall:
             shortfalls.append(shortfall)
-            bounds.append(lower_bound_seconds(way.posed.problem, budget_bytes))  # others may find what none did here
+            bounds.append(lower_bound_seconds(problem, budget_bytes))  # others may find what none did here
             continue
         bounds.append(plan.lower_bound_seconds)
-        plans.append(PlannedStep(way.step, way.posed, plan, way.costs))
+        plans.append(PlannedStep(way.step, way.posed, _alone(plan, way.posed.problem), way.costs))
         if not plan.extra_seconds:
             break
     if not plans:
@@ -63,6 +96,20 @@ def solve_step(
     best = min(plans, key=lambda one: _grains(one.plan))
     known = [one for one in bounds if one is not None]
     return replace(best, plan=replace(best.plan, lower_bound_seconds=min(known) if len(known) == len(bounds) else None))
+
+
+def _alone(plan: Plan, problem: Problem) -> Plan:
+    """A plan as it is without the room for a loss outside. problem: its own, without that."""
+    if plan.problem is problem:
+        return plan
+    return make_plan(
+        problem,
+        plan.schedule,
+        solver=plan.solver,
+        budget_bytes=plan.budget_bytes,
+        solve_seconds=plan.solve_seconds,
+        notes=plan.notes,
+    )
 
 
 def _timed(ways: Iterable[PosedStep], limit_seconds: float) -> Iterator[tuple[PosedStep, float]]:
@@ -113,11 +160,6 @@ def bytes_of(budget: int | str, whole_bytes: int) -> int:
     """A budget in bytes; a share is one of `whole_bytes`. Raises BudgetError."""
     wanted = parse_bytes(budget)
     return int(wanted.fraction * whole_bytes) if isinstance(wanted, Share) else wanted
-
-
-def everything_kept_bytes(problem: Problem) -> int:
-    """What a step peaks at with everything kept, the optimizer's own step included."""
-    return max(baseline_of(problem).peak_bytes, problem.floor_bytes)
 
 
 def smallest_step(found: PosedStep, portfolio: Portfolio, progress: Progress | None = None) -> PlannedStep:

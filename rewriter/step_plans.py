@@ -21,11 +21,12 @@ from .emit import emit
 from .errors import LowtideWarning
 from .hand_over import problem_in, schedule_in
 from .header import header_of
+from .loss_outside import everything_kept_bytes, peak_with_room
 from .optimizer_needs import OptimizerNeeds, optimizer_needs
 from .planning import PlannedStep, PosedStep, Progress, StepCosts, calibrated, pose_step
 from .program import Program
 from .situations import Situation, rounding_bytes, situation_with, storages_bytes
-from .solving import everything_kept_bytes, smallest_step, solve_step
+from .solving import room_of, smallest_step, solve_step
 from .sources import Owners, Source
 
 Tensors = Mapping[Source, torch.Tensor]
@@ -51,13 +52,14 @@ class SituationKey:
 
 @dataclass(eq=False)
 class Ready:
-    """A plan whose program can run. situation, budget_bytes: what it was made for; fits: situations in which it was
-    seen to keep a budget, with that budget."""
+    """A plan whose program can run. situation, budget_bytes: what it was made for; room_bytes: what it leaves of a
+    budget for a loss outside; fits: situations in which it was seen to keep a budget, with that budget."""
 
     planned: PlannedStep
     program: Program
     situation: Situation = field(repr=False)
     budget_bytes: int
+    room_bytes: int = 0
     fits: list[tuple[Situation, int]] = field(default_factory=list, repr=False)
 
 
@@ -109,6 +111,7 @@ class StepPlans:
         progress: Progress | None = None,
     ) -> None:
         self._granularity = rounding_bytes(costs.device, costs.options.preset())
+        self._room_bytes = room_of(costs)
         self._needs: OptimizerNeeds | None = None  # what is measured of codes does not depend on it
         self.constants = costs.captured.held
         self.costs = costs = calibrated(costs, self._situation(tensors), progress)
@@ -139,7 +142,7 @@ class StepPlans:
         """A plan that keeps the budget with these tensors there. Raises InfeasibleBudget, PlanError."""
         situation = self._situation(tensors)
         if asking.budget.is_share:
-            whole_bytes = everything_kept_bytes(pose_step(self.costs, situation)[1].problem)
+            whole_bytes = everything_kept_bytes(pose_step(self.costs, situation)[1].problem, self._room_bytes)
             asking.budget.see(whole_bytes, asking.batch, asking.training)
         budget_bytes = asking.budget.bytes(asking.training)
         ready = self._best_known(situation, budget_bytes)
@@ -183,12 +186,17 @@ class StepPlans:
         return situation_with({**tensors, **self.constants}, self._granularity, self._needs)
 
     def _best_known(self, situation: Situation, budget_bytes: int) -> Ready | None:
-        """The fastest of the plans that keep the budget in a situation."""
-        for ready in sorted(self.plans, key=lambda ready: (ready.planned.plan.seconds, -ready.budget_bytes)):
+        """The fastest of the plans that keep the budget in a situation; first those that leave room for a loss."""
+
+        def rank(ready: Ready) -> tuple[int, float, int]:
+            return -ready.room_bytes, ready.planned.plan.seconds, -ready.budget_bytes
+
+        for ready in sorted(self.plans, key=rank):
             if any(limit <= budget_bytes and self._is_harder(fit, situation) for fit, limit in ready.fits):
                 return ready
             try:
-                fits = self.plan_in(ready, situation, budget_bytes).peak_bytes <= budget_bytes
+                plan = self.plan_in(ready, situation, budget_bytes)
+                fits = peak_with_room(plan, ready.room_bytes) <= budget_bytes
             except ScheduleError:
                 continue
             if fits:
@@ -209,7 +217,9 @@ class StepPlans:
         """Whether solving anew may find a faster plan than one made for more gradients, or for a smaller budget."""
         there, before = (self._gradients.keys() & one.grad_present for one in (situation, ready.situation))
         is_made_for_more = not there and bool(before)
-        return bool(ready.planned.plan.extra_seconds) and (budget_bytes > ready.budget_bytes or is_made_for_more)
+        # With more bytes there may also be room for a loss outside that there was not.
+        wanting = bool(ready.planned.plan.extra_seconds) or ready.room_bytes < self._room_bytes
+        return wanting and (budget_bytes > ready.budget_bytes or is_made_for_more)
 
     def _solved(self, situation: Situation, budget_bytes: int, asking: Asking, progress: Progress | None) -> Ready:
         """A new plan: for no gradients, or for all of them, or, where that cannot be, for those that are there."""
@@ -278,7 +288,9 @@ class StepPlans:
             header_of(planned),
             self.costs.device,
         )
-        ready = Ready(planned, program, _without_tensors(situation), budget_bytes)
+        has_room = peak_with_room(planned.plan, self._room_bytes) <= budget_bytes
+        room_bytes = self._room_bytes if has_room else 0
+        ready = Ready(planned, program, _without_tensors(situation), budget_bytes, room_bytes)
         if planned.plan.peak_bytes <= budget_bytes:
             ready.fits.append((ready.situation, budget_bytes))
         self.plans.append(ready)

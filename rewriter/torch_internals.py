@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from typing import Any
@@ -290,3 +290,51 @@ class DirectOperations:
         direct = getattr(value, "_op", value) if isinstance(value, torch._ops.OpOverload) else DirectOperations(value)
         setattr(self, name, direct)
         return direct
+
+
+Engine = Callable[[Sequence[Any], bool], Any]  # runs a backward for these inputs; True: some may receive no gradient
+Answer = Callable[[Engine, Sequence[Any], bool, bool], Any]
+_answers: dict[str, Answer] = {}
+
+
+def answer_backwards(answer: Answer) -> None:
+    """Has every backward of this process for chosen tensors run as `answer(engine, inputs, allow_unused, accumulates)`.
+
+    Those are `torch.autograd.grad` and `backward(inputs=)`, which accumulates. To others it makes no difference, so it
+    stays. `torch.compiler` exchanges the same function while it traces.
+    """
+    _answers["answer"] = answer
+    if not hasattr(torch.autograd._engine_run_backward, "lowtide_answers"):
+        answering = _answering(torch.autograd._engine_run_backward)
+        torch.autograd.graph._engine_run_backward = torch.autograd._engine_run_backward = answering
+
+
+def _answering(plain: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(
+        lambda outputs, gradients, retain_graph, create_graph, inputs, allow_unreachable, accumulate_grad: None
+    )
+
+    @functools.wraps(plain)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            told = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # another release of torch: as it is there
+            return plain(*args, **kwargs)
+        if not told["inputs"]:
+            return plain(*args, **kwargs)
+
+        def engine(inputs: Sequence[Any], allow_unused: bool) -> Any:
+            return plain(*{**told, "inputs": tuple(inputs), "allow_unreachable": allow_unused}.values())
+
+        return _answers["answer"](engine, told["inputs"], told["allow_unreachable"], told["accumulate_grad"])
+
+    vars(run)["lowtide_answers"] = True
+    return run
+
+
+def gradient_edge(asked: Any) -> tuple[Any, int]:
+    """The autograd node to which the gradient of a tensor (or a `GradientEdge`) comes, None for a leaf, and which of
+    the node's outputs it is."""
+    if isinstance(asked, torch.autograd.graph.GradientEdge):
+        return asked.node, asked.output_nr
+    return asked.grad_fn, asked.output_nr

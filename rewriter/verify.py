@@ -13,14 +13,15 @@ import torch
 
 from .audit import MOST_VALUES, audit_of
 from .caches import without_caches
-from .chosen_outputs import is_named
+from .chosen_outputs import Outputs, is_named
 from .comparison import GENERATOR, STEPPED, Comparison
 from .gradient_noise import GradientNoise, NoiseFound
 from .measure_peak import measure_peak
-from .planning import Options, PlannedStep, Situation, device_of, situation_of
+from .planning import Options, PlannedStep
 from .relative_errors import GRADIENT, limit_of
 from .report import Report
 from .rewrite import rewrite
+from .situations import Situation, device_of, rounding_bytes, situation_of, storages_bytes
 from .structure import flatten
 from .torch_internals import checkpoints_passed
 
@@ -74,7 +75,7 @@ def verify(
         with checkpoints_passed() if first.costs.captured.checkpoints else nullcontext():
             noise = _noise_found(GradientNoise.of(first, limit), runners) if limit is not None else None
             comparison = _compared(runners, steps, limit, first.noise_energy**0.5)
-        peaks = _peaks(runners[0], runners[2])
+        peaks = _peaks(runners[0], runners[2], small.lowtide.planned.costs.captured.outputs)
         ratio = _time_ratio(runners[0], runners[2], timed_pairs) if timed_pairs else None
     return Report(
         name=type(model).__name__,
@@ -237,13 +238,22 @@ class _Runner:
         """What is there when a step begins."""
         return situation_of(self.model, self.args, self.kwargs, Options(), self.device, self.constants)
 
+    def resident_bytes(self, outputs: Outputs) -> int:
+        """What is there when a step begins, with all that the step before has left in the module."""
+        situation, granularity = self.situation(), rounding_bytes(self.device, None)
+        left, _ = flatten(outputs.left_before(dict(self.model.named_modules())), "left")
+        own = list(situation.tensors.values())
+        left_bytes = storages_bytes([*own, *left], granularity) - storages_bytes(own, granularity)
+        return situation.resident_bytes + left_bytes
+
     def _inputs(self) -> list[torch.Tensor]:
         tensors, _ = flatten((self.args, self.kwargs), "argument")
         return [t for t in tensors if t.requires_grad and t.is_leaf]
 
     def _chosen(self, outputs: Sequence[torch.Tensor | None], names: Sequence[str]) -> list[int]:
         """The outputs that backward starts from: of those returned the loss, or all that carry a gradient."""
-        able = [i for i, output in enumerate(outputs) if output is not None and output.requires_grad]
+        places = {id(output): i for i, output in reversed(list(enumerate(outputs)))}
+        able = [i for i in sorted(places.values()) if (output := outputs[i]) is not None and output.requires_grad]
         if self.returned is not None:
             able = [i for i in able if is_named(names[i], self.returned)]
         if self.wanted is not None:
@@ -257,12 +267,15 @@ class _Runner:
             torch.autograd.backward(chosen, [torch.ones_like(output) for output in chosen])  # pyright: ignore
 
 
-def _peaks(eager: _Runner, rewritten: _Runner) -> tuple[int, int, int]:
-    """Measured peaks: of eager, of the rewritten module, and of the latter with outputs dropped before backward."""
+def _peaks(eager: _Runner, rewritten: _Runner, outputs: Outputs) -> tuple[int, int, int]:
+    """Measured peaks: of eager, of the rewritten module, and of the latter with outputs dropped before backward.
+
+    What the step before has left in the module is there at the start, and is let go of meanwhile.
+    """
     peaks = []
     for runner, hold in ((eager, True), (rewritten, True), (rewritten, False)):
         runner.clear()
-        resident_bytes = runner.situation().resident_bytes
+        resident_bytes = runner.resident_bytes(outputs)
         above = measure_peak(lambda runner=runner, hold=hold: runner.once(hold=hold), runner.device)
         peaks.append(resident_bytes + above)
         runner.clear()

@@ -10,7 +10,7 @@ import lowtide
 import pytest
 import torch
 from lowtide.rewriter.errors import CaptureError
-from side_by_side import differences, rewritten, trained
+from side_by_side import assert_exact_everywhere, differences, plans, rewritten, trained
 from small_networks import Called, batch, deep
 from torch import Tensor, nn
 
@@ -83,6 +83,72 @@ def test_a_list_that_forward_empties_holds_one_step():
     for _ in range(3):
         small(batch()).sum().backward()
     assert len(small.seen) == 1
+
+
+def leaves_activations(m: Any, x: Tensor) -> Tensor:
+    """Leaves them on an attribute, in a dict, in a list made anew and in one that is emptied."""
+    h = m.net(x)
+    m.last = h
+    m.state["h"] = h.detach() * 2
+    m.made = [h * 3]
+    m.emptied.clear()
+    m.emptied.append(h.exp())
+    return h.square().mean()
+
+
+def left_in(module: Any) -> list[Tensor]:
+    """What a step has left there."""
+    left = [module.last, module.state.get("h"), *module.made, *module.emptied]
+    return [tensor for tensor in left if tensor is not None]
+
+
+@pytest.mark.parametrize("budget", ["100%", "smallest"])
+def test_what_the_step_before_has_left_takes_no_bytes_beside_its_successor(budget):
+    torch.manual_seed(0)
+    module, x = net(leaves_activations), batch(rows=256)
+    module.last, module.state, module.made, module.emptied = None, {}, [], []
+    wanted = plans(module, x, count=2)[-1].peak_bytes if budget == "smallest" else budget
+    small = lowtide.rewrite(copy.deepcopy(module), wanted, costs="flops")
+    for seed in range(4):
+        for m in (module, small):
+            m.zero_grad()
+        held = [*small.parameters(), x, *left_in(small)]
+        held_bytes = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
+        del held
+        torch.manual_seed(seed)
+        peak = lowtide.measure_peak(lambda: small(x).backward()) + held_bytes
+        assert peak == small.plan.peak_bytes, f"step {seed}"
+        torch.manual_seed(seed)
+        module(x).backward()
+        assert all(map(torch.equal, left_in(module), left_in(small)))
+
+
+def test_verify_counts_what_the_step_before_has_left():
+    module = net(leaves_activations)
+    module.last, module.state, module.made, module.emptied = None, {}, [], []
+    assert_exact_everywhere(module, batch(rows=256))
+
+
+def test_a_step_that_may_be_undone_keeps_what_was_left_until_it_is_done():
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.net(x)
+        if h.sum() > 1e6:
+            return h * m.last
+        m.last = h.detach()
+        return h
+
+    module = net(forward, last=None)
+    small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
+    for scale in (1.0, 1.0, 1e9):
+        given = []
+        for m in (module, small):
+            with torch.no_grad():
+                m.net[-1].bias.fill_(scale)
+            torch.manual_seed(0)
+            out = m(batch())
+            out.sum().backward()
+            given.append(out)
+        assert torch.equal(*given)
 
 
 def test_tensors_in_an_object_of_ones_own_are_refused_by_name():
