@@ -14,6 +14,7 @@ from .bound_names import BoundNames, named_argument
 from .captured import Captured
 from .emit_scope import Scope, hint_of
 from .emit_text import Rendered, assemble
+from .equal_views import EqualViews
 from .program import SEED, Binding, Key, Program, load_functions
 from .source_text import comment, identifier
 from .sources import Source
@@ -100,6 +101,7 @@ class _Writer:
     def __init__(self, step: StepGraph, posed: Posed, schedule: Schedule, bound: BoundNames) -> None:
         self.step = step
         self.bound = bound
+        self.views = EqualViews(step)
         self.posed = posed
         self.schedule = schedule
         self.alive: set[int] = set()
@@ -113,7 +115,8 @@ class _Writer:
         """The function of one segment."""
         number = self.schedule.segments.index(segment)
         phase = "forward" if number <= self.last_forward else "backward"
-        scope = Scope(Rendered(block=segment.block, phase=phase), self.step, self.bound, on_tape=set(self.alive))
+        rendered = Rendered(block=segment.block, phase=phase)
+        scope = Scope(rendered, self.step, self.bound, self.views, on_tape=set(self.alive))
         for index in range(segment.start, segment.stop):
             match self.schedule.instructions[index]:
                 case Run(op):
