@@ -28,8 +28,10 @@ def emit(
     title: str,
     header: str,
     device: torch.device,
+    links: tuple[int, ...],
 ) -> Program:
-    """The program of a schedule. title names it in tracebacks; header is a comment at the head of the code."""
+    """The program of a schedule. title names it in tracebacks; header is a comment at the head of the code; links: as
+    in `Program`."""
     bound = BoundNames()
     writer = _Writer(step, posed, schedule, bound)
     half = len(schedule.segments) // 2
@@ -38,7 +40,7 @@ def emit(
         kept = {**{key: step.storages[key].size_bytes for key in writer.alive}, **writer.codes}
         one.kept = [(name, kept[key]) for key, name in zip(one.gives, one.given, strict=True) if key in kept]
     rendered += [writer.segment(segment) for segment in schedule.segments[half:]]
-    code, names, constants = assemble(rendered, step.block_names, "\n".join((header, *map(comment, bound.told))))
+    code, names, constants = assemble(rendered, step.block_names, "\n".join((header, *map(comment, bound.told))), links)
     bindings = [
         Binding(
             block=one.block,
@@ -56,6 +58,7 @@ def emit(
         functions=load_functions(code, title, device, bound.objects),
         forward=tuple(bindings[:half]),
         backward=tuple(bindings[half:]),
+        link_sizes=links,
         residents={
             i: s.base.meta["source"]
             for i, s in enumerate(step.storages)
@@ -109,6 +112,7 @@ class _Writer:
         self.read_themselves: dict[int, Key] = {}  # codes in the place of storages, and
         self.products: dict[fx.Node, Key] = {}  # of the calls that read these
         self.started: set[int] = set()
+        self.handed: set[int] = set()  # storages of gradients that have been returned, and are on no tape
         self.last_forward = len(schedule.segments) // 2 - 1
 
     def segment(self, segment: Segment) -> Rendered:
@@ -189,6 +193,7 @@ class _Writer:
         else:
             # Autograd takes a gradient over only if nobody else holds it: it must not stay on the tape.
             scope.returned.add(kernel.reads[0])
+            self.handed.add(kernel.reads[0])
             scope.leave(kernel.reads[0])
         scope.rendered.returned.append(gradient)
         scope.rendered.gradients.append(kernel.target.meta["source"])
@@ -288,4 +293,5 @@ class _Writer:
             self.products = {call: key for call, key in self.products.items() if key != code}
             return
         self.alive.discard(storage)
-        scope.free(storage)
+        if storage in scope.returned or storage not in self.handed:
+            scope.free(storage)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -223,6 +224,14 @@ def _passing_function(plain: type[torch.autograd.Function]) -> type[torch.autogr
                 return function(*inputs)
 
     return CheckpointFunction
+
+
+_ACCUMULATION_HOOKS = attrgetter("_post_accumulate_grad_hooks")
+
+
+def any_waits_for_gradient(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether a hook waits until the gradient of one of them has been accumulated."""
+    return any(map(_ACCUMULATION_HOOKS, tensors))
 
 
 def nodes_behind(tensor: torch.Tensor) -> set[Any]:
