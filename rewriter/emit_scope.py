@@ -123,7 +123,8 @@ class Scope:
             assert isinstance(source, fx.Node)
             text = f"{self.expression(source)}[{index}]"
         elif (viewed := self.views.reshaped(node, self.names)) is not None:
-            text = self.called(node, f"{self.expression(viewed)}, {self.arguments(node, skip_first=True)}")
+            source = self.expression(viewed)
+            text = f"aten.view.default({source}, {self.arguments(node, skip_first=True)})"
         else:
             text = self.called(node, self.arguments(node))
         name = self.name(node)

@@ -13,6 +13,7 @@ from torch import fx
 
 from ..passes.step_graph import StepGraph, storage_key
 
+# Generated code runs below autograd, for which the second one hides that it is a view.
 _RESHAPES = ("aten.view.default", "aten._unsafe_view.default")
 
 
@@ -34,8 +35,8 @@ class EqualViews:
         return next((node for node in named if self._place(node) == place), None)
 
     def reshaped(self, view: fx.Node, named: Collection[fx.Node]) -> fx.Node | None:
-        """What a view that only gives another shape can be taken of: shapes between that nothing else needs are left
-        out. None where the view does more."""
+        """What a view that only gives another shape can be taken of by `aten.view`: shapes between that nothing else
+        needs are left out. None where the view does more."""
         if str(view.target) not in _RESHAPES:
             return None
         source = self._first(view)
