@@ -87,7 +87,8 @@ def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]
             conditions=_present_autocast(),
         )
     outputs = run_forward(program, tensors, step.owners.device_type, start, step.expect)
-    modules = {**step.owners.modules, "": step.model}
+    # The root is the rewritten module itself.
+    modules = {**step.owners.modules, "": step.model} if program.outputs.stashes else {}
     return program.outputs.hand_over(outputs, modules, [step.args, step.kwargs])
 
 

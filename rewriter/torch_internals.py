@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, wraps
+from functools import wraps
 from operator import attrgetter
 from typing import Any
 
@@ -66,6 +66,15 @@ def is_default_generator(value: Any) -> bool:
     return isinstance(value, torch._C.Generator) and (
         value is torch.default_generator or any(value is one for one in torch.cuda.default_generators)
     )
+
+
+_CPU = torch.device("cpu")
+
+
+def default_device() -> torch.device:
+    """`torch.get_default_device()`, in a twentieth of its time where nothing has set one."""
+    is_set = torch._C._len_torch_function_stack() or getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return torch.get_default_device() if is_set else _CPU
 
 
 def no_function_modes() -> AbstractContextManager[Any]:
@@ -271,20 +280,26 @@ _SWITCHES_ELSEWHERE = (
     "_get_sm_carveout_experimental",
     "_cuda_get_cudnn_benchmark_limit",
 )
+_SWITCHES_WITH_LISTS = ("_get_sdp_priority_order",)
 _SWITCHES_OF_ATTENTION = ("_get_overrideable_sdp_enabled", "_get_sdp_priority_order")
 
 
-@cache
-def _switch_getters(device_type: str) -> tuple[tuple[str, Any], ...]:
+def precision_getter(backend: str, operations: str) -> Callable[[], str]:
+    """What tells the precision in which a backend computes in float32: `torch.backends.….fp32_precision`, in a tenth of
+    its time."""
+    return functools.partial(torch._C._get_fp32_precision_getter, backend, operations)
+
+
+def kernel_switches(device_type: str) -> dict[str, Callable[[], Hashable]]:
+    """What tells where the switches of kernels without a public getter stand, by name; a release may have more or
+    fewer."""
     own = _SWITCHES_ON_CPU if device_type == "cpu" else _SWITCHES_ELSEWHERE
-    names = (*_SWITCHES_OF_ATTENTION, *own)
-    return tuple((name, getattr(torch._C, name)) for name in names if hasattr(torch._C, name))
+    names = [name for name in (*_SWITCHES_OF_ATTENTION, *own) if hasattr(torch._C, name)]
+    return {name.removeprefix("_"): _hashed(getattr(torch._C, name), name) for name in names}
 
 
-def kernel_switches(device_type: str) -> tuple[tuple[str, Hashable], ...]:
-    """What the switches of kernels without a public getter stand at, by name; a release may have more or fewer."""
-    values = ((name.removeprefix("_"), getter()) for name, getter in _switch_getters(device_type))
-    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in values)
+def _hashed(getter: Callable[[], Any], name: str) -> Callable[[], Hashable]:
+    return (lambda: tuple(getter())) if name in _SWITCHES_WITH_LISTS else getter
 
 
 # Overloads that a function, a method or a member of `torch.nn.functional` calls with the same arguments. Python's own
