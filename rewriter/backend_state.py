@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import cache
 
 import torch
 from torch.utils import deterministic
 
 from ..kernels import native
-from .torch_internals import kernel_switches
+from .torch_internals import default_device, kernel_switches, precision_getter
 
 State = tuple[tuple[str, Hashable], ...]
 
@@ -19,11 +20,11 @@ _SMALLEST = 5e-324  # a denormal: where denormals are flushed to zero, twice it 
 _EVERYWHERE: dict[str, Callable[[], Hashable]] = {
     "threads": torch.get_num_threads,
     "default dtype": torch.get_default_dtype,
-    "default device": torch.get_default_device,
+    "default device": default_device,
     "deterministic": torch.are_deterministic_algorithms_enabled,
     "deterministic, warning only": torch.is_deterministic_algorithms_warn_only_enabled,
     "deterministic, memory filled": lambda: deterministic.fill_uninitialized_memory,  # pyright: ignore
-    "float32 precision": lambda: _backends.fp32_precision,  # pyright: ignore[reportAttributeAccessIssue]
+    "float32 precision": precision_getter("generic", "all"),
     "matmul precision": lambda: _legacy(torch.get_float32_matmul_precision),
     "flash attention": _backends.cuda.flash_sdp_enabled,
     "memory-efficient attention": _backends.cuda.mem_efficient_sdp_enabled,
@@ -38,9 +39,9 @@ _ON_CPU: dict[str, Callable[[], Hashable]] = {
     "denormals flushed": lambda: _SMALLEST + _SMALLEST == 0.0,
     "oneDNN": lambda: _backends.mkldnn.enabled,
     "oneDNN deterministic": lambda: _backends.mkldnn.deterministic,  # pyright: ignore[reportAttributeAccessIssue]
-    "oneDNN precision": lambda: _backends.mkldnn.fp32_precision,
-    "oneDNN precision of products": lambda: _backends.mkldnn.matmul.fp32_precision,  # pyright: ignore
-    "oneDNN precision of convolutions": lambda: _backends.mkldnn.conv.fp32_precision,  # pyright: ignore
+    "oneDNN precision": precision_getter("mkldnn", "all"),
+    "oneDNN precision of products": precision_getter("mkldnn", "matmul"),
+    "oneDNN precision of convolutions": precision_getter("mkldnn", "conv"),
     "quantized engine": lambda: _backends.quantized.engine,
     "kernels in C": native.state,
 }
@@ -61,10 +62,19 @@ def backend_state(device_type: str) -> State:
     """What each switch stands at, by name, for kernels on a device ("cpu", "cuda").
 
     It is equal, and hashes equal, as long as no switch is turned. Costs measured and plans made at one state are not
-    those of another. Autocast, grad mode and what the module holds are no part of it. Takes some 20 microseconds.
+    those of another. Autocast, grad mode and what the module holds are no part of it.
     """
-    getters = _BY_DEVICE.get(device_type) or _EVERYWHERE | _ELSEWHERE
-    return (*((name, getter()) for name, getter in getters.items()), *kernel_switches(device_type))
+    return tuple(zip(_getters(device_type), backend_values(device_type), strict=True))
+
+
+def backend_values(device_type: str) -> tuple[Hashable, ...]:
+    """The values of `backend_state`, in its order. Asked for at each call: it takes some ten microseconds."""
+    return tuple([getter() for getter in _getters(device_type).values()])
+
+
+@cache
+def _getters(device_type: str) -> dict[str, Callable[[], Hashable]]:
+    return (_BY_DEVICE.get(device_type) or _EVERYWHERE | _ELSEWHERE) | kernel_switches(device_type)
 
 
 def turned(before: State, after: State) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .bytes_text import Share, format_bytes, parse_bytes
 
@@ -21,7 +22,11 @@ class BudgetInForce:
     @property
     def is_share(self) -> bool:
         """Whether it depends on batches."""
-        return isinstance(parse_bytes(self.budget), Share)
+        return isinstance(self._wanted, Share)
+
+    @cached_property
+    def _wanted(self) -> int | Share:
+        return parse_bytes(self.budget)
 
     def see(self, whole_bytes: int, batch: str, training: bool) -> None:
         """Notes what a batch, told in words, takes with everything kept."""
@@ -30,7 +35,7 @@ class BudgetInForce:
 
     def bytes(self, training: bool) -> int:
         """The budget in bytes for calls in training mode, or for others; 0 for a share before any batch."""
-        wanted = parse_bytes(self.budget)
+        wanted = self._wanted
         return int(wanted.fraction * self._in_force(training)[0]) if isinstance(wanted, Share) else wanted
 
     def notes(self, training: bool) -> tuple[str, ...]:

@@ -12,18 +12,19 @@ from .caches import bind
 from .call_key import CallKey, process_state
 from .identity import Interned
 from .module_state import ModuleState
-from .refused_parts import refuse_tensors
-from .structure import Structure, flatten
+from .refused_parts import refuse_tensors, refuse_uninitialized
+from .structure import Structure, flatten_call
 from .tensor_kinds import kind_of, sharing_of
 
 
 @dataclass(frozen=True)
 class Call:
-    """The tensors of one call, and the key of its kind."""
+    """The tensors of one call, the key of its kind, and the module tree as it was then."""
 
     inputs: tuple[torch.Tensor, ...]
     structure: Structure
     key: CallKey
+    state: ModuleState
 
 
 class Describer:
@@ -32,6 +33,7 @@ class Describer:
     def __init__(self) -> None:
         self._state: ModuleState | None = None
         self._process: Interned | None = None
+        self._last: tuple[tuple[Hashable, ...], CallKey] | None = None  # hashed already
 
     def state_of(self, model: torch.nn.Module) -> ModuleState:
         """The module tree as it is now."""
@@ -47,24 +49,22 @@ class Describer:
         outputs: tuple[str, ...] | None = None,
         forward: Hashable = None,
     ) -> Call:
-        """Describes a call that returns these outputs. Raises StructureError for what cannot be looked into.
+        """Describes a call that returns these outputs. Raises StructureError for what cannot be looked into, and
+        Unsettled for a module that has no shape yet.
 
         forward: identifies a forward that was set on the rewritten module.
         """
         state = self.state_of(model)
+        refuse_uninitialized(state.owners)
         kwargs, _ = bind(model, args, kwargs)
-        inputs, structure = flatten((args, kwargs), "argument")
-        refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
-        key = CallKey(
-            arguments=structure.key,
-            tensors=tuple(map(kind_of, inputs)),
-            sharing=sharing_of(inputs, state.owned),
-            module=state.key,
-            process=self.process(state),
-            outputs=outputs,
-            forward=forward,
-        )
-        return Call(tuple(inputs), structure, key)
+        inputs, structure = flatten_call(args, kwargs)
+        if any(tensor.layout is not torch.strided or tensor.is_nested for tensor in inputs):
+            refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
+        tensors, sharing = tuple(map(kind_of, inputs)), sharing_of(inputs, state.owned)
+        parts = structure.key, tensors, sharing, state.key, self.process(state), outputs, forward
+        if self._last is None or self._last[0] != parts:
+            self._last = parts, CallKey(*parts)
+        return Call(tuple(inputs), structure, self._last[1], state)
 
     def process(self, state: ModuleState) -> Interned:
         """What the call depends on outside of the module."""

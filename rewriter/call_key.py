@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, fields
 
 from .autocast import autocast_state
-from .backend_state import backend_state
+from .backend_state import backend_values
 from .identity import Interned
 
 
@@ -29,11 +29,22 @@ class CallKey:
     outputs: tuple[str, ...] | None = None
     forward: Hashable = None
 
+    def __hash__(self) -> int:
+        """Worked out once: a call looks itself up in several places."""
+        known = self.__dict__.get("_hash")
+        if known is None:
+            known = hash(tuple([getattr(self, one.name) for one in fields(self)]))
+            object.__setattr__(self, "_hash", known)
+        return known
+
     def differing(self, other: CallKey) -> list[str]:
         """The names of the parts in which another key differs."""
         return [one.name for one in fields(self) if getattr(self, one.name) != getattr(other, one.name)]
 
 
 def process_state(device_type: str) -> tuple[Hashable, ...]:
-    """What kernels and casts depend on outside of the module: autocast, and the state of torch's backends."""
-    return autocast_state(device_type), backend_state(device_type)
+    """What kernels and casts depend on outside of the module: autocast, and the state of torch's backends.
+
+    It comes as values without names; `CallKey.process` holds it.
+    """
+    return autocast_state(device_type), *backend_values(device_type)

@@ -12,9 +12,11 @@ from .program import Program
 from .sources import Source
 
 
-def alone(program: Program, tensors: Mapping[Source, torch.Tensor]) -> dict[Source, torch.Tensor]:
+def alone(program: Program, tensors: Mapping[Source, torch.Tensor]) -> Mapping[Source, torch.Tensor]:
     """The tensors of a step, such that it holds none that comes of it in autograd's graph, as changed inputs do."""
     changed = set(program.outputs.changed)
+    if not changed:
+        return tensors
     return {source: tensor.detach() if source in changed else tensor for source, tensor in tensors.items()}
 
 

@@ -14,6 +14,7 @@ from .bound_names import BoundNames, named_argument
 from .captured import Captured
 from .emit_scope import Scope, hint_of
 from .emit_text import Rendered, assemble
+from .equal_views import EqualViews
 from .program import SEED, Binding, Key, Program, load_functions
 from .source_text import comment, identifier
 from .sources import Source
@@ -27,8 +28,10 @@ def emit(
     title: str,
     header: str,
     device: torch.device,
+    links: tuple[int, ...],
 ) -> Program:
-    """The program of a schedule. title names it in tracebacks; header is a comment at the head of the code."""
+    """The program of a schedule. title names it in tracebacks; header is a comment at the head of the code; links: as
+    in `Program`."""
     bound = BoundNames()
     writer = _Writer(step, posed, schedule, bound)
     half = len(schedule.segments) // 2
@@ -37,7 +40,7 @@ def emit(
         kept = {**{key: step.storages[key].size_bytes for key in writer.alive}, **writer.codes}
         one.kept = [(name, kept[key]) for key, name in zip(one.gives, one.given, strict=True) if key in kept]
     rendered += [writer.segment(segment) for segment in schedule.segments[half:]]
-    code, names, constants = assemble(rendered, step.block_names, "\n".join((header, *map(comment, bound.told))))
+    code, names, constants = assemble(rendered, step.block_names, "\n".join((header, *map(comment, bound.told))), links)
     bindings = [
         Binding(
             block=one.block,
@@ -55,6 +58,7 @@ def emit(
         functions=load_functions(code, title, device, bound.objects),
         forward=tuple(bindings[:half]),
         backward=tuple(bindings[half:]),
+        link_sizes=links,
         residents={
             i: s.base.meta["source"]
             for i, s in enumerate(step.storages)
@@ -101,6 +105,7 @@ class _Writer:
     def __init__(self, step: StepGraph, posed: Posed, schedule: Schedule, bound: BoundNames) -> None:
         self.step = step
         self.bound = bound
+        self.views = EqualViews(step)
         self.posed = posed
         self.schedule = schedule
         self.alive: set[int] = set()
@@ -108,13 +113,15 @@ class _Writer:
         self.read_themselves: dict[int, Key] = {}  # codes in the place of storages, and
         self.products: dict[fx.Node, Key] = {}  # of the calls that read these
         self.started: set[int] = set()
+        self.handed: set[int] = set()  # storages of gradients that have been returned, and are on no tape
         self.last_forward = len(schedule.segments) // 2 - 1
 
     def segment(self, segment: Segment) -> Rendered:
         """The function of one segment."""
         number = self.schedule.segments.index(segment)
         phase = "forward" if number <= self.last_forward else "backward"
-        scope = Scope(Rendered(block=segment.block, phase=phase), self.step, self.bound, on_tape=set(self.alive))
+        rendered = Rendered(block=segment.block, phase=phase)
+        scope = Scope(rendered, self.step, self.bound, self.views, on_tape=set(self.alive))
         for index in range(segment.start, segment.stop):
             match self.schedule.instructions[index]:
                 case Run(op):
@@ -187,6 +194,7 @@ class _Writer:
         else:
             # Autograd takes a gradient over only if nobody else holds it: it must not stay on the tape.
             scope.returned.add(kernel.reads[0])
+            self.handed.add(kernel.reads[0])
             scope.leave(kernel.reads[0])
         scope.rendered.returned.append(gradient)
         scope.rendered.gradients.append(kernel.target.meta["source"])
@@ -286,4 +294,5 @@ class _Writer:
             self.products = {call: key for call, key in self.products.items() if key != code}
             return
         self.alive.discard(storage)
-        scope.free(storage)
+        if storage in scope.returned or storage not in self.handed:
+            scope.free(storage)

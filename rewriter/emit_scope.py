@@ -16,6 +16,7 @@ from ..passes.foreign_calls import calling
 from ..passes.step_graph import StepGraph
 from .bound_names import BoundNames, named_argument
 from .emit_text import Rendered
+from .equal_views import EqualViews
 from .program import Key
 from .source_text import identifier, is_reserved, literal
 
@@ -27,11 +28,13 @@ class Scope:
     on_tape: storages that the function may take from the tape; those of placeholders are always there. names: of
     tensors, views included; others: of recorded states and codes. used: how often each name was asked for. returned:
     storages of gradients that the function hands over, so that it does not delete them. bound: names of all functions.
+    views: which of them need not be taken.
     """
 
     rendered: Rendered
     step: StepGraph
     bound: BoundNames
+    views: EqualViews
     on_tape: set[int]
     names: dict[fx.Node, str] = field(default_factory=dict)
     others: dict[Key, str] = field(default_factory=dict)
@@ -111,10 +114,17 @@ class Scope:
         storage = self.step.storage_of.get(node)
         if storage is not None and self.step.storages[storage].base is node:
             return self._take(storage)
+        equal = self.views.of(node, self.names)
+        if equal is not None:
+            self.names[node] = self.expression(equal)
+            return self.names[node]
         if node.target is operator.getitem:
             source, index = node.args
             assert isinstance(source, fx.Node)
             text = f"{self.expression(source)}[{index}]"
+        elif (viewed := self.views.reshaped(node, self.names)) is not None:
+            source = self.expression(viewed)
+            text = f"aten.view.default({source}, {self.arguments(node, skip_first=True)})"
         else:
             text = self.called(node, self.arguments(node))
         name = self.name(node)
@@ -157,7 +167,7 @@ class Scope:
         self.leave(storage)
         names = [node for node in self.names if self._lies_in(node, storage)]
         if storage not in self.returned:
-            self.rendered.line(f"del {', '.join(self.names[node] for node in names)}")
+            self.rendered.line(f"del {', '.join(dict.fromkeys(self.names[node] for node in names))}")
         for node in names:
             del self.names[node]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 from .bytes_text import format_bytes
@@ -65,9 +66,12 @@ def _tuple(names: Sequence[str]) -> str:
 
 
 def assemble(
-    rendered: Sequence[Rendered], block_names: Sequence[str], header: str
+    rendered: Sequence[Rendered], block_names: Sequence[str], header: str, links: Sequence[int]
 ) -> tuple[str, list[str], list[tuple[Any, ...]]]:
-    """The code, and for each segment the name of its function and the constants to call it with."""
+    """The code, and for each segment the name of its function and the constants to call it with.
+
+    links: how many blocks each has that are one node of autograd's graph.
+    """
     bodies = [(one.phase, one.body()) for one in rendered]
     groups: dict[tuple[str, str], list[int]] = {}
     for index, body in enumerate(bodies):
@@ -86,7 +90,7 @@ def assemble(
             constants[index] = tuple(rendered[index].literals[j] for j in varying)
         head = _head([rendered[i] for i in members], block_names)
         functions.append(_function(name, body, literals[0], varying, head))
-    table = _table(rendered, names, block_names)
+    table = _table(rendered, names, block_names, links)
     return "\n\n".join([header, *functions, table]) + "\n", names, constants
 
 
@@ -127,8 +131,8 @@ def _sized(told: Sequence[tuple[str, int]]) -> str:
     return f"{format_bytes(sum(size_bytes for _, size_bytes in told))} ({names})"
 
 
-def _table(rendered: Sequence[Rendered], names: Sequence[str], block_names: Sequence[str]) -> str:
-    """Which functions serve which block, as a comment."""
+def _table(rendered: Sequence[Rendered], names: Sequence[str], block_names: Sequence[str], links: Sequence[int]) -> str:
+    """Which functions serve which block, and which blocks are one node of autograd's graph, as a comment."""
     half = len(rendered) // 2
     shown = [printable(_short(name)) for name in block_names]
     width = max(len(name) for name in shown)
@@ -137,4 +141,8 @@ def _table(rendered: Sequence[Rendered], names: Sequence[str], block_names: Sequ
     for index in range(half):
         block = rendered[index].block
         lines.append(comment(f"{block:>3} {shown[block]:<{width}}  {names[index]:<12} {backward[block]}"))
+    if len(links) < half:
+        ends = list(accumulate(links, initial=0))
+        told = (f"{a}–{b - 1}" if b > a + 1 else f"{a}" for a, b in pairwise(ends))
+        lines.append(comment(f"Blocks that are one node of autograd's graph: {', '.join(told)}"))
     return "\n".join(lines)

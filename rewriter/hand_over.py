@@ -7,7 +7,7 @@ made by the step and stays. Neither changes what runs, so one program serves all
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..passes.pose import Posed, held_storages
@@ -43,27 +43,39 @@ def problem_in(step: StepGraph, posed: Posed, situation: Situation) -> Problem:
     return replace(problem, ops=tuple(ops), values=tuple(values))
 
 
-def schedule_in(problem: Problem, schedule: Schedule) -> Schedule:
+def schedule_in(problem: Problem, schedule: Schedule, links: Sequence[int]) -> Schedule:
     """A schedule of a step, made for another situation, as the same program carries it out in the problem's.
 
-    A gradient that is handed over is let go when the function that returns it ends: at the end of its segment.
+    links: how many blocks each has that are one node of autograd's graph. A gradient that is handed over is let go when
+    what returns it ends: with the last segment of its link.
     """
     never_freed = {index for index, value in enumerate(problem.values) if value.held or value.resident}
-    last_read = _segments_of_last_reads(problem, schedule)
+    link_of = _link_of_segments(links)
+    last_read = _last_reads(problem, schedule, link_of)
     instructions: list[Instruction] = []
     segments: list[Segment] = []
+    returned: dict[int, None] = {}  # of the present link
+    gone: set[int] = set()
     for number, segment in enumerate(schedule.segments):
-        start = len(instructions)
-        returned: dict[int, None] = {}
+        start, link = len(instructions), link_of[number]
         for instruction in schedule.instructions[segment.start : segment.stop]:
             if isinstance(instruction, Run):
-                returned |= dict.fromkeys(v for v in _handed_over(problem, instruction.op) if last_read[v] == number)
+                returned |= dict.fromkeys(v for v in _handed_over(problem, instruction.op) if last_read[v] == link)
             freed = instruction.value if isinstance(instruction, Free) else None
-            if freed is None or not (freed in never_freed or freed in returned):
+            if freed is None or not (freed in never_freed or freed in returned or freed in gone):
                 instructions.append(instruction)
-        instructions += [Free(value) for value in returned if value not in never_freed]
+        if link not in link_of[number + 1 : number + 2]:
+            instructions += [Free(value) for value in returned if value not in never_freed]
+            gone |= returned.keys()
+            returned = {}
         segments.append(Segment(segment.block, start, len(instructions)))
     return Schedule(tuple(instructions), tuple(segments))
+
+
+def _link_of_segments(links: Sequence[int]) -> list[int]:
+    """For each segment the number of its link, counted on from forward's to backward's."""
+    sizes = [*links, *reversed(links)]
+    return [number for number, size in enumerate(sizes) for _ in range(size)]
 
 
 def _handed_over(problem: Problem, op: int) -> tuple[int, ...]:
@@ -72,11 +84,11 @@ def _handed_over(problem: Problem, op: int) -> tuple[int, ...]:
     return told.reads if told.kind == "accumulate" and not told.makes else ()
 
 
-def _segments_of_last_reads(problem: Problem, schedule: Schedule) -> Mapping[int, int]:
-    """For each value the segment in which an operation reads it for the last time."""
+def _last_reads(problem: Problem, schedule: Schedule, link_of: Sequence[int]) -> Mapping[int, int]:
+    """For each value the link in which an operation reads it for the last time."""
     last: dict[int, int] = defaultdict(lambda: -1)
     for number, segment in enumerate(schedule.segments):
         for instruction in schedule.instructions[segment.start : segment.stop]:
             if isinstance(instruction, Run):
-                last.update(dict.fromkeys(problem.ops[instruction.op].reads, number))
+                last.update(dict.fromkeys(problem.ops[instruction.op].reads, link_of[number]))
     return last

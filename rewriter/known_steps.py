@@ -39,10 +39,11 @@ class KnownSteps:
 
     def of(self, key: CallKey) -> Sequence[StepPlans]:
         """The captured steps of a kind of call, which is the latest now."""
-        if key not in self._steps:
+        steps = self._steps.get(key)
+        if steps is None:
             return ()
         self._steps.move_to_end(key)
-        return self._steps[key]
+        return steps
 
     def add(self, key: CallKey, step: StepPlans) -> None:
         """Keeps a captured step."""

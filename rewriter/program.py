@@ -41,12 +41,44 @@ class Binding:
     gradients: tuple[Source, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A binding as it runs at each step, with all looked up that is the same each time.
+
+    fetches: what it takes, with whether that leaves the tape; watched: those that others can change meanwhile; returns:
+    the sources of the gradients that it returns, without those of outputs if `has_outputs`.
+    """
+
+    function: Callable[..., Any]
+    constants: tuple[Any, ...]
+    fetches: tuple[tuple[Key, bool], ...]
+    gives: tuple[Key, ...]
+    watched: tuple[Key, ...]
+    gradients: tuple[Source, ...]
+    has_outputs: bool
+
+
+@dataclass(frozen=True)
+class Link:
+    """Neighbouring blocks that are one node of autograd's graph.
+
+    number: counted from the first; forward, backward: what they run, in order; enter: the sources whose tensors enter
+    autograd's graph here, in the order in which backward returns their gradients.
+    """
+
+    number: int
+    forward: tuple[Prepared, ...]
+    backward: tuple[Prepared, ...]
+    enter: tuple[Source, ...]
+
+
 @dataclass(frozen=True)
 class Program:
     """Everything a rewritten forward and backward run.
 
     code: the text that was executed; forward and backward: one binding per block, in running order; residents: which
-    storages are parameters, buffers, inputs and constants; tangents: storages of the incoming gradients with what
+    storages are parameters, buffers, inputs and constants; link_sizes: how many neighbouring blocks, from the first to
+    the last, are one node of autograd's graph; tangents: storages of the incoming gradients with what
     they belong to; output_storages: the storage each output lies in; updated: buffers that forward changes;
     depends: for each gradient, the numbers of the tangents it depends on; outputs: what is given, and which of it the
     tangents belong to (`expected`); idle: sources that gradients may reach, though none of those expected does; undo:
@@ -64,11 +96,55 @@ class Program:
     updated: frozenset[Source]
     depends: Mapping[Source, frozenset[int]]
     outputs: Outputs
+    link_sizes: tuple[int, ...]
     idle: tuple[Source, ...] = ()
     undo: tuple[Source | None, ...] = ()
     rereads: bool = False
     random: bool = False
     is_checked: bool = False
+
+    @cached_property
+    def links(self) -> tuple[Link, ...]:
+        """The nodes of autograd's graph, forward's first one first."""
+        return self._links(self.link_sizes)
+
+    @cached_property
+    def single_links(self) -> tuple[Link, ...]:
+        """A node for each block: each gradient is handed over as soon as its block's backward is done."""
+        return self._links((1,) * len(self.forward))
+
+    def _links(self, sizes: tuple[int, ...]) -> tuple[Link, ...]:
+        forward, backward = self.prepared_forward, self.prepared_backward[::-1]
+        links, start = [], 0
+        for number, size in enumerate(sizes):
+            own = backward[start : start + size][::-1]
+            enter = [source for part in own for source in part.gradients if source.kind != "output"]
+            enter += self.idle if number == 0 else ()
+            links.append(Link(number, forward[start : start + size], own, tuple(enter)))
+            start += size
+        return tuple(links)
+
+    @cached_property
+    def prepared_forward(self) -> tuple[Prepared, ...]:
+        """What forward runs, block by block."""
+        return tuple(map(self._prepared, self.forward))
+
+    @cached_property
+    def prepared_backward(self) -> tuple[Prepared, ...]:
+        """What backward runs, the last block first."""
+        return tuple(map(self._prepared, self.backward))
+
+    def _prepared(self, binding: Binding) -> Prepared:
+        watched = set(self.watched)
+        return Prepared(
+            function=self.functions[binding.function],
+            constants=binding.constants,
+            fetches=tuple((key, key in binding.drops and key not in self.residents) for key in binding.takes),
+            gives=binding.gives,
+            watched=tuple(key for key in binding.takes if key in watched),
+            gradients=binding.gradients,
+            has_outputs=any(source.kind == "output" for source in binding.gradients),
+        )
 
     @cached_property
     def draws(self) -> bool:

@@ -30,7 +30,6 @@ from .options import Options
 from .original import original_forward, original_view
 from .planning import PlannedStep, Progress, capture_step
 from .progress import shown_progress
-from .refused_parts import refuse_uninitialized
 from .run_step import Step, run_step
 from .settings import Settings
 from .sources import Source
@@ -119,13 +118,15 @@ class Rewriting:
 
         self._check_place(model)
         try:
-            call = self._described(model, args, kwargs, told)
+            call = self._describe(model, args, kwargs, told)
         except Exception as error:
             return self._original(model, run_original, None, error)
 
         def find(excluded: frozenset[int] = frozenset(), arriving: Arrivals | None = None) -> Chosen | None:
             wanted = arriving if arriving is not None else self._arrived.get(call.key)
-            chosen = self._choose(model, args, kwargs, call, told, wanted, excluded)
+            is_first = not excluded and arriving is None  # else forward has run since the call was described
+            present = call if is_first else replace(call, state=self._describer.state_of(model))
+            chosen = self._choose(model, args, kwargs, present, told, wanted, excluded)
             if chosen is not None:
                 self._last = chosen
                 if arriving is not None:
@@ -137,12 +138,8 @@ class Rewriting:
         except Exception as error:
             return self._original(model, run_original, call, error)
         expect = partial(self._arrived.__setitem__, call.key)
-        step = Step(model, args, kwargs, call, self._describer.state_of(model).owners, find, expect, run_original)
+        step = Step(model, args, kwargs, call, call.state.owners, find, expect, run_original)
         return run_step(step, chosen)
-
-    def _described(self, model: Any, args: tuple, kwargs: dict[str, Any], told: SetForward | None = None) -> Call:
-        refuse_uninitialized(self._describer.state_of(model).owners)
-        return self._describe(model, args, kwargs, told)
 
     def _original(self, model: Any, run_original: Callable[[], Any], call: Call | None, error: Exception) -> Any:
         """What the original returns where a call cannot be planned and need not be: else raises what was in the way."""
@@ -160,7 +157,7 @@ class Rewriting:
         Raises NothingToDifferentiate where there is no backward, Unsettled where the next forward changes the module.
         """
         with torch.enable_grad():
-            call = self._described(model, args, kwargs)
+            call = self._describe(model, args, kwargs)
             chosen = self._choose(model, args, kwargs, call, must_fit=True)
         if chosen is None:
             raise NothingToDifferentiate("no output requires a gradient: there is no backward to plan")
@@ -200,8 +197,7 @@ class Rewriting:
         arriving: the gradients it is for, by default those that most likely come; excluded: captured steps, by id, that
         do not serve.
         """
-        state = self._describer.state_of(model)
-        wants_gradient = state.trains or any(tensor.requires_grad for tensor in call.inputs)
+        wants_gradient = call.state.trains or any(tensor.requires_grad for tensor in call.inputs)
         if not wants_gradient or (not model.training and not must_fit and self._evaluation.has_given_up(call.key)):
             return None
         known = self._known(model, call, Settings.are_current, arriving, excluded)
@@ -228,7 +224,7 @@ class Rewriting:
 
         holds: how to find out whether what the step read of the modules is what they hold now.
         """
-        owners = self._describer.state_of(model).owners
+        owners = call.state.owners
         if any(holds(settings, owners.modules) for settings in self._without_backward.get(call.key, ())):
             return _Known(has_backward=False)
         for step in self.steps.of(call.key):
@@ -254,7 +250,7 @@ class Rewriting:
         progress: Progress | None,
     ) -> Chosen | None:
         """A plan made now, for a step that is captured now where none was before; None where it has no backward."""
-        owners = self._describer.state_of(model).owners
+        owners = call.state.owners
         tensors = owners.sources(call.inputs, call.structure)
         asking = Asking(
             self._in_force,
@@ -301,7 +297,7 @@ class Rewriting:
 
     def _check_place(self, model: Any) -> None:
         """Raises LowtideError for a replica, and for a module that was rewritten for another machine than this."""
-        if getattr(model, "_is_replica", False):
+        if vars(model).get("_is_replica"):
             raise LowtideError(
                 "this is a replica that DataParallel made of a rewritten module; its parameters are copies that no "
                 "step is planned for: use DistributedDataParallel around the rewritten module"

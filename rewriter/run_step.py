@@ -86,7 +86,8 @@ def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]
             plan_for=lambda arriving: _serve(step, chosen, arriving),
             conditions=_present_autocast(),
         )
-    modules = {**step.owners.modules, "": step.model}
+    # The root is the rewritten module itself.
+    modules = {**step.owners.modules, "": step.model} if program.outputs.stashes else {}
     if not program.is_checked:
         _let_go_of_left(chosen, modules)
     outputs = run_forward(program, tensors, step.owners.device_type, start, step.expect)

@@ -1,4 +1,4 @@
-"""Runs a program under autograd: one link per block, all values on a tape of their own for each call."""
+"""Runs a program under autograd, link by link, all values on a tape of their own for each call."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,13 +17,13 @@ from .begin_again import Start, check_start
 from .changed_arguments import alone, refuse_changes
 from .chosen_outputs import Arrivals
 from .errors import LowtideWarning, TapeError
-from .program import SEED, Binding, Key, Program
+from .program import SEED, Key, Link, Prepared, Program
 from .sources import Source
-from .torch_internals import answer_backwards, left_alone_by_compile
+from .torch_internals import answer_backwards, any_waits_for_gradient, left_alone_by_compile
 
 
 class Tape:
-    """What one forward leaves for its backward."""
+    """What one forward leaves for its backward. values: by key, parameters, buffers and inputs among them."""
 
     def __init__(
         self,
@@ -31,15 +32,16 @@ class Tape:
         device_type: str,
         start: Start | None = None,
         expect: Callable[[Arrivals], None] | None = None,
+        links: Sequence[Link] = (),
     ) -> None:
         self.program = program
+        self.links = links
         self.start = start
         self.expect = expect
-        self.residents = {storage: tensors[source] for storage, source in program.residents.items()}
-        self.values: dict[Key, Any] = {}
+        self.values: dict[Key, Any] = {storage: tensors[source] for storage, source in program.residents.items()}
         self.versions: dict[Key, int] = {}
         self.device_type = device_type
-        self.due = len(program.forward) - 1  # the block whose backward comes next
+        self.due = len(links) - 1  # the link whose backward comes next
         self.output_shapes: list[torch.Tensor] = []
         self.outputs: list[weakref.ref[torch.Tensor]] = []  # as the caller has them
         self.gradients: Mapping[Source, torch.Tensor] | None = None  # all of them, where the step began again
@@ -48,31 +50,24 @@ class Tape:
         self.asked: frozenset[int] = frozenset()  # outputs whose whole gradients are to be handed out, and these
         self.handed: dict[int, torch.Tensor] = {}
 
-    def run(self, binding: Binding) -> tuple[torch.Tensor, ...]:
-        """Calls one function; what it gives goes onto the tape, what else it returns (outputs, gradients) comes
-        back."""
-        values = [
-            self.residents[key]
-            if key in self.residents
-            else self.values.pop(key)
-            if key in binding.drops
-            else self.values[key]
-            for key in binding.takes
-        ]
-        with _no_autocast(self.device_type):
-            given, returned = self.program.functions[binding.function](values, binding.constants)
-        self.values.update(zip(binding.gives, given, strict=True))
+    def run(self, part: Prepared) -> tuple[torch.Tensor, ...]:
+        """Calls one function; what it gives goes onto the tape, what else it returns (outputs, gradients) comes back.
+
+        Autocast must be off: generated code calls kernels with the dtypes that autocast chose at capture.
+        """
+        held = self.values
+        given, returned = part.function(
+            [held.pop(key) if leaves else held[key] for key, leaves in part.fetches], part.constants
+        )
+        held.update(zip(part.gives, given, strict=True))
         return returned
 
     def seal(self) -> None:
         """Notes the versions of what backward reads and others can reach: parameters, buffers, inputs and outputs."""
         for key in self.program.watched:
-            tensor = self._reach(key)
+            tensor = self.values[key]
             if not tensor.is_inference():  # those count no versions
                 self.versions[key] = tensor._version
-
-    def _reach(self, key: Key) -> torch.Tensor:
-        return self.residents[key] if key in self.residents else self.values[key]  # pyright: ignore
 
     def is_inside(self, output: int) -> bool:
         """Whether others are computed from an output. Raises TapeError for one declared to receive no gradient."""
@@ -81,14 +76,11 @@ class Tape:
             _refuse_declined(self, [output])
         return output in outputs.inside
 
-    def check(self, binding: Binding) -> None:
+    def check(self, part: Prepared) -> None:
         """Raises TapeError if something that this part of backward reads was changed in place since forward."""
-        for key in binding.takes:
-            expected = self.versions.get(key)
-            if expected is None:
-                continue
-            now = self._reach(key)._version
-            if now != expected:
+        for key in part.watched:
+            expected, now = self.versions.get(key), self.values[key]._version
+            if now != expected and expected is not None:
                 source = self.program.residents.get(key)  # pyright: ignore[reportArgumentType]
                 what = f"{source.kind} {source.name}" if source else "an output of the module"
                 raise TapeError(
@@ -100,7 +92,6 @@ class Tape:
         """Lets go of everything: a backward runs once."""
         self.due = -1
         self.values.clear()
-        self.residents.clear()
         self.start = None
 
 
@@ -109,63 +100,84 @@ def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
-class _Link(torch.autograd.Function):
-    """One block in autograd's graph, chained to the next by a token; the last returns the outputs."""
+class _Node(torch.autograd.Function):
+    """One link in autograd's graph, chained to the next by a token; the last returns the outputs."""
 
     @staticmethod
-    def forward(ctx: Any, tape: Tape, index: int, token: torch.Tensor, *entering: torch.Tensor) -> Any:
+    def forward(ctx: Any, tape: Tape, link: Link, token: torch.Tensor, *entering: torch.Tensor) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.tape, ctx.index = tape, index
-        returned = tape.run(tape.program.forward[index])
-        if index + 1 < len(tape.program.forward):
+        ctx.tape, ctx.link = tape, link
+        returned: tuple[torch.Tensor, ...] = ()
+        with _no_autocast(tape.device_type):
+            for part in link.forward:
+                returned = tape.run(part)
+        if link is not tape.links[-1]:
             return torch.empty(0)
         tape.seal()
         ctx.handing = tape
+        outputs = tape.program.outputs
         # The tape keeps the values, the caller gets aliases: an output on its own tape would be a cycle.
-        changed = entering[len(entering) - len(tape.program.outputs.changed) :]
+        changed = entering[len(entering) - len(outputs.changed) :] if outputs.changed else ()
         ctx.mark_dirty(*changed)
-        outputs = (*(output.detach() for output in returned[: len(returned) - len(changed)]), *changed)
-        tape.output_shapes = [torch.empty_like(output, device="meta") for output in outputs]
-        able = {*tape.program.outputs.able, *tape.program.outputs.declined}
-        ctx.mark_non_differentiable(*(o for i, o in enumerate(outputs) if i not in able))
-        return outputs
+        given = (*(output.detach() for output in returned[: len(returned) - len(changed)]), *changed)
+        tape.output_shapes = [_like(output.shape, output.stride(), output.dtype) for output in given]
+        if len(outputs.able) + len(outputs.declined) < len(given):
+            able = {*outputs.able, *outputs.declined}
+            ctx.mark_non_differentiable(*(o for i, o in enumerate(given) if i not in able))
+        return given
 
     @staticmethod
     @left_alone_by_compile
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         tape: Tape = ctx.tape
-        _refuse_twice(tape, ctx.index)
+        link: Link = ctx.link
+        _refuse_twice(tape, link.number)
         try:
-            returned = _run_backward(tape, ctx.index, gradients)
+            returned = _run_backward(tape, link, gradients)
         except BaseException:
             tape.close()
             raise
-        changed = (None,) * len(tape.program.outputs.changed) if ctx.index + 1 == len(tape.program.forward) else ()
-        return (None, None, None if ctx.index == 0 else torch.empty(0), *returned, *changed)
+        changed = (None,) * len(tape.program.outputs.changed) if link.number + 1 == len(tape.links) else ()
+        return (None, None, None if link.number == 0 else torch.empty(0), *returned, *changed)
 
 
-def _run_backward(tape: Tape, index: int, gradients: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor | None, ...]:
-    """The gradients that are final after a block's backward."""
-    last = len(tape.program.forward) - 1
-    if index == last:
+@lru_cache(maxsize=1024)
+def _like(shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor without data, laid out as gradients of such an output are."""
+    return torch.empty_like(torch.empty_strided(shape, stride, dtype=dtype, device="meta"))
+
+
+def _run_backward(tape: Tape, link: Link, gradients: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
+    """The gradients that are final after a link's backward, in the order of `link.enter`."""
+    if link.number + 1 == len(tape.links):
         _warn_of_autocast(tape.device_type)
         _receive(tape, gradients)
-    binding = tape.program.backward[last - index]
-    idle: tuple[torch.Tensor | None, ...] = (None,) * len(tape.program.idle) if index == 0 else ()
     if tape.gradients is not None:
-        sources = (*binding.gradients, *(tape.program.idle if index == 0 else ()))
-        returned = tuple(tape.gradients.get(source) for source in sources if source.kind != "output")
+        returned: Sequence[torch.Tensor | None] = [tape.gradients.get(source) for source in link.enter]
     else:
-        tape.check(binding)
-        made = dict(zip(binding.gradients, tape.run(binding), strict=True))
-        for source in [source for source in made if source.kind == "output"]:
-            _hand_out(tape, source, made.pop(source))
-        returned = (*made.values(), *idle)
+        returned = _gradients(tape, link)
     tape.due -= 1
     if tape.due < 0:
         tape.close()
         tape.gradients = None
     return returned
+
+
+def _gradients(tape: Tape, link: Link) -> list[torch.Tensor | None]:
+    made: list[torch.Tensor | None] = []
+    with _no_autocast(tape.device_type):
+        for part in link.backward:
+            tape.check(part)
+            own = tape.run(part)
+            if part.has_outputs:
+                for source, gradient in zip(part.gradients, own, strict=True):
+                    if source.kind == "output":
+                        _hand_out(tape, source, gradient)
+                    else:
+                        made.append(gradient)
+            else:
+                made += own
+    return made + [None] * (len(link.enter) - len(made))  # those that no expected gradient reaches
 
 
 def _warn_of_autocast(device_type: str) -> None:
@@ -178,13 +190,13 @@ def _warn_of_autocast(device_type: str) -> None:
         )
 
 
-def _refuse_twice(tape: Tape, index: int) -> None:
+def _refuse_twice(tape: Tape, number: int) -> None:
     if torch.is_grad_enabled():
         raise TapeError(
             "a rewritten module has no second derivative: create_graph=True asks for the gradient of a gradient; "
             "call the original module for that"
         )
-    if tape.due != index:
+    if tape.due != number:
         raise TapeError(
             "backward ran a second time through the same forward of a rewritten module, whose values are freed as "
             "backward goes; call forward again (retain_graph=True does not keep them)"
@@ -280,22 +292,22 @@ def _begin_again(
         program, constants = start.plan_for(arriving)
     check_start(start, tape.program, arriving)
     tape.values.clear()
-    tape.residents.clear()
     # Buffers have been updated already: those that are handed over now are scratch.
     tensors = {source: t.detach().clone() if source in updated else t for source, t in start.tensors.items()}
     again = Tape(program, {**tensors, **constants}, tape.device_type)
-    with start.drawing():
+    with start.drawing(), _no_autocast(tape.device_type):
         if program.draws:
             again.values[SEED] = _next_number()
-        for binding in program.forward:
-            again.run(binding)
+        for part in program.prepared_forward:
+            again.run(part)
     number = {name: i for i, name in enumerate(program.outputs.names)}
     gradients = {number[names[i]]: (gradient, shapes[i]) for i, gradient in incoming.items()}
     for storage, output in zip(program.tangents, program.outputs.expected, strict=True):
         again.values[storage] = _laid_out(*gradients[output], tape.device_type)
     made: dict[Source, torch.Tensor] = {}
-    for binding in program.backward:
-        made.update(zip(binding.gradients, again.run(binding), strict=True))
+    with _no_autocast(tape.device_type):
+        for part in program.prepared_backward:
+            made.update(zip(part.gradients, again.run(part), strict=True))
     for source in [source for source in made if source.kind == "output"]:
         _hand_out(tape, replace(source, index=names.index(source.name)), made.pop(source))
     return made
@@ -323,27 +335,25 @@ def run_forward(
 ) -> tuple[torch.Tensor, ...]:
     """Runs the forward of a step; the outputs it returns carry the backward.
 
-    tensors: the parameters, buffers, inputs and constants of the step, by source. Each block's parameters enter
-    autograd's graph at the block in whose backward their gradient is final, so that gradients are accumulated, and
-    released, block by block. start: for a backward to which other gradients come than planned; expect: told of them
+    tensors: the parameters, buffers, inputs and constants of the step, by source. Each parameter enters autograd's
+    graph at the link in whose backward its gradient is final, so that gradients are accumulated, and released, link by
+    link. start: for a backward to which other gradients come than planned; expect: told of them
     where there is no start.
     Raises DecisionChanged where a decision of forward goes another way than the captured one.
     """
     changed = [tensors[source] for source in program.outputs.changed]
     refuse_changes(program.outputs, changed)
-    tape = Tape(program, alone(program, tensors), device_type, start, expect)
+    # A hook that waits for gradients may let go of each as soon as it is there.
+    links = program.single_links if any_waits_for_gradient(tensors.values()) else program.links
+    tape = Tape(program, alone(program, tensors), device_type, start, expect, links)
     if program.draws:
         tape.values[SEED] = _next_number()
     token: Any = tape.first_token
-    last = len(program.forward) - 1
-    for index in range(last + 1):
-        gradients = program.backward[last - index].gradients
-        entering = [tensors[source] for source in gradients if source.kind != "output"]
-        if index == 0:
-            entering += [tensors[source] for source in program.idle]
-        if index == last:
+    for link in links:
+        entering = [tensors[source] for source in link.enter]
+        if link is links[-1]:
             entering += changed
-        token = _Link.apply(tape, index, token, *entering)
+        token = _Node.apply(tape, link, token, *entering)
     if program.outputs.inside:
         answer_backwards(run_asked)
         tape.outputs = [weakref.ref(output) for output in token]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -19,6 +19,16 @@ class Source:
     kind: str
     name: str
     index: int
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.kind, self.name, self.index)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[type[Source], tuple[str, str, int]]:
+        return Source, (self.kind, self.name, self.index)  # another process hashes text otherwise
 
 
 class Owners:

@@ -21,6 +21,7 @@ from .emit import emit
 from .errors import LowtideWarning
 from .hand_over import problem_in, schedule_in
 from .header import header_of
+from .links import links_of
 from .loss_outside import everything_kept_bytes, peak_with_room
 from .optimizer_needs import OptimizerNeeds, optimizer_needs
 from .planning import PlannedStep, PosedStep, Progress, StepCosts, calibrated, pose_step
@@ -163,9 +164,13 @@ class StepPlans:
     def plan_in(self, ready: Ready, situation: Situation, budget_bytes: int, notes: tuple[str, ...] = ()) -> Plan:
         """A plan as it is carried out in a situation. Raises ScheduleError where it cannot be."""
         planned = ready.planned
-        solved = planned.plan
+        solved, links = planned.plan, ready.program.link_sizes
         bound = solved.lower_bound_seconds if budget_bytes <= ready.budget_bytes else None
-        if self._is_harder(situation, ready.situation) and self._is_harder(ready.situation, situation):
+        is_as_solved = self._is_harder(situation, ready.situation) and self._is_harder(ready.situation, situation)
+        holds_longer = len(links) < len(ready.program.forward) and not self._gradients.keys().isdisjoint(
+            situation.grad_present
+        )
+        if is_as_solved and not holds_longer:
             notes = (*solved.notes, *notes)
             return replace(solved, budget_bytes=budget_bytes, lower_bound_seconds=bound, notes=notes)
         problem = problem_in(planned.step, planned.costs.posed[1], situation)
@@ -174,7 +179,7 @@ class StepPlans:
             problem = replace(problem, reference=reference)
         return make_plan(
             problem,
-            schedule_in(problem, solved.schedule),
+            schedule_in(problem, solved.schedule, links),
             solver=solved.solver,
             budget_bytes=budget_bytes,
             lower_bound_seconds=bound if self._is_harder(situation, ready.situation) else None,
@@ -287,6 +292,7 @@ class StepPlans:
             self.costs.name,
             header_of(planned),
             self.costs.device,
+            self._links(situation, planned),
         )
         has_room = peak_with_room(planned.plan, self._room_bytes) <= budget_bytes
         room_bytes = self._room_bytes if has_room else 0
@@ -295,6 +301,11 @@ class StepPlans:
             ready.fits.append((ready.situation, budget_bytes))
         self.plans.append(ready)
         return ready
+
+    def _links(self, situation: Situation, planned: PlannedStep) -> tuple[int, ...]:
+        """Which blocks are one node of autograd's graph. With fewer gradients there less is let go later."""
+        all_there = replace(situation, grad_present=situation.grad_present | self._gradients.keys())
+        return links_of(problem_in(planned.step, planned.costs.posed[1], all_there), planned.plan.schedule)
 
     def _posed(self, situation: Situation) -> PosedStep:
         return PosedStep(self.costs, situation, *pose_step(self.costs, situation))

@@ -15,6 +15,7 @@ import torch
 from .errors import StructureError
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)
+_FLAT = (torch.Tensor, *_PLAIN)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,27 @@ def flatten(told: Any, what: str) -> tuple[list[torch.Tensor], Structure]:
     names: list[str] = []
     tree, key = _walk(told, "", what, tensors, names)
     return tensors, Structure(tree, tuple(names), key)
+
+
+_CALLS: dict[Any, Structure] = {}  # of flat calls that came before
+_MOST_CALLS = 256
+
+
+def flatten_call(args: tuple, kwargs: dict[str, Any]) -> tuple[list[torch.Tensor], Structure]:
+    """`flatten((args, kwargs), "argument")`, at once for a call like one that came before with nothing nested in it."""
+    values = (*args, *kwargs.values())
+    told = [None if isinstance(v, torch.Tensor) else (type(v), v) for v in values if isinstance(v, _FLAT)]
+    if len(told) < len(values):
+        return flatten((args, kwargs), "argument")
+    key = len(args), *kwargs, *told
+    structure = _CALLS.get(key)
+    if structure is None:
+        if len(_CALLS) >= _MOST_CALLS:
+            _CALLS.clear()
+        tensors, structure = flatten((args, kwargs), "argument")
+        _CALLS[key] = structure
+        return tensors, structure
+    return [v for v in values if isinstance(v, torch.Tensor)], structure
 
 
 def _walk(value: Any, path: str, what: str, tensors: list[torch.Tensor], names: list[str]) -> tuple[Any, Any]:
