@@ -235,6 +235,7 @@ def _segments(operands: _Operands, _: Any) -> None:
 
 _UNIQUE = (_distinct,)
 _SIZED_BY_LENGTHS = {aten._pack_padded_sequence, aten._ctc_loss}
+_OLD_CHOLESKY = (aten.cholesky,) if hasattr(aten, "cholesky") else ()  # torch 2.14 has the one in linalg alone
 
 _FITTINGS: dict[Any, tuple[_Fitting, ...]] = {
     aten.masked_select: (_as_many_as_selected,),
@@ -274,7 +275,7 @@ _FITTINGS: dict[Any, tuple[_Fitting, ...]] = {
     # The number of terms and of squarings follows from each matrix's norm; of equal ones all are worked on at once.
     aten.linalg_matrix_exp: (_with_norms(1.0), _with_norms(2.0), _with_norms(1e-3)),
     **dict.fromkeys(
-        (aten.cholesky, aten.linalg_cholesky_ex, aten.linalg_inv_ex, aten._linalg_solve_ex, aten.linalg_lu_factor_ex),
+        (aten.linalg_cholesky_ex, aten.linalg_inv_ex, aten._linalg_solve_ex, aten.linalg_lu_factor_ex, *_OLD_CHOLESKY),
         (_positive_definite("self", "A"),),
     ),
 }
