@@ -295,9 +295,8 @@ class StepPlans:
     def _links(self, situation: Situation, planned: PlannedStep) -> tuple[int, ...]:
         """Which blocks are one node of autograd's graph."""
         all_there = replace(situation, grad_present=situation.grad_present | self._gradients.keys())
-        posed = planned.costs.posed[1]
-        problems = (problem_in(planned.step, posed, one) for one in (all_there, situation))
-        return links_of(*problems, planned.plan.schedule)
+        step, posed = planned.step, planned.costs.posed[1]
+        return links_of(problem_in(step, posed, all_there), problem_in(step, posed, situation), planned.plan.schedule)
 
     def _posed(self, situation: Situation) -> PosedStep:
         return PosedStep(self.costs, situation, *pose_step(self.costs, situation))
