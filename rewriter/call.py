@@ -62,9 +62,10 @@ class Describer:
             refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
         tensors, sharing = tuple(map(kind_of, inputs)), sharing_of(inputs, state.owned)
         parts = structure.key, tensors, sharing, state.key, self.process(state), outputs, forward
-        if self._last is None or self._last[0] != parts:
-            self._last = parts, CallKey(*parts)
-        return Call(tuple(inputs), structure, self._last[1], state)
+        last = self._last  # another thread may describe a call of its own meanwhile
+        if last is None or last[0] != parts:
+            last = self._last = parts, CallKey(*parts)
+        return Call(tuple(inputs), structure, last[1], state)
 
     def process(self, state: ModuleState) -> Interned:
         """What the call depends on outside of the module."""

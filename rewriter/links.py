@@ -7,6 +7,10 @@ is let go later than at the end of its own block.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf
+from operator import le
+
 from ..solvers.problem import Problem
 from ..solvers.schedule import Free, Schedule
 from ..solvers.simulate import simulate
@@ -16,10 +20,25 @@ from .hand_over import schedule_in
 _MOST_BYTES = 25 * 2**20
 
 
-def links_of(problem: Problem, schedule: Schedule) -> tuple[int, ...]:
-    """How many blocks each link has, from the first block to the last. problem: with all gradients there, the
-    situation in which links may hold gradients that blocks would not."""
+def links_of(all_there: Problem, problem: Problem, schedule: Schedule) -> tuple[int, ...]:
+    """How many blocks each link has, from the first block to the last.
+
+    problem: the step in the situation that it was solved for; all_there: with all gradients there, the situation in
+    which links hold most that blocks would not. In neither the peak is higher than with a link for each block.
+    """
+    # Whether codes may err as much as they do has been decided.
+    all_there, problem = (replace(one, error_budget=inf) for one in (all_there, problem))
     single = (1,) * (len(schedule.segments) // 2)
+    links = _joined(all_there, schedule, single)
+    peaks = {
+        sizes: [simulate(one, schedule_in(one, schedule, sizes)).peak_bytes for one in (all_there, problem)]
+        for sizes in (single, links)
+    }
+    return links if all(map(le, peaks[links], peaks[single])) else single
+
+
+def _joined(problem: Problem, schedule: Schedule, single: tuple[int, ...]) -> tuple[int, ...]:
+    """Links as long as can be, from the last block to the first."""
     alone = schedule_in(problem, schedule, single)
     timeline = simulate(problem, alone)
     returned_bytes = _returned_bytes(problem, alone)
@@ -33,9 +52,7 @@ def links_of(problem: Problem, schedule: Schedule) -> tuple[int, ...]:
             held_bytes = 0
         sizes[-1] += 1
         held_bytes += returned_bytes[number]
-    links = tuple(reversed(sizes))
-    joined_bytes = simulate(problem, schedule_in(problem, schedule, links)).peak_bytes
-    return links if joined_bytes <= timeline.peak_bytes else single
+    return tuple(reversed(sizes))
 
 
 def _returned_bytes(problem: Problem, schedule: Schedule) -> list[int]:

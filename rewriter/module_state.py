@@ -58,6 +58,7 @@ class ModuleState:
             and list(map(attrgetter("training"), modules)) == self._modes
             and all(map(is_, map(dict.get, dicts[1:], repeat("forward")), self._forwards))
             and all(map(is_, map(attrgetter("forward"), self._classes), self._class_forwards))
+            and not any(self._empty)
             and list(map(len, self._views)) == self._lengths
             and all(map(is_, chain.from_iterable(self._views), self._parts))
             and self._tensors_quick() == self._quick
@@ -75,7 +76,8 @@ class ModuleState:
         held = [getattr(module, name) for module in modules for name in _HELD]
         held += [getattr(module, name) for module in modules[1:] for name in HOOKS]
         self._sees_all = all(isinstance(one, dict) for one in held)
-        self._views = [one.values() for one in held] if self._sees_all else []
+        self._empty = [one for one in held if not one]  # nearly all of them: who has hooks?
+        self._views = [one.values() for one in held if one] if self._sees_all else []
         self._lengths = list(map(len, self._views))
         self._parts = list(chain.from_iterable(self._views))
         self._quick = self._tensors_quick()

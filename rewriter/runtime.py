@@ -79,8 +79,8 @@ class Tape:
     def check(self, part: Prepared) -> None:
         """Raises TapeError if something that this part of backward reads was changed in place since forward."""
         for key in part.watched:
-            expected, now = self.versions.get(key), self.values[key]._version
-            if now != expected and expected is not None:
+            expected = self.versions.get(key)
+            if expected is not None and (now := self.values[key]._version) != expected:
                 source = self.program.residents.get(key)  # pyright: ignore[reportArgumentType]
                 what = f"{source.kind} {source.name}" if source else "an output of the module"
                 raise TapeError(

@@ -177,6 +177,8 @@ class StepPlans:
         if planned.posed.problem.reference is not None:
             reference = baseline_of(pose_step(self.costs, situation)[1].problem)
             problem = replace(problem, reference=reference)
+        # A plan that was made elsewhere may err a little more than one that is made here.
+        problem = replace(problem, error_budget=max(problem.error_budget, solved.problem.error_budget))
         return make_plan(
             problem,
             schedule_in(problem, solved.schedule, links),
@@ -303,9 +305,10 @@ class StepPlans:
         return ready
 
     def _links(self, situation: Situation, planned: PlannedStep) -> tuple[int, ...]:
-        """Which blocks are one node of autograd's graph. With fewer gradients there less is let go later."""
+        """Which blocks are one node of autograd's graph."""
         all_there = replace(situation, grad_present=situation.grad_present | self._gradients.keys())
-        return links_of(problem_in(planned.step, planned.costs.posed[1], all_there), planned.plan.schedule)
+        step, posed = planned.step, planned.costs.posed[1]
+        return links_of(problem_in(step, posed, all_there), problem_in(step, posed, situation), planned.plan.schedule)
 
     def _posed(self, situation: Situation) -> PosedStep:
         return PosedStep(self.costs, situation, *pose_step(self.costs, situation))
