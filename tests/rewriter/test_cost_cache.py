@@ -135,10 +135,10 @@ def test_costs_of_compiled_kernels_are_not_those_of_plain_ones(monkeypatch):
 def test_what_was_measured_while_the_state_changed_is_not_kept(monkeypatch):
     cache = CostCache.load(CPU)
     cache.add("one", Measurement(1.0, 1))
-    monkeypatch.setattr(native, "_failed", {*native._failed, "some C"})  # as where a kernel does not compile
-    cache.save()
-    assert known() == {}
-    monkeypatch.undo()
+    with monkeypatch.context() as changed:
+        changed.setattr(native, "_failed", {*native._failed, "some C"})  # as where a kernel does not compile
+        cache.save()
+        assert known() == {}
     assert known() == {}
 
 
