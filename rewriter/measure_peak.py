@@ -132,9 +132,18 @@ def is_profiler_running() -> bool:
         return False
     return _any_session_recording() or any(
         getattr(session, "entered", False) and getattr(session, "kineto_results", None) is None
-        for session in gc.get_objects()
-        if issubclass(type(session), autograd_profiler.profile)
+        for session in _alive(autograd_profiler.profile)
     )
+
+
+def _alive(kind: type) -> list[Any]:
+    """All objects of a class or of one derived from it that the garbage collector knows.
+
+    Each class is looked at once: there may be millions of objects.
+    """
+    objects = gc.get_objects()
+    kinds = {cls for cls in set(map(type, objects)) if issubclass(cls, kind)}
+    return [one for one in objects if type(one) in kinds] if kinds else []
 
 
 def _any_session_recording() -> bool:
@@ -229,9 +238,7 @@ def _quiet_first_session() -> Iterator[None]:
 def _watch_storages() -> list[weakref.finalize]:
     """Has every live CPU storage of torch's allocator leave a mark with its size when it is freed."""
     storages: dict[int, Any] = {}
-    for candidate in gc.get_objects():
-        if not issubclass(type(candidate), torch.Tensor):
-            continue
+    for candidate in _alive(torch.Tensor):
         try:
             # A gradient that nobody has looked at is no Python object yet.
             gradient = candidate.grad if candidate.is_leaf else None
