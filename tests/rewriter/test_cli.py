@@ -65,9 +65,9 @@ def test_help_and_version_import_no_torch():
 
 
 def test_what_libraries_print_reaches_neither_stream():
-    """In a process of its own, since some print below Python's streams, and once per process. Four layers are planned
+    """In a process of its own, since some print below Python's streams, and once per process. The layer is planned
     with integer programs."""
-    sizes = ["--set", "n_layer=4", "--set", "vocab_size=50", "--seq", "32"]
+    sizes = ["--set", "n_layer=1", "--set", "vocab_size=50", "--seq", "32"]
     words = ["plan", *TINY, *sizes, "--budget", "75%", "--costs", "flops", "--json"]
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import conftest\n"
