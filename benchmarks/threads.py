@@ -30,6 +30,8 @@ import torch
 from lowtide.solvers.errors import InfeasibleBudget
 from torch import nn
 
+from benchmarks.mutations import mutated_bytes
+
 _STEPS = 3
 _ACTIVATIONS = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU)
 _SHARES = ("60%", "75%", "90%", "100%")
@@ -109,10 +111,7 @@ def damage(folder: Path, chance: random.Random, stop: threading.Event, tally: Ta
             continue
         file = chance.choice(files)
         try:
-            data = bytearray(file.read_bytes())
-            for _ in range(min(len(data), 8)):
-                data[chance.randrange(len(data))] = chance.randrange(256)
-            file.write_bytes(data[: chance.choice((0, len(data) // 2, len(data)))])
+            file.write_bytes(mutated_bytes(file.read_bytes(), chance))
             tally.add("files damaged")
         except OSError:
             continue  # exchanged by another thread meanwhile

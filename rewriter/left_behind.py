@@ -58,15 +58,18 @@ class Stash:
     @property
     def name(self) -> str:
         """What its tensors are called: as an attribute of its module."""
-        steps = [*self.place.path, *([self.entry] if self.entry else [])]
         owner = [self.place.owner] if self.place.owner else []
-        return ".".join([*owner, *(str(name) for _, name in steps)])
+        return ".".join([*owner, *(str(name) for _, name in self._path)])
 
     @property
     def attribute(self) -> tuple[str, str] | None:
         """The module (by name) and its attribute in which the value lies, however deep; None for the arguments."""
-        steps = [*self.place.path, *([self.entry] if self.entry else [])]
-        return None if self.place.owner is None else (self.place.owner, steps[0][1])
+        return None if self.place.owner is None else (self.place.owner, self._path[0][1])
+
+    @property
+    def _path(self) -> list[tuple[bool, Any]]:
+        """The attributes and keys from the owner to the value."""
+        return [*self.place.path, *([self.entry] if self.entry else [])]
 
     def held(self, modules: Mapping[str, torch.nn.Module]) -> Any:
         """What is there before a step in the place of what it will leave in a module; None where nothing is.

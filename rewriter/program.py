@@ -45,8 +45,8 @@ class Binding:
 class Prepared:
     """A binding as it runs at each step, with all looked up that is the same each time.
 
-    fetches: what it takes, with whether that leaves the tape; watched: those that others can change meanwhile; returns:
-    the sources of the gradients that it returns, without those of outputs if `has_outputs`.
+    fetches: what it takes, with whether that leaves the tape; watched: those that others can change meanwhile;
+    gradients: the sources of those that it returns; has_outputs: whether outputs are among these.
     """
 
     function: Callable[..., Any]
