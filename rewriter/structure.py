@@ -68,7 +68,7 @@ _MOST_CALLS = 256
 def flatten_call(args: tuple, kwargs: dict[str, Any]) -> tuple[list[torch.Tensor], Structure]:
     """`flatten((args, kwargs), "argument")`, at once for a call like one that came before with nothing nested in it."""
     values = (*args, *kwargs.values())
-    told = [None if isinstance(v, torch.Tensor) else (type(v), v) for v in values if isinstance(v, _FLAT)]
+    told = [None if isinstance(v, torch.Tensor) else _key_of(v) for v in values if isinstance(v, _FLAT)]
     if len(told) < len(values):
         return flatten((args, kwargs), "argument")
     key = len(args), *kwargs, *told
@@ -82,6 +82,12 @@ def flatten_call(args: tuple, kwargs: dict[str, Any]) -> tuple[list[torch.Tensor
     return [v for v in values if isinstance(v, torch.Tensor)], structure
 
 
+def _key_of(constant: Any) -> tuple[type, Any]:
+    """Tells constants apart that are equal and yet make other calls: True, 1 and 1.0 by their types, 0.0 and -0.0 by
+    their text, by which nan is nan too."""
+    return type(constant), repr(constant) if isinstance(constant, (float, complex)) else constant
+
+
 def _walk(value: Any, path: str, what: str, tensors: list[torch.Tensor], names: list[str]) -> tuple[Any, Any]:
     """The tree and the key of an object; its tensors and their names are added to the lists."""
     # A function within `flatten` that called itself would keep the tensors alive until garbage is collected.
@@ -90,8 +96,7 @@ def _walk(value: Any, path: str, what: str, tensors: list[torch.Tensor], names: 
         names.append(path)
         return Leaf(len(tensors) - 1), "T"
     if isinstance(value, _PLAIN):
-        # True == 1 == 1.0 hash alike but are other calls: the type goes into the key.
-        return Leaf(-1, value), (type(value).__name__, value)
+        return Leaf(-1, value), _key_of(value)
     parts = _take_apart(value)
     if parts is None:
         raise StructureError(

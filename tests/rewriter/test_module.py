@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import math
 import pickle
 import types
 import warnings
@@ -14,6 +15,7 @@ from lowtide.rewriter import rewriting
 from lowtide.rewriter.errors import LowtideError, LowtideWarning
 from side_by_side import backward_of, calling, differences, rewritten, trained
 from small_models import small_model
+from small_networks import Called
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -231,3 +233,14 @@ def test_planning_leaves_a_running_profiler_alone():
     small.load_state_dict(model.state_dict())
     assert any(event.key == "aten::addmm" for event in profiler.key_averages())
     assert differences(trained(model, calling(data())), trained(small, calling(data()))) == []
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_zeros_of_either_sign_are_calls_of_their_own(nested):
+    signed = Called(
+        lambda m, x, s: torch.copysign(m.net(x), torch.full((1,), s[0] if nested else s)), net=nn.Linear(4, 4)
+    )
+    small = lowtide.rewrite(signed, "100%", costs="flops")
+    for zero in (0.0, -0.0):
+        out = small(torch.randn(2, 4), [zero] if nested else zero)
+        assert torch.equal(torch.signbit(out), torch.full((2, 4), math.copysign(1.0, zero) < 0))
