@@ -11,7 +11,7 @@ from typing import Any
 import lowtide
 import torch
 from lowtide.solvers.encoded import encoded_schedule, with_codes
-from lowtide.solvers.keep_all import trace_order
+from lowtide.solvers.liveness import trace_order
 from lowtide.solvers.plan import Plan
 from lowtide.solvers.problem import Problem
 from lowtide.solvers.recoding import encodable

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch  # its OpenMP library has to be loaded first: what is compiled here then shares its threads
 
+from ..storage.cache_folder import cache_folder
 from ..storage.private_files import read_private, remove_oldest, working_folder, write_private
 
 # Bits must be torch's own, so products and sums stay apart.
@@ -48,22 +49,14 @@ void probe(double *values, int64_t count) {
 }
 """
 
-_kept_in: Path | Callable[[], Path | None] | None = None
 _failed: set[str] = set()  # digests of C that could not be compiled, or not loaded
 _numbers = itertools.count()
 
 
-def keep_in(folder: Path | Callable[[], Path | None] | None) -> None:
-    """Has what is compiled from now on kept in a folder of the user's own, for other processes; None: nowhere.
-
-    folder: or what tells it whenever something is compiled.
-    """
-    global _kept_in
-    _kept_in = folder
-
-
-def _folder() -> Path | None:
-    return _kept_in() if callable(_kept_in) else _kept_in
+def kernels_folder() -> Path | None:
+    """The folder of the user's own in which compiled kernels are kept for other processes; None where there is none."""
+    folder = cache_folder()
+    return folder and folder / "kernels"
 
 
 def native(source: str, name: str, argument_types: Sequence[Any]) -> Any:
@@ -102,7 +95,7 @@ def _library(source: str) -> ctypes.CDLL | None:
         return None
     made_from = repr((source, _identity(compiler), *_FLAGS, platform.machine(), _processor())).encode()
     digest = hashlib.sha256(_OPENING + made_from).hexdigest()
-    folder = _folder()
+    folder = kernels_folder()
     kept = folder and folder / f"{digest[:32]}{'.probe' if source == _PROBE else '.so'}"
     try:
         if kept is not None:
@@ -158,7 +151,7 @@ def _in_memory(library: bytes) -> Iterator[str]:
 
 @contextmanager
 def _in_a_file(library: bytes) -> Iterator[str]:
-    with working_folder(_folder()) as folder:
+    with working_folder(kernels_folder()) as folder:
         file = folder / "kernels.so"
         file.write_bytes(library)
         yield str(file)
@@ -166,7 +159,7 @@ def _in_a_file(library: bytes) -> Iterator[str]:
 
 def _compiled(compiler: str, source: str) -> bytes:
     """Raises OSError, or subprocess.SubprocessError, where it cannot be compiled."""
-    with working_folder(_folder()) as folder:
+    with working_folder(kernels_folder()) as folder:
         made = folder / "kernels.so"
         subprocess.run(
             [compiler, *_FLAGS, "-x", "c", "-", "-o", str(made), "-lm"],

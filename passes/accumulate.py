@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import fx
 
+from .sources import Source
 from .step_graph import Kernel, StepGraph, Storage, joint_outputs
 
 
 def hand_over_gradients(
-    step: StepGraph, graph: fx.GraphModule, sources: Sequence[Any], grad_present: frozenset[Any]
+    step: StepGraph, graph: fx.GraphModule, sources: Sequence[Source], grad_present: frozenset[Source]
 ) -> StepGraph:
     """Adds an "accumulate" kernel for each gradient at the end of the backward segment in which it is final.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from ..solvers.partitions import window_cuts
-from .call_signature import call_signature
+from .calls import call_signature
 from .step_graph import Kernel, StepGraph
 
 # Between two cuts the bytes that cross must rise to this multiple of what crosses at the cuts.

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..kernels.bits import dense
-from .call_signature import lazy_changes
+from .calls import lazy_changes
 from .step_graph import Kernel, storage_key
 
 aten = torch.ops.aten

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from .call_signature import arguments_of, operation_name
+from .calls import arguments_of, operation_name
 from .step_graph import StepGraph, tensors_of
 from .value_reads import ValueRead, reads_as
 

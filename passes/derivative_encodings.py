@@ -10,7 +10,7 @@ from torch import fx
 from ..kernels.codecs import Codec
 from ..kernels.derivative_codes import derivative_codecs
 from ..kernels.saved_derivatives import SavedDerivative
-from .call_signature import arguments_of, operation_name
+from .calls import arguments_of, operation_name
 from .step_graph import Kernel, StepGraph
 
 Arguments = dict[str, Any]

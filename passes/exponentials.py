@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from .call_signature import operation_name
+from .calls import operation_name
 from .step_graph import StepGraph
 from .value_reads import ValueRead, reads_as
 

@@ -11,7 +11,7 @@ from torch import fx
 from ..kernels.bits import dense
 from ..kernels.codecs import Codec
 from ..kernels.narrow_integers import NARROW_CODECS, narrowest
-from .call_signature import arguments_of, operation_name
+from .calls import arguments_of, operation_name
 from .step_graph import Kernel, StepGraph
 
 Bounds = tuple[int, int]  # the least and the greatest

@@ -10,7 +10,7 @@ from torch import fx
 
 from ..kernels.bits import dense
 from ..kernels.codecs import Codec
-from .call_signature import arguments_of
+from .calls import arguments_of
 from .step_graph import StepGraph
 
 

@@ -9,7 +9,7 @@ from torch import fx
 from ..kernels.approximate_codecs import FAMILIES, group_codecs, row_codecs
 from ..kernels.codecs import Codec
 from ..kernels.tensor_rows import has_rows
-from .call_signature import arguments_of, operation_name
+from .calls import arguments_of, operation_name
 from .comparisons import is_compared
 from .derivative_encodings import codecs_of_derivatives
 from .exponentials import FEWEST_BITS, is_exponentiated

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from torch import fx
 
-from ..kernels.native import keep_in
-from ..solvers.disk_cache import cache_folder
 from .blocks import assign_blocks
 from .change_in_place import ChangeInPlace
 from .chunked_cross_entropy import ChunkCrossEntropy
@@ -23,6 +18,7 @@ from .remade import made_again
 from .saved_outputs import InvertOutputs, SaveOutputs
 from .savings import Saving, applied, copied
 from .shape_only import ForgetShapes
+from .sources import Source
 from .step_graph import StepGraph, build
 from .sum_in_place import SumInPlace
 from .written_gelu import WrittenGelu
@@ -30,13 +26,6 @@ from .written_gelu import WrittenGelu
 # From the strictest to the loosest: a pass runs when its fidelity is asked for or a looser one is.
 FIDELITIES = ("bitwise", "rounding", "approximate")
 
-
-def _kernels_folder() -> Path | None:
-    folder = cache_folder()
-    return folder and folder / "kernels"
-
-
-keep_in(_kernels_folder)  # `kernels` does not know where the user's cache is
 
 GRAPH_PASSES = (
     FreeFactories(),
@@ -62,34 +51,25 @@ def savings_beyond(graph: fx.GraphModule, fidelity: str) -> tuple[Saving, ...]:
     return applied(copied(graph), [one for one in GRAPH_PASSES if one.fidelity not in allowed])[1]
 
 
-def run_passes(
-    graph: fx.GraphModule,
-    mutations: tuple[Any, ...],
-    is_random: Callable[[fx.Node], bool],
-    fidelity: str = "bitwise",
-) -> StepGraph:
+def run_passes(graph: fx.GraphModule, mutations: tuple[Source, ...], fidelity: str = "bitwise") -> StepGraph:
     """The step graph of a joint graph after all passes of the fidelity asked for, cut into blocks."""
     graph, savings = applied(graph, [one for one in GRAPH_PASSES if one.fidelity in allowed_at(fidelity)])
-    return _step_of(graph, mutations, is_random, fidelity, savings)
+    return _step_of(graph, mutations, fidelity, savings)
 
 
 def run_again_in_backward(
-    graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable[[fx.Node], bool], step: StepGraph
+    graph: fx.GraphModule, mutations: tuple[Source, ...], step: StepGraph
 ) -> tuple[fx.GraphModule, StepGraph] | None:
     """A copy of an approximate step's graph, passes done, in which backward makes again what it can of what it reads
     anyway (`made_again`), and its step graph; None if there is nothing."""
-    again = made_again(graph, frozenset(mutations), is_random)
-    return None if again is None else (again, _step_of(again, mutations, is_random, "approximate", step.savings))
+    again = made_again(graph, frozenset(mutations))
+    return None if again is None else (again, _step_of(again, mutations, "approximate", step.savings))
 
 
 def _step_of(
-    graph: fx.GraphModule,
-    mutations: tuple[Any, ...],
-    is_random: Callable[[fx.Node], bool],
-    fidelity: str,
-    savings: tuple[Saving, ...],
+    graph: fx.GraphModule, mutations: tuple[Source, ...], fidelity: str, savings: tuple[Saving, ...]
 ) -> StepGraph:
-    step = replace(build(graph, mutations, is_random), savings=savings)
+    step = replace(build(graph, mutations), savings=savings)
     for step_pass in STEP_PASSES:
         if step_pass.fidelity in allowed_at(fidelity):
             step = step_pass(step)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from .call_signature import arguments_of, operation_name
+from .calls import arguments_of, operation_name
 from .step_graph import StepGraph
 from .value_reads import ValueRead, reads_as
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from .call_signature import operation_name
+from .calls import operation_name
 from .step_graph import Kernel
 
 _INTENSIVE = (

@@ -8,21 +8,21 @@ measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable, Set
 
 import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from .calls import is_random
 from .comparisons import is_comparison
 from .products import multiplies
 from .savings import copied
+from .sources import Source
 from .step_graph import is_compute, storage_key
 
 
-def made_again(
-    graph: fx.GraphModule, changed: Set[object], is_random: Callable[[fx.Node], bool]
-) -> fx.GraphModule | None:
+def made_again(graph: fx.GraphModule, changed: Set[Source]) -> fx.GraphModule | None:
     """A copy of a joint graph in which backward makes again what is `remakable`; None if nothing is.
 
     before: s = silu(gate); y = s * up; ...; up' = g * s; weight' = gᵀ @ y; gate' = silu_backward(h, gate)
@@ -31,7 +31,7 @@ def made_again(
     changed: the sources of buffers and inputs that forward changes.
     """
     graph = copied(graph)
-    chosen = remakable(graph, changed, is_random)
+    chosen = remakable(graph, changed)
     if not chosen:
         return None
     copies = _Copies(chosen)
@@ -43,7 +43,7 @@ def made_again(
     return graph
 
 
-def remakable(graph: fx.GraphModule, changed: Set[object], is_random: Callable[[fx.Node], bool]) -> frozenset[fx.Node]:
+def remakable(graph: fx.GraphModule, changed: Set[Source]) -> frozenset[fx.Node]:
     """Calls of forward whose result backward reads, and all that they read of what forward made, too.
 
     Not products, nor what draws random numbers, compares with thresholds, writes, returns several tensors or reads
@@ -60,13 +60,13 @@ def remakable(graph: fx.GraphModule, changed: Set[object], is_random: Callable[[
     def is_found(node: fx.Node) -> bool:
         own, read = storage_key(node.meta["val"]), _storages(node.all_input_nodes)
         has_all = bool(read & made) and read <= needed | given
-        return own in needed - read - given - stale - returned and has_all and _is_cheap(node, is_random)
+        return own in needed - read - given - stale - returned and has_all and _is_cheap(node)
 
     forward = [node for node in nodes if _is_in(node, "forward") and is_compute(node)]
     return frozenset(node for node in forward if _fills_its_storage(node.meta["val"]) and is_found(node))
 
 
-def _is_cheap(node: fx.Node, is_random: Callable[[fx.Node], bool]) -> bool:
+def _is_cheap(node: fx.Node) -> bool:
     """Whether a call may run again at little cost, and on noisy values."""
     written = not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable
     return not (written or is_random(node) or multiplies(node) or is_comparison(node))

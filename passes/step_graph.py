@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from torch import fx
 
 from ..kernels.checks import check
-from .call_signature import operation_name
+from .calls import is_random, operation_name
 from .foreign_calls import is_effect
+from .sources import Source
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class _Aliasing:
         return None if known is not None else self.by_key[key]
 
 
-def build(graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable[[fx.Node], bool]) -> StepGraph:
+def build(graph: fx.GraphModule, mutations: tuple[Source, ...]) -> StepGraph:
     """The step graph of a joint graph whose output is (outputs, gradients, mutations), three tuples of nodes.
 
     mutations: the sources (buffers or inputs) that the last tuple's new values belong to.
@@ -151,7 +152,7 @@ def build(graph: fx.GraphModule, mutations: tuple[Any, ...], is_random: Callable
             source = node.meta["source"]
             aliasing.add(node, node.meta["val"], source.kind, source.name)
         elif is_compute(node):
-            kernel = _kernel(node, aliasing, is_random(node))
+            kernel = _kernel(node, aliasing)
             if kernel is not None:
                 kernels.append(kernel)
     updates = {placeholders[source]: value for source, value in zip(mutations, new_values, strict=True)}
@@ -174,7 +175,7 @@ def joint_outputs(
     return output.args[0]  # pyright: ignore[reportReturnType]
 
 
-def _kernel(node: fx.Node, aliasing: _Aliasing, random: bool) -> Kernel | None:
+def _kernel(node: fx.Node, aliasing: _Aliasing) -> Kernel | None:
     """The kernel of a call, None for a view."""
     reads = dict.fromkeys(aliasing.storage_of[n] for n in node.all_input_nodes if n in aliasing.storage_of)
     if node.target is check:
@@ -192,6 +193,7 @@ def _kernel(node: fx.Node, aliasing: _Aliasing, random: bool) -> Kernel | None:
     made = [aliasing.add(part, value, "activation", part.name) for part, value in tensors_of(node)]
     makes = tuple(storage for storage in made if storage is not None)
     updates = updated_buffers(node)
+    random = is_random(node)
     if not makes and not updates and not random and not is_effect(node):
         return None
     return Kernel(

@@ -12,7 +12,7 @@ from torch import fx
 from ..kernels.codecs import Codec
 from ..kernels.threshold_classes import class_codec
 from ..kernels.threshold_codes import Thresholds, threshold_codec
-from .call_signature import arguments_of, operation_name
+from .calls import arguments_of, operation_name
 from .step_graph import StepGraph
 
 Arguments = dict[str, Any]

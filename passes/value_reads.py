@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import fx
 
-from .call_signature import arguments_of
+from .calls import arguments_of
 from .step_graph import Kernel, StepGraph
 
 ValueRead = tuple[fx.Node, int]

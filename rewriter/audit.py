@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..passes.encodings import Coding
-from ..solvers.keep_all import trace_order
-from ..solvers.liveness import schedule_of
+from ..passes.sources import Source
+from ..solvers.liveness import schedule_of, trace_order
 from ..solvers.plan import Plan
 from ..solvers.schedule import Decode, Free, Run
 from .beside import Lane, energy_of, errors_beside
@@ -19,7 +19,6 @@ from .name_groups import plain_operation
 from .planning import PlannedStep
 from .replay import Replay
 from .sensitivity import SEED
-from .sources import Source
 
 MOST_VALUES = 24  # that are audited unless asked otherwise
 _SEEDS = 2

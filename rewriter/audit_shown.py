@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..solvers.plain_text import printable
 from .audit import Audit
 from .bytes_text import format_bytes
-from .plain_text import printable
 
 
 def audit_text(audit: Audit, table: Table) -> RenderableType:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from ..passes.sources import Source
 from .chosen_outputs import Arrivals
 from .errors import TapeError
 from .program import Generator, Program
-from .sources import Source
 
 Served = tuple[Program, Mapping[Source, torch.Tensor]]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from ..passes.sources import Source
 from ..passes.step_graph import Kernel
 from ..solvers.schedule import Schedule
 from .replay import Replay
-from .sources import Source
 
 CARRIED = torch.bfloat16
 """In which noise on its way is kept: each time it is rounded that adds less than a hundred-thousandth of its energy."""

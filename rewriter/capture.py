@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.calls import is_random
 from ..passes.foreign_calls import is_effect
 from ..passes.joint_graph import JointGraph
+from ..passes.sources import Source
 from ..passes.step_graph import updated_buffers
 from .caches import bind, without_caches
-from .calls import is_random
 from .capture_failures import meaning_of, shown
 from .captured import Captured, check_former_values, depends_on_changed, guard_of
 from .checked_decisions import add_checks
@@ -42,7 +43,7 @@ from .recorder import Recorder
 from .refused_parts import refuse_overlaps, refuse_parts, refuse_tensors, refuse_uninitialized
 from .running_modules import user_line
 from .settings import Settings, settings_of
-from .sources import Owners, Source
+from .sources import Owners
 from .structure import flatten
 from .torch_internals import (
     checkpoints_passed,

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.calls import inputs_of
 from ..passes.joint_graph import JointGraph, evaluated
-from .calls import inputs_of
+from ..passes.sources import Source
 from .chosen_outputs import Outputs
 from .errors import CaptureError
 from .settings import Settings
-from .sources import Source
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..passes.sources import Source
 from .chosen_outputs import Outputs
 from .errors import TapeError
 from .program import Program
-from .sources import Source
 
 
 def alone(program: Program, tensors: Mapping[Source, torch.Tensor]) -> Mapping[Source, torch.Tensor]:

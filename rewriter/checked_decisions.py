@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from ..kernels.checks import check, generator_state, state_bytes
+from ..passes.calls import is_random
+from ..passes.sources import Source
 from ..passes.step_graph import updated_buffers
-from .calls import is_random
-from .sources import Source
 
 aten = torch.ops.aten
 

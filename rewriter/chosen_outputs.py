@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from ..passes.sources import Source
 from .errors import CaptureError, NothingToDifferentiate
 from .left_behind import Stash
-from .sources import Source
 from .structure import Structure, flatten
 from .torch_internals import nodes_behind
 

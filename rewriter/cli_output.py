@@ -13,8 +13,8 @@ from typing import Any
 
 import typer
 
+from ..solvers.plain_text import printable, printable_lines
 from .errors import LowtideError, LowtideWarning
-from .plain_text import printable, printable_lines
 
 ERROR_STATUS = 2
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..solvers.disk_cache import cache_folder
 from ..storage.bounded_json import read_json
+from ..storage.cache_folder import cache_folder
 from ..storage.private_files import read_private, remove_oldest, write_private
 from .backend_state import backend_state
 from .layouts_seen import parsed

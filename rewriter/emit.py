@@ -8,6 +8,7 @@ from torch import fx
 from ..passes.encodings import Coding
 from ..passes.in_place import WRITTEN_OUT, in_place_variant
 from ..passes.pose import Posed
+from ..passes.sources import Source
 from ..passes.step_graph import Kernel, StepGraph
 from ..solvers.schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
 from .bound_names import BoundNames, named_argument
@@ -17,7 +18,6 @@ from .emit_text import Rendered, assemble
 from .equal_views import EqualViews
 from .program import SEED, Binding, Key, Program, load_functions
 from .source_text import comment, identifier
-from .sources import Source
 
 
 def emit(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..passes.call_signature import operation_name
+from ..passes.calls import operation_name
 from ..passes.changes import Change, in_place_overload
 from ..passes.foreign_calls import calling
 from ..passes.step_graph import StepGraph

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
+from ..passes.sources import Source
+from ..solvers.plain_text import printable
 from .bytes_text import format_bytes
-from .plain_text import printable
 from .program import Key
 from .source_text import comment, literal
-from .sources import Source
 
 _MARK = "\x00"
 _LONGEST_BLOCK_NAME = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..solvers.errors import InfeasibleBudget, LowtideError, ScheduleError
-from .plain_text import printable_lines
+from ..solvers.plain_text import printable_lines
 
 __all__ = [
     "BudgetError",

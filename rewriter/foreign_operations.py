@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch.overrides import TorchFunctionMode
 
-from ..passes.call_signature import operation_name
+from ..passes.calls import operation_name
 from ..passes.foreign_calls import calling, is_foreign, present_autocast, runs_alone
 from .errors import CaptureError, LowtideWarning
 from .functional_twins import call_changing

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..solvers.plain_text import printable
 from ..solvers.plan import Plan
 from .errors import LowtideError, PlanError
-from .plain_text import printable
 from .plan_file import load_made_by
 from .request import Request, build
 from .rewrite import rewrite

@@ -12,13 +12,13 @@ from torch import fx
 
 from ..passes.encodings import Coding
 from ..passes.products import is_product
+from ..passes.sources import Source
 from ..passes.step_graph import Kernel
 from ..solvers.schedule import Schedule
 from .beside import CARRIED, Again, base_of, carried, energy_of
 from .noise_paths import Flow, Noise, NoisePaths, split, squares_of_rows
 from .replay import Replay
 from .sample_signs import SampleSigns
-from .sources import Source
 
 FEW = 32
 """Numbers whose noise tells an energy within about a quarter; fewer are drawn several times."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from .sources import Source
+from ..passes.sources import Source
 
 Place = tuple[fx.Node, str]
 """A gradient and a kind of noise on it."""

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from ..passes.call_signature import lazy_changes
+from ..passes.calls import lazy_changes
 from .errors import CaptureError
 from .operand_values import Fitting, depends_on_values
 

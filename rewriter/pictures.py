@@ -11,13 +11,13 @@ import numpy as np
 from ..solvers.bound import lower_bound_seconds
 from ..solvers.envelope import Rated, rate
 from ..solvers.infeasible import neediest_operation
+from ..solvers.plain_text import printable, printable_lines
 from ..solvers.plan import Plan
 from ..solvers.problem import Problem
 from ..solvers.recipes import Recipes
 from ..solvers.simulate import baseline_of
 from .bytes_text import format_bytes
 from .errors import LowtideError
-from .plain_text import printable, printable_lines
 from .timeline import Moment, moments_of, peak_of
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.sources import Source
 from .errors import CaptureError, Unsettled
 from .operands import lazily_changed
 from .recorder import Recorder
-from .sources import Owners, Source
+from .sources import Owners
 from .structure import Structure
 from .torch_internals import functional_wrapper, present_value
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..solvers.errors import ScheduleError
+from ..solvers.plain_text import printable, shortened
 from ..solvers.plan import Plan
 from ..solvers.problem import Problem
 from ..solvers.problem_file import number_of, numbers_of, problem_of, seconds_of, shown, text_of, texts_of
@@ -17,7 +18,6 @@ from ..solvers.simulate import make_plan
 from ..storage.bounded_json import read_json
 from ..storage.public_files import read_bounded, write_whole
 from .errors import PlanError
-from .plain_text import printable, shortened
 
 _FORMAT = "lowtide plan"
 _VERSION = 1

@@ -22,7 +22,6 @@ from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
 from ..solvers.simulate import baseline_of
 from .bytes_text import format_bytes
-from .calls import is_random
 from .capture import capture
 from .captured import Captured
 from .chosen_outputs import Arrivals
@@ -173,7 +172,7 @@ def _captured_once(
         device=foreign,
     )
     as_captured = stand_ins(captured.graph.graph)  # passes replace some of them, and what they replace was eager's
-    step = run_passes(captured.graph, captured.mutations, is_random, options.fidelity)
+    step = run_passes(captured.graph, captured.mutations, options.fidelity)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
     found = StepCosts(captured, step, _codings(step, options), {}, options, device, type(model).__name__)
     is_noisy = options.fidelity == "approximate" and _NOISY & set(options.codecs or USUAL_FAMILIES)
@@ -204,7 +203,7 @@ def _calls(costs: StepCosts) -> Iterator[fx.Node]:
 def _remade(costs: StepCosts) -> StepCosts | None:
     """The same step with more made again in backward, if any can be."""
     captured = costs.captured
-    found = run_again_in_backward(captured.graph, captured.mutations, is_random, costs.step)
+    found = run_again_in_backward(captured.graph, captured.mutations, costs.step)
     if found is None:
         return None
     graph, step = found

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ..kernels.checks import require
+from ..passes.sources import Source
+from ..solvers.plain_text import printable
 from .chosen_outputs import Outputs
-from .plain_text import printable
-from .sources import Source
 from .torch_internals import DirectOperations
 
 # A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state, or

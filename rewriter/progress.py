@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from .plain_text import printable
+from ..solvers.plain_text import printable
 
 _PATIENCE_SECONDS = 1.0
 

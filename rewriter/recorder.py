@@ -13,22 +13,22 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from ..kernels.averaged_statistics import AVERAGED
+from ..passes.calls import inputs_of, is_random
 from ..passes.foreign_calls import is_foreign
-from .calls import inputs_of, is_random
+from ..passes.sources import Source
+from ..solvers.plain_text import printable
 from .capture_failures import about_sparse
 from .captured import looked_at
 from .errors import CaptureError
 from .fake_results import as_eager_makes_it, grouped_mm_result, is_blank
 from .foreign_operations import ForeignOperations, fake_kernel_failed
 from .layouts_seen import SEEN
-from .plain_text import printable
 from .random_streams import unwatched
 from .refused_parts import refuse_tensors
 from .running_modules import user_line
 from .sample_values import SampleValues
 from .shaped_by_data import result_by_shape
 from .source_text import identifier
-from .sources import Source
 from .stand_ins import StandIns
 from .torch_internals import (
     NEEDS_DATA,

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from ..passes.sources import Source
 from .errors import CaptureError, Unsettled
-from .sources import Owners, Source
+from .sources import Owners
 
 _KEEP_OUT = "or keep that part out of the rewritten module"
 

@@ -11,10 +11,10 @@ from torch import fx
 
 from ..passes.foreign_calls import calling
 from ..passes.pose import Posed
+from ..passes.sources import Source
 from ..passes.step_graph import Kernel, StepGraph, tensors_of
 from ..solvers.schedule import Free, Run, Schedule
 from .program import Generator
-from .sources import Source
 
 Instead = Mapping[fx.Node, torch.Tensor]
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..solvers.plain_text import printable
 from ..solvers.plan import Plan
 from .audit import Audit
 from .bytes_text import format_bytes
 from .comparison import Difference
 from .gradient_noise import NoiseFound
-from .plain_text import printable
 from .plan_file import summary_of
 from .relative_errors import GRADIENT, Error
 

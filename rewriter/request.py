@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..solvers.plain_text import printable
 from ..solvers.problem_file import shown
 from .batches import default_sequence, sample_batch
 from .bytes_text import format_bytes
@@ -16,7 +17,6 @@ from .devices import device_names, load_device
 from .errors import ModelError
 from .model_choice import choose_model
 from .models import build_model
-from .plain_text import printable
 
 _LISTS = ("outputs", "differentiable", "codecs")
 _NUMBERS = ("batch", "sequence")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..passes.sources import Source
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
 from .autocast import autocast_kept
@@ -32,7 +33,6 @@ from .planning import PlannedStep, Progress, capture_step
 from .progress import shown_progress
 from .run_step import Step, run_step
 from .settings import Settings
-from .sources import Source
 from .step_plans import Asking, Chosen, SituationKey, StepPlans
 
 _planning = threading.RLock()

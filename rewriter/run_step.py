@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from ..kernels.checks import DecisionChanged
+from ..passes.sources import Source
 from .begin_again import Served, Start
 from .bytes_text import format_bytes
 from .call import Call
@@ -19,7 +20,7 @@ from .chosen_outputs import Arrivals
 from .errors import LowtideError, LowtideWarning
 from .program import Generator
 from .runtime import run_forward
-from .sources import Owners, Source
+from .sources import Owners
 from .step_plans import Chosen
 
 # Ways in which the decisions of one call may go, each captured and planned, until the original runs instead.

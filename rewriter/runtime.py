@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from ..passes.sources import Source
 from .asked_gradients import run_asked
 from .begin_again import Start, check_start
 from .changed_arguments import alone, refuse_changes
 from .chosen_outputs import Arrivals
 from .errors import LowtideWarning, TapeError
 from .program import SEED, Key, Link, Prepared, Program
-from .sources import Source
 from .torch_internals import answer_backwards, any_waits_for_gradient, left_alone_by_compile
 
 

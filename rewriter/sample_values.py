@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.calls import inputs_of, is_random
 from ..passes.foreign_calls import calling
+from ..passes.sources import Source
 from ..passes.step_graph import updated_buffers
-from .calls import inputs_of, is_random
 from .errors import CaptureError
 from .random_streams import unwatched
-from .sources import Source
 
 aten = torch.ops.aten
 

@@ -38,6 +38,7 @@ import torch
 
 from ..passes.encodings import Coding
 from ..passes.pose import Posed
+from ..passes.sources import Source
 from ..passes.step_graph import StepGraph
 from ..solvers.schedule import Schedule
 from .beside import Lane, errors_beside
@@ -45,7 +46,6 @@ from .noise_bench import FEW, SEED, NoiseBench, usual
 from .noise_paths import NoisePaths
 from .replay import Replay
 from .sample_signs import SampleSigns
-from .sources import Source
 
 _WORTH_A_LANE = 1e-3  # of what all codes add,
 _WORTH_OF_BUDGET = 1e-2  # or of the error budget, and no more of the gradient's own variance than

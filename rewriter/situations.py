@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from ..passes.sources import Source
 from .caches import bind
 from .devices import DevicePreset
 from .optimizer_needs import OptimizerNeeds, optimizer_needs
 from .options import Options
-from .sources import Owners, Source
+from .sources import Owners
 from .structure import flatten
 
 

@@ -10,7 +10,9 @@ from math import inf, isfinite
 from time import perf_counter
 
 from ..solvers.bound import lower_bound_seconds
+from ..solvers.difference import difference_of
 from ..solvers.errors import InfeasibleBudget, ScheduleError
+from ..solvers.plain_text import shortened
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
 from ..solvers.problem import Problem
@@ -18,7 +20,6 @@ from ..solvers.simulate import make_plan
 from .bytes_text import Share, format_bytes, parse_bytes
 from .errors import PlanError
 from .loss_outside import everything_kept_bytes, note_of, peak_with_room, room_bytes, with_room
-from .plain_text import shortened
 from .planning import PlannedStep, PosedStep, Progress, StepCosts
 from .situations import rounding_bytes
 
@@ -44,7 +45,7 @@ def solve_step(
     room = room_of(found.costs)
     budget_bytes = bytes_of(budget, everything_kept_bytes(found.posed.problem, room))
     if given_plan is not None:
-        fitting = (way for way in found.ways if way.posed.problem.first_difference(given_plan.problem) is None)
+        fitting = (way for way in found.ways if difference_of(way.posed.problem, given_plan.problem) is None)
         way = next(fitting, found)
         return PlannedStep(way.step, way.posed, _taken(given_plan, way.posed.problem, budget_bytes), way.costs)
     started = perf_counter()
@@ -176,7 +177,7 @@ def smallest_step(found: PosedStep, portfolio: Portfolio, progress: Progress | N
 
 def _taken(given: Plan, problem: Problem, budget_bytes: int) -> Plan:
     """A plan that was made elsewhere, simulated with the costs found here."""
-    difference = problem.first_difference(given.problem)
+    difference = difference_of(problem, given.problem)
     if difference is not None:
         raise PlanError(
             f"the plan was made for another step: {shortened(difference)}; pass the options and inputs that it was "

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .plain_text import printable
+from ..solvers.plain_text import printable
 
 # What generated code itself means by a name.
 _MEANT = ("aten", "constants", "device", "drawing_from", "generator_state", "lowtide", "torch", "unused", "values")

@@ -1,34 +1,14 @@
-"""Names for the tensors that a step starts from, and where a module keeps them."""
+"""Where a module keeps the tensors that a step starts from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from ..passes.sources import Source
 from .structure import Structure
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a placeholder stands for. kind: "parameter", "buffer", "input", "constant" or "tangent"; `index` counts
-    within the kind; `name` is the qualified name, the argument's place, or the output a tangent belongs to."""
-
-    kind: str
-    name: str
-    index: int
-    _hash: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.kind, self.name, self.index)))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __reduce__(self) -> tuple[type[Source], tuple[str, str, int]]:
-        return Source, (self.kind, self.name, self.index)  # another process hashes text otherwise
 
 
 class Owners:

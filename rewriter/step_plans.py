@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 
+from ..passes.sources import Source
 from ..solvers.errors import InfeasibleBudget, ScheduleError
 from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
@@ -28,7 +29,7 @@ from .planning import PlannedStep, PosedStep, Progress, StepCosts, calibrated, p
 from .program import Program
 from .situations import Situation, rounding_bytes, situation_with, storages_bytes
 from .solving import room_of, smallest_step, solve_step
-from .sources import Owners, Source
+from .sources import Owners
 
 Tensors = Mapping[Source, torch.Tensor]
 # Host memory that a capture takes for each node of its graph, and a plan for each of its instructions; measured.

@@ -14,12 +14,12 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from ..solvers.plain_text import printable, printable_lines
 from ..solvers.plan import Plan
 from .audit_shown import audit_text
 from .bytes_text import format_bytes
 from .module_summary import ModuleSummary, module_summaries
 from .name_groups import grouped
-from .plain_text import printable, printable_lines
 from .profile import ModuleProfile, Profile
 from .report import Report
 from .timeline import Peak, kept_values, peak_of

@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .problem import Op, Problem, Value
+from .problem import Op, Problem, Value
 
 _MOST_NAMED = 3  # encodings, of the many that a value may have
 _MOST_LETTERS = 60  # of what an operation is told
-_READ = ", read as it is"  # of a code from which backward computes
 _STRIDES = re.compile(r"(\[[\d, ]*\])\([\d, ]*\)\w*")
 
 # What a schedule depends on, and how it is told.
@@ -48,7 +45,7 @@ def _differences(here: Problem, there: Problem) -> Iterator[str]:
             yield f"{name} has {mine.size_bytes:,} bytes here, {its.size_bytes:,} there"
         if (mine.held, mine.resident) != (its.held, its.resident):
             yield f"{name} {_fate(mine)} here, and {_fate(its)} there"
-        if encodings_told(mine) != encodings_told(its):
+        if mine.stated_encodings != its.stated_encodings:
             yield f"{name} may be kept {_told_encodings(mine, its)} here, {_told_encodings(its, mine)} there"
     if len(here.values) != len(there.values):
         yield f"it has {len(here.values)} values here, {len(there.values)} there"
@@ -64,18 +61,13 @@ def _fate(value: Value) -> str:
     return "stays to the end" if value.held else "can be freed"
 
 
-def encodings_told(value: Value) -> tuple[tuple[str, int, str], ...]:
-    """What of its encodings a schedule depends on: all but what they cost."""
-    return tuple((f"{one.name}{_READ * one.is_read_itself}", one.size_bytes, one.fidelity) for one in value.encodings)
-
-
 def _told_encodings(value: Value, other: Value) -> str:
     """In which codes a value may be kept, those first that another one has not."""
     if not value.encodings:
         return "only as it is"
-    known = set(encodings_told(other))
-    own = [name for name in encodings_told(value) if name not in known]
-    names = [name for name, _, _ in own or encodings_told(value)]
+    known = set(other.stated_encodings)
+    own = [name for name in value.stated_encodings if name not in known]
+    names = [name for name, _, _ in own or value.stated_encodings]
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return f"in {len(value.encodings)} codes ({', '.join(names[:_MOST_NAMED])}{more})"
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..storage.bounded_json import read_json
+from ..storage.cache_folder import cache_folder
 from ..storage.private_files import read_private, remove_oldest, write_private
 
 _FORMAT = 2  # raise it when the layout of entries changes
@@ -32,18 +33,6 @@ _MOST_HEADER_BYTES = 64 * 2**20
 _MOST_ARRAY_BYTES = 256 * 2**20
 _MOST_PARTS = 16_000_000
 _KINDS = frozenset(("|i1", "|u1", "|b1", "<i2", "<i4", "<i8", "<u4", "<u8", "<f4", "<f8"))
-
-
-def cache_folder() -> Path | None:
-    """`lowtide` in the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`; None without a home."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(named).is_absolute():
-        return Path(named) / "lowtide"
-    try:
-        folder = Path("~/.cache").expanduser()
-    except RuntimeError:  # a user without an entry and without $HOME
-        return None
-    return folder / "lowtide" if folder.is_absolute() else None
 
 
 class DamagedEntry(ValueError):

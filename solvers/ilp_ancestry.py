@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .answer import Answer, Status, value_of
 from .ilp_program import StageProgram
-from .integer_program import Answer, Status, value_of
 
 _ROUNDS = 20
 _ROWS_PER_ROUND = 300

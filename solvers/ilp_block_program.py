@@ -16,12 +16,12 @@ from math import fsum
 
 import pulp
 
+from .answer import Answer, Effort, Term
 from .ilp_block import BlockStages, stages_of_block
 from .ilp_moments import Limited, Moments, divisors_of, unit_of
 from .ilp_program import StageProgram
 from .ilp_search import Reading, Search
 from .ilp_stages import Start
-from .integer_program import Answer, Effort, Term
 from .problem import Problem
 from .ways import Way, WayBench
 

@@ -11,7 +11,7 @@ import highspy
 import numpy as np
 import pulp
 
-from .integer_program import IMPOSSIBLE, SEED, Answer, Effort, Row, Status
+from .answer import IMPOSSIBLE, SEED, Answer, Effort, Row, Status
 
 _MOST_PIVOTS = 6_000
 _SLACK = 1e-6  # HiGHS's tolerances

@@ -7,9 +7,9 @@ from math import gcd
 
 import pulp
 
+from .answer import Row, Term, is_choice, value_of
 from .ilp_program import StageProgram
 from .ilp_stages import Stages, Start
-from .integer_program import Row, Term, is_choice, value_of
 
 _WHOLE = 10**5  # factors that are whole numbers up to this stay so
 _DIVISORS = 4  # sizes by which a row is divided and rounded

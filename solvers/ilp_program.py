@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from .answer import Answer, Term, is_choice
 from .ilp_stages import Stages, Start
-from .integer_program import Answer, IntegerProgram, Term, is_choice
+from .integer_program import IntegerProgram
 
 
 class StageProgram:

@@ -9,10 +9,10 @@ from typing import Generic, TypeVar
 
 import pulp
 
+from .answer import Answer, Effort, Status
 from .ilp_ancestry import Ancestry
 from .ilp_moments import Moments
 from .ilp_program import StageProgram
-from .integer_program import Answer, Effort, Status
 
 Found = TypeVar("Found")
 

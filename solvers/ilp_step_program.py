@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import fsum, inf
 
+from .answer import Answer, Effort
 from .ilp_moments import Moments
 from .ilp_program import StageProgram
 from .ilp_search import Reading, Search
 from .ilp_stages import Stages
 from .ilp_step import order_of, placed_in, runs_of
-from .integer_program import Answer, Effort
 from .liveness import RunOrder, forecast
 from .problem import Problem
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
+from .answer import Effort
 from .ilp_block import stages_of_block
 from .ilp_block_program import Proven, WayProgram
 from .ilp_stages import choices
-from .integer_program import Effort
 from .problem import Problem
 from .ways import Way, unbeaten
 

@@ -9,6 +9,7 @@ from .errors import InfeasibleBudget
 from .liveness import forecast, lives_of
 from .problem import Op, Problem
 from .recoding import merged_problem
+from .units import told_bytes
 
 
 def infeasible(
@@ -60,21 +61,6 @@ def neediest_operation(problem: Problem) -> tuple[int, int | None]:
             most = needs, index
         held_before |= {v: problem.values[v].size_bytes for v in op.makes if problem.values[v].held}
     return most
-
-
-def told_bytes(count: float) -> str:
-    """Bytes in a unit that reads well: `2.60 GiB`, `952.7 MiB`."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024 or unit == "GiB":
-            digits = 0 if unit == "bytes" else 2 if abs(count) < 10 else 1
-            return f"{count:.{digits}f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
-
-
-def told_keeping(count: int, size_bytes: float) -> str:
-    """That so many layers keep so much: `1 keeps 2.25 MiB`."""
-    return f"{count} {'keeps' if count == 1 else 'keep'} {told_bytes(size_bytes)}"
 
 
 def _told_peak(problem: Problem, smallest: Rated) -> str:

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .liveness import Candidate, RunOrder, schedule_of
+from .liveness import Candidate, schedule_of, trace_order
 from .problem import Problem
 from .schedule import Schedule
-
-
-def trace_order(problem: Problem) -> RunOrder:
-    """Every operation once, where the trace has it."""
-    return problem.segment_operations
 
 
 @dataclass(frozen=True)

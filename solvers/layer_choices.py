@@ -9,10 +9,10 @@ import numpy as np
 
 from .block_options import Option, options_of
 from .blocks import alike, block_inputs, forward_values, middle_member, repeated_blocks, shared_values
-from .infeasible import told_keeping
 from .liveness import RunOrder
 from .problem import Problem
 from .rematerialize import Lifetime, droppable, run_order
+from .units import told_keeping
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,11 @@ class Candidate:
     choice: Choice = ()
 
 
+def trace_order(problem: Problem) -> RunOrder:
+    """Every operation once, where the trace has it."""
+    return problem.segment_operations
+
+
 @dataclass(frozen=True, eq=False)
 class Lives:
     """When the values of a run order die. Positions count runs through all segments.

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from .chain import Chain
 from .chain_tables import Keep, Nesting, Pass, Tables
-from .infeasible import told_keeping
 from .liveness import RunOrder
 from .problem import Problem
+from .units import told_keeping
 from .ways import operations_of
 
 

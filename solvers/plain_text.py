@@ -21,3 +21,9 @@ def _escaped(letter: str) -> str:
 def printable_lines(text: str) -> str:
     """The text with its lines as they are, each of them printable."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def shortened(text: str, most_letters: int = 500) -> str:
+    """The same as `printable` on one line, cut where it is longer than anyone reads."""
+    shown = printable(text[: most_letters + 1])
+    return shown if len(shown) <= most_letters else f"{shown[:most_letters]} …"

@@ -22,7 +22,7 @@ from .gentler import gentler, gentlest
 from .greedy import Greedy
 from .hierarchical import Hierarchical
 from .ilp import Ilp
-from .infeasible import infeasible, told_bytes
+from .infeasible import infeasible
 from .keep_all import KeepAll
 from .ladder_cache import cached_ladder, cached_proofs, cached_schedule
 from .plan import Plan
@@ -31,6 +31,7 @@ from .recipes import Recipes
 from .schedule import Schedule
 from .simulate import make_plan
 from .solver import Solver
+from .units import told_bytes
 
 Progress = Callable[[float, str], None]
 Told = Callable[[int, str], None]

@@ -10,7 +10,7 @@ from hashlib import sha256
 from math import fsum
 from typing import Any, Literal
 
-from .difference import difference_of, encodings_told
+_READ = ", read as it is"  # of a code from which backward computes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,11 @@ class Value:
         """What the value takes once it is decoded by one of its encodings, besides the code."""
         told = self.encodings[number].decoded_bytes
         return self.size_bytes if told is None else told
+
+    @property
+    def stated_encodings(self) -> tuple[tuple[str, int, str], ...]:
+        """What of the encodings a schedule depends on: all but what they cost."""
+        return tuple((f"{e.name}{_READ * e.is_read_itself}", e.size_bytes, e.fidelity) for e in self.encodings)
 
     @property
     def least_read_bytes(self) -> int:
@@ -204,14 +209,10 @@ class Problem:
             for op in self.ops
         ]
         values = [
-            (value.size_bytes, value.held, value.resident) + ((encodings_told(value),) if value.encodings else ())
+            (value.size_bytes, value.held, value.resident) + ((value.stated_encodings,) if value.encodings else ())
             for value in self.values
         ]
         return sha256(repr((told, values, self.forward_length, self.block_classes)).encode()).hexdigest()[:16]
-
-    def first_difference(self, other: Problem) -> str | None:
-        """Where another problem is another program, in words; None if a schedule of one is one of the other."""
-        return difference_of(self, other)
 
     def to_json(self) -> str:
         """The problem as JSON, for files and for solving elsewhere."""
@@ -225,13 +226,6 @@ class Problem:
                 _leave_out(encoding, "decoded_bytes", None)
         _leave_out(told, "reference", None)
         return json.dumps(told)
-
-    @staticmethod
-    def from_json(text: str) -> Problem:
-        """The inverse of `to_json`. Raises ValueError for a text that `to_json` would not have made."""
-        from .problem_file import problem_of  # which knows what a problem is
-
-        return problem_of(json.loads(text))
 
 
 def _leave_out(told: dict[str, Any], name: str, usual: object) -> None:

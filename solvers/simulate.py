@@ -7,8 +7,7 @@ from functools import lru_cache
 from math import fsum
 
 from .errors import ScheduleError
-from .keep_all import trace_order
-from .liveness import schedule_of
+from .liveness import schedule_of, trace_order
 from .plan import Plan
 from .problem import Encoding, Problem, Reference
 from .schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule

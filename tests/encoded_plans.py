@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lowtide.rewriter.planning import Options, capture_and_pose
 from lowtide.solvers.encoded import encoded_schedule, with_codes
-from lowtide.solvers.keep_all import trace_order
+from lowtide.solvers.liveness import trace_order
 from lowtide.solvers.recoding import encodable
 from lowtide.solvers.simulate import make_plan
 

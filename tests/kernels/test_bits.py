@@ -119,11 +119,11 @@ def test_what_is_compiled_is_kept_and_a_folder_that_cannot_be_written_to_is_no_e
     source = "#include <stdint.h>\nvoid nothing(int64_t count) { (void)count; }\n"
     (tmp_path / "file").write_text("not a folder")
     for folder, kept in ((tmp_path / "kept", 1), (tmp_path / "file" / "below", 0)):
-        monkeypatch.setattr(native, "_kept_in", folder)
+        monkeypatch.setattr(native, "kernels_folder", lambda folder=folder: folder)
         native._library.cache_clear()
         assert native.native(source, "nothing", (bits.c_int64,)) is not None
         assert len(list(folder.glob("*.so"))) == kept
     native._library.cache_clear()
-    monkeypatch.setattr(native, "_kept_in", tmp_path / "kept")
+    monkeypatch.setattr(native, "kernels_folder", lambda: tmp_path / "kept")
     assert native.native("this is no C", "nothing", ()) is None
     native._library.cache_clear()

@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
     assert native.state() != "plain torch"
     work = tmp_path / "work"
     work.mkdir()
-    monkeypatch.setattr(native, "_kept_in", tmp_path / "kernels")
+    monkeypatch.setattr(native, "kernels_folder", lambda: tmp_path / "kernels")
     monkeypatch.setattr(tempfile, "tempdir", str(work))
     monkeypatch.setattr(private_files, "_warned", set())
     monkeypatch.setattr(native, "_failed", set())
@@ -120,7 +120,7 @@ def test_a_library_cut_short_while_it_is_in_use_goes_on_working(folder):
 @pytest.mark.skipif(not private_files._OWNED, reason="files have no owners here")
 @pytest.mark.parametrize("place", ["kernels", "kernels above", "library"])
 def test_what_others_could_have_changed_is_not_loaded_and_kernels_work_still(folder, monkeypatch, place):
-    monkeypatch.setattr(native, "_kept_in", folder / "kernels")
+    monkeypatch.setattr(native, "kernels_folder", lambda: folder / "kernels")
     assert added() == 7
     path = kept(folder / "kernels")
     content = path.read_bytes()
@@ -141,7 +141,7 @@ def test_what_others_could_have_changed_is_not_loaded_and_kernels_work_still(fol
 @pytest.mark.parametrize("where", [None, "a file is there"])
 def test_where_nothing_can_be_kept_it_is_compiled_for_this_process_alone(folder, monkeypatch, where):
     folder.write_text("not a folder")
-    monkeypatch.setattr(native, "_kept_in", where and folder / "below")
+    monkeypatch.setattr(native, "kernels_folder", lambda: where and folder / "below")
     assert added() == 7
     assert folder.read_text() == "not a folder"
 
@@ -174,7 +174,7 @@ import sys; sys.path[:0] = [sys.argv[1]]; import conftest
 import ctypes
 from pathlib import Path
 from lowtide.kernels import native
-native.keep_in(Path(sys.argv[2]))
+native.kernels_folder = lambda: Path(sys.argv[2])
 value = ctypes.c_int64(0)
 native.native(sys.argv[3], "add", (ctypes.c_void_p,))(ctypes.byref(value))
 print(value.value, sys.argv[2] in Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else False)

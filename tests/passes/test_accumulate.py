@@ -5,7 +5,6 @@ import pytest
 import torch
 from lowtide.passes.accumulate import hand_over_gradients
 from lowtide.passes.pipeline import run_passes
-from lowtide.rewriter.calls import is_random
 from lowtide.rewriter.capture import capture
 from torch import nn
 
@@ -66,7 +65,7 @@ def test_gradients_of_all_layouts_are_predicted_to_the_byte(case):
 def handed(case: str, present: bool = False):
     model = CASES[case]()
     captured = capture(model, (torch.randn(4, 16),), {})
-    step = run_passes(captured.graph, captured.mutations, is_random)
+    step = run_passes(captured.graph, captured.mutations)
     grads = frozenset(captured.gradients) if present else frozenset()
     return [
         k
@@ -95,7 +94,7 @@ def test_nothing_is_cloned_where_a_gradient_is_added_to_one_that_is_there():
 def test_each_gradient_is_handed_over_once_after_its_last_kernel():
     model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(4)))
     captured = capture(model, (torch.randn(64, 16),), {})
-    step = run_passes(captured.graph, captured.mutations, is_random)
+    step = run_passes(captured.graph, captured.mutations)
     step = hand_over_gradients(step, captured.graph, captured.gradients, frozenset())
     kernels = [k for k in step.kernels if k.role == "accumulate"]
     assert sorted(k.target.meta["source"].name for k in kernels) == sorted(n for n, _ in model.named_parameters())

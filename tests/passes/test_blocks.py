@@ -6,7 +6,6 @@ import pytest
 import torch
 from lowtide.passes.blocks import crossing_bytes, narrow_cuts
 from lowtide.passes.pipeline import run_passes
-from lowtide.rewriter.calls import is_random
 from lowtide.rewriter.capture import capture
 from small_models import small_model
 from small_unet import small_unet
@@ -37,7 +36,7 @@ def test_cuts_are_the_valleys_between_two_rises(crossing, cuts):
 
 def step_of(model, args=(), kwargs=None):
     captured = capture(model, args, kwargs or {})
-    return run_passes(captured.graph, captured.mutations, is_random)
+    return run_passes(captured.graph, captured.mutations)
 
 
 @pytest.fixture(scope="module")

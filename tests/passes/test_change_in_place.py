@@ -11,7 +11,6 @@ from lowtide.passes.change_in_place import ChangeInPlace
 from lowtide.passes.changes import CHANGES, SCATTERS, in_place_overload
 from lowtide.passes.free_factories import FreeFactories
 from lowtide.passes.step_graph import StepGraph, build
-from lowtide.rewriter.calls import is_random
 from lowtide.rewriter.capture import capture
 from side_by_side import backward_of, differences, plans, rewritten, trained
 from torch import nn
@@ -297,7 +296,7 @@ def test_bits_are_eagers_and_the_peak_is_no_higher(name):
 def step_of(told) -> StepGraph:
     """The step graph of a function of a linear layer's result, before any pass over step graphs."""
     captured = capture(Called(told), (torch.randn(ROWS, WIDTH),), {})
-    return build(FreeFactories()(captured.graph), captured.mutations, is_random)
+    return build(FreeFactories()(captured.graph), captured.mutations)
 
 
 def test_the_docstring_shows_what_is_joined():

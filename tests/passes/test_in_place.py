@@ -9,7 +9,6 @@ from lowtide.passes.free_factories import FreeFactories
 from lowtide.passes.in_place import IN_PLACE, WRITTEN_OUT, RunInPlace, in_place_variant
 from lowtide.passes.step_graph import StepGraph, build
 from lowtide.passes.sum_in_place import SumInPlace
-from lowtide.rewriter.calls import is_random
 from lowtide.rewriter.capture import capture
 from torch import nn
 from torch.nn import functional
@@ -29,7 +28,7 @@ class Called(nn.Module):
 def step_of(told, grad: bool = False) -> StepGraph:
     """The step graph of a module, before any pass over step graphs."""
     captured = capture(Called(told), (torch.randn(4, 16, requires_grad=grad),), {})
-    return build(FreeFactories()(captured.graph), captured.mutations, is_random)
+    return build(FreeFactories()(captured.graph), captured.mutations)
 
 
 def test_the_docstring_shows_what_joining_does():

@@ -16,8 +16,7 @@ from lowtide.rewriter.planning import Options, capture_and_pose, situation_of
 from lowtide.rewriter.replay import Replay
 from lowtide.rewriter.sensitivity import SEED, Sensitivity
 from lowtide.rewriter.tables import show, verify_text
-from lowtide.solvers.keep_all import trace_order
-from lowtide.solvers.liveness import schedule_of
+from lowtide.solvers.liveness import schedule_of, trace_order
 from small_models import small_model
 from small_networks import Called
 from torch import nn

@@ -10,7 +10,7 @@ from lowtide.kernels.approximate_codecs import FAMILIES, METHODS, USUAL_FAMILIES
 from lowtide.rewriter.measure import NOMINAL_FLOPS_PER_SECOND
 from lowtide.rewriter.planning import Options, capture_and_pose
 from lowtide.solvers.encoded import encoded_schedule, with_codes
-from lowtide.solvers.keep_all import trace_order
+from lowtide.solvers.liveness import trace_order
 from lowtide.solvers.recipes import Recipes
 from lowtide.solvers.recoding import encodable
 from lowtide.solvers.schedule import Encode

@@ -167,7 +167,7 @@ def nodes_of(function, *arguments):
 @pytest.fixture
 def first_of_a_process(monkeypatch, tmp_path):
     """What is done once per process is yet to be done, and nothing is compiled."""
-    monkeypatch.setattr(native, "_kept_in", tmp_path / "kernels")
+    monkeypatch.setattr(native, "kernels_folder", lambda: tmp_path / "kernels")
     for once in (native._library, draws.draws_alike, inverse_tables.table):
         once.cache_clear()
 

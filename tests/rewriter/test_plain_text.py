@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lowtide.rewriter.plain_text import printable, shortened
+from lowtide.solvers.plain_text import printable, shortened
 
 
 @pytest.mark.parametrize(

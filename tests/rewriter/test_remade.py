@@ -1,6 +1,7 @@
 """Steps whose backward makes again what it can of what it reads anyway: the same gradients of fewer kept values."""
 
 import copy
+import json
 from itertools import pairwise
 
 import lowtide
@@ -12,7 +13,7 @@ from lowtide.rewriter.solving import frontier_of, solve_step
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.keep_all import KeepAll
 from lowtide.solvers.portfolio import Portfolio
-from lowtide.solvers.problem import Problem
+from lowtide.solvers.problem_file import problem_of
 from lowtide.solvers.simulate import baseline_of, make_plan
 from side_by_side import calling, differences, trained
 from small_networks import Called
@@ -112,7 +113,7 @@ def test_a_saved_plan_of_it_is_taken_again(case, posed, tmp_path):
     model, x = case
     plan = solve_step(posed, "32%", Portfolio()).plan
     save_plan(plan, tmp_path / "plan.json")
-    assert load_plan(tmp_path / "plan.json").problem == plan.problem == Problem.from_json(plan.problem.to_json())
+    assert load_plan(tmp_path / "plan.json").problem == plan.problem == problem_of(json.loads(plan.problem.to_json()))
     small = lowtide.rewrite(copy.deepcopy(model), "32%", (x,), plan=tmp_path / "plan.json", **OPTIONS)
     assert small.plan.schedule == plan.schedule
     twin = copy.deepcopy(small)

@@ -12,8 +12,7 @@ from lowtide.rewriter.models import build_model
 from lowtide.rewriter.planning import Options, capture_and_pose, pose_step
 from lowtide.rewriter.replay import Replay
 from lowtide.rewriter.sensitivity import SEED
-from lowtide.solvers.keep_all import trace_order
-from lowtide.solvers.liveness import schedule_of
+from lowtide.solvers.liveness import schedule_of, trace_order
 from lowtide.solvers.simulate import simulate
 from small_networks import Called
 from torch import nn

@@ -1,13 +1,16 @@
 """Codes in schedules: what they take while simulated, what is refused, and how they are kept on disk."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from lowtide.solvers.difference import difference_of
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.errors import ScheduleError
 from lowtide.solvers.gentler import gentler
 from lowtide.solvers.ladder_cache import cached_schedule, problem_digest
 from lowtide.solvers.problem import Encoding, Op, Problem, Value
+from lowtide.solvers.problem_file import problem_of
 from lowtide.solvers.schedule import Decode, Encode, Free, FreeCode, Record, Run, Schedule, Segment
 from lowtide.solvers.simulate import make_plan, simulate
 
@@ -71,8 +74,8 @@ def test_an_older_problem_is_another_one_where_codes_are_read_themselves_now_and
     values[1] = replace(values[1], encodings=(replace(LEVELS, decoded_bytes=None),))
     decoded = replace(two_steps(), values=tuple(values))
     assert "decoded_bytes" not in decoded.to_json()
-    assert Problem.from_json(reading_levels().to_json()) == reading_levels()
-    told = reading_levels().first_difference(decoded)
+    assert problem_of(json.loads(reading_levels().to_json())) == reading_levels()
+    told = difference_of(reading_levels(), decoded)
     assert told == "what make_a makes may be kept in 1 codes (levels, read as it is) here, in 1 codes (levels) there"
 
 

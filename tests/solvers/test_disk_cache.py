@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from lowtide.solvers import disk_cache
 from lowtide.solvers.disk_cache import DiskCache, entry_name
+from lowtide.storage.cache_folder import cache_folder
 
 TOLD = {"text": "größer", "seconds": 0.1 + 0.2, "numbers": [1, None]}
 ARRAYS = (np.arange(-5, 1000, dtype=np.int32), np.array([0.1, np.inf]), np.array([], dtype=np.int32))
@@ -133,7 +134,7 @@ def test_entries_lie_in_the_users_cache_folder_as_the_environment_says(tmp_path,
     assert [path.parent for path in tmp_path.rglob("*.entry")] == [tmp_path / "lowtide" / "solved"]
     monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert disk_cache.cache_folder() == tmp_path / "home" / ".cache" / "lowtide"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "lowtide"
 
 
 def test_a_name_depends_on_every_text_and_on_where_one_ends():

@@ -1,22 +1,24 @@
 """Values kept encoded: the recoded problem, the way back, and what the portfolio makes of it."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowtide.solvers.difference import difference_of
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.encoded import encoded_schedule, is_exact_where_due, undone, with_codes
 from lowtide.solvers.encoding_choices import choices_of
 from lowtide.solvers.errors import InfeasibleBudget, ScheduleError
 from lowtide.solvers.greedy import Greedy
 from lowtide.solvers.infeasible import neediest_operation
-from lowtide.solvers.keep_all import trace_order
-from lowtide.solvers.liveness import forecast, schedule_of
+from lowtide.solvers.liveness import forecast, schedule_of, trace_order
 from lowtide.solvers.polish import polished
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem import Encoding, Problem
+from lowtide.solvers.problem_file import problem_of
 from lowtide.solvers.recipes import Recipes
 from lowtide.solvers.recoding import encodable, recoding_of
 from lowtide.solvers.schedule import Decode, Encode, Free, FreeCode, Run
@@ -246,12 +248,12 @@ def test_keeping_everything_by_name_keeps_it_as_it_is():
 def test_encodings_go_through_json_and_make_another_problem():
     plain = chain_of_blocks(3)
     problem = with_encodings(plain, 3)
-    assert Problem.from_json(problem.to_json()) == problem
+    assert problem_of(json.loads(problem.to_json())) == problem
     assert "encodings" not in plain.to_json()
     assert problem.fingerprint != plain.fingerprint
     slower = [replace(v, encodings=tuple(replace(e, encode_seconds=9.0) for e in v.encodings)) for v in problem.values]
     assert replace(problem, values=tuple(slower)).fingerprint == problem.fingerprint
-    assert problem.first_difference(replace(problem, values=tuple(slower))) is None
-    difference = problem.first_difference(plain)
+    assert difference_of(problem, replace(problem, values=tuple(slower))) is None
+    difference = difference_of(problem, plain)
     assert difference is not None
     assert "may be kept in" in difference and difference.endswith("here, only as it is there")

@@ -13,7 +13,7 @@ from lowtide.solvers.encoding_choices import choices_of
 from lowtide.solvers.envelope import rate
 from lowtide.solvers.errors import ScheduleError
 from lowtide.solvers.gentler import gentler
-from lowtide.solvers.keep_all import trace_order
+from lowtide.solvers.liveness import trace_order
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem import Encoding, Problem
 from lowtide.solvers.recipes import Recipes

@@ -3,11 +3,10 @@
 from itertools import chain, combinations, product
 from math import inf
 
+from lowtide.solvers.answer import Effort
 from lowtide.solvers.ilp_block_program import WayProgram
 from lowtide.solvers.ilp_ways import fastest_way, ways_of
-from lowtide.solvers.integer_program import Effort
-from lowtide.solvers.keep_all import trace_order
-from lowtide.solvers.liveness import schedule_of
+from lowtide.solvers.liveness import schedule_of, trace_order
 from lowtide.solvers.rematerialize import may_wait
 from lowtide.solvers.simulate import simulate
 from lowtide.solvers.ways import WayBench

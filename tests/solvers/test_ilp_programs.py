@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from lowtide.solvers import integer_program
+from lowtide.solvers.answer import Effort, Status
 from lowtide.solvers.ilp_block_program import WayProgram
 from lowtide.solvers.ilp_step import stages_of_step
 from lowtide.solvers.ilp_step_program import StepProgram
-from lowtide.solvers.integer_program import Effort, IntegerProgram, Status
+from lowtide.solvers.integer_program import IntegerProgram
 from made_problems import chain_of_blocks, tiny
 from pytest import approx
 

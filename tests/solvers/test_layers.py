@@ -4,10 +4,9 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowtide.solvers.keep_all import trace_order
 from lowtide.solvers.layer_choices import without_input
 from lowtide.solvers.layers import in_blocks, in_layers
-from lowtide.solvers.liveness import forecast, schedule_of
+from lowtide.solvers.liveness import forecast, schedule_of, trace_order
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.recipes import Recipes
 from lowtide.solvers.simulate import simulate

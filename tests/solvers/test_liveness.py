@@ -1,7 +1,6 @@
 """From run orders to schedules: frees as early as can be, states recorded only where they are needed."""
 
-from lowtide.solvers.keep_all import trace_order
-from lowtide.solvers.liveness import schedule_of
+from lowtide.solvers.liveness import schedule_of, trace_order
 from lowtide.solvers.rematerialize import Lifetime, run_order
 from lowtide.solvers.schedule import Forget, Free, Record, Run
 from lowtide.solvers.simulate import simulate

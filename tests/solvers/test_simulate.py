@@ -2,8 +2,7 @@
 
 import pytest
 from lowtide.solvers.errors import ScheduleError
-from lowtide.solvers.keep_all import trace_order
-from lowtide.solvers.liveness import schedule_of
+from lowtide.solvers.liveness import schedule_of, trace_order
 from lowtide.solvers.problem import Op, Problem, Value
 from lowtide.solvers.schedule import Forget, Free, Record, Run, Schedule, Segment
 from lowtide.solvers.simulate import make_plan, simulate

@@ -1,0 +1,105 @@
+"""Compares plans and generated code of ten models with those that another version of lowtide wrote to a file."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lowtide
+import torch
+from lowtide.rewriter.batches import sample_batch
+from lowtide.rewriter.models import build_model
+from lowtide.rewriter.plan_file import plan_to_dict
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from small_models import BATCH, DEFAULT_SEQUENCE, SEQUENCE, SMALL
+
+# Model, budget and options: each pass, each solver and each family of codecs serves one of them at least.
+CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("gpt2", "70%", {}),
+    ("gpt2", "60%", {"fidelity": "approximate"}),
+    ("llama", "70%", {}),
+    ("llama", "65%", {"fidelity": "approximate", "error_budget": 0.03}),
+    ("bert", "75%", {"fidelity": "rounding"}),
+    ("roberta", "100%", {}),
+    ("t5", "75%", {}),
+    ("vit", "70%", {"fidelity": "rounding"}),
+    ("resnet", "80%", {}),
+    ("whisper", "75%", {}),
+    ("mamba", "75%", {}),
+    ("mixtral", "80%", {}),
+    ("convnext", "80%", {"fidelity": "approximate"}),
+)
+
+
+def record_of(name: str, budget: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What is compared of one plan: its bytes and FLOPs, its instructions, and its generated code up to names."""
+    torch.manual_seed(0)
+    model: Any = build_model(name, overrides=SMALL[name])
+    batch = sample_batch(model, BATCH, SEQUENCE.get(name, DEFAULT_SEQUENCE))
+    torch.manual_seed(1)
+    small: Any = lowtide.rewrite(model, budget, (), batch, costs="flops", **options)
+    plan = plan_to_dict(small.plan)
+    summary = plan["summary"]
+    numbers = {key: summary[key] for key in ("peak_bytes", "baseline_peak_bytes", "seconds", "lower_bound_seconds")}
+    functions = unnamed(small.code)
+    return {
+        **numbers,
+        "instructions": _digest(plan["instructions"]),
+        "functions": len(functions),
+        "code": _digest(functions),
+    }
+
+
+def unnamed(code: str) -> list[str]:
+    """The functions of generated code as trees, sorted, their names replaced by numbers in order of appearance."""
+    return sorted(_unnamed(node) for node in ast.parse(code).body if isinstance(node, ast.FunctionDef))
+
+
+def _unnamed(function: ast.FunctionDef) -> str:
+    numbers: dict[str, str] = {}
+    function.name, function.body = "f", [line for line in function.body if not _is_docstring(line)]
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name):
+            node.id = numbers.setdefault(node.id, f"n{len(numbers)}")
+        elif isinstance(node, ast.arg):
+            node.arg = numbers.setdefault(node.arg, f"n{len(numbers)}")
+    return ast.dump(function)
+
+
+def _is_docstring(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def main() -> int:
+    """Writes the records, or compares them with a file and says for each model whether they are equal."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--write", action="store_true", help="write the records instead of comparing with them")
+    arguments = parser.parse_args()
+    records = {}
+    before = {} if arguments.write else json.loads(arguments.file.read_text())
+    different = 0
+    for name, budget, options in CASES:
+        case = " ".join([name, budget, *(f"{key}={value}" for key, value in options.items())])
+        records[case] = record_of(name, budget, options)
+        changed = [key for key, value in records[case].items() if before.get(case, {}).get(key) != value]
+        verdict = "written" if arguments.write else f"different: {', '.join(changed)}" if changed else "equal"
+        different += not arguments.write and bool(changed)
+        print(f"{case:50} {records[case]['peak_bytes']:>12,} bytes  {verdict}", flush=True)
+    if arguments.write:
+        arguments.file.write_text(json.dumps(records, indent=1))
+    return int(different > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

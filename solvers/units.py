@@ -1,0 +1,18 @@
+"""Bytes as people read them."""
+
+from __future__ import annotations
+
+
+def told_bytes(count: float) -> str:
+    """Bytes in a unit that reads well: `2.60 GiB`, `952.7 MiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024 or unit == "GiB":
+            digits = 0 if unit == "bytes" else 2 if abs(count) < 10 else 1
+            return f"{count:.{digits}f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def told_keeping(count: int, size_bytes: float) -> str:
+    """That so many layers keep so much: `1 keeps 2.25 MiB`."""
+    return f"{count} {'keeps' if count == 1 else 'keep'} {told_bytes(size_bytes)}"
