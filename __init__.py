@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .rewriter.codes import Codes, codes
     from .rewriter.errors import BudgetError, CaptureError, InfeasibleBudget, LowtideError, LowtideWarning, PlanError
-    from .rewriter.measure_peak import measure_peak
-    from .rewriter.plan_file import load_plan, save_plan
-    from .rewriter.report import Report
+    from .rewriter.measure.measure_peak import measure_peak
+    from .rewriter.plan.plan_file import load_plan, save_plan
     from .rewriter.rewrite import plan, rewrite, sweep
-    from .rewriter.verify import verify
-    from .solvers.plan import Plan
+    from .rewriter.verify.report import Report
+    from .rewriter.verify.verify import verify
+    from .solvers.problem.plan import Plan
 
 __version__ = "0.1.0"
 
@@ -25,17 +25,17 @@ _HOMES = {
     "InfeasibleBudget": "rewriter.errors",
     "LowtideError": "rewriter.errors",
     "LowtideWarning": "rewriter.errors",
-    "Plan": "solvers.plan",
+    "Plan": "solvers.problem.plan",
     "PlanError": "rewriter.errors",
-    "Report": "rewriter.report",
+    "Report": "rewriter.verify.report",
     "codes": "rewriter.codes",
-    "load_plan": "rewriter.plan_file",
-    "measure_peak": "rewriter.measure_peak",
+    "load_plan": "rewriter.plan.plan_file",
+    "measure_peak": "rewriter.measure.measure_peak",
     "plan": "rewriter.rewrite",
     "rewrite": "rewriter.rewrite",
-    "save_plan": "rewriter.plan_file",
+    "save_plan": "rewriter.plan.plan_file",
     "sweep": "rewriter.rewrite",
-    "verify": "rewriter.verify",
+    "verify": "rewriter.verify.verify",
 }
 
 __all__ = [

@@ -20,11 +20,11 @@ from typing import Any
 
 import lowtide
 import torch
-from lowtide.rewriter.batches import sample_batch
-from lowtide.rewriter.bytes_text import format_bytes
-from lowtide.rewriter.models import build_model
+from lowtide.rewriter.models.batches import sample_batch
+from lowtide.rewriter.models.build import build_model
+from lowtide.rewriter.text.byte_sizes import format_bytes
 
-from benchmarks.beside_eager import (
+from benchmarks.eager_baseline import (
     gradient_error,
     peak_bytes,
     resident_bytes,

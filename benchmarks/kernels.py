@@ -22,14 +22,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from lowtide.kernels.bits import multiply_bits, pack_bits, pack_plainly
-from lowtide.kernels.derivative_codes import usual_codes
-from lowtide.kernels.draws import draw_bits
-from lowtide.kernels.few_bit import decode_levels, encode_by_borders, multiply_levels
-from lowtide.kernels.group_quantization import decode_groups, encode_groups
-from lowtide.kernels.linear_cross_entropy import HIDDEN, MEAN, WEIGHT, linear_cross_entropy
-from lowtide.kernels.pooling import max_pool2d_backward_from_codes, max_pool2d_codes
-from lowtide.kernels.saved_derivatives import SavedDerivative
+from lowtide.kernels.dropout_masks import draw_bits
+from lowtide.kernels.few_bit.derivative_codecs import usual_codes
+from lowtide.kernels.few_bit.few_bit import decode_levels, encode_by_borders, multiply_levels
+from lowtide.kernels.few_bit.saved_derivatives import SavedDerivative
+from lowtide.kernels.loss.linear_cross_entropy import HIDDEN, MEAN, WEIGHT, linear_cross_entropy
+from lowtide.kernels.packing.bits import multiply_bits, pack_bits, pack_plainly
+from lowtide.kernels.pooling.pooling import max_pool2d_backward_from_codes, max_pool2d_codes
+from lowtide.kernels.quantize.groups import decode_groups, encode_groups
 from torch import Tensor
 from torch.nn import functional
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import lowtide
 import torch
-from lowtide.rewriter.profile import profile
-from lowtide.rewriter.tables import plan_text, profile_text, show
+from lowtide.rewriter.display.profile import profile
+from lowtide.rewriter.display.tables import plan_text, profile_text, show
 from torch import nn
 
 _WIDTH, _ROWS = 4, 48

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lowtide.rewriter.batches import sample_batch
-from lowtide.rewriter.models import build_model
+from lowtide.rewriter.models.batches import sample_batch
+from lowtide.rewriter.models.build import build_model
 from torch import nn
 
-from benchmarks.frontier_models import Batch, llama_style, u_net
+from benchmarks.frontier.models import Batch, llama_style, u_net
 
 
 @dataclass(frozen=True)

@@ -41,15 +41,15 @@ class Case:
 
 def _from_transformers(name: str, batch: int, length: int, meta: bool = False, **overrides: Any) -> tuple[Any, Any]:
     """length: tokens of text, or the side of pictures."""
-    from lowtide.rewriter.batches import sample_batch
-    from lowtide.rewriter.models import build_model
+    from lowtide.rewriter.models.batches import sample_batch
+    from lowtide.rewriter.models.build import build_model
 
     model = build_model(name, overrides=overrides, meta=meta)
     return model, sample_batch(model, batch, length)
 
 
 def _u_net() -> tuple[Any, Any]:
-    from benchmarks.frontier_models import u_net
+    from benchmarks.frontier.models import u_net
 
     return u_net(channels=16, batch=4, side=96)
 
@@ -109,8 +109,8 @@ def _in_process(name: str, cache: str) -> dict[str, Any]:
 
 def _run(case: Case) -> dict[str, Any]:
     import lowtide
-    from lowtide.solvers.blocks import alike
-    from lowtide.solvers.layers import in_layers
+    from lowtide.solvers.blocks.block_values import alike
+    from lowtide.solvers.blocks.layers import in_layers
 
     model, batch = case.build()
     options = {"costs": "roofline", "device": case.device} if case.device else {}

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.beside_eager import clear_gradients
-from benchmarks.frontier_models import Batch, llama_style
+from benchmarks.eager_baseline import clear_gradients
+from benchmarks.frontier.models import Batch, llama_style
 
 _ROUND_SECONDS = 0.02  # of each, at least
 _WARM_STEPS = 20

@@ -27,10 +27,10 @@ from pathlib import Path
 
 import lowtide
 import torch
-from lowtide.solvers.errors import InfeasibleBudget
+from lowtide.solvers.problem.errors import InfeasibleBudget
 from torch import nn
 
-from benchmarks.mutations import mutated_bytes
+from benchmarks.fuzz.mutations import mutated_bytes
 
 _STEPS = 3
 _ACTIVATIONS = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU)

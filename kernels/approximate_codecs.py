@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from .codecs import Codec
-from .group_quantization import decode_groups, encode_groups
-from .row_sampling import SAMPLINGS, restore_rows, sample_rows
-from .sketches import SKETCHES, sketch, unsketch
-from .tensor_rows import rows_and_features
+from .codec import Codec
+from .quantize.groups import decode_groups, encode_groups
+from .rows.sampling import SAMPLINGS, restore_rows, sample_rows
+from .rows.sketches import SKETCHES, sketch, unsketch
+from .rows.tensor_rows import rows_and_features
 
 METHODS = {
     "rows": "without_replacement",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .library import define
+from .backend.library import define
 
 
 class DecisionChanged(Exception):

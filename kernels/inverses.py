@@ -22,11 +22,11 @@ from ctypes import c_double, c_float, c_int, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from .bits import SOURCE as BITS_SOURCE
-from .bits import bytes_of_bits, dense, flat, pack_bits, unpack_plainly
+from .backend.library import define
+from .backend.native import native, pointer
 from .inverse_tables import FARTHEST, INVERTED, LOWEST, function_and_derivatives, nearest, table
-from .library import define
-from .native import native, pointer
+from .packing.bits import SOURCE as BITS_SOURCE
+from .packing.bits import bytes_of_bits, dense, flat, pack_bits, unpack_plainly
 
 SOURCE = (
     BITS_SOURCE

@@ -21,9 +21,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .library import define
-from .native import native, pointer
-from .triton_versions import triton_version
+from .backend.library import define
+from .backend.native import native, pointer
+from .backend.triton_dispatch import triton_version
 
 SOURCE = r"""
 #include <stdint.h>
@@ -202,7 +202,7 @@ def _backward(
     )
     dx = results[0].view(g.shape) if mask & INPUT else None
     summed = bool(mask & (WEIGHT | BIAS))
-    fast = triton_version("norms", y.device)
+    fast = triton_version(__name__, y.device)
     single = y.device.type == "cpu" and {tensor.dtype for tensor in (g, rows, r, *affine)} == {torch.float32}
     run = native(SOURCE, "backward", _BACKWARD) if single else None
     if fast and columns <= fast.MOST_COLUMNS:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_versions import launch
+from .backend.triton_launch import launch
 
 MOST_COLUMNS = 16384  # a row has to fit into the registers of a program
 _ROWS = 32  # whose contributions to weight and bias are added in the type of the computation

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
-from ..solvers.partitions import window_cuts
+from ..solvers.blocks.cuts import window_cuts
 from .calls import call_signature
 from .step_graph import Kernel, StepGraph
 

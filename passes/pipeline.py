@@ -7,21 +7,21 @@ from dataclasses import replace
 from torch import fx
 
 from .blocks import assign_blocks
-from .change_in_place import ChangeInPlace
-from .chunked_cross_entropy import ChunkCrossEntropy
-from .free_factories import FreeFactories
-from .gather_checks import gather_checks
-from .in_place import RunInPlace
-from .packed_indices import PackIndices
-from .packed_masks import PackMasks
-from .remade import made_again
-from .saved_outputs import InvertOutputs, SaveOutputs
+from .rewrites.change_in_place import ChangeInPlace
+from .rewrites.chunk_cross_entropy import ChunkCrossEntropy
+from .rewrites.forget_shapes import ForgetShapes
+from .rewrites.free_factories import FreeFactories
+from .rewrites.fuse_gelu import WrittenGelu
+from .rewrites.gather_checks import gather_checks
+from .rewrites.pack_indices import PackIndices
+from .rewrites.pack_masks import PackMasks
+from .rewrites.recompute_in_backward import made_again
+from .rewrites.run_in_place import RunInPlace
+from .rewrites.save_outputs import InvertOutputs, SaveOutputs
+from .rewrites.sum_in_place import SumInPlace
 from .savings import Saving, applied, copied
-from .shape_only import ForgetShapes
 from .sources import Source
 from .step_graph import StepGraph, build
-from .sum_in_place import SumInPlace
-from .written_gelu import WrittenGelu
 
 # From the strictest to the loosest: a pass runs when its fidelity is asked for or a looser one is.
 FIDELITIES = ("bitwise", "rounding", "approximate")

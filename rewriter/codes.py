@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..kernels.derivatives import Activation, Pointwise, activation_of
-from ..kernels.input_weights import Histogram, InputWeight, read_weight
-from ..kernels.interval_codes import cells_of, interval_codes
-from ..kernels.value_codes import unbiased_levels, value_codes
+from ..kernels.few_bit.activations import Activation, Pointwise, activation_of
+from ..kernels.few_bit.input_weights import Histogram, InputWeight, read_weight
+from ..kernels.few_bit.interval_codes import cells_of, interval_codes
+from ..kernels.few_bit.value_codes import unbiased_levels, value_codes
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..solvers.errors import InfeasibleBudget, LowtideError, ScheduleError
-from ..solvers.plain_text import printable_lines
+from ..solvers.problem.errors import InfeasibleBudget, LowtideError, ScheduleError
+from ..solvers.problem.plain_text import printable_lines
 
 __all__ = [
     "BudgetError",

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from ..solvers.plan import Plan
 from ..solvers.portfolio import Portfolio
-from .bytes_text import parse_bytes
+from ..solvers.problem.plan import Plan
 from .errors import PlanError
-from .module import make_rewritten, prepare
-from .plan_file import load_plan
-from .planning import Options, capture_and_pose
-from .progress import shown_progress
-from .rewriting import Rewriting
-from .solving import frontier_of, solve_step
-from .wrappers import check_model
+from .plan.plan_file import load_plan
+from .plan.progress import shown_progress
+from .plan.solve import frontier_of, solve_step
+from .plan.step import Options, capture_and_pose
+from .run.module import make_rewritten, prepare
+from .run.rewriting import Rewriting
+from .run.wrappers import check_model
+from .text.byte_sizes import parse_bytes
 
 
 def rewrite(

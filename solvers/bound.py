@@ -8,9 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from .block_trade import curve_of, forward_needs, trade_of
-from .partitions import partitions
-from .problem import Problem
+from .blocks.cuts import partitions
+from .blocks.tradeoff import curve_of, forward_needs, trade_of
+from .problem.problem import Problem
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,9 @@ def _version() -> bytes:
     digest = sha256(str(_FORMAT).encode())
     sources = []
     with contextlib.suppress(OSError):
-        files = resources.files(str(__package__)).iterdir()
-        sources = sorted((file.name, file.read_bytes()) for file in files if file.name.endswith(".py"))
+        folder = Path(__file__).parent  # with its subfolders: each file in it has a say in what solving finds
+        files = sorted(folder.rglob("*.py"))
+        sources = [(file.relative_to(folder).as_posix(), file.read_bytes()) for file in files]
     # without sources no version can be told from another: this process then has a version of its own
     for name, source in sources or [("", os.urandom(_DIGEST_BYTES))]:
         digest.update(f"\n{name} {len(source)}\n".encode() + source)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .chain import Chain, chain_of
-from .chain_tables import Tables, decisions_of
-from .envelope import cheapest_under
-from .layers import in_blocks, in_layers
-from .levels import levels_of
-from .liveness import Candidate, RunOrder, forecast, schedule_of
-from .nestings import order_of, told
+from .blocks.block_schedules import Way
+from .blocks.layers import in_blocks, in_layers
+from .chain.chain import Chain, chain_of
+from .chain.chain_schedule import order_of, told
+from .chain.link_schedules import recipe_ways
+from .chain.retention_levels import levels_of
+from .chain.tables import Tables, decisions_of
+from .pareto import cheapest_under
 from .polish import polished
-from .problem import Problem
-from .schedule import Schedule
-from .way_sets import recipe_ways
-from .ways import Way
+from .problem.liveness import Candidate, RunOrder, forecast, schedule_of
+from .problem.problem import Problem
+from .problem.schedule import Schedule
 
 _FINER = 4  # the next tables reach only so far, in slots as much finer
 _LEAST_REACH = 0.02  # of what is above the base of the last link

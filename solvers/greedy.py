@@ -8,12 +8,12 @@ from math import isqrt
 
 import numpy as np
 
-from .envelope import cheapest_under
-from .layer_choices import Choice, LayerChoices, LayerClass
-from .layers import in_blocks, in_layers
-from .liveness import Candidate, RunOrder, forecast, schedule_of
-from .problem import Problem
-from .schedule import Schedule
+from .blocks.layer_choices import Choice, LayerChoices, LayerClass
+from .blocks.layers import in_blocks, in_layers
+from .pareto import cheapest_under
+from .problem.liveness import Candidate, RunOrder, forecast, schedule_of
+from .problem.problem import Problem
+from .problem.schedule import Schedule
 
 
 @dataclass(frozen=True)

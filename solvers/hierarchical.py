@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from .blocks.cuts import chains
+from .chain.link_schedules import way_sets
 from .disk_cache import DiskCache
 from .dp import Dp
-from .envelope import cheapest_under
-from .liveness import Candidate, schedule_of
-from .partitions import chains
-from .problem import Problem
-from .schedule import Schedule
-from .way_sets import way_sets
+from .pareto import cheapest_under
+from .problem.liveness import Candidate, schedule_of
+from .problem.problem import Problem
+from .problem.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -39,18 +39,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 
-from .answer import Effort
-from .envelope import rate
 from .greedy import Greedy
 from .hierarchical import Hierarchical
-from .ilp_stages import choices
-from .ilp_step import stages_of_step
-from .ilp_step_program import Optimum, StepProgram
 from .infeasible import infeasible
-from .liveness import Candidate, RunOrder, forecast, schedule_of, trace_order
-from .problem import Problem
-from .schedule import Schedule
-from .units import told_bytes
+from .integer.answer import Effort
+from .integer.stages import choices
+from .integer.step_program import Optimum, StepProgram
+from .integer.step_stages import stages_of_step
+from .pareto import rate
+from .problem.liveness import Candidate, RunOrder, forecast, schedule_of, trace_order
+from .problem.problem import Problem
+from .problem.schedule import Schedule
+from .problem.units import told_bytes
 
 
 @dataclass(frozen=True)

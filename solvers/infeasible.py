@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .envelope import Rated
-from .errors import InfeasibleBudget
-from .liveness import forecast, lives_of
-from .problem import Op, Problem
-from .recoding import merged_problem
-from .units import told_bytes
+from .pareto import Rated
+from .problem.encoded_problem import merged_problem
+from .problem.errors import InfeasibleBudget
+from .problem.liveness import forecast, lives_of
+from .problem.problem import Op, Problem
+from .problem.units import told_bytes
 
 
 def infeasible(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .liveness import Candidate, schedule_of, trace_order
-from .problem import Problem
-from .schedule import Schedule
+from .problem.liveness import Candidate, schedule_of, trace_order
+from .problem.problem import Problem
+from .problem.schedule import Schedule
 
 
 @dataclass(frozen=True)

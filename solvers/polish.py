@@ -7,9 +7,9 @@ from itertools import compress
 
 import numpy as np
 
-from .arrays import Arrays, arrays_of, highest_between
-from .liveness import Lives, RunOrder, lives_of, moments_of
-from .problem import Problem
+from .problem.liveness import Lives, RunOrder, lives_of, moments_of
+from .problem.problem import Problem
+from .problem.problem_arrays import Arrays, arrays_of, highest_between
 
 _ROUNDS = 3
 _AT_ONCE = 1024

@@ -11,27 +11,27 @@ from time import perf_counter
 from typing import Any
 
 from .bound import Proof, proven_seconds
+from .candidate_cache import cached_ladder, cached_proofs, cached_schedule
 from .disk_cache import DiskCache
 from .dp import Dp
-from .encoded import encoded_schedule
-from .encoded_ladder import Encoded, schedule_with_codes
-from .encoding_choices import choices_of
-from .envelope import Rated, envelope, rate
-from .errors import InfeasibleBudget, ScheduleError
-from .gentler import gentler, gentlest
+from .encoding.choices import choices_of
+from .encoding.decode_order import encoded_schedule
+from .encoding.encoded_candidates import Encoded, schedule_with_codes
+from .encoding.refine_precision import gentler, gentlest
 from .greedy import Greedy
 from .hierarchical import Hierarchical
 from .ilp import Ilp
 from .infeasible import infeasible
 from .keep_all import KeepAll
-from .ladder_cache import cached_ladder, cached_proofs, cached_schedule
-from .plan import Plan
-from .problem import Problem
+from .pareto import Rated, envelope, rate
+from .problem.errors import InfeasibleBudget, ScheduleError
+from .problem.plan import Plan
+from .problem.problem import Problem
+from .problem.schedule import Schedule
+from .problem.simulate import make_plan
+from .problem.units import told_bytes
 from .recipes import Recipes
-from .schedule import Schedule
-from .simulate import make_plan
 from .solver import Solver
-from .units import told_bytes
 
 Progress = Callable[[float, str], None]
 Told = Callable[[int, str], None]

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isqrt
 
-from .blocks import block_inputs, forward_values, repeated_blocks, shared_values
-from .envelope import cheapest_under
-from .layers import in_blocks, in_layers
-from .liveness import Candidate, schedule_of
-from .problem import Problem
-from .rematerialize import Lifetime, droppable, run_order
-from .schedule import Schedule
+from .blocks.block_values import block_inputs, forward_values, repeated_blocks, shared_values
+from .blocks.layers import in_blocks, in_layers
+from .blocks.rematerialize import Lifetime, droppable, run_order
+from .pareto import cheapest_under
+from .problem.liveness import Candidate, schedule_of
+from .problem.problem import Problem
+from .problem.schedule import Schedule
 
 
 @dataclass(frozen=True)

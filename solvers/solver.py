@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from .liveness import Candidate
-from .problem import Problem
-from .schedule import Schedule
+from .problem.liveness import Candidate
+from .problem.problem import Problem
+from .problem.schedule import Schedule
 
 
 class Solver(Protocol):

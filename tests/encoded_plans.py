@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from lowtide.rewriter.planning import Options, capture_and_pose
-from lowtide.solvers.encoded import encoded_schedule, with_codes
-from lowtide.solvers.liveness import trace_order
-from lowtide.solvers.recoding import encodable
-from lowtide.solvers.simulate import make_plan
+from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.solvers.encoding.decode_order import encoded_schedule, with_codes
+from lowtide.solvers.problem.encoded_problem import encodable
+from lowtide.solvers.problem.liveness import trace_order
+from lowtide.solvers.problem.simulate import make_plan
 
 OPTIONS = {"fidelity": "approximate", "costs": "flops", "error_budget": math.inf}
 """With which such a plan is made and taken, besides the loss alone as output."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import lowtide
 import torch
-from lowtide.rewriter.structure import flatten
+from lowtide.rewriter.capture.boundary.pytree import flatten
 from torch import Tensor, nn
 
 Step = Callable[[nn.Module], Any]

@@ -145,8 +145,8 @@ def small_model(name: str, seed: int = 0, dtype: str = "float32") -> tuple[Any, 
 
         return small_unet(BATCH, sequence, seed)
     # Imported here so that tests that need no model pay for no import of transformers.
-    from lowtide.rewriter.batches import sample_batch
-    from lowtide.rewriter.models import build_model
+    from lowtide.rewriter.models.batches import sample_batch
+    from lowtide.rewriter.models.build import build_model
 
     overrides = SMALL[name] if name in SMALL else UNSEEN[name]
     model = build_model(name, overrides=overrides, dtype=dtype, seed=seed)

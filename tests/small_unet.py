@@ -44,7 +44,7 @@ class SmallUNet(nn.Module):
 
 def small_unet(batch: int, side: int, seed: int) -> tuple[SmallUNet, dict[str, Tensor]]:
     """The network in training mode, and pictures of text whose classes are five steps of brightness."""
-    from lowtide.rewriter.sample_text import sample_bytes
+    from lowtide.rewriter.models.corpus import sample_bytes
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

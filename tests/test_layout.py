@@ -1,6 +1,7 @@
 """Keeps the order of the house: who may import whom, what may lie where, and what a file opens with."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -20,7 +21,16 @@ MAY_IMPORT = {
     "storage": {"storage"},
     "configs": set(),
 }
-MAY_USE_PRIVATE_TORCH = "rewriter/torch_internals.py"
+# The rooms of a folder from the ground up: each may import those before it.
+ROOMS = {
+    "rewriter": "text capture emit noise measure plan run verify display models cli",
+    "rewriter/capture": "boundary call watch operands foreign eager",
+    "passes": "encodings rewrites",
+    "solvers": "problem blocks integer chain encoding",
+    "kernels": "backend packing few_bit quantize rows eager exact_codes loss pooling",
+}
+MOST_FILES, MOST_NAMES = 16, 20  # in a folder: Python files, and names with its subfolders
+MAY_USE_PRIVATE_TORCH = "rewriter/capture/torch_internals.py"
 # Operators are schema, not API; the type of an operator has no public name.
 PUBLIC_IN_EFFECT = ("torch.ops.", "torch._ops")
 MAY_NOT_BE_CALLED = {"utils", "util", "common", "core", "base", "helpers", "misc"}
@@ -63,6 +73,53 @@ def test_imports_go_one_way(file):
         assert dots <= len(parts) + 1 and target[0] in MAY_IMPORT[home], (
             f"{home or 'root'} may not import {'.'.join(target)}"
         )
+
+
+def targets_of(file: Path) -> set[tuple[str, ...]]:
+    """The modules of the package that a file imports, each by the parts of its path without the ending."""
+    parts = file.relative_to(ROOT).parts[:-1]
+    targets = set()
+    for dots, name in imported(file):
+        target = (*parts[: len(parts) - dots + 1], *name.split("."))
+        while dots and len(target) > 1 and not (ROOT.joinpath(*target[:-1]) / f"{target[-1]}.py").is_file():
+            target = target[:-1]
+        if dots:
+            targets.add(target)
+    return targets
+
+
+def children_graph(folder: str) -> dict[str, set[str]]:
+    """Which files and subfolders of a folder import which others of them."""
+    within = tuple(Path(folder).parts)
+    graph: dict[str, set[str]] = {}
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        own = (*file.relative_to(ROOT).parts[:-1], file.stem)[len(within)]
+        others = {target[len(within)] for target in targets_of(file) if target[: len(within)] == within != target}
+        graph.setdefault(own, set()).update(others - {own})
+    return graph
+
+
+FOLDERS = sorted({file.parent.relative_to(ROOT).as_posix() for file in package_files() if file.parent != ROOT})
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_nothing_imports_in_a_circle(folder):
+    graphlib.TopologicalSorter(children_graph(folder)).prepare()
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_rooms_import_what_lies_below_them(folder):
+    rooms, graph = ROOMS[folder].split(), children_graph(folder)
+    assert set(rooms) == {inner.name for inner in (ROOT / folder).iterdir() if any(inner.glob("*.py"))}
+    for place, room in enumerate(rooms):
+        assert not graph[room] & set(rooms[place + 1 :]), f"{folder}/{room} may not import what lies above it"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_can_be_taken_in_at_a_glance(folder):
+    names = [path for path in (ROOT / folder).iterdir() if path.suffix == ".py" or any(path.rglob("*.py"))]
+    files = [path for path in names if path.suffix == ".py" and path.stem != "__init__"]
+    assert len(files) <= MOST_FILES and len(names) <= MOST_NAMES
 
 
 @pytest.mark.parametrize("file", named(package_files("solvers") + package_files("storage")))

@@ -8,8 +8,8 @@ from typing import Any
 import lowtide
 import pytest
 import torch
-from lowtide.rewriter.models import build_model
-from lowtide.rewriter.sample_text import hashed, sample_words
+from lowtide.rewriter.models.build import build_model
+from lowtide.rewriter.models.corpus import hashed, sample_words
 
 _STEPS, _BATCH, _TOKENS, _VOCABULARY = 300, 4, 32, 200
 _SIZES = {"n_layer": 2, "n_embd": 48, "n_head": 4, "n_positions": _TOKENS, "vocab_size": _VOCABULARY}

@@ -5,8 +5,9 @@
 
 layouts: forward and backward of each sample run with tensors laid out in nine ways and incoming gradients in four; each
 ATen call below autograd runs on tensors without data too, and a line tells of each operation whose results lie
-otherwise there: in how many distinct calls, in how many of these the table of `rewriter/fake_results.py` puts that
-right (the others are seen where a step is measured, at the cost of another capture), and one that it does not.
+otherwise there: in how many distinct calls, in how many of these the table of
+`rewriter/capture/eager/fake_kernel_fixes.py` puts that right (the others are seen where a step is measured, at the cost
+of another capture), and one that it does not.
 
 bits: a module that is one operation is rewritten, and outputs, gradients and the generator compared with eager's: with
 the sample's numbers, with zeros among them, and with rounded ones. A line tells of each operation that differs, is

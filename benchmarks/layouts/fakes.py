@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lowtide.rewriter.fake_results import as_eager_makes_it
-from lowtide.rewriter.layouts_seen import Layouts, layouts_of, lie_alike, operands_of, written
-from lowtide.rewriter.torch_internals import OperationMode, tensors_without_data
+from lowtide.rewriter.capture.eager.fake_kernel_fixes import as_eager_makes_it
+from lowtide.rewriter.capture.operands.layouts_seen import Layouts, layouts_of, lie_alike, operands_of, written
+from lowtide.rewriter.capture.torch_internals import OperationMode, tensors_without_data
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 

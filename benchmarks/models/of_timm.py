@@ -11,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from lowtide.rewriter.batches import pictures
+from lowtide.rewriter.models.batches import pictures
 from torch import nn
 
 from .case import Call, Case, NotBuilt, Subject

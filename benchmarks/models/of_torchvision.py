@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torchvision.models as models
-from lowtide.rewriter.batches import pictures
+from lowtide.rewriter.models.batches import pictures
 from torch import nn
 
 from .case import Call, Case, Subject

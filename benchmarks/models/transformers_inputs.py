@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from lowtide.rewriter.batches import pictures
-from lowtide.rewriter.sample_text import hashed, sample_words
+from lowtide.rewriter.models.batches import pictures
+from lowtide.rewriter.models.corpus import hashed, sample_words
 from torch import Tensor
 
 from .case import Call

@@ -6,8 +6,8 @@ from dataclasses import fields
 
 import pytest
 import torch
-from lowtide.rewriter.devices import device_names, load_device, preset_of
 from lowtide.rewriter.errors import LowtideError
+from lowtide.rewriter.measure.device_presets import device_names, load_device, preset_of
 
 
 def test_the_presets_are_these():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lowtide.passes.blocks import crossing_bytes, narrow_cuts
 from lowtide.passes.pipeline import run_passes
-from lowtide.rewriter.capture import capture
+from lowtide.rewriter.capture.capture import capture
 from small_models import small_model
 from small_unet import small_unet
 from torch import nn

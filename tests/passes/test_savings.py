@@ -2,11 +2,11 @@
 
 import lowtide
 import torch
-from lowtide.passes.free_factories import FreeFactories
-from lowtide.passes.packed_masks import PackMasks
+from lowtide.passes.rewrites.free_factories import FreeFactories
+from lowtide.passes.rewrites.pack_masks import PackMasks
 from lowtide.passes.savings import applied, copied
-from lowtide.rewriter.capture import capture
-from lowtide.rewriter.profile import profile
+from lowtide.rewriter.capture.capture import capture
+from lowtide.rewriter.display.profile import profile
 from small_models import small_model
 from torch import nn
 

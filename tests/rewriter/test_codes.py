@@ -5,7 +5,7 @@ import json
 import lowtide
 import pytest
 import torch
-from lowtide.rewriter.cli import app
+from lowtide.rewriter.cli.main import app
 from typer.testing import CliRunner
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pulp
-from lowtide.solvers.problem import Problem
+from lowtide.solvers.problem.problem import Problem
 
 
 def least_seconds(problem: Problem, budget_bytes: int) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
-from lowtide.solvers.problem import Problem
+from lowtide.solvers.problem.problem import Problem
 
 
 def least_seconds(problem: Problem, budget_bytes: int) -> float | None:

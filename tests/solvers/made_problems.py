@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field, replace
 
-from lowtide.solvers.problem import Encoding, Op, Problem, Value
+from lowtide.solvers.problem.problem import Encoding, Op, Problem, Value
 
 MEBIBYTE = 2**20
 

@@ -9,16 +9,16 @@ from math import inf
 import checkmate
 import pytest
 from exhaustive import least_seconds
-from lowtide.solvers.answer import Effort
-from lowtide.solvers.errors import InfeasibleBudget
 from lowtide.solvers.greedy import Greedy
 from lowtide.solvers.hierarchical import Hierarchical
 from lowtide.solvers.ilp import Ilp
-from lowtide.solvers.ilp_step import stages_of_step
-from lowtide.solvers.ilp_step_program import StepProgram
 from lowtide.solvers.infeasible import neediest_operation
-from lowtide.solvers.liveness import forecast, schedule_of, trace_order
-from lowtide.solvers.simulate import simulate
+from lowtide.solvers.integer.answer import Effort
+from lowtide.solvers.integer.step_program import StepProgram
+from lowtide.solvers.integer.step_stages import stages_of_step
+from lowtide.solvers.problem.errors import InfeasibleBudget
+from lowtide.solvers.problem.liveness import forecast, schedule_of, trace_order
+from lowtide.solvers.problem.simulate import simulate
 from made_problems import Draft, chain_of_blocks
 from pytest import approx
 

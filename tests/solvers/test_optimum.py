@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.portfolio import Portfolio
-from lowtide.solvers.simulate import baseline_of
+from lowtide.solvers.problem.simulate import baseline_of
 from made_problems import llama, tiny, with_encodings, with_halves
 from pytest import approx
 

@@ -6,15 +6,15 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowtide.solvers.candidate_cache import problem_digest
 from lowtide.solvers.disk_cache import DiskCache
-from lowtide.solvers.errors import InfeasibleBudget
 from lowtide.solvers.greedy import Greedy
-from lowtide.solvers.ladder_cache import problem_digest
-from lowtide.solvers.liveness import forecast
 from lowtide.solvers.portfolio import Portfolio
+from lowtide.solvers.problem.errors import InfeasibleBudget
+from lowtide.solvers.problem.liveness import forecast
+from lowtide.solvers.problem.schedule import Record
+from lowtide.solvers.problem.simulate import baseline_of, simulate
 from lowtide.solvers.recipes import Recipes
-from lowtide.solvers.schedule import Record
-from lowtide.solvers.simulate import baseline_of, simulate
 from made_problems import MEBIBYTE, chain_of_blocks, llama
 
 PORTFOLIO = Portfolio()
@@ -156,7 +156,7 @@ def test_what_another_process_found_gives_the_same_plans_without_solving(problem
     budgets = [frontier[-1].peak_bytes - 1, *(plan.peak_bytes for plan in frontier)]
     found = {(name, budget): answer(cold, problem, budget, name) for name in names for budget in budgets}
     monkeypatch.setattr("lowtide.solvers.portfolio._ladder", refuse)
-    monkeypatch.setattr("lowtide.solvers.ladder_cache.proofs_of", refuse)
+    monkeypatch.setattr("lowtide.solvers.candidate_cache.proofs_of", refuse)
     warm = Portfolio(cache=DiskCache(tmp_path))
     assert {asked: answer(warm, problem, asked[1], asked[0]) for asked in found} == found
     assert [*map(without_time, warm.frontier(problem, 6))] == [*map(without_time, frontier)]

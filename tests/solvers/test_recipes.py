@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowtide.solvers.errors import InfeasibleBudget
 from lowtide.solvers.keep_all import KeepAll
-from lowtide.solvers.liveness import forecast, schedule_of
+from lowtide.solvers.problem.errors import InfeasibleBudget
+from lowtide.solvers.problem.liveness import forecast, schedule_of
+from lowtide.solvers.problem.simulate import baseline_of, simulate
 from lowtide.solvers.recipes import Recipes
-from lowtide.solvers.simulate import baseline_of, simulate
 from made_problems import MEBIBYTE, chain_of_blocks, llama
 
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import conftest  # noqa: F401 - finds lowtide
 import lowtide
 import torch
-from lowtide.kernels import native
+from lowtide.kernels.backend import native
 from lowtide.storage import private_files
 
 VICTIM, ATTACKER = 54321, 54322

@@ -1,0 +1,185 @@
+"""What backward keeps from forward: eager, lowtide without running any matrix product again, and what must be kept.
+
+    python -m benchmarks.approximate.kept_bytes [NAME ...] [--rounds 9] [--json FILE]
+
+gpt2, roberta (eager attention, default dropout) and llama (fused attention, intermediate 688): 4 layers, d 256, 8
+heads, vocabulary 2500, batch 8 × 256. Counted are storages alive between forward and backward, parameters, buffers and
+inputs excluded: for eager what `saved_tensors_hooks` sees, for lowtide what lies on its tape. lowtide is planned with
+`outputs=["loss"]` to keep as little as it can with no matrix product, convolution or attention run twice: with those
+marked as not repeatable, and with a moment between forward and backward that takes so many bytes besides that it is the
+peak. Times are medians over rounds, all in turn, of a step's time divided by eager's in the same round.
+
+The ceiling is arithmetic: of what matrix products and attention make, and of the streams between layers, each value
+that backward needs once (masks are drawn again; of a normalization its input or output; of the logits, which need not
+be returned, only the gradients of the last product's operands).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import warnings
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import lowtide
+import torch
+from lowtide.rewriter.models.batches import sample_batch
+from lowtide.rewriter.models.build import build_model
+from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.solvers.portfolio import Portfolio
+from lowtide.solvers.problem.plan import Plan
+from lowtide.solvers.problem.problem import Problem
+from lowtide.solvers.problem.schedule import Run
+from lowtide.solvers.problem.simulate import baseline_of, make_plan
+
+from benchmarks.eager_baseline import gradient_error, time_ratios, told_error, told_ratio, told_rounds
+
+_TOKENS, _WIDTH, _HEADS, _LAYERS, _VOCABULARY = 8 * 256, 256, 8, 4, 2500
+_ENCODER = {"num_hidden_layers": _LAYERS, "hidden_size": _WIDTH, "num_attention_heads": _HEADS}
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": _LAYERS, "n_embd": _WIDTH, "n_head": _HEADS, "attn_implementation": "eager"},
+    "roberta": {**_ENCODER, "intermediate_size": 4 * _WIDTH, "attn_implementation": "eager"},
+    "llama": {**_ENCODER, "num_key_value_heads": _HEADS, "intermediate_size": 688, "attn_implementation": "sdpa"},
+}
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(MODELS)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds in which each runs once, in turn")
+    parser.add_argument("--json", type=Path, help="where to write the table as JSON")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in MODELS]
+    if unknown:
+        parser.error(f"there is no model {unknown[0]!r}: choose among {', '.join(MODELS)}")
+    if options.rounds < 2:
+        parser.error(f"--rounds {options.rounds} has no quartiles: pass 2 at least")
+    print(f"{'':<22} {'kept, MB':>9} {'eager /':>8} {'products again':>15} {'step time / eager':>24}  gradients")
+    told = {name: _rows(name, options.rounds) for name in options.names or MODELS}
+    print(told_rounds(options.rounds))
+    if options.json:
+        options.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _rows(name: str, rounds: int) -> list[dict[str, Any]]:
+    model = built(name)
+    batch = sample_batch(model, 8, 256)
+    runners: dict[str, Any] = {"eager": model}
+    kept = {"eager": eager_kept_bytes(model, batch)}
+    again = {"eager": 0}
+    for fidelity in ("bitwise", "rounding", "approximate"):
+        small = least_kept(model, batch, fidelity)
+        runners[fidelity], again[fidelity] = small, products_again(small.plan)
+        kept[fidelity] = kept_bytes(small.plan)
+    ratios = time_ratios(runners, batch, rounds)
+    rows = []
+    for runner in runners:
+        error = gradient_error(model, runners[runner], batch)
+        rows.append(
+            {
+                "model": name,
+                "name": runner,
+                "kept_bytes": kept[runner],
+                "ratio": kept["eager"] / kept[runner],
+                "products_again": again[runner],
+                "time_ratio": statistics.median(ratios[runner]),
+                "time_ratio_quartiles": statistics.quantiles(ratios[runner], n=4)[::2],
+                "gradient_error": error,
+            }
+        )
+        print(
+            f"{name + ', ' + runner:<22} {kept[runner] / 1e6:>9.1f} {kept['eager'] / kept[runner]:>8.2f} "
+            f"{again[runner]:>15} {told_ratio(ratios[runner]):>24}  {told_error(error)}",
+            flush=True,
+        )
+    least = ceiling_bytes(name)
+    rows.append({"model": name, "name": "ceiling", "kept_bytes": least, "ratio": kept["eager"] / least})
+    print(f"{name + ', ceiling':<22} {least / 1e6:>9.1f} {kept['eager'] / least:>8.2f}")
+    return rows
+
+
+def eager_kept_bytes(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
+    """Bytes of the distinct storages that autograd saves in a forward, parameters, buffers and inputs left out."""
+    given = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *batch.values())}
+    seen: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in given:
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = model(**batch).loss
+    del loss
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+def kept_bytes(plan: Plan) -> int:
+    """What a plan keeps alive between forward and backward, beyond what is there before the step."""
+    return plan.live_bytes[plan.schedule.forward_length - 1] - plan.problem.resident_bytes
+
+
+def products_again(plan: Plan) -> int:
+    """How many runs of matrix products, convolutions and attention are second ones."""
+    runs = Counter(instruction.op for instruction in plan.schedule.instructions if isinstance(instruction, Run))
+    return sum(count - 1 for op, count in runs.items() if plan.problem.ops[op].intensive)
+
+
+def built(name: str, seed: int = 0) -> torch.nn.Module:
+    """One of `MODELS` with random weights, in training mode."""
+    model: Any = build_model(name, overrides={**MODELS[name], "vocab_size": _VOCABULARY}, seed=seed).train()
+    model.config.use_cache = False
+    return model
+
+
+def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str, **told: Any) -> Any:
+    """The model rewritten for the plan that keeps least without a product run twice. told: options of `rewrite`."""
+    options = {"fidelity": fidelity, "outputs": ("loss",), **told}
+    ways = capture_and_pose(model, (), batch, Options(**options)).ways
+    plan = min((least_kept_plan(way.posed.problem) for way in ways), key=kept_bytes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (), batch, plan=plan, **options)
+
+
+def least_kept_plan(problem: Problem) -> Plan:
+    """The plan that keeps least without a product run twice."""
+    turn, room = problem.forward_length, baseline_of(problem).peak_bytes
+    posed = replace(
+        problem,
+        ops=tuple(
+            replace(
+                op, repeatable=op.repeatable and not op.intensive, working_bytes=op.working_bytes + room * (i == turn)
+            )
+            for i, op in enumerate(problem.ops)
+        ),
+    )
+    schedule = Portfolio(cache=None).frontier(posed, 2)[-1].schedule
+    return make_plan(problem, schedule, solver="least kept")
+
+
+def ceiling_bytes(name: str) -> int:
+    """The least that backward needs with every product run once, by arithmetic."""
+    stream = 4 * _TOKENS * _WIDTH
+    scores = 4 * _TOKENS * 256 * _HEADS
+    wide = 688 if name == "llama" else 4 * _WIDTH
+    if name == "llama":  # two streams that are normalized; queries, keys, values; attention's result; gate and up
+        layer = 6 * stream + 2 * 4 * _TOKENS * wide
+    else:  # the same but for probabilities, and one wide value
+        layer = 6 * stream + scores + 4 * _TOKENS * wide
+    # the last normalization, less the first stream, which is embeddings; gradients of the last product's operands
+    head = stream + 4 * _VOCABULARY * _WIDTH
+    return _LAYERS * layer + head
+
+
+if __name__ == "__main__":
+    main()

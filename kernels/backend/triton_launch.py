@@ -1,0 +1,22 @@
+"""Starts kernels written in Triton, and says how wide the numbers of their elements have to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_INT32_ELEMENTS = 2**31 - 2**20  # so that the last block's places fit too
+
+
+def needs_int64(count: int) -> bool:
+    """Whether places among so many elements have to be computed in 64 bits."""
+    return count > _INT32_ELEMENTS
+
+
+def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **constants: Any) -> None:
+    """Runs that many programs of a kernel on a device's current stream; constants are compiled in."""
+    if not programs:
+        return
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        kernel[(programs,)](*arguments, **constants)

@@ -1,0 +1,399 @@
+"""Tensors in 8, 4, 3, 2 or 1 bits to an element: groups of elements, each with an offset and a scale of its own.
+
+Kept: ceil(n b / 8) + 4 ceil(n / group) bytes: offset and scale of each group in bfloat16, then the codes. The offset is
+rounded down and the scale up, so that a group lies within its levels ("ActNN", arXiv 2104.14129, section 3; "GACT",
+arXiv 2206.11357). Rounding to the nearest, an element is decoded to offset + code * scale. Rounding at random, it is
+rounded up if a number u of [0, 1) is below the part of a level that it lies above one, and decoded to offset +
+(code + u - 1/2) * scale, with the same u, drawn again: the error is then even over a level and independent of the
+element (subtractive dither: Roberts, "Picture coding using pseudo-random noise", 1962; Schuchman, "Dither signals and
+their effect on quantization noise", 1964), without bias and with the variance scale² / 12, half of what rounding at
+random has over an even spread when nothing is taken off. Where that errs less, in groups that mostly lie on levels
+(zeros of ReLU, of attention's probabilities), nothing is: a negative scale tells, and an element that lies the part f
+of a level above one has the variance scale² f (1 - f). A randomized Hadamard transform before it makes scales of
+tensors with outliers smaller ("QuaRot", arXiv 2404.00456).
+
+A group with an infinity or NaN, or one so wide that half a level beyond its levels overflows, is decoded to NaN
+throughout. float64 and float16 are encoded as float32; what would be beyond a dtype's numbers is decoded to its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ctypes import Structure, byref, c_int, c_int64, c_uint64, c_void_p
+
+import torch
+from torch import Tensor
+
+from ..backend.counter_random import halves, state_of
+from ..backend.library import define
+from ..backend.native import native, pointer
+from ..backend.planned_layouts import laid_out
+from ..backend.triton_dispatch import triton_version
+from ..few_bit.few_bit import check_dense
+from ..packing.bits import flat
+from ..packing.packed_codes import bytes_of_codes, check_packed, pack_codes_plainly, unpack_codes_plainly
+from ..packing.tiles import KINDS
+from ..packing.tiles import SOURCE as TILES_SOURCE
+from .hadamard import SOURCE as HADAMARD_SOURCE
+from .hadamard import blocks, spread_plainly, state_of_signs
+
+SOURCE = (
+    "#include <math.h>\n"
+    + TILES_SOURCE
+    + HADAMARD_SOURCE
+    + r"""
+enum { LARGEST = 4096 };  /* elements of a group */
+#define LARGEST_BFLOAT16 0x1.fep127f
+
+typedef struct {
+    uint64_t state, signs;
+    int64_t group;
+    int32_t bits, stochastic, transformed, kind;
+} Way;
+
+static inline uint32_t word_of(float x) { uint32_t word; memcpy(&word, &x, 4); return word; }
+static inline float float_of(uint32_t word) { float x; memcpy(&x, &word, 4); return x; }
+
+/* writes offset and scale, and returns whether the group can be encoded */
+static int measure(const float *x, int64_t count, int levels, float *offset, float *scale) {
+    float low = x[0], high = x[0];
+    #pragma omp simd reduction(min : low) reduction(max : high)
+    for (int64_t i = 0; i < count; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    int bad = 0;
+    #pragma omp simd reduction(| : bad)
+    for (int64_t i = 0; i < count; i++) bad |= (word_of(x[i]) & 0x7f800000u) == 0x7f800000u;
+    uint32_t word = word_of(low);
+    *offset = float_of((word & 0xffff0000u) + (word >> 31 && word & 0xffffu ? 0x10000u : 0)) + 0.0f;
+    float width = high - *offset + 0.0f;  /* no negative zero */
+    word = word_of(width / (float)levels);
+    if (width > 0 && word == 0) word = 1;
+    *scale = float_of((word + 0xffffu) & 0xffff0000u);
+    if (!bad && isfinite(*offset + *scale * ((float)levels + 0.5f)) && isfinite(*offset - *scale * 0.5f)) return 1;
+    *offset = *scale = float_of(0x7fc00000u);
+    return 0;
+}
+
+/* returns whether the group lies on its levels: f (1 - f) is below a twelfth on average, f in parts of 256 */
+static int quantize(const float *x, int64_t count, int levels, float offset, float scale, const float *numbers,
+                    uint8_t *codes) {
+    float divisor = scale > 0 ? scale : 1;
+    int32_t variance = 0;
+    #pragma omp simd reduction(+ : variance)
+    for (int64_t i = 0; i < count; i++) {
+        float above = (x[i] - offset) / divisor;
+        int32_t code = (int32_t)above;
+        float left = (above - (float)code) * 16777216.0f;
+        int32_t part = (int32_t)left >> 16;
+        variance += part * (256 - part);
+        code += numbers[i] < left;
+        codes[i] = (uint8_t)(code < levels ? code : levels);
+    }
+    return scale > 0 && 12 * variance < 65536 * (int32_t)count;
+}
+
+/* a unit: whole tiles and whole groups, as few as can be */
+static inline int64_t unit_of(const Way *way) { return way->group > TILE ? way->group : TILE; }
+
+static void encode_unit(const void *x, const Way *way, int64_t start, int64_t count, uint16_t *parameters,
+                        uint8_t *packed) {
+    float room[LARGEST], numbers[LARGEST];
+    uint8_t codes[LARGEST];
+    int levels = (1 << way->bits) - 1;
+    const float *values = room;
+    if (way->kind == FLOAT && !way->transformed) values = (const float *)x + start;
+    else for (int64_t i = 0; i < count; i += TILE) {
+        int64_t here = in_tile(i, count);
+        const float *tile = load_tile(x, way->kind, start + i, here, room + i);
+        if (tile != room + i) memcpy(room + i, tile, sizeof(float) * TILE);
+        if (way->transformed) spread_tile(room + i, here, 0, way->signs, start + i);
+    }
+    for (int64_t i = 0; i < count; i += TILE) {
+        if (way->stochastic) random_tile(way->state, start + i, numbers + i);
+        else for (int k = 0; k < TILE; k++) numbers[i + k] = 8388607.5f;  /* up from a half on */
+    }
+    for (int64_t i = 0; i < count; i += way->group) {
+        int64_t here = count - i < way->group ? count - i : way->group, place = 2 * ((start + i) / way->group);
+        float offset, scale;
+        int on_levels = 0;
+        if (measure(values + i, here, levels, &offset, &scale))
+            on_levels = quantize(values + i, here, levels, offset, scale, numbers + i, codes + i);
+        else memset(codes + i, 0, here);
+        parameters[place] = word_of(offset) >> 16;
+        parameters[place + 1] = word_of(scale) >> 16 | (way->stochastic && on_levels) << 15;
+    }
+    for (int64_t i = 0; i < count; i += TILE)
+        pack_tile(codes + i, packed + (start + i) / 8 * way->bits, in_tile(i, count), way->bits);
+}
+
+void encode_groups(const void *x, const Way *way, uint8_t *code, int64_t count) {
+    int64_t unit = unit_of(way), groups = (count + way->group - 1) / way->group;
+    #pragma omp parallel for schedule(static) if (count > 16384)
+    for (int64_t start = 0; start < count; start += unit)
+        encode_unit(x, way, start, count - start < unit ? count - start : unit, (uint16_t *)code, code + 4 * groups);
+}
+
+static void decode_tile(const uint8_t *code, const Way *way, int64_t start, int64_t count, int64_t all, float *to) {
+    const uint16_t *parameters = (const uint16_t *)code;
+    uint8_t codes[TILE] = {0};
+    int64_t groups = (all + way->group - 1) / way->group;
+    float numbers[TILE] = {0};
+    unpack_tile(code + 4 * groups + start / 8 * way->bits, codes, count, way->bits);
+    if (way->stochastic) random_tile(way->state, start, numbers);
+    for (int64_t i = 0; i < count;) {
+        int64_t group = (start + i) / way->group, end = (group + 1) * way->group - start;
+        float offset = float_of((uint32_t)parameters[2 * group] << 16);
+        uint32_t word = parameters[2 * group + 1];
+        float scale = float_of((word & 0x7fffu) << 16), taken = way->stochastic && !(word >> 15) ? 1 : 0;
+        if (end > TILE) end = TILE;
+        #pragma omp simd
+        for (int64_t k = i; k < end; k++)
+            to[k] = offset + ((float)(int32_t)codes[k] + taken * (numbers[k] * 0x1p-24f - 0.5f)) * scale;
+        i = end;
+    }
+    if (way->transformed) spread_tile(to, count, 1, way->signs, start);
+    if (way->kind == FLOAT) return;
+    #pragma omp simd
+    for (int k = 0; k < TILE; k++) {  /* NaN stays */
+        float low = to[k] < -LARGEST_BFLOAT16 ? -LARGEST_BFLOAT16 : to[k];
+        to[k] = low > LARGEST_BFLOAT16 ? LARGEST_BFLOAT16 : low;
+    }
+}
+
+void decode_groups(const uint8_t *code, const Way *way, void *x, int64_t count) {
+    #pragma omp parallel for schedule(static) if (count > 16384)
+    for (int64_t start = 0; start < count; start += TILE) {
+        float room[TILE];
+        int64_t here = in_tile(start, count);
+        float *to = new_tile(x, way->kind, start, here, room);
+        decode_tile(code, way, start, here, count, to);
+        store_tile(to, way->kind, start, here, x);
+    }
+}
+"""
+)
+
+_POINTERS = (c_void_p, c_void_p, c_void_p, c_int64)
+_CHUNK = 1 << 18  # elements that the plain versions work on at once, a multiple of every group
+_LARGEST = 4096
+_NEAREST = 2.0**23 - 0.5
+
+
+class _Way(Structure):
+    """`Way` of the C."""
+
+    _fields_ = (
+        ("state", c_uint64),
+        ("signs", c_uint64),
+        ("group", c_int64),
+        ("bits", c_int),
+        ("stochastic", c_int),
+        ("transformed", c_int),
+        ("kind", c_int),
+    )
+
+
+def bytes_of_groups(count: int, bits: int, group: int) -> int:
+    """Bytes of the code of so many elements. Raises ValueError unless a group is a power of two from 8 to 4096."""
+    if not 8 <= group <= _LARGEST or group & (group - 1):
+        raise ValueError(f"groups of {group} elements: they have a power of two from 8 to {_LARGEST}; 256 is usual")
+    return bytes_of_codes(count, bits) + 4 * -(-count // group)
+
+
+def _words(x: Tensor) -> Tensor:
+    return x.view(torch.int32)
+
+
+def parameters_plainly(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Offsets and scales, float32 [groups, 1] with 16 bits that count, of float32 [groups, elements]; NaN if unfit."""
+    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+    levels = torch.tensor(2.0**bits - 1, device=groups.device)
+    word = _words(low)
+    away = ((word < 0) & (word.bitwise_and(0xFFFF) != 0)).int() << 16
+    offset = (word.bitwise_and(-0x10000) + away).view(torch.float32) + 0.0
+    width = high - offset + 0.0
+    word = _words(width / levels)
+    word = torch.where((width > 0) & (word == 0), 1, word)
+    scale = (word + 0xFFFF).bitwise_and(-0x10000).view(torch.float32)
+    fit = (offset + scale * (levels + 0.5)).isfinite() & (offset - scale * 0.5).isfinite()
+    fit &= low.isfinite() & high.isfinite()
+    return torch.where(fit, offset, torch.nan), torch.where(fit, scale, torch.nan)
+
+
+def _grouped(x: Tensor, group: int) -> Tensor:
+    """float32 [n] as [groups, group]; the last element fills the last group up."""
+    missing = -len(x) % group
+    return (torch.cat([x, x[-1:].expand(missing)]) if missing else x).view(-1, group)
+
+
+def _chunks(x: Tensor, hadamard: bool, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """What is quantized, float32, in stretches of whole groups, each after its first element's place."""
+    lying = flat(x.detach())
+    for start in range(0, len(lying), _CHUNK):
+        part = lying[start : start + _CHUNK].float()
+        yield start, spread_plainly(part, False, state_of_signs(seed), start) if hadamard else part
+
+
+def _above(groups: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+    """How many levels each element lies above the offset."""
+    return (groups - offset).div_(torch.where(scale > 0, scale, 1))
+
+
+def _left(above: Tensor) -> Tensor:
+    """The part of a level that each element lies above one, times 2^24."""
+    return (above - above.floor()).mul_(2.0**24)
+
+
+def _on_levels(left: Tensor, scale: Tensor, count: int) -> Tensor:
+    """Whether each group errs less with nothing taken off: bool [groups, 1]. count: elements without what fills up."""
+    part = left.int() >> 16
+    variance = (part * (256 - part)).view(-1)
+    variance[count:] = 0
+    counts = torch.full_like(scale, left.shape[1], dtype=torch.int64)
+    counts[-1] -= left.numel() - count
+    return (12 * variance.view_as(left).sum(1, keepdim=True) < 65536 * counts) & (scale > 0)
+
+
+def _numbers(seed: int, start: int, groups: Tensor) -> Tensor:
+    """Numbers of 24 bits for the elements of groups, the first of which is `start`."""
+    return halves(state_of(seed), start, groups.numel(), groups.device).view_as(groups)
+
+
+def encode_plainly(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:
+    """`encode_groups` in plain torch."""
+    parameters, codes = [], []
+    for start, part in _chunks(x, hadamard, seed):
+        groups = _grouped(part, group)
+        offset, scale = parameters_plainly(groups, bits)
+        above = _above(groups, offset, scale).nan_to_num_(0)
+        left = _left(above)
+        number = _numbers(seed, start, groups) if stochastic else _NEAREST
+        code = above.floor_() + (number < left)
+        codes.append(pack_codes_plainly(code.clamp_(max=2**bits - 1).to(torch.uint8).view(-1)[: len(part)], bits))
+        if stochastic:
+            scale = torch.where(_on_levels(left, scale, len(part)), -scale, scale)
+        parameters.append(_words(torch.cat([offset, scale], 1)).bitwise_right_shift(16).to(torch.int16).view(-1))
+    empty = torch.empty(0, dtype=torch.uint8, device=x.device)
+    return torch.cat([empty, *(part.view(torch.uint8) for part in parameters), *codes])
+
+
+def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> None:
+    """`decode_groups` in plain torch, into x, a tensor of one dimension."""
+    groups = -(-len(x) // group)
+    parameters = (code[: 4 * groups].clone().view(torch.int16).int() << 16).view(torch.float32).view(-1, 2, 1)
+    packed = code[4 * groups :]
+    for start in range(0, len(x), _CHUNK):
+        count = min(_CHUNK, len(x) - start)
+        part = packed[start // 8 * bits : bytes_of_codes(start + count, bits)]
+        codes = _grouped(unpack_codes_plainly(part, bits, count).float(), group)
+        offset, scale = parameters[start // group : start // group + len(codes)].unbind(1)
+        if stochastic:
+            number = _numbers(seed, start, codes).mul_(2.0**-24).sub_(0.5)
+            codes += torch.where(scale.signbit(), 0, number)
+        found = (offset + codes * scale.abs()).view(-1)[:count]
+        found = spread_plainly(found, True, state_of_signs(seed), start) if hadamard else found
+        most = torch.finfo(x.dtype).max
+        x[start : start + count] = found.clamp_(-most, most) if most < torch.finfo(torch.float32).max else found
+
+
+def _encode(
+    x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int, stride: list[int] | None = None
+) -> Tensor:
+    x = laid_out(x, stride)
+    check_dense(x)
+    size_bytes = bytes_of_groups(x.numel(), bits, group)
+    if fast := triton_version(__name__, x.device):
+        return fast.encode(x, bits, group, stochastic, hadamard, seed)
+    kind = KINDS.get(x.dtype)
+    run = native(SOURCE, "encode_groups", _POINTERS) if kind is not None and x.device.type == "cpu" else None
+    if run is None:
+        return encode_plainly(x, bits, group, stochastic, hadamard, seed)
+    code = torch.empty(size_bytes, dtype=torch.uint8)
+    way = _Way(state_of(seed), state_of_signs(seed), group, bits, stochastic, hadamard, kind)
+    run(pointer(x), byref(way), pointer(code), x.numel())
+    return code
+
+
+def _decode(
+    code: Tensor,
+    bits: int,
+    group: int,
+    stochastic: bool,
+    hadamard: bool,
+    seed: int,
+    size: list[int],
+    stride: list[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    x = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
+    check_packed(code, bytes_of_groups(x.numel(), bits, group))
+    if fast := triton_version(__name__, x.device):
+        fast.decode(code, flat(x), bits, group, stochastic, hadamard, seed)
+        return x
+    kind = KINDS.get(dtype)
+    run = native(SOURCE, "decode_groups", _POINTERS) if kind is not None and code.device.type == "cpu" else None
+    if run is None:
+        decode_plainly(code, flat(x), bits, group, stochastic, hadamard, seed)
+    else:
+        way = _Way(state_of(seed), state_of_signs(seed), group, bits, stochastic, hadamard, kind)
+        run(pointer(code), byref(way), pointer(x), x.numel())
+    return x
+
+
+def expected_squared_error(
+    x: Tensor, bits: int, group: int = 256, stochastic: bool = True, hadamard: bool = False, seed: int = 0
+) -> Tensor:
+    """The squared error that encoding x (dense) would make, of each element: float32, laid out like x.
+
+    Rounding at random: its expectation, scale² / 12, or scale² f (1 - f) in groups on their levels. To the nearest: the
+    error itself, which is not random. With the transform, the mean over a block, which is each element's expectation.
+    NaN where decoding gives NaN. The error of Xᵀ Y for X of (rows, columns) is then the sum over rows of the row's
+    errors times |y|².
+    """
+    check_dense(x)
+    bytes_of_groups(x.numel(), bits, group)  # raises for groups and bits that are not
+    errors = torch.empty_like(x, dtype=torch.float32)
+    for start, part in _chunks(x, hadamard, seed):
+        groups = _grouped(part, group)
+        offset, scale = parameters_plainly(groups, bits)
+        left = _left(_above(groups, offset, scale).nan_to_num_(0))
+        part_above = left / 2.0**24
+        if stochastic:
+            random = part_above * (1 - part_above)
+            relative = torch.where(_on_levels(left, scale, len(part)), random, 1 / 12)
+        else:
+            relative = torch.minimum(part_above, 1 - part_above).square_()
+        error = (relative * scale.square()).view(-1)[: len(part)]
+        for begin, end, size in blocks(len(error)) if hadamard else ():
+            mean = error[begin:end].view(-1, size).mean(1, keepdim=True)
+            error[begin:end] = mean.expand(-1, size).reshape(-1)
+        flat(errors)[start : start + len(error)] = error
+    return errors
+
+
+encode_groups = define(
+    "encode_groups(Tensor x, int bits, int group, bool stochastic, bool hadamard, int seed, int[]? stride=None)"
+    " -> Tensor",
+    _encode,
+    lambda x, bits, group, stochastic, hadamard, seed, stride=None: x.new_empty(
+        (bytes_of_groups(x.numel(), bits, group),), dtype=torch.uint8
+    ),
+)
+"""x (dense) → uint8 [4 ceil(n / group) + ceil(n b / 8)]: offsets and scales, then codes in the order of memory.
+
+bits: 1 to 8. group: elements, a power of two from 8 to 4096. stochastic: rounded at random by the seed, without bias,
+or else to the nearest. hadamard: transformed before, with signs by the seed. stride: how x is
+planned to lie (`laid_out`).
+"""
+
+decode_groups = define(
+    "decode_groups(Tensor code, int bits, int group, bool stochastic, bool hadamard, int seed, int[] size,"
+    " int[] stride, ScalarType dtype) -> Tensor",
+    _decode,
+    lambda code, bits, group, stochastic, hadamard, seed, size, stride, dtype: torch.empty_strided(
+        size, stride, dtype=dtype, device=code.device
+    ),
+)
+"""What `encode_groups` made a code of, told the same, of a size, (dense) stride and type."""

@@ -1,0 +1,87 @@
+"""Where backward can multiply a gradient with the levels of a derivative's code itself, and the calls that do so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from ...kernels.codec import Codec
+from ...kernels.packing.bits import dense
+from ..calls import arguments_of
+from ..step_graph import StepGraph
+
+
+@dataclass(frozen=True)
+class Multiplying:
+    """A call of backward that multiplies a gradient with a function of a value, and does nothing else."""
+
+    call: fx.Node
+    gradient: fx.Node
+    value: fx.Node
+
+    @property
+    def stride(self) -> list[int]:
+        """How the gradient is planned to lie in memory."""
+        return list(self.gradient.meta["val"].stride())
+
+    def levels(self, representatives: Sequence[float]) -> tuple[float, ...]:
+        """What it multiplies with where the value, of its own dtype, is one of these numbers, as float32."""
+        at = torch.tensor(representatives, dtype=self.value.meta["val"].dtype).float()
+        instead = {self.gradient: torch.ones_like(at), self.value: at}
+        told = [instead[one] if isinstance(one, fx.Node) else one for one in self.call.args]
+        assert callable(self.call.target)
+        levels = self.call.target(*told, **self.call.kwargs)
+        return tuple(float(f"{one:.9g}") for one in levels.tolist())  # nine digits tell a float32 from all others
+
+
+@dataclass(frozen=True)
+class LevelProduct:
+    """The product of a gradient with a code's levels, for a call that decodes and multiplies.
+
+    call: on stand-ins, of which the first are the gradient and the code.
+    """
+
+    replaced: Multiplying
+    call: fx.Node
+
+
+def multiplying(step: StepGraph, storage: int) -> Multiplying | None:
+    """The one call of backward that reads a storage, if its other operand is a gradient that lies in memory as all of
+    the storage does, and so does what it makes; None otherwise.
+
+    The codecs of a derivative (`derivative_encodings`) are for what is multiplied with that derivative alone.
+    """
+    readers = [kernel for kernel in step.kernels if kernel.phase == "backward" and storage in kernel.reads]
+    if len(readers) != 1 or readers[0].role != "compute" or len(readers[0].calls) != 1 or readers[0].writes:
+        return None
+    (call,) = readers[0].calls
+    gradient = arguments_of(call).get("grad_output")
+    others = [node for node in call.all_input_nodes if node is not gradient]
+    if not isinstance(gradient, fx.Node) or len(others) != 1 or step.storage_of.get(others[0]) != storage:
+        return None
+    base, value, incoming, made = (
+        node.meta["val"] for node in (step.storages[storage].base, others[0], gradient, call)
+    )
+    alike = _layout(value) == _layout(incoming) == _layout(made) and value.dtype == base.dtype
+    whole = dense(value) and value.numel() == base.numel()
+    return Multiplying(call, gradient, others[0]) if alike and whole else None
+
+
+def level_product(graph: fx.Graph, codec: Codec, code: fx.Node, replaced: Multiplying) -> LevelProduct:
+    """The product with a codec's usual levels, in a graph that has a stand-in for the code."""
+    gradient = graph.placeholder("gradient")
+    gradient.meta["val"] = replaced.gradient.meta["val"]
+    told = {"levels": replaced.levels(codec.told[1]["representatives"]), "bits": codec.told[1]["bits"]}
+    told["stride"] = replaced.stride
+    call = graph.call_function(codec.multiply, (gradient, code), told)
+    call.meta["val"] = codec.multiply(gradient.meta["val"], code.meta["val"], **told)
+    return LevelProduct(replaced, call)
+
+
+def _layout(value: torch.Tensor) -> tuple[object, ...]:
+    """Equal for tensors of one type whose elements lie alike in memory."""
+    places = [place for place in zip(value.shape, value.stride(), strict=True) if place[0] > 1]
+    return value.shape, tuple(places), value.dtype

@@ -1,0 +1,64 @@
+"""Which approximate codecs a value of a step may have: by what reads it in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from torch import fx
+
+from ...kernels.approximate_codecs import FAMILIES, group_codecs, row_codecs
+from ...kernels.codec import Codec
+from ...kernels.rows.tensor_rows import has_rows
+from ..calls import arguments_of, operation_name
+from ..compute_intensive import is_product
+from ..step_graph import Kernel, StepGraph
+from .backward_reads import reads_of_values
+from .comparisons import is_compared
+from .derivative_codecs import codecs_of_derivatives
+from .exponentials import FEWEST_BITS, is_exponentiated
+from .poles import has_a_pole
+
+
+def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -> Iterator[Codec]:
+    """The approximate codecs of some `FAMILIES` for what lies in a storage."""
+    value = step.storages[storage].base.meta["val"]
+    if not value.is_floating_point():
+        return
+    readers = [kernel for kernel in step.kernels if kernel.phase == "backward" and storage in kernel.reads]
+    chosen = [family for family in FAMILIES if family in families]
+    if "derivatives" in chosen:
+        yield from codecs_of_derivatives(step, storage, readers)
+    reads = tuple(reads_of_values(step, storage, readers))
+    if is_compared(step, reads) or has_a_pole(step, reads):
+        return
+    if is_exponentiated(step, reads):
+        yield from group_codecs(chosen, FEWEST_BITS)
+        return
+    yield from group_codecs(chosen)
+    dims = {_feature_dim(step, storage, kernel) for kernel in readers}
+    dim = dims.pop()
+    if not dims and dim is not None and value.dim() > 1 and has_rows(value, dim):
+        yield from row_codecs(value, dim, chosen)
+
+
+def _feature_dim(step: StepGraph, storage: int, kernel: Kernel) -> int | None:
+    """Along which dimension of a value a product of it with weights has features; over all others, rows, it sums.
+
+    None if the kernel is no such product: attention, whose probabilities all rows make together, and others of two
+    values that forward made in batches.
+    """
+    value = step.storages[storage].base.meta["val"]
+    names = {operation_name(call) for call in kernel.calls if kernel.role == "compute"}
+    if not is_product(kernel) or any(word in name for name in names for word in ("attention", "bmm")):
+        return None
+    convolution = next((call for call in kernel.calls if operation_name(call) == "convolution_backward"), None)
+    if convolution is None:
+        return value.dim() - 1
+    told = arguments_of(convolution).items()
+    read = {name: a for name, a in told if isinstance(a, fx.Node) and step.storage_of.get(a) == storage}
+    if list(read) != ["input"]:
+        return None
+    operand = read["input"].meta["val"]
+    places = list(zip(value.shape, value.stride(), strict=True))
+    channels = operand.shape[1], operand.stride(1)  # a view of the value, or it itself
+    return places.index(channels) if channels in places else None

@@ -1,0 +1,255 @@
+"""Finds calls that make a changed copy of what they read, and how the same is written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...kernels.packing.bits import dense
+from ..calls import lazy_changes
+from ..step_graph import Kernel, storage_key
+
+aten = torch.ops.aten
+
+# What functionalization makes of writes into a view: the whole with one view of it replaced, and which view.
+SCATTERS: dict[Any, Any] = {
+    aten.slice_scatter.default: aten.slice.Tensor,
+    aten.select_scatter.default: aten.select.int,
+    aten.diagonal_scatter.default: aten.diagonal.default,
+    aten.as_strided_scatter.default: aten.as_strided.default,
+}
+
+# What only changes, or only makes anew what it is given, and always begins with a copy of its first operand.
+CHANGES: set[Any] = {
+    *SCATTERS,
+    aten.copy.default,
+    aten.fill.Scalar,
+    aten.fill.Tensor,
+    aten.zero.default,
+    aten.index_put.default,
+    aten.index_copy.default,
+    aten.index_add.default,
+    aten.index_fill.int_Scalar,
+    aten.index_fill.int_Tensor,
+    aten.index_reduce.default,
+    aten.scatter.src,
+    aten.scatter.value,
+    aten.scatter.reduce,
+    aten.scatter.value_reduce,
+    aten.scatter_add.default,
+    aten.scatter_reduce.two,
+    aten.masked_scatter.default,
+    aten.put.default,
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the result of a kernel's calls is written into what it is a changed copy of, or into a copy of that.
+
+    of: that operand. place: views, each of the one before and the first one of the whole, of which the last is written
+    to; none if it is the whole. by: the call whose in-place variant writes there, standing for its first operand; or,
+    if `copies`, what is copied there. call: the writing call on stand-ins, for its cost. calls: all calls that this
+    replaces, in order. aliased: whether it also reads another part of what it writes to, so that it needs a copy.
+    """
+
+    of: fx.Node
+    place: tuple[fx.Node, ...]
+    by: fx.Node
+    copies: bool
+    call: fx.Node
+    calls: tuple[fx.Node, ...]
+    aliased: bool
+
+
+def in_place_overload(target: Any) -> Any:
+    """The overload of ATen that writes the result of another one into its first operand, None if there is none."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return None
+    packet = getattr(aten, target._schema.name.removeprefix("aten::") + "_", None)
+    overload = getattr(packet, target._overloadname, None) if packet is not None else None
+    if overload is None:
+        return None
+    mine, its = target._schema.arguments, overload._schema.arguments
+    same = [(a.name, str(a.type)) for a in mine] == [(a.name, str(a.type)) for a in its]
+    changed = its[0].alias_info
+    return overload if same and changed is not None and changed.is_write else None
+
+
+def functional_packet(target: Any) -> Any:
+    """The operation of a call's target, of one in place the one that makes its result anew; None if it is none."""
+    packet = getattr(target, "overloadpacket", None)
+    name = packet.__name__ if packet is not None else ""
+    is_in_place = name.endswith("_") and target._schema.is_mutable and target.namespace == "aten"
+    return getattr(aten, name[:-1], packet) if is_in_place else packet
+
+
+def change_of(top: fx.Node, kernel_of: Mapping[fx.Node, Kernel], storage_of: Mapping[fx.Node, int]) -> Change | None:
+    """How the result of a call can be written in place, None if it is no changed copy of its first operand.
+
+    kernel_of: kernels that consist of one call, which may become part of this one.
+    """
+    of = top.args[0] if top.args else None
+    if not isinstance(of, fx.Node) or not _is_change(top) or not _fills(of) or not _fills(top):
+        return None
+    if _geometry(of) != _geometry(top):
+        return None
+    calls, node, written = [top], top, of
+    while node.target in SCATTERS:
+        region = _view(SCATTERS[node.target], written, node.args[2:])
+        inner = _inner(node, region, storage_of[of], kernel_of, storage_of)
+        if inner is None:
+            return _copying(of, node, (*_chain(written, of), region), tuple(reversed(calls)), storage_of)
+        calls.append(inner)
+        node, written = inner, _node(inner.args[0])
+    variant = in_place_overload(node.target)
+    if variant is None:
+        return None
+    call = _stand_in(variant, written, node.args[1:], node.kwargs)
+    others = [one for one in node.all_input_nodes if one is not written]
+    aliased = any(storage_of.get(one) == storage_of[of] for one in others)
+    # What eager has done in place it has done beside the same parts.
+    aliased = aliased and not node.meta.get("eager_in_place")
+    return Change(of, _chain(written, of), node, False, call, tuple(reversed(calls)), aliased)
+
+
+def is_worth_a_copy(change: Change) -> bool:
+    """Whether to copy the whole and to write into the copy takes no more than the calls themselves."""
+    return bool(change.place)
+
+
+def _copying(
+    of: fx.Node,
+    node: fx.Node,
+    place: tuple[fx.Node, ...],
+    calls: tuple[fx.Node, ...],
+    storage_of: Mapping[fx.Node, int],
+) -> Change | None:
+    """The change by which a scatter's source, which others may read, is copied to its place."""
+    source = node.args[1]
+    if not isinstance(source, fx.Node):
+        return None
+    call = _stand_in(aten.copy_.default, place[-1], (source,), {})
+    return Change(of, place, source, True, call, calls, storage_of.get(source) == storage_of[of])
+
+
+def _is_change(node: fx.Node) -> bool:
+    """Whether eager has written this in place, or what it makes is a copy in the first place."""
+    if node.target in CHANGES:
+        return True
+    return bool(node.meta.get("eager_in_place")) and in_place_overload(node.target) is not None
+
+
+def _inner(
+    node: fx.Node,
+    region: fx.Node,
+    storage: int,
+    kernel_of: Mapping[fx.Node, Kernel],
+    storage_of: Mapping[fx.Node, int],
+) -> fx.Node | None:
+    """The call that makes, of what lies in the region, what a scatter puts there, if it can be written there itself."""
+    source = made = node.args[1]
+    seen = node
+    while isinstance(made, fx.Node) and len(made.users) == 1 and made not in kernel_of:
+        if not made.args or not isinstance(made.args[0], fx.Node) or not _is_view_of(made, made.args[0]):
+            return None
+        seen, made = made, made.args[0]
+    if not isinstance(made, fx.Node) or made not in kernel_of or set(made.users) != {seen} or not _is_change(made):
+        return None
+    before = made.args[0] if made.args else None
+    same_phase = kernel_of[made].phase == node.meta["phase"]
+    if not isinstance(before, fx.Node) or storage_of.get(before) != storage or not same_phase:
+        return None
+    if made is source:
+        alike = _geometry(before) == _geometry(region) and _value(made).dtype == _value(before).dtype
+        return made if alike and _value(made).shape == _value(before).shape else None
+    # Views lie between: elements correspond if what was made lies in memory as what it was made of does.
+    moved = _offset(before) - _offset(made)
+    alike = _geometry(before) == _geometry(made, moved) and _geometry(region) == _geometry(source, moved)
+    return made if alike else None
+
+
+def _node(argument: Any) -> fx.Node:
+    assert isinstance(argument, fx.Node)
+    return argument
+
+
+def _value(node: Any) -> torch.Tensor:
+    return node.meta["val"]
+
+
+def _offset(node: Any) -> int:
+    return int(_value(node).storage_offset())
+
+
+def _geometry(node: Any, moved: int = 0) -> tuple[Any, ...]:
+    """Where a value's elements lie in its storage, and what they are."""
+    value = _value(node)
+    lies = (tuple(value.shape), tuple(value.stride()), _offset(node) + moved)
+    return (*lies, value.dtype, value.device, lazy_changes(value))
+
+
+def _fills(node: fx.Node) -> bool:
+    """Whether a value is all there is in its storage."""
+    value = _value(node)
+    if not isinstance(value, torch.Tensor) or not value.numel() or lazy_changes(value):
+        return False
+    return dense(value) and value.numel() * value.element_size() == value.untyped_storage().nbytes()
+
+
+def _is_view_of(node: fx.Node, other: fx.Node) -> bool:
+    mine, its = _value(node), _value(other)
+    both = isinstance(mine, torch.Tensor) and isinstance(its, torch.Tensor)
+    return both and storage_key(mine) == storage_key(its)
+
+
+def _view(target: Any, of: fx.Node, args: tuple[Any, ...]) -> fx.Node:
+    """A node, in no graph of the step's, that stands for a view of another one."""
+    (stand_in,) = _stand_ins(fx.Graph(), (of,))
+    node = stand_in.graph.call_function(target, (stand_in, *args))
+    node.meta["val"] = target(_value(of), *args)
+    return node
+
+
+def _chain(written: fx.Node, of: fx.Node) -> tuple[fx.Node, ...]:
+    """The views that lead from an operand to a part of it, from the first to the last."""
+    chain: list[fx.Node] = []
+    node = written
+    while _geometry(node) != _geometry(of):
+        chain.append(node)
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or not _is_view_of(node, before) or len(node.all_input_nodes) != 1:
+            value = _value(written)
+            strided = (list(value.shape), list(value.stride()), _offset(written))
+            return (_view(aten.as_strided.default, of, strided),)
+        node = before
+    return tuple(reversed(chain))
+
+
+def _stand_ins(graph: fx.Graph, nodes: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+    """Placeholders for nodes of another graph."""
+    made = []
+    for node in nodes:
+        made.append(graph.placeholder(node.name))
+        made[-1].meta["val"] = node.meta["val"]
+    return tuple(made)
+
+
+def _stand_in(target: Any, place: fx.Node, others: tuple[Any, ...], named: Mapping[str, Any]) -> fx.Node:
+    """The call of an in-place overload, in a graph of its own."""
+    graph = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+
+    def told(node: fx.Node) -> fx.Node:
+        if node not in known:
+            (known[node],) = _stand_ins(graph, (node,))
+        return known[node]
+
+    args, kwargs = fx.map_arg(((place, *others), dict(named)), told)  # pyright: ignore[reportArgumentType]
+    node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = _value(place)
+    return node

@@ -1,0 +1,223 @@
+"""Runs a linear layer and the cross-entropy of its result in chunks of rows, so that logits never exist as a whole."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...kernels.loss.linear_cross_entropy import linear_cross_entropy
+from ..backward_regions import erase_unused, nodes_of_backward
+from ..step_graph import storage_key
+from .cross_entropy_patterns import VIEWS, CrossEntropy, cross_entropy_at
+
+aten = torch.ops.aten
+_HIDDEN, _WEIGHT, _BIAS = 1, 2, 4  # gradients to compute
+
+
+@dataclass(frozen=True)
+class ChunkCrossEntropy:
+    """Replaces a linear layer, log-softmax and negative log-likelihood by one operation that also makes the gradients.
+
+    before: logits = aten.mm.default(hidden, weight); logs = aten._log_softmax.default(logits, 1, False);
+            loss = aten.nll_loss_forward.default(logs, target, None, 1, -100)
+    after:  loss, hidden_gradient, weight_gradient, bias_gradient = lowtide.linear_cross_entropy.default(...)
+
+    Backward multiplies the gradients by the incoming one. So do smoothed losses, and those that are summed up after
+    weighing their rows (`cross_entropy_forms`). Only where nothing else reads the logits: pass outputs=["loss"] where
+    the model returns them.
+    """
+
+    name: str = "chunked_cross_entropy"
+    fidelity: str = "rounding"
+
+    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
+        for node in list(graph.graph.nodes):
+            if node.target is aten.nll_loss_forward.default:
+                loss = cross_entropy_at(node)
+                found = _found(node, loss) if loss is not None else None
+                if found is not None:
+                    _replace(graph.graph, found)
+        graph.graph.lint()
+        return graph
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A linear layer under a cross-entropy. gradients: by what they belong to, the nodes of backward that make them;
+    incoming: the gradient of the loss; nodes: all that goes, if nothing else reads it."""
+
+    loss: CrossEntropy
+    product: fx.Node
+    hidden: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    dtype: torch.dtype | None
+    nodes: frozenset[fx.Node]
+    incoming: fx.Node
+    gradients: dict[int, fx.Node]
+
+
+def _found(node: fx.Node, loss: CrossEntropy) -> _Found | None:
+    """The linear layer whose results go into a cross-entropy and nowhere else.
+
+    node: the negative log-likelihood.
+    """
+    head = _head(loss.logs)
+    if head is None:
+        return None
+    product, bias, dtype, layer = head
+    chain = [*loss.chain, *layer]
+    hidden, weight = product.args[-2:]
+    known = {hidden, weight, bias, loss.target, loss.class_weight, loss.row_weight, *loss.beside, *chain}
+    backward = _backward(node, chain, known)
+    if backward is None:
+        return None
+    nodes, incoming, gradients = backward
+    within = nodes | set(chain)
+    if any(user not in within for node in chain if node is not loss.result for user in node.users):
+        return None
+    nodes = frozenset((*within, *loss.beside))
+    return _Found(loss, product, hidden, weight, bias, dtype, nodes, incoming, gradients)
+
+
+def _head(logs: fx.Node) -> tuple[Any, fx.Node | None, torch.dtype | None, list[fx.Node]] | None:
+    """(the product that makes logits, its bias, what they are cast to, all from there to `logs`); None if they are made
+    otherwise.
+
+    A bias may be added to the product afterwards, as BART does.
+    """
+    layer, product, dtype, added = [logs], logs.args[0], None, None
+    while isinstance(product, fx.Node) and product.target in (*VIEWS, aten._to_copy.default, aten.add.Tensor):
+        layer.append(product)
+        if product.target is aten._to_copy.default:
+            if dtype is not None:
+                return None
+            dtype = product.meta["val"].dtype
+        elif product.target is aten.add.Tensor:
+            rows, vector = product.args
+            if added is not None or product.kwargs or not _is_bias(vector, rows):
+                return None
+            added = vector
+        product = product.args[0]
+    if not isinstance(product, fx.Node) or product.target not in (aten.mm.default, aten.addmm.default):
+        return None
+    if product.kwargs or logs.meta["val"].shape != product.meta["val"].shape or (added and len(product.args) == 3):
+        return None
+    bias = product.args[0] if len(product.args) == 3 else added
+    return product, bias, dtype, [*layer, product]  # pyright: ignore[reportReturnType]
+
+
+def _is_bias(vector: Any, rows: Any) -> bool:
+    """Whether one of two summands holds an element for each class of the other, in the same dtype."""
+    if not isinstance(vector, fx.Node) or not isinstance(rows, fx.Node):
+        return False
+    one, several = vector.meta["val"], rows.meta["val"]
+    return one.dtype == several.dtype and one.numel() == one.shape[-1] == several.shape[-1] and one.numel() > 0
+
+
+def _backward(
+    loss: fx.Node, chain: list[fx.Node], known: set[Any]
+) -> tuple[set[fx.Node], fx.Node, dict[int, fx.Node]] | None:
+    """(all nodes of backward, the incoming gradient, those that make gradients); None if there is anything else.
+
+    known: what backward may read of forward.
+    """
+    in_order = nodes_of_backward(loss.graph, [node for node in chain if node.target is not operator.getitem])
+    nodes = set(in_order)
+    losses = [node for node in nodes if node.target is aten.nll_loss_backward.default]
+    incoming = {read for node in nodes for read in node.all_input_nodes} - nodes - known
+    if len(losses) != 1 or len(incoming) != 1:
+        return None
+    gradients: dict[int, fx.Node] = {}
+    carried = {losses[0]}
+    for node in in_order:
+        if not carried & set(node.all_input_nodes):
+            continue
+        if node.target is aten.mm.default:
+            gradients[_HIDDEN if node.args[0] in carried and not _is_turned(node.args[0]) else _WEIGHT] = node
+        elif node.target is aten.sum.dim_IntList:
+            gradients[_BIAS] = node
+        else:
+            carried.add(node)
+    outgoing = {node for node in nodes if any(user not in nodes for user in node.users)}
+    made = set(gradients.values())
+    if any(node not in made and not _follows(node, made) for node in outgoing):
+        return None
+    return nodes, incoming.pop(), gradients
+
+
+def _is_turned(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target in (aten.t.default, aten.transpose.int)
+
+
+def _follows(node: Any, made: set[fx.Node]) -> bool:
+    """Whether a node is a view of a gradient."""
+    while node not in made:
+        if not isinstance(node, fx.Node) or (not _is_turned(node) and node.target not in VIEWS):
+            return False
+        node = node.args[0]
+    return True
+
+
+def _replace(graph: fx.Graph, found: _Found) -> None:
+    results = _operation(graph, found)
+    loss, incoming = results[0], found.incoming
+    if found.loss.rows > 1:  # a mean over rows
+        with graph.inserting_before(found.loss.result):
+            loss = _called(graph, aten.div.Scalar, (loss, found.loss.rows), loss.meta)
+        with graph.inserting_before(next(iter(found.gradients.values()))):
+            meta = next(iter(found.gradients.values())).meta
+            incoming = _called(graph, aten.div.Scalar, (incoming, found.loss.rows), meta)
+    found.loss.result.replace_all_uses_with(loss)
+    for kind, old in found.gradients.items():
+        unit = results[kind.bit_length()]
+        with graph.inserting_before(old):
+            new = _called(graph, aten.mul.Tensor, (unit, incoming), old.meta)
+            if kind == _BIAS:  # a sum over rows that kept the dimension
+                new = _called(graph, aten.view.default, (new, list(old.meta["val"].shape)), old.meta)
+            elif kind == _WEIGHT and old.meta["val"].shape != unit.meta["val"].shape:
+                new = _called(graph, aten.t.default, (new,), old.meta)
+        old.replace_all_uses_with(new)
+        _view_again(new, old)
+    erase_unused(graph, found.nodes)
+
+
+def _view_again(new: fx.Node, old: fx.Node) -> None:
+    """Gives what viewed a node the values that view the one in its place, so that all lie in one storage again."""
+    key = storage_key(old.meta["val"])
+    for user in new.users:
+        value = user.meta.get("val")  # the output has none
+        if isinstance(value, torch.Tensor) and storage_key(value) == key:
+            args = (arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in user.args)
+            user.meta["val"] = user.target(*args, **user.kwargs)  # pyright: ignore[reportCallIssue]
+            _view_again(user, old)
+
+
+def _operation(graph: fx.Graph, found: _Found) -> list[fx.Node]:
+    """The new operation's four results."""
+    loss, meta = found.loss, found.product.meta
+    with graph.inserting_before(loss.result):
+        bias = found.bias
+        if bias is not None and bias.meta["val"].dim() != 1:
+            bias = _called(graph, aten.reshape.default, (bias, [-1]), meta)
+        more = () if loss.row_weight is None else (loss.row_weight,)
+        if loss.row_weight is not None and loss.row_weight.meta["val"].dim() != 1:
+            more = (_called(graph, aten.reshape.default, (loss.row_weight, [-1]), meta),)
+        turned = _called(graph, aten.t.default, (found.weight,), meta)
+        operands = found.hidden, turned, bias, loss.target, loss.class_weight
+        told = loss.reduction, loss.ignored, loss.smoothing, found.dtype, sum(found.gradients)
+        call = _called(graph, linear_cross_entropy, (*operands, *told, *more), meta)
+        parts = range(len(call.meta["val"]))
+        return [_called(graph, operator.getitem, (call, part), meta) for part in parts]
+
+
+def _called(graph: fx.Graph, target: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> fx.Node:
+    """A call, run on the values without data of its operands; meta: of what it stands for."""
+    node = graph.call_function(target, args)
+    value = target(*(arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args))
+    node.meta = {**meta, "val": value}
+    return node

@@ -1,0 +1,117 @@
+"""Keeps the masks of dropout in a bit for each element."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from ...kernels.dropout_masks import draw_bits, draws_alike
+from ...kernels.packing.bits import bytes_of_bits, dense, multiply_bits, pack_bits
+
+aten = torch.ops.aten
+_MULTIPLIED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class PackMasks:
+    """Draws a mask straight into bits, and multiplies by the bits in forward and in backward.
+
+    before: noise = aten.bernoulli.p(empty, 0.9); mask = aten.div.Scalar(noise, 0.9); y = aten.mul.Tensor(x, mask)
+    after:  bits = lowtide.draw_bits([64, 256], 0.9, device);
+            y = lowtide.multiply_bits(x, bits, 1.1111112, [256, 1])
+
+    The bits are those that eager draws, and products with them those with the mask. Only where all that is multiplied
+    lies in memory like the mask. Fused dropout, which is what a GPU runs, draws as ever, and its mask is packed then:
+
+    before: y, mask = aten.native_dropout.default(x, 0.1, True);
+            gradient = aten.native_dropout_backward.default(g, mask, 1.1111112)
+    after:  bits = lowtide.pack_bits.default(mask, [256, 1]);
+            gradient = lowtide.multiply_bits.default(g, bits, 1.1111112, [256, 1])
+    """
+
+    name: str = "packed_masks"
+    fidelity: str = "bitwise"
+
+    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
+        for node in list(graph.graph.nodes):
+            if node.target is aten.bernoulli.p:
+                _pack(graph.graph, node)
+            elif node.target is aten.native_dropout.default:
+                _pack_drawn(graph.graph, node)
+        graph.graph.lint()
+        return graph
+
+
+def _pack(graph: fx.Graph, noise: fx.Node) -> None:
+    """Packs one mask, if all its readers are products."""
+    probability = noise.args[1]
+    masks = [user for user in noise.users if user.target is aten.div.Scalar and user.args[1] == probability]
+    if len(masks) != 1 or len(noise.users) != 1 or not isinstance(probability, float) or probability == 0.0:
+        return
+    mask = masks[0]
+    products = {user: _multiplied(user, mask) for user in mask.users}
+    if not products or any(other is None for other in products.values()):
+        return
+    value: torch.Tensor = mask.meta["val"]
+    if value.device.type == "cuda" or (value.dtype == torch.float64 and not draws_alike()):
+        return  # there torch draws other numbers into another type of elements
+    with graph.inserting_before(noise):
+        bits = graph.call_function(draw_bits, (list(value.shape), probability, value.device))
+    bits.meta = {name: told for name, told in noise.meta.items() if name != "in_place"}
+    bits.meta["val"] = value.new_empty((bytes_of_bits(value.numel()),), dtype=torch.uint8)
+    scale = float(torch.ones((), dtype=value.dtype).div_(probability))
+    for product, other in products.items():
+        product.target, product.args, product.kwargs = multiply_bits, (other, bits, scale, list(value.stride())), {}
+    blank = noise.args[0]
+    for dead in (mask, noise, blank):
+        if isinstance(dead, fx.Node) and dead.op == "call_function" and not dead.users:
+            graph.erase_node(dead)
+
+
+def _pack_drawn(graph: fx.Graph, dropout: fx.Node) -> None:
+    """Packs the mask of a fused dropout, if all its readers are the backward of it."""
+    masks = [user for user in dropout.users if user.target is operator.getitem and user.args[1] == 1]
+    if len(masks) != 1 or not all(_is_backward(user, masks[0]) for user in masks[0].users):
+        return
+    mask, backwards = masks[0], list(masks[0].users)
+    if not backwards:
+        return
+    like = list(mask.meta["val"].stride())
+    with graph.inserting_after(mask):
+        bits = graph.call_function(pack_bits, (mask, like))
+    bits.meta = {name: told for name, told in mask.meta.items() if name != "in_place"}
+    bits.meta["val"] = pack_bits(mask.meta["val"], like)
+    for backward in backwards:
+        gradient, _, scale = backward.args
+        backward.target, backward.args, backward.kwargs = multiply_bits, (gradient, bits, scale, like), {}
+
+
+def _is_backward(user: fx.Node, mask: fx.Node) -> bool:
+    if user.target is not aten.native_dropout_backward.default or user.args[1] is not mask:
+        return False
+    gradient = user.args[0]
+    assert isinstance(gradient, fx.Node)
+    return _lies_alike(gradient, mask) and _lies_alike(user, mask) and isinstance(user.args[2], float)
+
+
+def _lies_alike(node: fx.Node, mask: fx.Node) -> bool:
+    value, like = node.meta["val"], mask.meta["val"]
+    alike = (value.shape, value.stride()) == (like.shape, like.stride())
+    return alike and dense(like) and value.dtype in _MULTIPLIED
+
+
+def _multiplied(user: fx.Node, mask: fx.Node) -> fx.Node | None:
+    """What a product multiplies by the mask; None if it is another reader, or one laid out otherwise."""
+    if user.target is not aten.mul.Tensor:
+        return None
+    others = [argument for argument in user.args if argument is not mask]
+    if len(others) != 1 or not isinstance(others[0], fx.Node):
+        return None
+    left, right, result = others[0].meta["val"], mask.meta["val"], user.meta["val"]
+    alike = all(
+        (one.shape, one.stride(), one.dtype) == (right.shape, right.stride(), right.dtype) for one in (left, result)
+    )
+    return others[0] if alike and dense(right) and right.dtype in _MULTIPLIED else None

@@ -1,0 +1,127 @@
+"""Has backward make again, of what it reads anyway, what it would otherwise read of forward.
+
+Where backward reads noisy values (few-bit codes) this keeps fewer of them: a gated unit's gate and value in place of
+these two, the activated gate and the product. The planner cannot do that by itself: forward, run again, must not read
+what an approximate code gives back, since nobody would have told where its noise goes; backward may, and there it is
+measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from ..calls import is_random
+from ..compute_intensive import multiplies
+from ..encodings.comparisons import is_comparison
+from ..savings import copied
+from ..sources import Source
+from ..step_graph import is_compute, storage_key
+
+
+def made_again(graph: fx.GraphModule, changed: Set[Source]) -> fx.GraphModule | None:
+    """A copy of a joint graph in which backward makes again what is `remakable`; None if nothing is.
+
+    before: s = silu(gate); y = s * up; ...; up' = g * s; weight' = gᵀ @ y; gate' = silu_backward(h, gate)
+    after:  s = silu(gate); y = s * up; ...; s2 = silu(gate); up' = g * s2; y2 = s2 * up; weight' = gᵀ @ y2; ...
+
+    changed: the sources of buffers and inputs that forward changes.
+    """
+    graph = copied(graph)
+    chosen = remakable(graph, changed)
+    if not chosen:
+        return None
+    copies = _Copies(chosen)
+    for node in [node for node in graph.graph.nodes if _is_in(node, "backward")]:
+        for read in node.all_input_nodes:
+            node.replace_input_with(read, copies.of_backward(read, node))
+        copies.see(node)
+    graph.graph.lint()
+    return graph
+
+
+def remakable(graph: fx.GraphModule, changed: Set[Source]) -> frozenset[fx.Node]:
+    """Calls of forward whose result backward reads, and all that they read of what forward made, too.
+
+    Not products, nor what draws random numbers, compares with thresholds, writes, returns several tensors or reads
+    what forward changes.
+    """
+    nodes = graph.graph.nodes
+    needed = _storages(read for node in nodes if _is_in(node, "backward") for read in node.all_input_nodes)
+    made = _storages(node for node in nodes if _is_in(node, "forward") and is_compute(node))
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    given = _storages(node for node in placeholders if node.meta["source"] not in changed)
+    stale = _storages(node for node in placeholders if node.meta["source"] in changed)
+    returned = _storages(next(n for n in reversed(nodes) if n.op == "output").all_input_nodes)
+
+    def is_found(node: fx.Node) -> bool:
+        own, read = storage_key(node.meta["val"]), _storages(node.all_input_nodes)
+        has_all = bool(read & made) and read <= needed | given
+        return own in needed - read - given - stale - returned and has_all and _is_cheap(node)
+
+    forward = [node for node in nodes if _is_in(node, "forward") and is_compute(node)]
+    return frozenset(node for node in forward if _fills_its_storage(node.meta["val"]) and is_found(node))
+
+
+def _is_cheap(node: fx.Node) -> bool:
+    """Whether a call may run again at little cost, and on noisy values."""
+    written = not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable
+    return not (written or is_random(node) or multiplies(node) or is_comparison(node))
+
+
+class _Copies:
+    """Calls of forward as backward makes them, each before its first reader."""
+
+    def __init__(self, chosen: frozenset[fx.Node]) -> None:
+        self.chosen, self.storages = chosen, _storages(chosen)
+        self.copies: dict[fx.Node, fx.Node] = {}
+
+    def of_backward(self, node: fx.Node, reader: fx.Node) -> fx.Node:
+        """What a node of backward reads in the place of a node: its copy, if it lies in what is made again."""
+        value = node.meta.get("val")
+        lies_there = isinstance(value, torch.Tensor) and storage_key(value) in self.storages
+        if not (_is_in(node, "forward") and lies_there):
+            return node
+        if node not in self.copies:
+            self.copies[node] = self._copy(node, reader)
+        return self.copies[node]
+
+    def _copy(self, node: fx.Node, reader: fx.Node) -> fx.Node:
+        operands = {read: self.of_backward(read, reader) for read in node.all_input_nodes}
+        with node.graph.inserting_before(reader):
+            copy = node.graph.node_copy(node, operands.__getitem__)
+        value = node.meta["val"]
+        value = value.new_empty_strided(value.shape, value.stride()) if node in self.chosen else _value_of(copy)
+        copy.meta = {**node.meta, "val": value, "phase": "backward", "sequence": reader.meta["sequence"]}
+        return copy
+
+    def see(self, node: fx.Node) -> None:
+        """Has a view that backward takes lie where its copied operand does."""
+        value = node.meta["val"]
+        if isinstance(value, torch.Tensor) and storage_key(value) in self.storages:
+            node.meta["val"] = _value_of(node)
+
+
+def _value_of(node: fx.Node) -> torch.Tensor:
+    """What a view makes of its operands, without data."""
+    assert callable(node.target)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
+    return node.target(*args, **kwargs)
+
+
+def _is_in(node: fx.Node, phase: str) -> bool:
+    return node.op == "call_function" and node.meta["phase"] == phase
+
+
+def _storages(nodes: Iterable[fx.Node]) -> set[int]:
+    values = (node.meta.get("val") for node in nodes)
+    return {storage_key(value) for value in values if isinstance(value, torch.Tensor)}
+
+
+def _fills_its_storage(value: object) -> bool:
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return False
+    return value.numel() * value.element_size() == value.untyped_storage().nbytes() > 0

@@ -1,0 +1,97 @@
+"""Lets backward read an activation's output where that tells as much as its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..step_graph import storage_key
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class SaveOutputs:
+    """Reads the output in backward, where that gives the same bits.
+
+    before: y = aten.hardtanh.default(x, 0.0, 6.0); g = aten.hardtanh_backward.default(gradient, x, 0.0, 6.0)
+    after:  y = aten.hardtanh.default(x, 0.0, 6.0); g = aten.hardtanh_backward.default(gradient, y, 0.0, 6.0)
+
+    Only where the output is kept for something else and the input for nothing else: otherwise nothing is saved.
+    """
+
+    name: str = "saved_outputs"
+    fidelity: str = "bitwise"
+
+    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
+        for node in list(graph.graph.nodes):
+            if node.target is aten.hardtanh_backward.default:
+                gradient, x, *bounds = node.args
+                y = _output(node, x, (aten.hardtanh.default, aten.relu6.default))
+                if y is not None:
+                    node.args = (gradient, y, *bounds)
+            elif node.target is aten.leaky_relu_backward.default:
+                gradient, x, slope, _ = node.args
+                y = _output(node, x, (aten.leaky_relu.default,))
+                if y is not None and _number(slope) > 0:
+                    node.args = (gradient, y, slope, True)
+        graph.graph.lint()
+        return graph
+
+
+@dataclass(frozen=True)
+class InvertOutputs:
+    """Computes the derivative from the output, which is the input's up to rounding.
+
+    before: y = aten.elu.default(x); g = aten.elu_backward.default(gradient, 1.0, 1.0, 1.0, False, x)
+    after:  y = aten.elu.default(x); g = aten.elu_backward.default(gradient, 1.0, 1.0, 1.0, True, y)
+
+    Where `SaveOutputs` would. GELU, SiLU and their like can be inverted too, with a bit for each element, but that
+    takes longer than computing the output again from the input, which keeps as little.
+    """
+
+    name: str = "inverted_outputs"
+    fidelity: str = "rounding"
+
+    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
+        for node in list(graph.graph.nodes):
+            if node.target is aten.elu_backward.default:
+                gradient, alpha, scale, input_scale, is_result, x = node.args
+                y = None if is_result else _output(node, x, (aten.elu.default, aten.celu.default, aten.selu.default))
+                if y is not None and _number(alpha) >= 0:
+                    node.args = (gradient, alpha, scale, input_scale, True, y)
+        graph.graph.lint()
+        return graph
+
+
+def _output(backward: fx.Node, x: Any, forwards: tuple[Any, ...]) -> fx.Node | None:
+    """The output to read instead of the input, if that saves anything."""
+    outputs = [user for user in x.users if user.target in forwards and user.meta["phase"] == "forward"]
+    if len(outputs) != 1 or outputs[0].meta["val"].stride() != x.meta["val"].stride():
+        return None
+    gains = _backward_reads(outputs[0], backward) and not _backward_reads(x, backward)
+    return outputs[0] if gains else None
+
+
+def _backward_reads(node: fx.Node, but: fx.Node) -> bool:
+    """Whether backward reads a value, or a view of it, elsewhere."""
+    storage = storage_key(node.meta["val"])
+    pending, seen = [node], {node}
+    while pending:
+        for user in pending.pop().users:
+            if user is but or user.op != "call_function" or user in seen:
+                continue
+            if user.meta["phase"] == "backward":
+                return True
+            value = user.meta["val"]
+            if isinstance(value, torch.Tensor) and storage_key(value) == storage:
+                seen.add(user)
+                pending.append(user)
+    return False
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else float("nan")

@@ -1,0 +1,102 @@
+"""Adds gradients up in place, as autograd's engine does; products and softmaxes' gradients too, as it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from ..step_graph import Kernel, StepGraph
+from .run_in_place import WRITTEN_OUT
+
+_WRITTEN_OVER = ("aten.add.Tensor", "aten.mul.Tensor")
+
+
+@dataclass(frozen=True)
+class SumInPlace:
+    """Writes a sum or product of gradients, or a softmax's gradient, over the operand that is read for the last time.
+
+    before: total = aten.add.Tensor(first, second)     # first is read nowhere after this
+    after:  aten.add_.Tensor(first, second)            # total is first from here on
+
+    Only where backward depends on the incoming gradients: such kernels run once and in order, so what they overwrite
+    is never needed again. Neither a sum nor a product of two numbers depends on their order, so either operand may
+    take it.
+    """
+
+    name: str = "sum_in_place"
+    fidelity: str = "bitwise"
+
+    def __call__(self, step: StepGraph) -> StepGraph:
+        last_read = {s: i for i, kernel in enumerate(step.kernels) for s in kernel.reads}
+        # The operand of one sum may be the result of another: `moved` says where results lie.
+        fixed = {step.storage_of[node] for node in (*step.outputs, *step.gradients)}
+        made_once = {s for k in step.kernels if k.role == "compute" and not k.repeatable for s in k.makes}
+        moved: dict[int, int] = {}
+        kernels: list[Kernel] = []
+        overwrites = dict(step.overwrites)
+        for index, kernel in enumerate(step.kernels):
+            kernel = _with_moved_reads(kernel, moved)
+            operand = _destination(step, kernel, index, last_read, fixed, made_once, moved)
+            if operand is not None:
+                (result,) = kernel.makes
+                storage = moved.get(step.storage_of[operand], step.storage_of[operand])
+                moved[result] = storage
+                last_read[storage] = max(last_read.get(storage, -1), last_read.get(result, -1))
+                if result in fixed:
+                    fixed.add(storage)
+                overwrites[kernel.calls[0]] = operand
+                kernel = replace(kernel, makes=(), writes=(storage,), destination=operand)
+            kernels.append(kernel)
+        storage_of = {node: moved.get(storage, storage) for node, storage in step.storage_of.items()}
+        return replace(step, kernels=tuple(kernels), storage_of=storage_of, overwrites=overwrites)
+
+
+def _with_moved_reads(kernel: Kernel, moved: dict[int, int]) -> Kernel:
+    reads = tuple(dict.fromkeys(moved.get(s, s) for s in kernel.reads))
+    if reads == kernel.reads:
+        return kernel
+    reuses = moved.get(kernel.reuses, kernel.reuses) if kernel.reuses is not None else None
+    return replace(kernel, reads=reads, reuses=reuses)
+
+
+def _destination(
+    step: StepGraph,
+    kernel: Kernel,
+    index: int,
+    last_read: dict[int, int],
+    fixed: set[int],
+    made_once: set[int],
+    moved: dict[int, int],
+) -> fx.Node | None:
+    """The operand that a sum or product can be written over, if there is one."""
+    if kernel.role != "compute" or kernel.phase != "backward" or kernel.repeatable or len(kernel.calls) != 1:
+        return None
+    if kernel.change is not None:
+        return None
+    (call,) = kernel.calls
+    if call.kwargs:
+        return None
+    if str(call.target) in WRITTEN_OUT:
+        pairs = [(call.args[0], call.args[1])]
+    elif str(call.target) in _WRITTEN_OVER and len(call.args) == 2:
+        pairs = [(call.args[0], call.args[1]), (call.args[1], call.args[0])]
+    else:
+        return None
+    for operand, other in pairs:
+        if not isinstance(operand, fx.Node):
+            continue
+        before = moved.get(step.storage_of[operand], step.storage_of[operand])
+        beside = moved.get(step.storage_of[other], step.storage_of[other]) if isinstance(other, fx.Node) else -1
+        free = before in made_once and before not in fixed and last_read.get(before, -1) <= index and before != beside
+        if free and _fills(step, operand, call, before):
+            return operand
+    return None
+
+
+def _fills(step: StepGraph, operand: fx.Node, call: fx.Node, storage: int) -> bool:
+    """Whether an operand is laid out like the result and is all there is in its storage."""
+    before, after = operand.meta["val"], call.meta["val"]
+    alike = (before.shape, before.stride(), before.dtype) == (after.shape, after.stride(), after.dtype)
+    size_bytes = before.numel() * before.element_size()
+    return alike and size_bytes == step.storages[storage].size_bytes and size_bytes > 0

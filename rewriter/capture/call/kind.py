@@ -1,0 +1,86 @@
+"""What identifies a call: a plan is made for one kind of call and serves all calls like it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..boundary.pytree import Structure, flatten_call
+from ..boundary.refused_parts import refuse_tensors, refuse_uninitialized
+from .caches import bind
+from .identity import Interned
+from .key import CallKey, process_state
+from .module_state import ModuleState
+from .tensor_kinds import kind_of, sharing_of
+
+
+@dataclass(frozen=True)
+class Call:
+    """The tensors of one call, the key of its kind, and the module tree as it was then."""
+
+    inputs: tuple[torch.Tensor, ...]
+    structure: Structure
+    key: CallKey
+    state: ModuleState
+
+
+class Describer:
+    """Describes the calls of one module. What is slow to tell is told again only where something has changed."""
+
+    def __init__(self) -> None:
+        self._state: ModuleState | None = None
+        self._process: Interned | None = None
+        self._last: tuple[tuple[Hashable, ...], CallKey] | None = None  # hashed already
+
+    def state_of(self, model: torch.nn.Module) -> ModuleState:
+        """The module tree as it is now."""
+        if self._state is None or not self._state.is_current():
+            self._state = ModuleState(model)
+        return self._state
+
+    def describe(
+        self,
+        model: torch.nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        outputs: tuple[str, ...] | None = None,
+        forward: Hashable = None,
+    ) -> Call:
+        """Describes a call that returns these outputs. Raises StructureError for what cannot be looked into, and
+        Unsettled for a module that has no shape yet.
+
+        forward: identifies a forward that was set on the rewritten module.
+        """
+        state = self.state_of(model)
+        refuse_uninitialized(state.owners)
+        kwargs, _ = bind(model, args, kwargs)
+        inputs, structure = flatten_call(args, kwargs)
+        if any(tensor.layout is not torch.strided or tensor.is_nested for tensor in inputs):
+            refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
+        tensors, sharing = tuple(map(kind_of, inputs)), sharing_of(inputs, state.owned)
+        parts = structure.key, tensors, sharing, state.key, self.process(state), outputs, forward
+        last = self._last  # another thread may describe a call of its own meanwhile
+        if last is None or last[0] != parts:
+            last = self._last = parts, CallKey(*parts)
+        return Call(tuple(inputs), structure, last[1], state)
+
+    def process(self, state: ModuleState) -> Interned:
+        """What the call depends on outside of the module."""
+        told = process_state(state.owners.device_type)
+        if self._process is None or self._process.content != told:
+            self._process = Interned(told)
+        return self._process
+
+
+def batch_told(call: Call) -> str:
+    """The tensors of a call in words: `input_ids 8 × 256, labels 8 × 256`."""
+    told = []
+    for name, tensor in zip(call.structure.names, call.inputs, strict=True):
+        place, _, rest = name.partition(".")
+        size = " × ".join(map(str, tensor.shape)) or "one number"
+        told.append(f"{rest if place == '1' else f'argument {rest}'} {size}")
+    more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+    return (", ".join(told[:3]) or "no tensors") + more

@@ -1,0 +1,299 @@
+"""Captures one training step of a module as a joint graph of ATen calls, along the path eager takes on the sample.
+
+The module runs once on fake tensors, under its own autograd, with in-place operations functionalized; every ATen
+call below autograd is recorded, in forward and then in backward. Nothing is exported and nothing claims to be
+compiling, so the module takes the path it takes in eager. Where it looks at data (`if mask.all():`) the value is
+computed from the sample, and becomes a guard that is checked again at each call.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...passes.calls import is_random
+from ...passes.foreign_calls import is_effect
+from ...passes.joint_graph import JointGraph
+from ...passes.sources import Source
+from ...passes.step_graph import updated_buffers
+from ..errors import CaptureError, LowtideWarning, NothingToDifferentiate
+from .boundary.left_behind import Stash, left_by
+from .boundary.outputs import Arrivals, Outputs, choose_outputs, with_gradients
+from .boundary.pytree import flatten
+from .boundary.refused_parts import refuse_overlaps, refuse_parts, refuse_tensors, refuse_uninitialized
+from .boundary.tensor_owners import Owners
+from .call.caches import bind, without_caches
+from .call.module_attributes import Settings, settings_of
+from .capture_failures import meaning_of, shown
+from .captured_step import Captured, check_former_values, depends_on_changed, guard_of
+from .checked_decisions import add_checks
+from .device_lowering import lower_for
+from .eager.backwards import take_eager_branches
+from .eager.composites import EagerComposites
+from .eager.paths import eager_paths
+from .eager.plain_branches import PlainBranches
+from .foreign.operations import ForeignCalls
+from .module_stack import user_line
+from .placeholders import Wrapper, by_place, changed_inputs, with_replaced, wrap_all
+from .recorder import Recorder
+from .torch_internals import (
+    checkpoints_passed,
+    functional_wrapper,
+    functionalized,
+    leaves_behind,
+    present_value,
+    swapped,
+    tensors_without_data,
+)
+from .watch.data_access import RealDataRefused
+from .watch.in_place_calls import InPlaceCallsNoted
+from .watch.random_streams import other_streams_refused
+from .watch.shadow_module import twin_of, watched
+from .watch.side_effects import held_by, held_tensors_untouched
+
+
+def capture(
+    model: torch.nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    *,
+    outputs: list[str] | None = None,
+    differentiable: list[str] | None = None,
+    arriving: Arrivals | None = None,
+    device: str | None = None,
+) -> Captured:
+    """Captures forward and backward of `model(*args, **kwargs)` in its present modes, under the present autocast.
+
+    outputs: names of what is to be returned (all by default); differentiable: names of the outputs that may receive
+    gradients (by default all that can); arriving: which do, for which backward is captured (by default the output
+    called `loss` if there is one, else all). device: a device type to lower fused operations for when
+    planning for a machine other than this one; parameters may then live on `meta`.
+    Forward runs in a copy of the module's objects, so that the module stays as it is.
+    Raises CaptureError (with the module and the line at fault), NothingToDifferentiate.
+    """
+    kwargs, notes = bind(model, args, kwargs)
+    try:
+        inputs, structure = flatten((args, kwargs), "argument")
+    except TypeError as error:
+        raise CaptureError(str(error)) from error
+    refuse_parts(model)
+    refuse_uninitialized(Owners(model))
+    refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
+    recorder = Recorder()
+    twin = twin_of(model)
+    recorder.foreign.are_here = device is None and not _is_on_meta(model, inputs)
+    with ExitStack() as stack:
+        mode = tensors_without_data()
+        with mode:
+            wrappers = wrap_all(model, inputs, structure, recorder)
+        scripted = stack.enter_context(other_streams_refused(model))
+        stack.enter_context(mode)
+        stack.enter_context(eager_paths(twin, recorder.averaging, recorder.stand_ins.instead))
+        watch = stack.enter_context(watched(twin, recorder.modules))
+        if "forward" in vars(model):
+            # One that was set on the instance may read the original's attributes, which nobody watches.
+            watch.read |= {(name, key) for name, module in model.named_modules() for key in vars(module)}
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(recorder)
+        stack.enter_context(lower_for(device))
+        stack.enter_context(EagerComposites())
+        stack.enter_context(PlainBranches(recorder.where, recorder.stand_ins))
+        stack.enter_context(RealDataRefused(recorder.where, {key: w.tensor for key, w in wrappers.items()}))
+        stack.enter_context(ForeignCalls(recorder.foreign))
+        stack.enter_context(InPlaceCallsNoted(recorder.graph))
+        stack.enter_context(functionalized())
+        if torch.is_autocast_cache_enabled():
+            stack.callback(torch.clear_autocast_cache)
+        passed = stack.enter_context(checkpoints_passed())
+        # Around backward too, since a checkpoint runs forward again.
+        stack.enter_context(swapped(twin, by_place(twin, wrappers)))
+        arguments = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
+        with held_tensors_untouched(twin) as replaced, left_by(twin, arguments) as left:
+            cached: list[str] = []
+            returned = without_caches(_run_forward(twin, arguments, recorder), cached)
+        recorder.stand_ins.refuse_changes(held_by(twin), lambda value: recorder.nodes[id(value)])
+        wrappers = with_replaced(wrappers, replaced)
+        try:
+            tensors, chosen = _outputs(returned, left.stashes, outputs, wrappers, recorder)
+            chosen = with_gradients(tensors, chosen, differentiable, arriving)
+            step = _run_backward(tensors, chosen, wrappers, recorder)
+        except NothingToDifferentiate as error:
+            error.settings = settings_of(model, watch.read)
+            raise
+    settings = settings_of(model, watch.read, recorder.constants)
+    all_notes = (*dict.fromkeys((*notes, *cached)), *left.notes, *([PASSED] if passed else []), *_said_of(scripted))
+    return replace(_finish(recorder, step, wrappers, settings, all_notes), checkpoints=len(passed))
+
+
+PASSED = (
+    "the module's own checkpoints are plain calls: what runs again is planned here, and running statistics are updated "
+    "once, where a checkpoint updates them twice"
+)
+
+
+def _said_of(scripted: set[str]) -> tuple[str, ...]:
+    """A note, and a warning, on functions in TorchScript."""
+    if not scripted:
+        return ()
+    note = (
+        f"forward calls functions in TorchScript ({', '.join(sorted(scripted))}): once these have run a few times, "
+        "TorchScript differentiates them by formulas of its own, so gradients may differ from eager's in the last bit"
+    )
+    warnings.warn(note, LowtideWarning, stacklevel=2)
+    return (note,)
+
+
+def _is_on_meta(model: torch.nn.Module, inputs: list[torch.Tensor]) -> bool:
+    """Whether some of what the step starts from has no data, so that the step is planned for and not run."""
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *inputs))
+
+
+def _run_forward(model: torch.nn.Module, arguments: tuple[Any, Any], recorder: Recorder) -> Any:
+    """What the module returns, on wrappers."""
+    args, kwargs = arguments
+    try:
+        return model(*args, **kwargs)
+    except CaptureError:
+        raise
+    except Exception as error:
+        where = recorder.modules[-1] if recorder.modules else ""
+        line = user_line(traceback.extract_tb(error.__traceback__))
+        raise CaptureError(
+            f"forward of {type(model).__name__} could not be captured: {shown(error)}; in "
+            f"{where or 'the root module'}{line}. {meaning_of(error)}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What running both directions gave, on wrappers. reachable: what gradients may reach from any output."""
+
+    outputs: Outputs
+    tensors: list[torch.Tensor]
+    gradients: dict[Source, torch.Tensor]
+    reachable: tuple[Source, ...]
+
+
+def _outputs(
+    returned: Any,
+    left: list[tuple[Stash, list[Any]]],
+    names: list[str] | None,
+    wrappers: dict[int, Wrapper],
+    recorder: Recorder,
+) -> tuple[list[torch.Tensor], Outputs]:
+    """All that a step gives, and the places of it, every view and change in place replayed."""
+    try:
+        tensors, outputs = choose_outputs(returned, left, names)
+    except TypeError as error:
+        raise CaptureError(str(error)) from error
+    tensors = [wrappers[id(t)].tensor if id(t) in wrappers else t for t in tensors]
+    # What is not replayed before the phase turns would count as backward.
+    for tensor in tensors:
+        if id(present_value(tensor)) not in recorder.nodes:
+            recorder.hold(tensor)
+    changed = changed_inputs(wrappers.values())
+    return [*tensors, *(w.tensor for w in changed)], replace(outputs, changed=tuple(w.source for w in changed))
+
+
+def _run_backward(
+    tensors: list[torch.Tensor], outputs: Outputs, wrappers: dict[int, Wrapper], recorder: Recorder
+) -> _Step:
+    wanted = {w.source: w.leaf for w in wrappers.values() if w.leaf.requires_grad}
+    leaves = leaves_behind([tensors[i] for i in outputs.able])
+    reachable = tuple(source for source, tensor in wanted.items() if id(tensor) in leaves or not tensor.is_leaf)
+    for i in outputs.retained:
+        source = Source("output", outputs.names[i], i)
+        recorder.nodes[id(present_value(tensors[i]))].meta["source"] = source
+        wanted[source] = tensors[i]
+    take_eager_branches(tensors[index] for index in outputs.expected)
+    recorder.phase = "backward"
+    tangents = []
+    for index in outputs.expected:
+        # Laid out like the output, as the gradients that torch's losses return are.
+        fake = torch.empty_like(present_value(tensors[index]))
+        recorder.graph.erase_node(recorder.nodes.pop(id(fake)))
+        recorder.placeholder("tangent", outputs.names[index] or "output", fake, None)
+        tangents.append(functional_wrapper(fake, False))
+    try:
+        with torch.autocast(_device_type(tensors), enabled=False):
+            gradients = torch.autograd.grad(
+                [tensors[i] for i in outputs.expected],
+                list(wanted.values()),
+                tangents,
+                allow_unused=True,
+                materialize_grads=False,
+            )
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"backward could not be captured: {shown(error)}; {recorder.where()}"
+            f"{user_line(traceback.extract_tb(error.__traceback__))}. {meaning_of(error)}"
+        ) from error
+    arrived = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
+    for gradient in arrived.values():
+        present_value(gradient)  # what backward wrote in place into what it is a view of is recorded here
+    return _Step(outputs, tensors, arrived, reachable)
+
+
+def _device_type(tensors: list[torch.Tensor]) -> str:
+    return tensors[0].device.type if tensors else "cpu"
+
+
+def _finish(
+    recorder: Recorder,
+    step: _Step,
+    wrappers: dict[int, Wrapper],
+    settings: Settings,
+    notes: tuple[str, ...],
+) -> Captured:
+    """Adds the graph's outputs, drops what nothing needs, splits off the guard, and adds the checks."""
+    graph = recorder.graph
+    held = [*((w.node, w.tensor) for w in wrappers.values()), *((n, t) for _, n, t in recorder.stand_ins.lasting())]
+    present = [(node, recorder.nodes[id(present_value(tensor))]) for node, tensor in held]
+    mutations = {node.meta["source"]: now for node, now in present if now is not node}
+    refuse_overlaps({n.meta["source"]: t for n, t in recorder.values.sample.items()}, mutations)
+    # A changed input holds its new value itself.
+    places = {w.tensor: w.node for w in wrappers.values() if w.source in step.outputs.changed}
+    outputs = tuple(places.get(t) or recorder.nodes[id(present_value(t))] for t in step.tensors)
+    gradients = {source: recorder.nodes[id(present_value(g))] for source, g in step.gradients.items()}
+    graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))
+    guard = guard_of(recorder.reads, {source.name for source in mutations}, recorder.constants)
+    rereads = depends_on_changed(graph, mutations)
+    undo = add_checks(graph, recorder.checks, mutations)
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and not _acts(node):
+            graph.erase_node(node)
+    modules: dict[int, str] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.meta["phase"] == "forward":
+            modules.setdefault(node.meta["sequence"], node.meta["module"])
+    for node in graph.nodes:
+        if node.op == "call_function" and node.meta["phase"] == "backward":
+            node.meta["module"] = modules.get(node.meta["sequence"], "")
+    graph.lint()
+    check_former_values(graph, set(mutations))
+    return Captured(
+        graph=JointGraph(graph),
+        outputs=step.outputs,
+        gradients=tuple(gradients),
+        mutations=tuple(mutations),
+        reachable=step.reachable,
+        constants=tuple(recorder.constants),
+        guard=guard,
+        settings=settings,
+        undo=undo,
+        rereads=rereads,
+        notes=notes,
+    )
+
+
+def _acts(node: fx.Node) -> bool:
+    """Whether a call does more than make a value, and so has to run though nobody reads what it makes."""
+    return is_random(node) or bool(updated_buffers(node)) or is_effect(node)

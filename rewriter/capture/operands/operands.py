@@ -1,0 +1,197 @@
+"""Tells what a captured call reads: its signature, its fake operands, and real ones to run it with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import map_aggregate
+
+from ....passes.calls import lazy_changes
+from ...errors import CaptureError
+from .operand_values import Fitting, depends_on_values
+
+_TILE_ELEMENTS = 1 << 18
+
+
+def signature(node: fx.Node) -> str:
+    """The call's name, each tensor's dtype, shape, stride and device type, and every constant.
+
+    Of a call whose results are as large as its operands' values say, the results too. Two calls that are equal up to
+    renaming have the same signature, in any process. A tensor that is passed twice is written as such the second time.
+    """
+    seen: dict[fx.Node, int] = {}
+    positional = [_text(argument, seen) for argument in node.args]
+    named = [f"{name}={_text(node.kwargs[name], seen)}" for name in sorted(node.kwargs)]
+    results = f" -> {_text(value_of(node), seen)}" if depends_on_values(node) else ""
+    autocast = f" in {node.meta['autocast']}" if node.meta.get("autocast") else ""
+    return f"{target_name(node)}({', '.join(positional + named)}){results}{autocast}"
+
+
+def target_name(node: fx.Node) -> str:
+    """`aten.mm.default` for a call of ATen, the function's own name for another."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target)
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def value_of(node: fx.Node) -> Any:
+    """What a node stands for: fake tensors, a number, or None for a call that returns nothing.
+
+    Raises `CaptureError` for a node that was captured without its value.
+    """
+    if "val" in node.meta:
+        return node.meta["val"]
+    if node.op == "get_attr" and node.graph.owning_module is not None:
+        return functools.reduce(getattr, str(node.target).split("."), node.graph.owning_module)
+    if node.op == "call_function" and not node.users:
+        return None
+    raise CaptureError(f"node {node.name!r} of the captured graph has no value; capture it with fake tensors")
+
+
+def fake_operands(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call's arguments with every node replaced by its fake value."""
+    return _mapped(node, lambda tensor: tensor)
+
+
+def tensor_operands(node: fx.Node) -> list[torch.Tensor]:
+    """The fake tensors that the call reads, each once."""
+    found = dict.fromkeys(node.all_input_nodes)
+    return [tensor for operand in found for tensor in tensors_in(value_of(operand))]
+
+
+@dataclass
+class OperandMaker:
+    """Makes real operands on one device for the calls it is given."""
+
+    device: torch.device
+    _tiles: dict[tuple[torch.dtype, torch.device], torch.Tensor] = field(default_factory=dict)
+
+    def make(
+        self, node: fx.Node, *, filled: bool = True, fitting: Fitting | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Fresh tensors of the same sizes, strides and dtypes to run the call with.
+
+        Floats lie between 0.05 and 0.95, which nearly every kernel accepts (probabilities, logarithms, square
+        roots), come from a generator of their own and are the same each time; integers are 0, a valid index
+        nearly everywhere; booleans are True; then `fitting`, one of `fittings_of(node)`, changes what has to be
+        otherwise. Not `filled`: whatever memory holds. Operands and device arguments move to `device`, unless the
+        call mixes it with tensors of the CPU.
+        """
+        moves = self.device.type not in {tensor.device.type for tensor in tensor_operands(node)}
+        made: dict[int, torch.Tensor] = {}
+
+        def make(fake: torch.Tensor) -> torch.Tensor:
+            if id(fake) not in made:
+                device = self.device if moves or fake.device.type != "cpu" else fake.device
+                real = _empty(fake, device)
+                if filled:
+                    self._fill(real)
+                made[id(fake)] = lazily_changed(real, fake)
+            return made[id(fake)]
+
+        positional, named = _mapped(node, make, self.device if moves else None)
+        if filled and fitting is not None:
+            fitting(positional, named, value_of(node))
+        return positional, named
+
+    def _fill(self, tensor: torch.Tensor) -> None:
+        """Fills the memory under a tensor by copying one small tile of values: as quick as memory allows."""
+        if tensor.numel() == 0:
+            return
+        elements = extent_bytes(tensor) // tensor.element_size()
+        memory = torch.as_strided(tensor, (elements,), (1,))
+        if tensor.dtype == torch.bool:
+            memory.fill_(True)
+        elif tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+            whole = elements - elements % _TILE_ELEMENTS
+            tile = self._tile(tensor.dtype, tensor.device)
+            memory[:whole].view(-1, _TILE_ELEMENTS).copy_(tile)
+            memory[whole:].copy_(tile[: elements - whole])
+        else:
+            memory.zero_()
+
+    def _tile(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        if (dtype, device) not in self._tiles:
+            generator = torch.Generator("cpu").manual_seed(0)
+            values = torch.rand(_TILE_ELEMENTS, generator=generator, dtype=torch.float32, device="cpu")
+            self._tiles[dtype, device] = values.mul_(0.9).add_(0.05).to(device=device, dtype=dtype)
+        return self._tiles[dtype, device]
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a value that is one, or a list or tuple of them."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def extent_bytes(tensor: torch.Tensor) -> int:
+    """Bytes from a tensor's first to its last element in memory; an expanded one counts once."""
+    if tensor.numel() == 0:
+        return 0
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (1 + sum((int(size) - 1) * int(stride) for size, stride in steps)) * tensor.element_size()
+
+
+def lazily_changed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A view of a tensor that is conjugated and negated when it is read, if another one is."""
+    if like.is_conj():
+        tensor = torch.ops.aten._conj.default(tensor)
+    return torch.ops.aten._neg_view.default(tensor) if like.is_neg() else tensor
+
+
+def _mapped(
+    node: fx.Node, make: Callable[[torch.Tensor], torch.Tensor], device: torch.device | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def convert(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            argument = value_of(argument)
+            if isinstance(argument, (list, tuple)):
+                return type(argument)(convert(item) for item in argument)
+        if isinstance(argument, torch.Tensor):
+            return make(argument)
+        if isinstance(argument, torch.device) and device is not None:
+            return device
+        return _number(argument)
+
+    return tuple(map_aggregate(node.args, convert)), dict(map_aggregate(node.kwargs, convert))
+
+
+def _empty(fake: torch.Tensor, device: torch.device) -> torch.Tensor:
+    sizes, strides = [int(size) for size in fake.shape], [int(stride) for stride in fake.stride()]
+    return torch.empty_strided(sizes, strides, dtype=fake.dtype, device=device)
+
+
+def _text(argument: Any, seen: dict[fx.Node, int]) -> str:
+    """An argument as it stands in a signature."""
+    if isinstance(argument, fx.Node):
+        if argument in seen:
+            return f"={seen[argument]}"
+        seen[argument] = len(seen)
+        return _text(value_of(argument), seen)
+    if isinstance(argument, torch.Tensor):
+        sizes = ",".join(str(int(size)) for size in argument.shape)
+        strides = ",".join(str(int(stride)) for stride in argument.stride())
+        dtype = str(argument.dtype).removeprefix("torch.")
+        return f"{dtype}[{sizes}]({strides}){argument.device.type}{lazy_changes(argument)}"
+    if isinstance(argument, (list, tuple)):
+        return f"[{', '.join(_text(item, seen) for item in argument)}]"
+    if isinstance(argument, slice):
+        return f"slice({argument.start}, {argument.stop}, {argument.step})"
+    return argument.type if isinstance(argument, torch.device) else repr(_number(argument))
+
+
+def _number(argument: Any) -> Any:
+    """A symbolic number at its captured size; anything else as it is."""
+    if isinstance(argument, torch.SymInt):
+        return int(argument)
+    if isinstance(argument, torch.SymFloat):
+        return float(argument)
+    return bool(argument) if isinstance(argument, torch.SymBool) else argument

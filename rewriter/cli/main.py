@@ -1,0 +1,265 @@
+"""The command line: profile, plan, sweep, verify and inspect, on models by name; codes, on activations."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options as options
+from .output import check_target, print_json, say, speaking
+from .validate import check_budget, check_picture, check_solver, refuse_elsewhere, subject_of
+
+if TYPE_CHECKING:
+    from ...solvers.problem.plan import Plan
+
+# How many plans a drawn frontier has at most.
+_PLANS_DRAWN = 80
+
+# torch and transformers take seconds to import: they are imported where a command needs them, so that help is instant.
+
+app = typer.Typer(
+    name="lowtide",
+    help="Rewrites a PyTorch model so that one training step fits a given number of bytes, bit for bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="lowtide")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        package = import_module(__name__.rpartition(".rewriter.")[0])
+        typer.echo(f"lowtide {package.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Rewrites a PyTorch model so that one training step fits a given number of bytes, bit for bit."""
+
+
+@app.command()
+@options.with_options
+def profile(
+    model: options.Model,
+    asked: options.StepOptions,
+    depth: options.Depth = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Where the bytes and the seconds of a training step go, module by module."""
+    with speaking():
+        subject = subject_of(model, asked)
+        from ..display.profile import profile as profile_step
+
+        told = profile_step(subject.model, (), subject.batch, depth=depth, **subject.costing)
+        if as_json:
+            print_json({"request": subject.request.to_dict(), **told.to_dict()})
+            return
+        from ..display.tables import profile_text, show
+
+        show(profile_text(subject.told, told))
+
+
+@app.command()
+@options.with_options
+def plan(
+    model: options.Model,
+    budget: options.Budget,
+    asked: options.PlanOptions,
+    solver: options.Solver = "auto",
+    out: options.PlanTarget = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Plans a training step within a budget: what is kept, what runs again, what it costs."""
+    with speaking():
+        check_budget(budget)
+        check_solver(solver)
+        check_target(out)
+        subject = subject_of(model, asked)
+        from ..plan.plan_file import save_plan
+        from ..rewrite import plan as plan_step
+
+        told = plan_step(
+            subject.model, budget, (), subject.batch, solver=solver, time_limit=asked.time_limit, **subject.options
+        )
+        request = subject.request.to_dict()
+        if out is not None:
+            save_plan(told, out, made_by=request)
+        if as_json:
+            print_json(_plan_dict(told) | {"request": request, "saved": str(out) if out else None})
+            return
+        from ..display.tables import plan_text, show
+
+        show(plan_text(subject.told, told))
+        if out is not None:
+            say(f"saved to {out}")
+
+
+@app.command()
+@options.with_options
+def sweep(
+    model: options.Model,
+    asked: options.PlanOptions,
+    count: Annotated[int, typer.Option(min=2, help="Plans at most.")] = 12,
+    plot: options.Picture = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """The frontier of peak against extra time, from everything kept to the smallest feasible peak."""
+    with speaking():
+        check_picture(plot)
+        subject = subject_of(model, asked)
+        from ..plan.plan_file import summary_of
+        from ..plan.solve import spread_out
+        from ..rewrite import sweep as sweep_step
+
+        # a picture's line needs more plans than a table has rows
+        fine = max(count, _PLANS_DRAWN) if plot is not None else count
+        all_plans = sweep_step(
+            subject.model, (), subject.batch, count=fine, time_limit=asked.time_limit, **subject.options
+        )
+        plans = spread_out(all_plans, count)
+        told: dict[str, Any] = {"request": subject.request.to_dict(), "plans": [summary_of(one) for one in plans]}
+        if plot is not None:
+            from ..display.pictures import draw_frontier
+
+            recipes = draw_frontier(all_plans, subject.told, plot)
+            told["recipes"] = [
+                {"recipe": one.told, "peak_bytes": one.peak_bytes, "seconds": one.seconds} for one in recipes
+            ]
+        if as_json:
+            print_json(told | {"picture": str(plot) if plot else None})
+            return
+        from ..display.tables import show, sweep_table
+
+        show(sweep_table(subject.told, plans))
+        if plot is not None:
+            say(f"drawn in {plot}")
+
+
+@app.command()
+@options.with_options
+def verify(
+    model: options.Model,
+    budget: options.Budget,
+    asked: options.PlanOptions,
+    padded: options.Padded = False,
+    solver: options.Solver = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to compare.")] = 3,
+    pairs: Annotated[int, typer.Option(min=0, help="Pairs of steps to time, eager and rewritten in turn.")] = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Trains in eager and rewritten side by side: same results, and within the budget? Exits with 1 if not."""
+    with speaking():
+        check_budget(budget)
+        check_solver(solver)
+        refuse_elsewhere(asked.device)
+        subject = subject_of(model, asked, padded)
+        from ..display.tables import show, verify_text
+        from ..verify.verify import verify as verify_step
+
+        report = verify_step(
+            subject.model,
+            budget,
+            (),
+            subject.batch,
+            steps=steps,
+            timed_pairs=pairs,
+            solver=solver,
+            time_limit=asked.time_limit,
+            **subject.options,
+        )
+        if as_json:
+            print_json({"request": subject.request.to_dict(), **report.to_dict()})
+        else:
+            show(verify_text(subject.told, report))
+        if not report.ok:
+            raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    path: options.PlanSource,
+    code: Annotated[bool, typer.Option("--code", help="Print the generated Python and nothing else.")] = False,
+    timeline: options.Picture = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Shows a saved plan: its numbers, its code, a picture of its live bytes."""
+    with speaking():
+        check_picture(timeline)
+        from ..plan.plan_file import load_plan
+        from .inspect_plan import code_of, request_of
+
+        told = load_plan(path)
+        request = request_of(path)
+        text = code_of(path, told, request) if code else None
+        title = request.told if request is not None else told.problem.name
+        if timeline is not None:
+            from ..display.pictures import draw_timeline
+
+            draw_timeline(told, title, timeline)
+        if as_json:
+            more = {"code": text} if code else {}
+            picture = str(timeline) if timeline else None
+            print_json(_plan_dict(told) | {"request": request and request.to_dict(), "picture": picture} | more)
+            return
+        if text is not None:
+            typer.echo(text)
+            return
+        from ..display.tables import plan_text, show
+
+        show(plan_text(title, told))
+        if timeline is not None:
+            say(f"drawn in {timeline}")
+
+
+@app.command()
+def codes(
+    activation: options.ActivationName,
+    bits: options.Bits,
+    weight: options.Weight = "normal:0,1",
+    plot: options.Picture = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """The best few-bit codes for an activation's derivative: by intervals of inputs, by value, without bias."""
+    with speaking():
+        check_picture(plot)
+        from ..codes import codes as find_codes
+        from ..codes import resolve, resolve_weight
+
+        known, under = resolve(activation), resolve_weight(weight)
+        told = find_codes(known, bits, under)
+        if plot is not None:
+            from ..display.codes_table import draw_codes
+
+            draw_codes(told, known, under, plot)
+        if as_json:
+            print_json(told.to_dict() | {"picture": str(plot) if plot else None})
+            return
+        from ..display.codes_table import codes_text
+        from ..display.tables import show
+
+        show(codes_text(told))
+        if plot is not None:
+            say(f"drawn in {plot}")
+
+
+def _plan_dict(plan: Plan) -> dict[str, Any]:
+    """The numbers of a plan, its fullest moment and its modules."""
+    from ..display.memory_timeline import peak_of
+    from ..display.module_summary import module_summaries
+    from ..plan.plan_file import summary_of
+
+    modules = [one.to_dict() for one in module_summaries(plan)]
+    return summary_of(plan) | {"peak": peak_of(plan).to_dict(), "modules": modules}

@@ -1,0 +1,136 @@
+"""What the live bytes of a plan are made of, kernel by kernel: for pictures, and to tell where the peak is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...solvers.problem.plan import Plan
+from ...solvers.problem.schedule import Decode, Encode, Free, Run
+from ..text.module_names import plain_operation
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One run of an operation, in bytes.
+
+    kind: "forward", "backward" or "again" (a second run). gradients_bytes: finished and incoming gradients;
+    returned_bytes: what forward returns; activation_bytes: all else that the step made. These are there when the run
+    is over and what it frees is gone; within_bytes is the total at the fullest point while it runs.
+    """
+
+    instruction: int
+    operation: int
+    kind: str
+    gradients_bytes: int
+    returned_bytes: int
+    activation_bytes: int
+    within_bytes: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Where a plan is fullest and what is there, in bytes; running_bytes is what the operation at work takes.
+
+    operation is empty where nothing of the schedule is fullest, but the optimizer's own step, or what is there before.
+    """
+
+    operation: str
+    module: str
+    phase: str
+    resident_bytes: int
+    gradients_bytes: int
+    returned_bytes: int
+    activation_bytes: int
+    running_bytes: int
+
+    @property
+    def told(self) -> str:
+        """The place in words."""
+        if not self.operation:
+            return "outside of forward and backward"
+        return f"{self.operation}{' of ' + self.module if self.module else ''} ({self.phase})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts, for JSON."""
+        return asdict(self)
+
+
+def moments_of(plan: Plan) -> list[Moment]:
+    """Every run of the plan in order. The totals are the simulator's; here they are only split up."""
+    problem, instructions = plan.problem, plan.schedule.instructions
+    starts = [i for i, instruction in enumerate(instructions) if isinstance(instruction, Run)]
+    seen: set[int] = set()
+    held_bytes = {"forward": 0, "backward": 0}
+    told: list[Moment] = []
+    for start, following in zip(starts, [*starts[1:], len(instructions)], strict=True):
+        index = instructions[start].op  # pyright: ignore[reportAttributeAccessIssue]
+        op, again = problem.ops[index], index in seen
+        phase = "forward" if index < problem.forward_length else "backward"
+        if not again:
+            held_bytes[phase] += sum(problem.values[v].size_bytes for v in op.makes if problem.values[v].held)
+        seen.add(index)
+        before_bytes = plan.live_bytes[start - 1] if start else problem.resident_bytes
+        made_bytes = sum(problem.values[v].size_bytes for v in op.makes)
+        state_bytes = problem.state_bytes if op.random and again else 0
+        if plan.schedule.ends_with(start, op.reuses):
+            before_bytes -= problem.values[op.reuses].size_bytes  # pyright: ignore[reportArgumentType, reportCallIssue]
+        held = held_bytes["forward"] + held_bytes["backward"]
+        told.append(
+            Moment(
+                instruction=start,
+                operation=index,
+                kind="again" if again else phase,
+                gradients_bytes=held_bytes["backward"],
+                returned_bytes=held_bytes["forward"],
+                activation_bytes=plan.live_bytes[following - 1] - problem.resident_bytes - held,
+                within_bytes=before_bytes + max(op.working_bytes, made_bytes) + state_bytes,
+            )
+        )
+    return told
+
+
+def peak_of(plan: Plan) -> Peak:
+    """Where the plan is fullest."""
+    problem, moments = plan.problem, moments_of(plan)
+    fullest = plan.schedule.instructions[plan.peak_instruction] if plan.peak_instruction >= 0 else None
+    if isinstance(fullest, (Encode, Decode)):
+        before = [moment for moment in moments if moment.instruction < plan.peak_instruction]
+        return _peak(plan, _place_of_codec(plan, fullest), before)
+    at = next((i for i, m in enumerate(moments) if m.within_bytes == plan.peak_bytes), None)
+    if at is None:
+        return _peak(plan, ("", "", ""), [])
+    moment, op = moments[at], problem.ops[moments[at].operation]
+    phase = "backward, run again" if moment.kind == "again" else moment.kind
+    return _peak(plan, (plain_operation(op.name), op.module, phase), moments[:at])
+
+
+def _peak(plan: Plan, place: tuple[str, str, str], before: Sequence[Moment]) -> Peak:
+    """The peak at a place (operation, module and phase), with what the runs before it have left."""
+    last = before[-1] if before else None
+    split = (last.gradients_bytes, last.returned_bytes, last.activation_bytes) if last else (0, 0, 0)
+    resident_bytes = plan.problem.resident_bytes
+    return Peak(*place, resident_bytes, *split, plan.peak_bytes - resident_bytes - sum(split))
+
+
+def _place_of_codec(plan: Plan, fullest: Encode | Decode) -> tuple[str, str, str]:
+    """Operation, module and phase of a value that is encoded or decoded."""
+    problem, value = plan.problem, plan.problem.values[fullest.value]
+    maker = problem.ops[problem.maker[fullest.value]]
+    operation = f"{'encoding' if isinstance(fullest, Encode) else 'decoding'} of {plain_operation(maker.name)}"
+    phase = "forward" if plan.peak_instruction < plan.schedule.forward_length else "backward"
+    return operation, f"{maker.module} ({value.encodings[fullest.encoding].name})", phase
+
+
+def kept_values(plan: Plan) -> set[int]:
+    """The values that the step made and that are alive between forward and backward."""
+    alive: set[int] = set()
+    for instruction in plan.schedule.instructions[: plan.schedule.forward_length]:
+        if isinstance(instruction, Run):
+            alive.update(plan.problem.ops[instruction.op].makes)
+        elif isinstance(instruction, Decode):
+            alive.add(instruction.value)
+        elif isinstance(instruction, Free):
+            alive.discard(instruction.value)
+    return alive

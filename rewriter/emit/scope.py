@@ -1,0 +1,196 @@
+"""What has a name inside one generated function, and the expressions that are made of such names."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...passes.calls import operation_name
+from ...passes.foreign_calls import calling
+from ...passes.rewrites.changes import Change, in_place_overload
+from ...passes.step_graph import StepGraph
+from ..text.source_text import identifier, is_reserved, literal
+from .bound_names import BoundNames, named_argument
+from .equal_views import EqualViews
+from .program import Key
+from .text import Rendered
+
+
+@dataclass
+class Scope:
+    """The names of one function, and the lines that had to be written for them.
+
+    on_tape: storages that the function may take from the tape; those of placeholders are always there. names: of
+    tensors, views included; others: of recorded states and codes. used: how often each name was asked for. returned:
+    storages of gradients that the function hands over, so that it does not delete them. bound: names of all functions.
+    views: which of them need not be taken.
+    """
+
+    rendered: Rendered
+    step: StepGraph
+    bound: BoundNames
+    views: EqualViews
+    on_tape: set[int]
+    names: dict[fx.Node, str] = field(default_factory=dict)
+    others: dict[Key, str] = field(default_factory=dict)
+    used: Counter[str] = field(default_factory=Counter)
+    returned: set[int] = field(default_factory=set)
+
+    def fresh(self, hint: str) -> str:
+        """A name not used before in this function."""
+        # `split` a second time would be `split_1`, which may be the name of the first one's second part.
+        while True:
+            self.used[hint] += 1
+            name = hint if self.used[hint] == 1 else f"{hint}_{self.used[hint] - 1}"
+            if is_reserved(name):
+                continue
+            if name == hint or not self.used[name]:
+                self.used[name] = max(self.used[name], 1)
+                return name
+
+    def name(self, node: fx.Node) -> str:
+        """A new name for a tensor."""
+        self.names[node] = self.fresh(hint_of(node))
+        return self.names[node]
+
+    def targets(self, node: fx.Node, wanted: list[int]) -> str:
+        """The left side of an assignment that takes the wanted outputs of a call, `name = `, and names them."""
+        if not wanted:
+            return ""
+        if isinstance(node.meta["val"], torch.Tensor):
+            return f"{self.name(node)} = "
+        picked: dict[int, fx.Node] = {
+            user.args[1]: user  # pyright: ignore[reportAssignmentType]
+            for user in node.users
+            if user.target is operator.getitem and self.step.storage_of[user] in wanted
+        }
+        parts = range(len(node.meta["val"]))
+        return f"{', '.join(self.name(picked[index]) if index in picked else 'unused' for index in parts)} = "
+
+    def arguments(self, call: fx.Node, skip_first: bool = False, without: tuple[fx.Node, ...] = ()) -> str:
+        """The arguments of a call as text; those in `without` are None."""
+        told = [None if argument in without else argument for argument in call.args]
+        parts = [self.argument(argument) for argument in told[1 if skip_first else 0 :]]
+        parts += [named_argument(name, self.argument(argument)) for name, argument in call.kwargs.items()]
+        return ", ".join(parts)
+
+    def written(self, change: Change, name: str) -> str:
+        """The call that writes a change into the tensor of a name."""
+        for view in change.place:
+            name = f"{view.target}({name}, {self.arguments(view, skip_first=True)})"
+        if change.copies:
+            return f"aten.copy_.default({name}, {self.expression(change.by)})"
+        others = self.arguments(change.by, skip_first=True)
+        return f"{in_place_overload(change.by.target)}({', '.join(filter(None, [name, others]))})"
+
+    def argument(self, argument: Any) -> str:
+        """An argument as text: a tensor by its name, a sequence as a list of such, anything else as a constant."""
+        if isinstance(argument, fx.Node):
+            return self.expression(argument)
+        if isinstance(argument, (list, tuple)):
+            return f"[{', '.join(self.argument(a) for a in argument)}]"
+        return self.constant(argument)
+
+    def constant(self, value: Any) -> str:
+        """A constant as text: a marked place for numbers, a literal, or the name of an object that has none."""
+        numbers = isinstance(value, (int, float, tuple)) and not isinstance(value, bool)
+        return self.rendered.number(value) if numbers and literal(value) is not None else self.bound.constant(value)
+
+    def called(self, call: fx.Node, arguments: str) -> str:
+        """A call of what another node calls."""
+        return f"{self.bound.operation(calling(call))}({arguments})"
+
+    def expression(self, node: fx.Node) -> str:
+        """The name of a tensor in this function; views are taken where they are first needed."""
+        if node in self.names:
+            return self.names[node]
+        if node in self.step.overwrites:
+            return self.expression(self.step.overwrites[node])
+        storage = self.step.storage_of.get(node)
+        if storage is not None and self.step.storages[storage].base is node:
+            return self._take(storage)
+        equal = self.views.of(node, self.names)
+        if equal is not None:
+            self.names[node] = self.expression(equal)
+            return self.names[node]
+        if node.target is operator.getitem:
+            source, index = node.args
+            assert isinstance(source, fx.Node)
+            text = f"{self.expression(source)}[{index}]"
+        elif (viewed := self.views.reshaped(node, self.names)) is not None:
+            source = self.expression(viewed)
+            text = f"aten.view.default({source}, {self.arguments(node, skip_first=True)})"
+        else:
+            text = self.called(node, self.arguments(node))
+        name = self.name(node)
+        self.rendered.line(f"{name} = {text}")
+        return name
+
+    def _take(self, storage: int) -> str:
+        base = self.step.storages[storage].base
+        assert base.op == "placeholder" or storage in self.on_tape, f"{base} is not alive"
+        self.rendered.takes.append(storage)
+        self.rendered.taken.append(self.name(base))
+        return self.names[base]
+
+    def give(self, key: Key, hint: str) -> str:
+        """The name of a state or code that is made here and goes onto the tape."""
+        self.others[key] = self.fresh(hint)
+        self.rendered.gives.append(key)
+        return self.others[key]
+
+    def other(self, key: Key) -> str:
+        """The name of a state or code, taken from the tape where it was not made here."""
+        if key not in self.others:
+            self.others[key] = self.fresh(str(key[0]))  # pyright: ignore[reportIndexIssue]
+            self.rendered.takes.append(key)
+            self.rendered.taken.append(self.others[key])
+        return self.others[key]
+
+    def forget(self, key: Key) -> None:
+        """Deletes a state or code, which nothing reads from here on."""
+        name = self.other(key)
+        self.leave(key)
+        self.rendered.line(f"del {name}")
+        del self.others[key]
+
+    def free(self, storage: int) -> None:
+        """Deletes the names that lie in a storage, of which nothing is read from here on."""
+        base = self.step.storages[storage].base
+        if base not in self.names:
+            self._take(storage)
+        self.leave(storage)
+        names = [node for node in self.names if self._lies_in(node, storage)]
+        if storage not in self.returned:
+            self.rendered.line(f"del {', '.join(dict.fromkeys(self.names[node] for node in names))}")
+        for node in names:
+            del self.names[node]
+
+    def leave(self, key: Key) -> None:
+        """Notes that a value ends in this function: it is not given on, or, taken from the tape, leaves it."""
+        if key in self.rendered.gives:
+            self.rendered.gives.remove(key)
+        else:
+            self.rendered.drops.add(key)
+
+    def _lies_in(self, node: fx.Node, storage: int) -> bool:
+        if node in self.step.storage_of:
+            return self.step.storage_of[node] == storage
+        # A list of views (the result of a split) lies where what was split lies.
+        return any(self.step.storage_of.get(n) == storage for n in node.all_input_nodes)
+
+
+def hint_of(node: fx.Node) -> str:
+    """A readable name: of a parameter its last two names without numbers, of a call its operation."""
+    if node.op == "placeholder":
+        parts = [part for part in node.meta["source"].name.split(".") if not part.isdigit()]
+        return identifier("_".join(parts[-2:]) or node.meta["source"].kind)
+    if node.target is operator.getitem:
+        source, index = node.args
+        return f"{hint_of(source)}_{index}"  # pyright: ignore[reportArgumentType]
+    return identifier(operation_name(node).rpartition("::")[2])

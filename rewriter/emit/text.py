@@ -1,0 +1,148 @@
+"""Puts generated functions together: equal ones once, with the numbers in which they differ as arguments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any
+
+from ...passes.sources import Source
+from ...solvers.problem.plain_text import printable
+from ..text.byte_sizes import format_bytes
+from ..text.source_text import comment, literal
+from .program import Key
+
+_MARK = "\x00"
+_LONGEST_BLOCK_NAME = 64
+
+
+@dataclass
+class Rendered:
+    """The text of one segment, and what it takes, drops and gives; literals are marked places in the text.
+
+    kept: names and bytes of what it gives that stays for backward; again: of what it runs again.
+    """
+
+    block: int
+    phase: str
+    lines: list[str] = field(default_factory=list)
+    literals: list[Any] = field(default_factory=list)
+    takes: list[Key] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+    drops: set[Key] = field(default_factory=set)
+    gives: list[Key] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
+    returned: list[str] = field(default_factory=list)
+    gradients: list[Source] = field(default_factory=list)
+    kept: list[tuple[str, int]] = field(default_factory=list)
+    again: list[tuple[str, int]] = field(default_factory=list)
+
+    def line(self, text: str) -> None:
+        """Adds a line to the body."""
+        self.lines.append(text)
+
+    def number(self, value: int | float | tuple[Any, ...]) -> str:
+        """A marked place for a number, or for several, in case other blocks have other ones."""
+        self.literals.append(value)
+        return f"{_MARK}{len(self.literals) - 1}{_MARK}"
+
+    def body(self) -> str:
+        """The function without its head, literals marked."""
+        lines = []
+        if self.taken:
+            lines += [
+                f"{', '.join(self.taken)}, = values" if len(self.taken) == 1 else f"{', '.join(self.taken)} = values"
+            ]
+            lines += ["values.clear()"]
+        lines += self.lines
+        lines.append(f"return {_tuple(self.given)}, {_tuple(self.returned)}")
+        return "\n".join(f"    {line}" for line in lines)
+
+
+def _tuple(names: Sequence[str]) -> str:
+    return f"({', '.join(names)}{',' if len(names) == 1 else ''})"
+
+
+def assemble(
+    rendered: Sequence[Rendered], block_names: Sequence[str], header: str, links: Sequence[int]
+) -> tuple[str, list[str], list[tuple[Any, ...]]]:
+    """The code, and for each segment the name of its function and the constants to call it with.
+
+    links: how many blocks each has that are one node of autograd's graph.
+    """
+    bodies = [(one.phase, one.body()) for one in rendered]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, body in enumerate(bodies):
+        groups.setdefault(body, []).append(index)
+    counts: Counter[str] = Counter()
+    names = [""] * len(rendered)
+    constants: list[tuple[Any, ...]] = [()] * len(rendered)
+    functions = []
+    for (phase, body), members in groups.items():
+        counts[phase] += 1
+        name = f"{phase}_{counts[phase]}"
+        literals = [[str(literal(value)) for value in rendered[i].literals] for i in members]
+        varying = [j for j in range(len(literals[0])) if len({texts[j] for texts in literals}) > 1]
+        for index in members:
+            names[index] = name
+            constants[index] = tuple(rendered[index].literals[j] for j in varying)
+        head = _head([rendered[i] for i in members], block_names)
+        functions.append(_function(name, body, literals[0], varying, head))
+    table = _table(rendered, names, block_names, links)
+    return "\n\n".join([header, *functions, table]) + "\n", names, constants
+
+
+def _function(name: str, body: str, literals: Sequence[str], varying: Sequence[int], head: str) -> str:
+    for index, text in enumerate(literals):
+        body = body.replace(f"{_MARK}{index}{_MARK}", f"constant_{index}" if index in varying else text)
+    unpack = f"    {', '.join(f'constant_{i}' for i in varying)}, = constants\n" if varying else ""
+    return f"{head}\ndef {name}(values, constants):\n{unpack}{body}"
+
+
+def _head(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
+    """Which blocks a function serves, what it keeps for backward and what it runs again."""
+    names = list(dict.fromkeys(_short(block_names[one.block]) for one in members))
+    shown = ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, … {names[-1]}"
+    text = f"The {members[0].phase} of {shown}"
+    text += f" ({len(members)} blocks)." if len(members) > 1 else "."
+    kept = [one.kept for one in members]
+    if any(told != kept[0] for told in kept):
+        # The same code may serve a block whose result the next block needs in backward and one whose it does not.
+        sizes = [sum(size_bytes for _, size_bytes in told) for told in kept]
+        text += f" Keeps {format_bytes(min(sizes))} to {format_bytes(max(sizes))}."
+    elif kept[0]:
+        text += f" Keeps {_sized(kept[0])}."
+    if members[0].again:
+        text += f" Runs again: {_sized(members[0].again)}."
+    return comment(text)
+
+
+def _short(name: str) -> str:
+    """A block's name, cut where it is longer than any that one wants to read."""
+    return name if len(name) <= _LONGEST_BLOCK_NAME else f"{name[:_LONGEST_BLOCK_NAME]}…"
+
+
+def _sized(told: Sequence[tuple[str, int]]) -> str:
+    """Names with how many there are of each, and their bytes in all: `12.0 MiB (2 × mul, tanh)`."""
+    counts = Counter(name for name, _ in told)
+    names = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
+    return f"{format_bytes(sum(size_bytes for _, size_bytes in told))} ({names})"
+
+
+def _table(rendered: Sequence[Rendered], names: Sequence[str], block_names: Sequence[str], links: Sequence[int]) -> str:
+    """Which functions serve which block, and which blocks are one node of autograd's graph, as a comment."""
+    half = len(rendered) // 2
+    shown = [printable(_short(name)) for name in block_names]
+    width = max(len(name) for name in shown)
+    lines = [comment("block, forward, backward")]
+    backward = {rendered[i].block: names[i] for i in range(half, len(rendered))}
+    for index in range(half):
+        block = rendered[index].block
+        lines.append(comment(f"{block:>3} {shown[block]:<{width}}  {names[index]:<12} {backward[block]}"))
+    if len(links) < half:
+        ends = list(accumulate(links, initial=0))
+        told = (f"{a}–{b - 1}" if b > a + 1 else f"{a}" for a, b in pairwise(ends))
+        lines.append(comment(f"Blocks that are one node of autograd's graph: {', '.join(told)}"))
+    return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""Device presets: the memory and the speeds of a device, for planning on a machine that does not have it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+
+import torch
+
+from ... import configs
+from ..errors import LowtideError
+
+
+class UnknownDeviceError(LowtideError, ValueError):
+    """A device preset that does not exist."""
+
+
+@dataclass(frozen=True)
+class DevicePreset:
+    """One device as its vendor states it; `sources` says for each field where the number comes from.
+
+    flops_per_second: by "fp64", "fp32", "tf32", "bf16" and "fp16", dense matrix products. Bandwidths in
+    bytes per second, `host_bytes_per_second` in one direction. allocator_rounding_bytes: torch's allocator
+    hands out multiples of it. library_workspace_bytes: what cuBLAS takes from torch's allocator at the first
+    product and keeps. threads: CPU threads the numbers hold for, 0 on a GPU. torch_names: parts of the names
+    by which torch calls such a device.
+    """
+
+    name: str
+    kind: str
+    memory_bytes: int
+    flops_per_second: dict[str, float]
+    memory_bytes_per_second: float
+    host_bytes_per_second: float
+    launch_seconds: float
+    allocator_rounding_bytes: int
+    library_workspace_bytes: int
+    threads: int
+    torch_names: tuple[str, ...]
+    sources: dict[str, str]
+
+    def rate(self, dtype: torch.dtype, *, tensor_float_32: bool = False) -> float:
+        """Operations per second of matrix products of `dtype`; one without a rate counts as fp32."""
+        name = _RATE_NAMES.get(dtype, "fp32")
+        if name == "fp32" and tensor_float_32:
+            name = "tf32"
+        return self.flops_per_second[name]
+
+    def rounded(self, size_bytes: int) -> int:
+        """The bytes that torch's allocator takes for a request of `size_bytes`."""
+        rounding = self.allocator_rounding_bytes
+        return -(-size_bytes // rounding) * rounding
+
+
+_RATE_NAMES = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def device_names() -> list[str]:
+    """The names of all presets, in alphabetical order."""
+    files = resources.files(configs).joinpath("devices").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load_device(name: str) -> DevicePreset:
+    """The preset of that name. Raises `UnknownDeviceError`, which lists the names there are."""
+    if name not in device_names():
+        raise UnknownDeviceError(f"no device preset is called {name!r}; choose one of {', '.join(device_names())}")
+    text = resources.files(configs).joinpath("devices", f"{name}.toml").read_text(encoding="utf-8")
+    fields = tomllib.loads(text)
+    fields["torch_names"] = tuple(fields["torch_names"])
+    return DevicePreset(name=name, **fields)
+
+
+def preset_of(device: torch.device) -> DevicePreset:
+    """The preset that describes a device of this machine.
+
+    Raises `UnknownDeviceError` for a GPU that no preset names: pass one that is close.
+    """
+    if device.type == "cpu":
+        return load_device("cpu")
+    if device.type == "cuda" and torch.cuda.is_available():
+        found = torch.cuda.get_device_name(device)
+        for preset in map(load_device, device_names()):
+            if any(name in found for name in preset.torch_names):
+                return preset
+    else:
+        found = str(device)
+    raise UnknownDeviceError(f"no device preset describes {found!r}; name the closest one: {', '.join(device_names())}")

@@ -1,0 +1,20 @@
+"""The comment at the head of generated code: what was planned, for which budget, at what cost."""
+
+from __future__ import annotations
+
+from ..text.byte_sizes import format_bytes
+from ..text.source_text import comment
+from .step import PlannedStep
+
+
+def header_of(planned: PlannedStep) -> str:
+    """A few comment lines."""
+    plan = planned.plan
+    lines = [f"One training step of {planned.costs.name}, rewritten by lowtide."]
+    budget = f", budget {format_bytes(plan.budget_bytes)}" if plan.budget_bytes is not None else ""
+    lines.append(
+        f"Peak {format_bytes(plan.peak_bytes)}{budget}; with everything kept "
+        f"{format_bytes(plan.baseline_peak_bytes)}. "
+        f"Extra time {plan.extra_share:.1%} ({plan.costs})."
+    )
+    return "\n".join(map(comment, (*lines, *planned.posed.problem.notes)))

@@ -1,0 +1,87 @@
+"""The bytes that a caller's loss takes between forward and backward, where outputs are no loss yet.
+
+Eager's usual losses have at most four tensors of the output's shape at once beside the output: `square().mean()` four,
+cross-entropy three, `mse_loss` two, the output's incoming gradient among them. In half precision it is up to three in
+float32, of a loss computed in it. They are there once forward has ended and backward of the step has not begun; and
+with them the loss itself and its gradient, two numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ...solvers.problem.plan import Plan
+from ...solvers.problem.problem import Problem
+from ...solvers.problem.simulate import baseline_of, simulate
+from ..capture.captured_step import Captured
+from ..text.byte_sizes import format_bytes
+
+_MOST_TENSORS = 4  # of the output's shape and dtype
+_MOST_IN_FLOAT32 = 3
+_FLOAT32_BYTES = 4
+_NUMBERS_BYTES = 2 * _FLOAT32_BYTES
+
+
+def room_bytes(captured: Captured, granularity: int = 1) -> int:
+    """What the losses on a step's outputs take at their fullest moment beside the incoming gradients.
+
+    0 where gradients arrive at scalars only, whose loss is part of the step. granularity: the allocator's, in bytes.
+    Losses on several outputs each keep a tensor for their backward, or have made the incoming gradient of it; one of
+    them at a time has all of its tensors.
+    """
+    arriving = [
+        node.meta["val"]
+        for node in captured.graph.graph.nodes
+        if node.op == "placeholder" and node.meta["source"].kind == "tangent" and node.meta["val"].numel() > 1
+    ]
+    if not arriving:
+        return 0
+    kept = sum(_kept_bytes(tensor) - tensor.nbytes + _NUMBERS_BYTES for tensor in arriving)
+    room = kept + max(_most_bytes(tensor) - _kept_bytes(tensor) for tensor in arriving)
+    return -(-room // granularity) * granularity
+
+
+def with_room(problem: Problem, room: int) -> Problem:
+    """The problem with so many bytes more taken where the incoming gradients arrive."""
+    if not room:
+        return problem
+    ops = list(problem.ops)
+    for index, op in enumerate(ops):
+        if op.kind == "tangent":
+            made_bytes = sum(problem.values[value].size_bytes for value in op.makes)
+            ops[index] = replace(op, working_bytes=max(op.working_bytes, made_bytes) + room)
+    return replace(problem, ops=tuple(ops))
+
+
+def peak_with_room(plan: Plan, room: int) -> int:
+    """What a plan peaks at together with the loss outside, in bytes."""
+    if not room:
+        return plan.peak_bytes
+    return max(simulate(with_room(plan.problem, room), plan.schedule).peak_bytes, plan.problem.floor_bytes)
+
+
+def everything_kept_bytes(problem: Problem, room: int) -> int:
+    """What a step peaks at with everything kept, the loss outside and the optimizer's own step included."""
+    return max(baseline_of(with_room(problem, room)).peak_bytes, problem.floor_bytes)
+
+
+def note_of(plan: Plan, room: int, budget_bytes: int) -> tuple[str, ...]:
+    """What a plan's budget leaves for a loss outside, in words; nothing where no such loss is expected."""
+    if not room:
+        return ()
+    if peak_with_room(plan, room) <= budget_bytes:
+        return (f"{format_bytes(room)} of the budget are left for a loss computed outside of the module",)
+    return (
+        f"the budget holds for the module's own step: a loss outside of it, which usually takes up to "
+        f"{format_bytes(room)}, may exceed it; compute the loss in the module, or raise the budget",
+    )
+
+
+def _kept_bytes(tensor: torch.Tensor) -> int:
+    return max(tensor.nbytes, tensor.numel() * _FLOAT32_BYTES)
+
+
+def _most_bytes(tensor: torch.Tensor) -> int:
+    return max(_MOST_TENSORS * tensor.nbytes, _MOST_IN_FLOAT32 * tensor.numel() * _FLOAT32_BYTES)

@@ -1,0 +1,206 @@
+"""Saves plans as versioned JSON and loads them; nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ...solvers.problem.errors import ScheduleError
+from ...solvers.problem.plain_text import printable, shortened
+from ...solvers.problem.plan import Plan
+from ...solvers.problem.problem import Problem
+from ...solvers.problem.problem_file import number_of, numbers_of, problem_of, seconds_of, shown, text_of, texts_of
+from ...solvers.problem.schedule import (
+    Decode,
+    Encode,
+    Forget,
+    Free,
+    FreeCode,
+    Instruction,
+    Record,
+    Run,
+    Schedule,
+    Segment,
+)
+from ...solvers.problem.simulate import make_plan
+from ...storage.bounded_json import read_json
+from ...storage.public_files import read_bounded, write_whole
+from ..errors import PlanError
+
+_FORMAT = "lowtide plan"
+_VERSION = 1
+_NEEDED = ("problem", "instructions", "segments", "solver", "budget_bytes", "lower_bound_seconds", "solve_seconds")
+_NEEDED += ("notes",)
+# A plan of 126 layers with all its codes has a tenth of these.
+_MOST_BYTES = 128 * 2**20
+_MOST_PARTS = 16_000_000
+_MOST_WORK = 20_000_000  # values read and made by all that is run: a minute of simulation
+
+_INSTRUCTIONS: dict[str, type[Instruction]] = {
+    "run": Run,
+    "free": Free,
+    "record": Record,
+    "forget": Forget,
+    "encode": Encode,
+    "decode": Decode,
+    "free_code": FreeCode,
+}
+
+
+def save_plan(plan: Plan, path: str | Path, made_by: Mapping[str, Any] | None = None) -> None:
+    """Writes a plan, whole or not at all. made_by: what it was made from, as plain data, for whoever loads it.
+
+    Raises OSError where it cannot be written.
+    """
+    told = plan_to_dict(plan) | ({"made_by": dict(made_by)} if made_by is not None else {})
+    write_whole(Path(path), json.dumps(told).encode())
+
+
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
+    """A plan as plain lists and numbers."""
+    names = {kind: name for name, kind in _INSTRUCTIONS.items()}
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "summary": summary_of(plan),
+        "solver": plan.solver,
+        "budget_bytes": plan.budget_bytes,
+        "lower_bound_seconds": plan.lower_bound_seconds,
+        "solve_seconds": plan.solve_seconds,
+        "notes": list(plan.notes),
+        "instructions": [[names[type(i)], *asdict(i).values()] for i in plan.schedule.instructions],
+        "segments": [[s.block, s.start, s.stop] for s in plan.schedule.segments],
+        "problem": json.loads(plan.problem.to_json()),
+    }
+
+
+def summary_of(plan: Plan) -> dict[str, Any]:
+    """The numbers of a plan that people ask for first."""
+    return {
+        "model": plan.problem.name,
+        "budget_bytes": plan.budget_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "baseline_peak_bytes": plan.baseline_peak_bytes,
+        "resident_bytes": plan.problem.resident_bytes,
+        "seconds": plan.seconds,
+        "baseline_seconds": plan.baseline_seconds,
+        "extra_seconds": plan.extra_seconds,
+        "lower_bound_seconds": plan.lower_bound_seconds,
+        "encoded_values": len(plan.encoded),
+        "encoded_bytes": plan.encoded_bytes,
+        "code_bytes": plan.code_bytes,
+        "encoding_error": plan.encoding_error,
+        "error_budget": plan.problem.error_budget,
+        "costs": plan.costs,
+        "solver": plan.solver,
+        "solve_seconds": plan.solve_seconds,
+        "notes": list(plan.notes),
+    }
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Reads a plan, checks all of it and simulates it; nothing in it is run, and none of its own numbers is believed.
+
+    Raises PlanError for a file that is damaged, too large, no plan, or of another version.
+    """
+    told = _read(path)
+    try:
+        return _plan_of(told)
+    except (ValueError, ScheduleError) as error:
+        raise PlanError(f"{_named(path)} is a damaged plan ({shortened(str(error))}); plan again") from error
+
+
+def load_made_by(path: str | Path) -> dict[str, Any] | None:
+    """What a saved plan says that it was made from, unchecked; None if it does not say. Raises PlanError."""
+    told = _read(path).get("made_by")
+    if told is not None and not isinstance(told, dict):
+        raise PlanError(f"{_named(path)} is a damaged plan (made_by is {shown(told)}); plan again")
+    return told
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """The content of a plan's file, of the right format and version."""
+    try:
+        content = read_bounded(Path(path), _MOST_BYTES)
+        text = content.decode("utf-8")
+    except (OSError, ValueError) as error:  # a path with a zero in it is a ValueError
+        raise PlanError(f"{_named(path)} cannot be read as a plan: {shortened(str(error))}") from error
+    try:
+        told = read_json(text, _MOST_PARTS, finite=False)
+    except ValueError as error:
+        raise PlanError(
+            f"{_named(path)} is no JSON, so no plan: {shortened(str(error))}; save the plan again"
+        ) from error
+    if not isinstance(told, dict) or told.get("format") != _FORMAT:
+        raise PlanError(
+            f"{_named(path)} is JSON but no plan of lowtide; `lowtide plan --out` and `save_plan` write plans"
+        )
+    version = told.get("version")
+    if type(version) is not int or version != _VERSION:
+        raise PlanError(f"{_named(path)} has version {shown(version)}, this lowtide reads {_VERSION}; plan again")
+    return told
+
+
+def _plan_of(told: dict[str, Any]) -> Plan:
+    """Raises ValueError, ScheduleError."""
+    missing = next((name for name in _NEEDED if name not in told), None)
+    if missing is not None:
+        raise ValueError(f"{missing!r} is missing")
+    problem = problem_of(told["problem"])
+    schedule = _schedule_of(told["instructions"], told["segments"], problem)
+    budget_bytes, bound = told["budget_bytes"], told["lower_bound_seconds"]
+    return make_plan(
+        problem,
+        schedule,
+        solver=text_of(told["solver"], "solver"),
+        budget_bytes=None if budget_bytes is None else number_of(budget_bytes, "budget_bytes"),
+        lower_bound_seconds=None if bound is None else seconds_of(bound, "lower_bound_seconds"),
+        solve_seconds=seconds_of(told["solve_seconds"], "solve_seconds"),
+        notes=texts_of(told["notes"], "notes"),
+    )
+
+
+def _schedule_of(told: object, told_segments: object, problem: Problem) -> Schedule:
+    instructions = tuple(_instruction_of(one, place, problem) for place, one in enumerate(_list(told, "instructions")))
+    work = sum(
+        len(problem.ops[one.op].reads) + len(problem.ops[one.op].makes) for one in instructions if isinstance(one, Run)
+    )
+    if work > _MOST_WORK:
+        raise ValueError(f"what is run reads and makes values {work:,} times, more than {_MOST_WORK:,}")
+    segments = []
+    for segment in _list(told_segments, "segments"):
+        numbers = numbers_of(segment, "a segment")
+        if len(numbers) != 3:
+            raise ValueError(f"a segment has {len(numbers)} numbers, not 3")
+        segments.append(Segment(*numbers))
+    return Schedule(instructions, tuple(segments))
+
+
+def _instruction_of(told: object, place: int, problem: Problem) -> Instruction:
+    name, *numbers = _list(told, f"instruction {place}") or [None]
+    kind = _INSTRUCTIONS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(f"an instruction {shown(name)} is none that plans have: {', '.join(_INSTRUCTIONS)}")
+    names = [one.name for one in fields(kind)]
+    if len(numbers) != len(names):
+        raise ValueError(f"instruction {place} ({name}) has {len(numbers)} numbers, not {len(names)}")
+    given = {n: number_of(number, f"{n} of instruction {place}") for n, number in zip(names, numbers, strict=True)}
+    counts = {"op": len(problem.ops), "value": len(problem.values)}
+    for what, number in given.items():
+        count = len(problem.values[given["value"]].encodings) if what == "encoding" else counts[what]
+        if number >= count:
+            raise ValueError(f"instruction {place} names {what} {number} of a step that has {count}")
+    return kind(**given)
+
+
+def _list(told: object, what: str) -> list[Any]:
+    if not isinstance(told, list):
+        raise ValueError(f"{what} is {shown(told)}, not a list")
+    return told
+
+
+def _named(path: str | Path) -> str:
+    return printable(str(path))

@@ -1,0 +1,87 @@
+"""What is there when a step begins: the tensors that it starts from, their gradients, and the bytes of all that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...passes.sources import Source
+from ..capture.boundary.pytree import flatten
+from ..capture.boundary.tensor_owners import Owners
+from ..capture.call.caches import bind
+from ..measure.device_presets import DevicePreset
+from ..measure.optimizer_memory import OptimizerNeeds, optimizer_needs
+from .options import Options
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is there when a step begins: the tensors by source, and which of them have a `.grad`."""
+
+    tensors: Mapping[Source, torch.Tensor]
+    grad_present: frozenset[Source]
+    resident_bytes: int
+    floor_bytes: int = 0
+
+
+def device_of(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.device:
+    """The device of the module's first parameter, or of the first tensor among the arguments; meta counts as CPU."""
+    inputs, _ = flatten((args, kwargs), "argument")
+    first = next(iter([*model.parameters(), *model.buffers(), *inputs]), torch.empty(0))
+    return torch.device("cpu") if first.device.type == "meta" else first.device
+
+
+def situation_of(
+    model: torch.nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    options: Options,
+    device: torch.device,
+    constants: tuple[torch.Tensor, ...],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Situation:
+    """What is there when the step begins on these arguments.
+
+    constants: tensors that the module holds without registering them; optimizer: the one that steps afterwards.
+    """
+    kwargs, _ = bind(model, args, kwargs)
+    inputs, structure = flatten((args, kwargs), "argument")
+    tensors = Owners(model).sources(inputs, structure)
+    tensors |= {Source("constant", str(i), i): constant for i, constant in enumerate(constants)}
+    needs = optimizer_needs(optimizer, device) if optimizer is not None else None
+    return situation_with(tensors, rounding_bytes(device, options.preset()), needs)
+
+
+def situation_with(
+    tensors: Mapping[Source, torch.Tensor], granularity: int, needs: OptimizerNeeds | None = None
+) -> Situation:
+    """What is there when a step begins on these tensors.
+
+    granularity: the allocator's, in bytes; needs: of the optimizer that steps afterwards.
+    """
+    # A tensor that is no leaf has no .grad of its own: asking for it warns.
+    grads = {source: t.grad for source, t in tensors.items() if t.is_leaf and t.grad is not None}
+    resident_bytes = storages_bytes([*tensors.values(), *grads.values()], granularity)
+    floor_bytes = 0
+    if needs is not None:
+        resident_bytes += needs.state_bytes
+        trained = [t for t in tensors.values() if t.requires_grad and t.is_leaf and t.grad is None]
+        floor_bytes = resident_bytes + sum(t.numel() * t.element_size() for t in trained) + needs.scratch_bytes
+    return Situation(tensors, frozenset(grads), resident_bytes, floor_bytes)
+
+
+def storages_bytes(tensors: Iterable[torch.Tensor], rounding_bytes: int = 1) -> int:
+    """Bytes of the distinct allocations behind tensors."""
+    held = (tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided)
+    storages = {storage._cdata: storage.nbytes() for storage in held}
+    return sum(-(-size // rounding_bytes) * rounding_bytes for size in storages.values())
+
+
+def rounding_bytes(device: torch.device, preset: DevicePreset | None) -> int:
+    """The granularity of the allocator."""
+    if preset is not None:
+        return preset.allocator_rounding_bytes
+    return 512 if device.type == "cuda" else 1

@@ -1,0 +1,32 @@
+"""Budgets of known models: the smaller one never has the higher peak nor the shorter time, and bounds are below."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.solvers.portfolio import Portfolio
+from lowtide.solvers.problem.problem import Problem
+from lowtide.solvers.problem.simulate import baseline_of
+from small_models import small_model
+
+
+def problem_of(name: str) -> Problem:
+    """The scheduling problem of a small model's step."""
+    model, batch = small_model(name)
+    return capture_and_pose(model, (), batch, Options(costs="flops", outputs=("loss",))).posed.problem
+
+
+@pytest.mark.parametrize("name", ["gpt2", "resnet", "t5"])
+def test_forty_budgets_are_monotone_in_peak_and_time(name):
+    problem, portfolio = problem_of(name), Portfolio(cache=None)
+    low = portfolio.frontier(problem, 100)[-1].peak_bytes
+    high = baseline_of(problem).peak_bytes
+    plans = [portfolio.solve(problem, low + (high - low) * step // 39) for step in range(40)]
+    for step, (tighter, looser) in enumerate(pairwise(plans)):
+        assert tighter.peak_bytes <= low + (high - low) * step // 39
+        assert tighter.peak_bytes <= looser.peak_bytes
+        assert tighter.seconds >= looser.seconds
+        assert tighter.lower_bound_seconds is not None
+        assert tighter.lower_bound_seconds <= tighter.extra_seconds

@@ -1,0 +1,161 @@
+"""Small models of every kind: bits equal to eager's, peaks predicted to the byte, at budgets from all to the least."""
+
+import functools
+import itertools
+from typing import Any
+
+import lowtide
+import pytest
+import torch
+from lowtide.rewriter.models.batches import sample_batch
+from lowtide.rewriter.models.build import build_model
+from side_by_side import differences, rewritten, trained
+from small_models import SMALL, small_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Shapes at which activations outweigh parameters, so that budgets have room: (batch, sequence).
+ROOM = {"gpt2": (8, 32), "llama": (8, 64), "bert": (8, 40), "roberta": (8, 38), "vit": (8, 32), "qwen3": (8, 64)}
+
+
+@functools.cache
+def case(name: str) -> tuple[Any, dict[str, Any], list[Any]]:
+    """A small model, the arguments of a call, and plans from the fastest to the smallest."""
+    model, kwargs = small_model(name)
+    if name in ROOM:
+        kwargs = sample_batch(model, *ROOM[name])
+    return model, kwargs, lowtide.sweep(model, (), kwargs, costs="flops", count=24)
+
+
+def budgets(plans: list[Any]) -> list[int]:
+    """100 %, 70 %, 50 % and the smallest feasible; a share below the smallest is the smallest."""
+    baseline, smallest = plans[0].baseline_peak_bytes, plans[-1].peak_bytes
+    return sorted({max(int(share * baseline), smallest) for share in (1.0, 0.7, 0.5, 0.0)}, reverse=True)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_three_steps_are_equal_to_the_bit_and_peak_where_predicted(name):
+    model, kwargs, plans = case(name)
+    for budget in budgets(plans):
+        # The sweep has solved the step already.
+        report = lowtide.verify(model, budget, (), kwargs, costs="flops", plan=_fitting(plans, budget))
+        assert report.same_bits and not report.unstable, report
+        assert report.measured_peak_bytes == report.plan.peak_bytes, report
+        assert max(report.measured_peak_bytes, report.dropped_peak_bytes) <= budget, report
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_smaller_budget_never_peaks_higher_nor_runs_faster(name):
+    _, _, plans = case(name)
+    largest, smallest = plans[0].baseline_peak_bytes, plans[-1].peak_bytes
+    wanted = [smallest + (largest - smallest) * step // 11 for step in range(12)]
+    found = [plan for plan in (_fitting(plans, budget) for budget in wanted) if plan is not None]
+    assert len(found) >= 10
+    for tight, loose in itertools.pairwise(found):
+        assert tight.peak_bytes <= loose.peak_bytes and tight.extra_seconds >= loose.extra_seconds
+
+
+def _fitting(plans: list[Any], budget: int) -> Any:
+    return next((plan for plan in plans if plan.peak_bytes <= budget), None)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "vit"])
+def test_transformers_have_room_below_half_of_everything_kept(name):
+    _, _, plans = case(name)
+    assert plans[-1].peak_bytes <= 0.5 * plans[-1].baseline_peak_bytes
+
+
+@pytest.mark.parametrize("costs", ["measured", "roofline"])
+def test_other_cost_tables_change_the_choice_and_not_the_bits(costs):
+    model, kwargs, plans = case("gpt2")
+    report = lowtide.verify(model, budgets(plans)[1], (), kwargs, costs=costs, steps=1)
+    assert report.ok, report
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
+def test_a_padded_batch_after_a_full_one_is_another_program_and_both_stay_right(name):
+    model, _ = small_model(name)
+    full, padded = (sample_batch(model, 4, 24, padded=padded) for padded in (False, True))
+    full["attention_mask"] = torch.ones_like(full["input_ids"])
+    assert not padded["attention_mask"].all()
+    full["use_cache"] = padded["use_cache"] = False
+
+    def step(module: Any) -> list[torch.Tensor]:
+        losses = []
+        for kwargs in (full, padded, full, padded):
+            losses.append(module(**kwargs).loss)
+            losses[-1].backward()
+        return losses
+
+    small = rewritten(model, budget="1GiB", **full)
+    assert differences(trained(model, step, 2), trained(small, step, 2)) == []
+    guards = [step.costs.captured.guard for step in small.lowtide.steps]
+    assert len(guards) == 2 and None not in guards
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_a_padded_batch_peaks_where_predicted(name):
+    model, _ = small_model(name)
+    report = lowtide.verify(model, "90%", (), sample_batch(model, 4, 16, padded=True), costs="flops", steps=1)
+    assert report.ok, report
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_grouped_queries_keep_their_fused_kernel(heads):
+    _, kwargs, _ = case("llama")
+    sizes = {**SMALL["llama"], "num_key_value_heads": heads}
+    model = build_model("llama", overrides=sizes)
+    report = lowtide.verify(model, "60%", (), kwargs, costs="flops")
+    assert report.ok, report
+    assert "repeat" not in "".join(op.kind for op in report.plan.problem.ops)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "resnet"])
+def test_autocast_to_bfloat16_is_followed(name):
+    model, kwargs = small_model(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        smallest = lowtide.sweep(model, (), kwargs, costs="flops", count=2)[-1].peak_bytes
+        for budget in ("100%", smallest):
+            report = lowtide.verify(model, budget, (), kwargs, costs="flops")
+            assert report.ok, report
+    assert "bf16" in "".join(op.kind for op in report.plan.problem.ops)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_dtypes_are_equal_to_the_bit(dtype):
+    for name in ("gpt2", "llama"):
+        model, kwargs = small_model(name, dtype=dtype)
+        assert lowtide.verify(model, "80%", (), kwargs, costs="flops").ok
+
+
+def test_attention_written_out_is_equal_to_the_bit():
+    _, kwargs, _ = case("gpt2")
+    model = build_model("gpt2", overrides=SMALL["gpt2"])
+    model.set_attn_implementation("eager")
+    smallest = lowtide.sweep(model, (), kwargs, costs="flops", count=2)[-1].peak_bytes
+    report = lowtide.verify(model, smallest, (), kwargs, costs="flops")
+    assert report.ok, report
+
+
+def test_gradient_checkpointing_of_the_model_is_passed_over():
+    _, kwargs, _ = case("gpt2")
+    model = build_model("gpt2", overrides=SMALL["gpt2"])
+    model.config.use_cache = False  # as transformers sets it for checkpoints
+    plan = lowtide.plan(model, "50%", (), kwargs, costs="flops")
+    model.gradient_checkpointing_enable()
+    report = lowtide.verify(model, "50%", (), kwargs, costs="flops")
+    assert report.ok and report.plan.problem.ops == plan.problem.ops, report
+    assert (report.plan.baseline_peak_bytes, report.plan.peak_bytes) == (plan.baseline_peak_bytes, plan.peak_bytes)
+
+
+def test_fewer_outputs_make_a_smaller_step():
+    model, kwargs, plans = case("gpt2")
+    report = lowtide.verify(model, "100%", (), kwargs, costs="flops", outputs=["loss"], steps=1)
+    assert report.measured_peak_bytes == report.plan.peak_bytes < plans[0].peak_bytes
+
+
+def test_two_threads_are_planned_for_and_measured_alike():
+    torch.set_num_threads(2)
+    model, kwargs, _ = case("gpt2")
+    report = lowtide.verify(model, "70%", (), kwargs, costs="flops", steps=1)
+    assert report.measured_peak_bytes == report.plan.peak_bytes and report.within_budget, report

@@ -1,0 +1,282 @@
+"""An audit measures what each code does to its value and to the gradient, and finds codes that are wrong."""
+
+import gc
+import json
+from math import inf, nan
+
+import lowtide
+import pytest
+import torch
+from encoded_plans import OPTIONS, with_all_encoded
+from lowtide.passes.encodings.codec_sites import Coding
+from lowtide.rewriter.display.tables import show, verify_text
+from lowtide.rewriter.noise.replay import Replay
+from lowtide.rewriter.noise.sensitivity import SEED, Sensitivity
+from lowtide.rewriter.plan.step import Options, capture_and_pose, situation_of
+from lowtide.rewriter.run import runtime
+from lowtide.rewriter.verify.codec_audit import audit_of, value_errors
+from lowtide.rewriter.verify.noise_check import NoisyGradient
+from lowtide.solvers.problem.liveness import schedule_of, trace_order
+from small_models import small_model
+from small_networks import Called
+from torch import nn
+
+CPU = torch.device("cpu")
+
+
+class Perceptron(nn.Module):
+    """Layers with a norm and smooth activations between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = [nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Tanh()) for _ in range(2)]
+        self.layers, self.last = nn.Sequential(*parts), nn.Linear(64, 10)
+
+    def forward(self, x, labels):
+        """The loss."""
+        return {"loss": nn.functional.cross_entropy(self.last(self.layers(x)), labels)}
+
+
+def network(name: str, dtype: str = "float32"):
+    """A small model and a batch."""
+    torch.manual_seed(0)
+    if name != "perceptron":
+        return small_model(name, dtype=dtype)
+    x, number_type = torch.randn(256, 64), getattr(torch, dtype)
+    labels = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
+    return Perceptron().to(number_type), {"x": x.to(number_type), "labels": labels}
+
+
+def verified(model, batch, plan):
+    """The report on a plan."""
+    options = {**OPTIONS, "outputs": ["loss"], "steps": 1, "plan": plan}
+    return lowtide.verify(model, plan.peak_bytes, (), batch, **options)
+
+
+def coding_of(family: str, layer: nn.Module, x: torch.Tensor, families: tuple[str, ...]):
+    """The first coding of a family for what a layer reads, and such a value."""
+    torch.manual_seed(0)
+    scale = nn.Parameter(torch.ones(x.shape[-1], dtype=x.dtype))
+    model = Called(lambda m, x: m.layer(x * m.scale).square().sum(), layer=layer, scale=scale)
+    posed = capture_and_pose(model, (x,), {}, Options("approximate", costs="flops", codecs=families)).posed
+    codings = (one for several in posed.codings.values() for one in several if one.codec.family == family)
+    return next(codings), x
+
+
+@pytest.fixture(scope="module")
+def coded():
+    """A network, a batch and a plan with codes."""
+    model, batch = network("perceptron")
+    return model, batch, with_all_encoded(model, batch)
+
+
+@pytest.fixture(scope="module")
+def case(coded):
+    """A planned step, and the tensors that it starts from."""
+    model, batch, plan = coded
+    small = lowtide.rewrite(model, plan.peak_bytes, (), batch, plan=plan, outputs=["loss"], **OPTIONS)
+    planned = small.lowtide.planned
+    return planned, situation_of(small, (), batch, Options(), CPU, planned.costs.captured.constants).tensors
+
+
+@pytest.fixture(scope="module")
+def found(case):
+    return audit_of(*case)
+
+
+def test_all_values_are_audited_if_they_are_few(case, found):
+    planned, _ = case
+    plan = planned.plan
+    assert len(found.values) == found.encoded == len(plan.encoded) > 4
+    for one, (value, number) in zip(found.values, sorted(plan.encoded), strict=True):
+        encoding, sensitivity = plan.problem.values[value].encodings[number], planned.costs.sensitivity
+        assert (one.codec, one.code_bytes) == (encoding.name, encoding.size_bytes)
+        added = sensitivity.added[planned.posed.storages[value]][number]
+        assert one.predicted == added / sensitivity.own_variance <= encoding.error * (1 + 1e-9)
+        assert one.size_bytes == plan.problem.values[value].size_bytes
+        assert one.module in {op.module for op in plan.problem.ops}
+        if "bit groups" in one.codec:
+            assert one.bits == pytest.approx(int(one.codec[0]) + 32 / 256, rel=0.01)
+    assert found.told == f"all {found.encoded} values that are kept approximately"
+
+
+def test_what_is_measured_is_what_was_predicted_in_all_and_the_value_s_error_its_own(case, found):
+    planned, _ = case
+    assert sum(one.measured for one in found.values) == pytest.approx(planned.plan.encoding_error, rel=1.0)
+    for one in found.values:
+        low, high = {"8": (1e-6, 1e-3), "4": (1e-3, 0.1), "3": (0.01, 0.3), "2": (0.02, 1.5)}[one.codec[0]]
+        assert low < one.value_error < high, one
+
+
+def test_what_one_value_adds_is_what_the_step_itself_gives_with_it(case, found):
+    planned, tensors = case
+    problem = planned.plan.problem
+    schedule = schedule_of(problem, trace_order(problem))
+    index = max(range(len(found.values)), key=lambda number: found.values[number].measured)
+    value, number = sorted(planned.plan.encoded)[index]
+    storage = planned.posed.storages[value]
+
+    def gradients(coded: bool) -> torch.Tensor:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            replay, told = Replay(planned.step, planned.posed, tensors, CPU), []
+            for kernel, _ in replay.run(schedule):
+                if kernel.role == "tangent" and coded:
+                    (node,) = [n for n in replay.made if planned.step.storage_of[n] == storage]
+                    coding = planned.posed.codings[storage][number]
+                    replay.made[node] = coding.coded(replay.made[node], 77)
+                if kernel.role == "accumulate":
+                    told.append(replay.value(kernel.calls[0]).double().flatten())
+            return torch.cat(told)
+
+    squares = float((gradients(True) - gradients(False)).square().sum())
+    own = planned.costs.sensitivity.own_variance
+    assert found.values[index].measured == pytest.approx(squares / own, rel=0.3)
+
+
+def test_a_sample_has_every_codec_and_the_largest(case, found):
+    planned, tensors = case
+    codecs = {one.codec for one in found.values}
+    few = audit_of(planned, tensors, len(codecs))
+    assert {one.codec for one in few.values} == codecs and len(few.values) == len(codecs) < few.encoded
+    assert max(one.predicted for one in found.values) == max(one.predicted for one in few.values)
+    assert few.told.startswith(f"{len(few.values)} of {few.encoded} values")
+    assert audit_of(planned, tensors, 0).values == ()
+
+
+def test_an_audit_frees_what_it_makes():
+    model, batch = network("llama")
+    plan = with_all_encoded(model, batch)
+    small = lowtide.rewrite(model, plan.peak_bytes, (), batch, plan=plan, outputs=["loss"], **OPTIONS)
+    planned = small.lowtide.planned
+    tensors = situation_of(small, (), batch, Options(), CPU, planned.costs.captured.constants).tensors
+    schedule = schedule_of(plan.problem, trace_order(plan.problem))
+
+    def replay() -> None:
+        with torch.no_grad():
+            for _ in Replay(planned.step, planned.posed, tensors, CPU).run(schedule):
+                pass
+
+    gc.disable()
+    try:
+        assert lowtide.measure_peak(lambda: audit_of(planned, tensors)) <= 1.25 * lowtide.measure_peak(replay)
+    finally:
+        gc.enable()
+
+
+def test_an_audit_leaves_the_generator_alone(case):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    audit_of(*case, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "gpt2", "llama", "bert", "resnet"])
+def test_a_right_plan_passes_and_its_report_shows_what_was_audited(name, capsys):
+    model, batch = network(name)
+    report = verified(model, batch, with_all_encoded(model, batch))
+    assert report.ok and report.faults == () and report.audit.values, "\n".join((str(report), *report.faults))
+    assert report.noise.together.measured == pytest.approx(report.plan.encoding_error, rel=1.0)
+    assert report.noise.bias < report.noise.bias_limit
+    told = json.loads(json.dumps(report.to_dict()))
+    assert len(told["audit"]["values"]) == len(report.audit.values) and told["faults"] == []
+    show(verify_text("case", report))
+    text = capsys.readouterr().out
+    assert report.audit.told in " ".join(text.split()) and "measured over draws" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_in_bfloat16_the_rounding_of_the_dtype_comes_besides_what_codes_add():
+    model, batch = network("perceptron", "bfloat16")
+    plain = lowtide.verify(model, "100%", (), batch, fidelity="rounding", outputs=["loss"], costs="flops", steps=1)
+    coded = verified(model, batch, with_all_encoded(model, batch, ("8-bit groups",)))
+    rounding, predicted = plain.errors[0].relative ** 2, coded.predicted_error**2
+    measured = predicted * coded.noise.together.measured / coded.noise.together.predicted
+    assert rounding > 0.2 * predicted  # so that it matters
+    assert measured == pytest.approx(predicted + rounding, rel=0.3)
+    finer = verified(model, batch, with_all_encoded(model, batch, ("4-bit groups",)))
+    assert finer.ok and finer.noise.together.measured == pytest.approx(finer.plan.encoding_error, rel=0.3)
+
+
+def test_chance_is_judged_by_what_a_codec_draws_at_once():
+    """Of an image whole pixels are drawn or not: with few of them errors of two seeds are alike by chance."""
+    coding, value = coding_of("rows, norms", nn.Conv2d(64, 64, 1), torch.randn(4, 64, 7, 7), ("norms",))
+    alike, limits = zip(*(value_errors(coding, value, (2 * n, 2 * n + 1))[1] for n in range(20)), strict=True)
+    deviation = (sum(one**2 for one in alike) / len(alike)) ** 0.5
+    assert sum(limits) / len(limits) - 0.1 == pytest.approx(5 * deviation, rel=0.5)
+
+
+def test_a_vector_is_audited_element_by_element():
+    coding, value = coding_of("groups", nn.Flatten(0), torch.randn(4096), ("groups",))
+    error, (alike, limit) = value_errors(coding, value, (1, 2))
+    assert 0 < error < 0.1 and abs(alike) <= limit
+    assert limit == pytest.approx(0.1 + 5 / 64, rel=0.2)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.98])
+def test_a_bias_is_found_where_half_precision_has_no_squares_of_errors(factor, monkeypatch):
+    right = Coding.coded
+    monkeypatch.setattr(Coding, "coded", lambda self, value, seed: right(self, value, seed).mul_(factor))
+    x = (2e-3 * torch.randn(256, 64, generator=torch.Generator().manual_seed(0))).half()
+    coding, value = coding_of("groups", nn.Identity(), x, ("groups",))
+    error, (alike, limit) = value_errors(coding, value, (1, 2))
+    assert 0 < (coding.coded(value, 1) - value).abs().max() < 2**-12 and error > 0  # least of its numbers: 2⁻²⁴
+    assert (alike <= limit) == (factor == 1.0)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.95])
+def test_half_precision_s_rounding_is_no_bias_of_a_code_and_a_factor_is(factor, monkeypatch):
+    right = Coding.coded
+    monkeypatch.setattr(Coding, "coded", lambda self, value, seed: right(self, value, seed).mul_(factor))
+    x = torch.sigmoid(0.4 * torch.randn(128, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
+    coding, value = coding_of("groups", nn.Identity(), x, ("groups",))
+    _, (alike, limit) = value_errors(coding, value, (1, 2))
+    steps = torch.finfo(torch.bfloat16).eps * 256 * x.amax() / (x.amax() - x.amin())
+    assert coding.codec.name == "8-bit groups" and steps > 1  # of the code, finer than those of bfloat16
+    assert (alike <= limit) == (factor == 1.0)
+
+
+def test_a_biased_codec_is_found_by_the_name_of_its_value(coded, monkeypatch):
+    right = Coding.coded
+
+    def scaled(self, value, seed):
+        told = right(self, value, seed)
+        return told * 0.9 if self.codec.name == "8-bit groups" else told
+
+    monkeypatch.setattr(Coding, "coded", scaled)
+    report = verified(*coded)
+    assert not report.ok and "WRONG: 8-bit groups of " in str(report)
+    assert all("8-bit groups of" in fault and "two seeds' errors are alike" in fault for fault in report.audit.faults)
+
+
+def test_a_codec_that_draws_the_same_in_each_step_is_found(coded, monkeypatch):
+    monkeypatch.setattr(runtime, "_next_number", lambda: 12345)
+    report = verified(*coded)
+    assert not report.ok
+    fault = report.faults[-1]
+    assert "the mean over 5 draws does not come nearer to the gradient" in fault and "gradient of layers." in fault
+
+
+def test_noise_that_was_not_predicted_is_found_by_the_name_of_its_gradient(coded, monkeypatch):
+    right = Sensitivity.by_gradient
+    monkeypatch.setattr(
+        Sensitivity, "by_gradient", lambda self, chosen: {s: 0.01 * told for s, told in right(self, chosen).items()}
+    )
+    faults = verified(*coded).faults
+    assert any(fault.startswith("all gradients together: codes add") for fault in faults)
+    assert any(fault.startswith("gradient of layers.0") and "was predicted" in fault for fault in faults)
+
+
+def test_the_gradient_with_most_of_what_it_may_have_is_the_one_beyond_a_limit_of_nothing():
+    names = ("within", "beyond", "none", "no number", "far within")
+    told = [(0.5, 1.0), (1e-9, 0.0), (0.0, 0.0), (nan, 1.0), (0.1, 1.0)]
+    found = [NoisyGradient(name, 0.0, *one) for name, one in zip(names, told, strict=True)]
+    assert [one.share_of_limit for one in found] == [0.5, inf, 0.0, inf, 0.1]
+    for one in found:
+        assert (one.share_of_limit <= 1) == one.is_within
+
+
+def test_nothing_is_audited_where_nothing_is_approximate():
+    model = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4))
+    report = lowtide.verify(model, "100%", (torch.randn(8, 16),), steps=1, fidelity="approximate", costs="flops")
+    assert report.ok and report.audit.values == () and report.noise is None

@@ -1,0 +1,342 @@
+"""Chains, their tables and nestings: what the tables promise is what runs, and no other nesting does better."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from heapq import heappop, heappush
+from math import inf
+from time import process_time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lowtide.solvers.blocks.block_schedules import WayBench, operations_of
+from lowtide.solvers.blocks.block_values import alike, middle_member
+from lowtide.solvers.blocks.cuts import in_parts, in_windows, partitions
+from lowtide.solvers.blocks.layers import in_blocks, in_layers
+from lowtide.solvers.chain.chain import Chain, Link, LinkWay, chain_of
+from lowtide.solvers.chain.chain_schedule import order_of
+from lowtide.solvers.chain.link_schedules import recipe_ways, way_sets
+from lowtide.solvers.chain.retention_levels import levels_of
+from lowtide.solvers.chain.tables import Keep, Nesting, Tables
+from lowtide.solvers.disk_cache import DiskCache
+from lowtide.solvers.dp import Dp
+from lowtide.solvers.hierarchical import Hierarchical
+from lowtide.solvers.polish import polished
+from lowtide.solvers.problem.liveness import forecast, schedule_of
+from lowtide.solvers.problem.problem import Problem
+from lowtide.solvers.problem.simulate import baseline_of, simulate
+from lowtide.solvers.recipes import Recipes
+from made_problems import MEBIBYTE, Draft, chain_of_blocks, llama, tiny
+
+seeds = st.integers(0, 100_000)
+
+
+def random_chain(seed: int, links: int) -> Chain:
+    """Links with two ways each, one that keeps something and one that keeps nothing; some equal to each other."""
+    draw = random.Random(seed)
+    kinds = draw.randint(1, links)
+    made: dict[int, Link] = {}
+    chain = []
+    for _ in range(links):
+        kind = draw.randrange(kinds)
+        if kind not in made:
+            forward, kept = float(draw.randint(0, 9)), draw.randint(1, 6)
+            rise, passing = draw.randint(0, 4), draw.randint(4, 7)  # an input takes at most 4
+            keeping = LinkWay(
+                kept_bytes=kept,
+                height_bytes=kept + rise,
+                forward_height_bytes=kept + passing,
+                seconds=0.0,
+                again_seconds=0.0,
+                last_seconds=0.0,
+                again_height_bytes=kept + passing,
+                last_height_bytes=kept + passing,
+                forward_seconds=forward,
+                forward_again_seconds=forward,
+                remake_seconds=inf,
+                remake_height_bytes=0,
+                backward_seconds=-forward,
+            )
+            nothing = replace(
+                keeping,
+                kept_bytes=0,
+                forward_height_bytes=passing,
+                seconds=forward,
+                again_seconds=forward,
+                again_height_bytes=passing,
+                last_height_bytes=0,
+                backward_seconds=0.0,
+            )
+            made[kind] = Link(kind, (keeping, nothing), draw.randint(1, 4), 0, 0, forward, forward, passing)
+        chain.append(made[kind])
+    return Chain(tuple(chain), ())
+
+
+def least_by_search(chain: Chain, budget_bytes: int) -> float:
+    """The least extra seconds of any persistent order of forwards and backwards of whole links, by Dijkstra.
+
+    Persistent: an input that is stored stays until its link's backward, one that is not is there for the next forward
+    alone (Beaumont et al. 2019, definition 1; without this, rare chains have better orders, which no nesting has).
+    State: the link whose backward comes next, inputs stored, links run in their keeping way, the input that is there
+    for the moment, whether the first forward is through. Written independently of the tables.
+    """
+    links, count = chain.links, len(chain.links)
+    begin = (count - 1, frozenset([0]), frozenset(), None, False)
+    best, front, number = {begin: 0.0}, [(0.0, 0, begin)], 0
+    while front:
+        seconds, _, state = heappop(front)
+        if seconds > best[state]:
+            continue
+        due, stored, kept, passing, through = state
+        if due < 0:
+            return seconds - sum(link.first_pass_seconds for link in links)
+        there = stored if passing is None else stored | {passing}
+        live = sum(links[i].input_bytes for i in there if i) + sum(links[i].ways[0].kept_bytes for i in kept)
+        steps = []
+        for i in (one for one in there if one <= due):
+            cost, keeping = links[i].first_pass_seconds, links[i].ways[0]
+            for keeps in (False, True):
+                height = keeping.forward_height_bytes if keeps else links[i].pass_height_bytes
+                if live + height > budget_bytes or (keeps and (i in kept or i not in stored)):
+                    continue
+                now_kept, after = kept | {i} if keeps else kept, i + 1
+                if after == count:
+                    steps.append((cost, (due, stored, now_kept, None, True)))
+                else:
+                    steps.append((cost, (due, stored, now_kept, after, through)))
+                    steps.append((cost, (due, stored | {after}, now_kept, None, through)))
+        last = links[due]
+        if due in stored and through:
+            way = last.ways[0] if due in kept else last.ways[1]
+            height = live - (way.kept_bytes if due in kept else 0) + way.height_bytes
+            if passing is None and height <= budget_bytes:
+                steps.append((way.seconds, (due - 1, stored - {due}, kept - {due}, None, through)))
+        for cost, then in steps:
+            if seconds + cost < best.get(then, inf):
+                best[then] = seconds + cost
+                number += 1
+                heappush(front, (seconds + cost, number, then))
+    return inf
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=seeds, links=st.integers(2, 5), share=st.floats(0, 1))
+def test_tables_hold_the_least_seconds_of_random_chains(seed, links, share):
+    chain = random_chain(seed, links)
+    most = sum(link.input_bytes + link.ways[0].height_bytes for link in chain.links)
+    tables = Tables(chain, 1.0, most + 5)
+    budget = int(share * (most + 4))
+    told = float(tables.values[tables.rows[0, links - 1], budget])
+    assert told == pytest.approx(least_by_search(chain, budget))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, blocks=st.integers(2, 5), randomness=st.sampled_from((0.0, 0.2)))
+def test_a_nesting_runs_no_longer_and_no_higher_than_its_table_says(seed, blocks, randomness):
+    problem = chain_of_blocks(seed, blocks=blocks, classes=blocks, randomness=randomness)
+    for cut in partitions(problem):
+        chain = chain_of(cut, way_sets(cut, 100_000))
+        tables = Tables(chain, 1.0, 400, levels_of(chain, 4))
+        steps = tables.steps()
+        assert steps
+        for budget, seconds in steps[:: max(len(steps) // 6, 1)]:
+            nesting = tables.nesting(budget)
+            assert nesting is not None
+            order = in_blocks(problem, order_of(cut, tables, nesting))
+            timeline = simulate(problem, schedule_of(problem, order))
+            assert timeline.seconds <= problem.seconds + seconds + 1e-6
+            # a state is weighed once, and taken once more while the present one is saved; a pass weighs none
+            states_bytes = 2 * problem.state_bytes * sum(op.random for op in problem.ops)
+            assert timeline.peak_bytes <= budget + states_bytes
+
+
+def test_on_a_chain_of_layers_the_peak_is_as_predicted_and_the_seconds_exactly():
+    problem = in_layers(llama())
+    chain = chain_of(problem, way_sets(problem, 500_000))
+    slot_bytes = 2.0**16
+    tables = Tables(chain, slot_bytes, 2600, levels_of(chain, 4))
+    for budget, seconds in tables.steps()[::20]:
+        nesting = tables.nesting(budget)
+        assert nesting is not None
+        seen = forecast(problem, order_of(problem, tables, nesting))
+        assert seen.seconds - problem.seconds == pytest.approx(seconds, abs=1e-9)
+        assert seen.peak_bytes <= budget + len(chain.links) * slot_bytes
+
+
+def test_equal_layers_share_their_tables_whatever_the_depth():
+    counts = []
+    for layers in (12, 24, 48):
+        problem = in_layers(llama(layers=layers))
+        tables = Tables(chain_of(problem, recipe_ways(problem)), 2.0**20, 200)
+        counts.append(len(tables.values) / layers)
+    assert max(counts) < 4
+    assert counts[2] <= counts[0] * 1.2
+
+
+def test_tight_budgets_pass_over_layers_again_and_loose_ones_do_not():
+    problem = in_layers(llama())
+    tables = Tables(chain_of(problem, recipe_ways(problem)), 2.0**16, 2600)
+
+    def passes(nesting: Nesting | None) -> int:
+        if nesting is None:
+            return 0
+        return (not isinstance(nesting.decision, Keep)) + passes(nesting.after) + passes(nesting.again)
+
+    assert passes(tables.nesting(200 * MEBIBYTE)) == 0
+    assert passes(tables.nesting(12 * MEBIBYTE)) > 1
+    assert tables.nesting(2 * MEBIBYTE) is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, blocks=st.integers(2, 4))
+def test_every_candidate_is_a_schedule_of_the_step(seed, blocks):
+    problem = chain_of_blocks(seed, blocks=blocks)
+    for solver in (Dp(), Hierarchical()):
+        for candidate in solver.candidates(problem):
+            timeline = simulate(problem, schedule_of(problem, candidate.order))
+            assert candidate.seen is not None
+            assert timeline.peak_bytes == candidate.seen.peak_bytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, blocks=st.integers(2, 4))
+def test_a_way_weighs_what_it_does_in_the_whole_step(seed, blocks):
+    problem = chain_of_blocks(seed, blocks=blocks, randomness=0.0)
+    everything = forecast(problem, problem.segment_operations)
+    last = 2 * len(problem.block_classes) - 1
+    for kind, ways in way_sets(problem, 100_000).items():
+        block = middle_member(alike(problem), kind)
+        operations = operations_of(problem, block)
+        for way in ways:
+            order = list(problem.segment_operations)
+            order[block] = tuple(operations[position] for position in way.forward)
+            order[last - block] = tuple(operations[position] for position in way.backward)
+            seen = forecast(problem, tuple(order))
+            assert seen.seconds - everything.seconds == pytest.approx(way.seconds)
+            assert WayBench(problem, block).weigh(order[block], order[last - block]) == way
+
+
+def test_finer_cuts_have_the_same_operations_in_the_same_order():
+    for problem in (llama(layers=3), chain_of_blocks(5, blocks=4, width=30), tiny(3)):
+        for cut in (in_parts(problem), in_windows(in_parts(problem)), *partitions(problem)):
+            assert [op.name for op in cut.ops] == [op.name for op in problem.ops]
+            forward = [op.block for op in cut.ops[: cut.forward_length]]
+            backward = [op.block for op in cut.ops[cut.forward_length :]]
+            assert forward == sorted(forward)
+            assert backward == sorted(backward, reverse=True)
+            assert max(forward + backward) < len(cut.block_classes)
+
+
+def test_large_blocks_are_cut_into_windows_and_layers_into_parts():
+    wide = chain_of_blocks(5, blocks=2, width=60)
+    assert len(in_windows(wide).block_classes) > 2 * len(wide.block_classes)
+    layers = llama(layers=4)
+    assert len(in_parts(layers).block_classes) == len(in_layers(layers).block_classes)
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=seeds, blocks=st.integers(2, 4), spare=st.integers(0, 40))
+def test_polishing_saves_time_and_stays_under_its_limit(seed, blocks, spare):
+    problem = chain_of_blocks(seed, blocks=blocks)
+    for candidate in list(Recipes().candidates(problem))[::3]:
+        before = forecast(problem, candidate.order)
+        after = polished(problem, candidate.order, before.peak_bytes + spare)
+        timeline = simulate(problem, schedule_of(problem, after))
+        assert timeline.peak_bytes <= before.peak_bytes + spare
+        assert timeline.seconds <= before.seconds
+
+
+def test_polishing_with_all_the_bytes_leaves_nothing_that_runs_again_but_random_operations():
+    problem = llama(layers=3)
+    for candidate in Recipes().candidates(problem):
+        after = polished(problem, candidate.order, 10**12)
+        runs = [op for segment in after for op in segment]
+        again = [op for op in runs if runs.count(op) > 1]
+        assert sum(problem.ops[op].seconds for op in again) == 0
+
+
+def test_ways_of_equal_layers_are_found_once_for_all_depths(tmp_path):
+    cache = DiskCache(tmp_path)
+    found = [way_sets(in_layers(llama(layers=layers)), 200_000, cache) for layers in (12, 24)]
+    entries = list(tmp_path.iterdir())
+    assert len(entries) == len(found[0]) == len(found[1])
+    assert list(found[0].values()) == list(found[1].values())
+    assert way_sets(in_layers(llama(layers=12)), 200_000) == found[0]
+
+
+def two_part_layers(layers: int, odd: int) -> Problem:
+    """Layers of two blocks, of which one layer's second block reads another value of its first than the others."""
+    draft = Draft()
+    weight = draft.value("weight", 0, resident=True)
+    stream = draft.op("embed", [weight], [10], 1.0, 0)[0]
+    saved = []
+    for layer in range(layers):
+        first = draft.op("first", [stream], [100], 2.0, 2 * layer + 1)[0]
+        second = draft.op("second", [first], [100], 1.0, 2 * layer + 1)[0]
+        third = draft.op("third", [second if layer == odd else first], [90], 2.0, 2 * layer + 2)[0]
+        saved.append((stream, first, second, third))
+        stream = draft.op("out", [third], [10], 1.0, 2 * layer + 2)[0]
+    draft.op("loss", [stream], [4], 0.1, 2 * layers + 1, held=(0,))
+    draft.forward_length = len(draft.ops)
+    gradient = draft.op("loss.backward", [stream], [10], 0.1, 2 * layers + 1, repeatable=False)[0]
+    for layer in reversed(range(layers)):
+        before, first, second, third = saved[layer]
+        gradient = draft.op("back.2", [gradient, third], [10], 1.0, 2 * layer + 2, repeatable=False)[0]
+        reads = [gradient, first, second, before]
+        gradient = draft.op("back.1", reads, [10], 1.0, 2 * layer + 1, repeatable=False)[0]
+    draft.op("embed.backward", [gradient], [4], 0.1, 0, repeatable=False)
+    return draft.problem([0, *[1, 2] * layers, 3])
+
+
+@pytest.mark.parametrize("odd", [0, 1, 5])
+def test_a_layer_wired_unlike_others_of_its_class_is_not_run_in_their_ways(odd):
+    problem = two_part_layers(6, odd)
+    assert len(set(alike(in_layers(problem)))) == 4
+    for candidate in Hierarchical().candidates(problem):
+        simulate(problem, schedule_of(problem, candidate.order))
+
+
+def test_what_is_resident_does_not_change_what_is_found():
+    problem = llama(layers=6)
+    heavy = replace(problem, resident_bytes=problem.resident_bytes + 10**10)
+    light_rungs = [candidate.seen for candidate in Hierarchical().candidates(problem)]
+    heavy_rungs = [candidate.seen for candidate in Hierarchical().candidates(heavy)]
+    assert [one.seconds for one in heavy_rungs if one] == [one.seconds for one in light_rungs if one]
+    assert [one.peak_bytes - 10**10 for one in heavy_rungs if one] == [one.peak_bytes for one in light_rungs if one]
+
+
+def test_a_chain_of_many_links_all_different_takes_seconds_not_minutes():
+    problem = chain_of_blocks(1, blocks=160, width=6, classes=160, randomness=0.0)
+    started = process_time()  # seconds of this process: others may keep the cores busy
+    peaks = [forecast(problem, one.order).peak_bytes for one in Hierarchical().candidates(problem)]
+    assert process_time() - started < 60
+    assert min(peaks) < 0.5 * baseline_of(problem).peak_bytes
+
+
+def test_a_chain_longer_than_recursion_reaches_is_nested():
+    alone = random_chain(0, 1).links[0]
+    links = 1000
+    tables = Tables(Chain((alone,) * links, ()), 1.0, 200)
+    nesting, decisions = tables.nesting(tables.steps()[0][0]), 0
+    assert nesting is not None
+    pending = [nesting]
+    while pending:
+        part = pending.pop()
+        decisions += 1
+        pending += [one for one in (part.after, part.again) if one is not None]
+    assert decisions > links
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds)
+def test_with_all_the_bytes_the_tables_find_everything_kept(seed):
+    small = tiny(seed)
+    problem = replace(
+        small,
+        values=tuple(replace(value, size_bytes=value.size_bytes * 10**6) for value in small.values),
+        ops=tuple(replace(op, working_bytes=op.working_bytes * 10**6) for op in small.ops),
+    )
+    seconds = [forecast(problem, one.order).seconds for one in Dp().candidates(problem)]
+    assert min(seconds) <= baseline_of(problem).seconds + 1e-9
