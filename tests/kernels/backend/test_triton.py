@@ -13,7 +13,7 @@ from lowtide.kernels.backend.triton_dispatch import triton_version
 
 ROOT = Path(__file__).resolve().parents[3]
 GPU = torch.device("cuda", 0)
-MODULES = ("packing.bits", "packing.packed_codes", "pooling.pooling", "loss.cross_entropy_rows", "norms")
+MODULES = ("packing.bits", "packing.packed_codes", "pooling.pooling", "loss.cross_entropy_rows")
 needs_triton = pytest.mark.skipif(not triton_dispatch.find_spec("triton"), reason="triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -198,22 +198,11 @@ def test_cross_entropy_compiles_for_a_gpu(compiled, dtype, smoothing, weighted):
     assert_machine_code(compiled, 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("centred", "summed"), [(True, True), (False, False)])
-def test_normalization_compiles_for_a_gpu(compiled, dtype, centred, summed):
-    from lowtide.kernels import norms_triton
-
-    rows = torch.ones(3, norms_triton.MOST_COLUMNS, dtype=dtype)
-    told = (rows[:, 0], (rows[0], rows[1], rows[2]), rows.clone(), centred, summed)
-    norms_triton.backward(rows, rows, *told)
-    assert_machine_code(compiled, 1)
-
-
 def test_kernels_that_run_on_a_cpu_do_not_import_triton():
     load = "spec = u.spec_from_file_location('lowtide', '__init__.py', submodule_search_locations=['.'])"
     program = (  # by location, so that it holds for a checkout that is not installed too
         f"import importlib.util as u, sys, torch; {load}; sys.modules['lowtide'] = u.module_from_spec(spec)\n"
-        "import lowtide.kernels.loss.linear_cross_entropy, lowtide.kernels.norms\n"
+        "import lowtide.kernels.loss.linear_cross_entropy\n"
         "from lowtide.kernels.packing.bits import pack_bits\n"
         "from lowtide.kernels.quantize.groups import encode_groups\n"
         "from lowtide.kernels.few_bit.few_bit import decode_levels, encode_by_borders\n"

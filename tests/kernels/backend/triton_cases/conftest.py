@@ -4,7 +4,6 @@ from importlib import import_module
 
 import pytest
 import torch
-from lowtide.kernels import norms
 from lowtide.kernels.backend import triton_launch
 from lowtide.kernels.exact_codes import threshold_bits, threshold_classes
 from lowtide.kernels.few_bit import few_bit
@@ -14,10 +13,10 @@ from lowtide.kernels.pooling import pooling
 from lowtide.kernels.quantize import groups
 from triton_device import INTERPRETED
 
-LAUNCHING = ("packing.bits", "packing.packed_codes", "pooling.pooling", "loss.cross_entropy_rows", "norms")
+LAUNCHING = ("packing.bits", "packing.packed_codes", "pooling.pooling", "loss.cross_entropy_rows")
 SERVED = (
     *(bits, packed_codes, few_bit, groups, threshold_bits, threshold_classes),
-    *(pooling, cross_entropy_rows, norms),
+    *(pooling, cross_entropy_rows),
 )
 
 
