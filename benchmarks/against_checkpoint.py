@@ -25,13 +25,13 @@ from lowtide.rewriter.models.build import build_model
 from lowtide.rewriter.text.byte_sizes import format_bytes
 
 from benchmarks.eager_baseline import (
+    error_text,
     gradient_error,
     peak_bytes,
+    ratio_text,
     resident_bytes,
+    rounds_text,
     time_ratios,
-    told_error,
-    told_ratio,
-    told_rounds,
 )
 
 MIB = 2**20
@@ -96,9 +96,9 @@ def _print(rows: list[dict[str, Any]], ratios: dict[str, list[float]], rounds: i
         predicted = f"{row['predicted_time_ratio']:.2f}" if row["predicted_time_ratio"] else ""
         print(
             f"{row['name']:<24} {format_bytes(row['peak_bytes']):>17} "
-            f"{told_ratio(ratios[row['name']]):>26} {predicted:>10}  {told_error(row['gradient_error'])}"
+            f"{ratio_text(ratios[row['name']]):>26} {predicted:>10}  {error_text(row['gradient_error'])}"
         )
-    print(told_rounds(rounds))
+    print(rounds_text(rounds))
 
 
 if __name__ == "__main__":

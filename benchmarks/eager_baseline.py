@@ -60,13 +60,13 @@ def time_ratios(runners: Mapping[str, Any], batch: Batch, rounds: int) -> dict[s
     return ratios
 
 
-def told_ratio(ratios: Sequence[float]) -> str:
+def ratio_text(ratios: Sequence[float]) -> str:
     """Median and quartiles."""
     low, high = statistics.quantiles(ratios, n=4)[::2]
     return f"{statistics.median(ratios):.3f} ({low:.3f}–{high:.3f})"
 
 
-def told_rounds(rounds: int) -> str:
+def rounds_text(rounds: int) -> str:
     """How ratios were measured."""
     threads = torch.get_num_threads()
     return f"medians (quartiles) over {rounds} rounds, all in turn; torch {torch.__version__}, {threads} threads"
@@ -85,6 +85,6 @@ def gradient_error(model: Any, other: Any, batch: Batch, seed: int = 0) -> float
     return float((sum(one for one, _ in squares) / sum(one for _, one in squares)) ** 0.5)
 
 
-def told_error(error: float) -> str:
+def error_text(error: float) -> str:
     """A gradient's error in words."""
     return "equal" if error == 0 else f"{error:.1e}"

@@ -21,7 +21,7 @@ from typing import Any
 
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
-from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.solvers.ilp import Ilp
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.problem import Problem
@@ -93,7 +93,7 @@ def main() -> None:
 
 def problem_of(model: nn.Module, batch: Any) -> Problem:
     """The scheduling problem of a step, its costs FLOPs."""
-    return capture_and_pose(model, (), batch, Options(costs="flops")).posed.problem
+    return capture_and_formulate(model, (), batch, Options(costs="flops")).posed.problem
 
 
 def rows_of(problem: Problem, shares: tuple[float, ...] = _SHARES) -> list[Row]:

@@ -55,7 +55,7 @@ def _drawn(
         tells_dtype=True,
         draws=True,
         redraws=decode is not restore_rows,  # which finds the rows' numbers beside them
-        told=(told, told),
+        arguments=(told, told),
         family=family,
     )
 

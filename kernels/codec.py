@@ -21,7 +21,7 @@ class Codec:
     and stride of the tensor, and its dtype where `tells_dtype`. Encoding takes a `seed` by name where it `draws`,
     decoding the same one where it `redraws`.
     fidelity: what decoding gives back. dtypes: which tensors it takes, dense ones only.
-    told: what encoding and decoding are told by name besides; fit: the same for a tensor and the gradient that its only
+    arguments: what encoding and decoding are told by name besides; fit: the same for a tensor and the gradient that its only
     reader multiplies with a function of it. family: of codecs that differ in one number, and whose errors are alike but
     for a factor. stands_in: what decoding gives back is another tensor, of which its readers in backward make the same
     bits; forward must not read it. multiply: called with a gradient, the code, and by name the `levels` with which its
@@ -39,7 +39,7 @@ class Codec:
     tells_dtype: bool = False
     draws: bool = False
     redraws: bool = False
-    told: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}), hash=False)
+    arguments: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}), hash=False)
     fit: Callable[[Tensor, Tensor], tuple[dict[str, Any], dict[str, Any]]] | None = None
     family: str = ""
     stands_in: bool = False

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from ..solvers.problem.problem import Encoding, Op, Problem, Value
+from ..solvers.problem.problem import EncodingOption, Op, Problem, Value
 from .blocks import kernel_kind
 from .compute_intensive import is_product
-from .encodings.codec_sites import Coding
+from .encodings.codec_sites import CodecSite
 from .step_graph import Kernel, StepGraph
 
 
 @dataclass(frozen=True)
-class Posed:
+class ProblemMapping:
     """A problem and the way back: the kernel of each operation, the storage of each value, and by storage what its
     encodings stand for."""
 
@@ -23,7 +23,7 @@ class Posed:
     kernels: tuple[Kernel, ...]
     storages: tuple[int, ...]
     value_of: Mapping[int, int]
-    codings: Mapping[int, tuple[Coding, ...]] = field(default_factory=dict)
+    codec_sites: Mapping[int, tuple[CodecSite, ...]] = field(default_factory=dict)
 
 
 def pose(
@@ -31,7 +31,7 @@ def pose(
     cost_of: Callable[[fx.Node], tuple[float, int]],
     *,
     resident_bytes: int,
-    codings: Mapping[int, tuple[Coding, ...]] | None = None,
+    codec_sites: Mapping[int, tuple[CodecSite, ...]] | None = None,
     grad_present: frozenset[object] = frozenset(),
     state_bytes: int = 0,
     floor_bytes: int = 0,
@@ -40,7 +40,7 @@ def pose(
     name: str = "step",
     costs: str = "measured",
     notes: tuple[str, ...] = (),
-) -> Posed:
+) -> ProblemMapping:
     """The problem of a step graph.
 
     cost_of: seconds and working bytes of a call; resident_bytes: parameters, buffers, inputs and existing `.grad`;
@@ -64,7 +64,7 @@ def pose(
             resident=s not in made,
             encodings=tuple(
                 _encoding(one, step.storages[s].size_bytes, cost_of, rounded)
-                for one in (codings or {}).get(s, ())
+                for one in (codec_sites or {}).get(s, ())
                 if s not in held
             ),
         )
@@ -84,12 +84,12 @@ def pose(
         costs=costs,
         notes=notes,
     )
-    return Posed(problem, step.kernels, tuple(used), value_of, codings or {})
+    return ProblemMapping(problem, step.kernels, tuple(used), value_of, codec_sites or {})
 
 
 def _encoding(
-    coding: Coding, size_bytes: int, cost_of: Callable[[fx.Node], tuple[float, int]], rounded: Callable[[int], int]
-) -> Encoding:
+    coding: CodecSite, size_bytes: int, cost_of: Callable[[fx.Node], tuple[float, int]], rounded: Callable[[int], int]
+) -> EncodingOption:
     (encode_seconds, encode_bytes), (decode_seconds, decode_bytes) = cost_of(coding.encode), cost_of(coding.decode)
     decoded_bytes = None
     if coding.product is not None:
@@ -100,7 +100,7 @@ def _encoding(
             # solvers take no operation for less than nothing, so a product counts as no faster than what it replaces
             decode_seconds, decode_bytes = max(seconds - replaced_seconds, 0.0), more_bytes
             decoded_bytes = more_bytes
-    return Encoding(
+    return EncodingOption(
         name=coding.codec.name,
         size_bytes=rounded(coding.code_bytes),
         encode_seconds=encode_seconds,

@@ -15,7 +15,7 @@ from .rewrites.fuse_gelu import WrittenGelu
 from .rewrites.gather_checks import gather_checks
 from .rewrites.pack_indices import PackIndices
 from .rewrites.pack_masks import PackMasks
-from .rewrites.recompute_in_backward import made_again
+from .rewrites.recompute_in_backward import with_recomputation
 from .rewrites.run_in_place import RunInPlace
 from .rewrites.save_outputs import InvertOutputs, SaveOutputs
 from .rewrites.sum_in_place import SumInPlace
@@ -57,12 +57,12 @@ def run_passes(graph: fx.GraphModule, mutations: tuple[Source, ...], fidelity: s
     return _step_of(graph, mutations, fidelity, savings)
 
 
-def run_again_in_backward(
+def recompute_in_backward(
     graph: fx.GraphModule, mutations: tuple[Source, ...], step: StepGraph
 ) -> tuple[fx.GraphModule, StepGraph] | None:
     """A copy of an approximate step's graph, passes done, in which backward makes again what it can of what it reads
-    anyway (`made_again`), and its step graph; None if there is nothing."""
-    again = made_again(graph, frozenset(mutations))
+    anyway (`with_recomputation`), and its step graph; None if there is nothing."""
+    again = with_recomputation(graph, frozenset(mutations))
     return None if again is None else (again, _step_of(again, mutations, "approximate", step.savings))
 
 

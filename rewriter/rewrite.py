@@ -15,7 +15,7 @@ from .errors import PlanError
 from .plan.plan_file import load_plan
 from .plan.progress import shown_progress
 from .plan.solve import frontier_of, solve_step
-from .plan.step import Options, capture_and_pose
+from .plan.step import Options, capture_and_formulate
 from .run.module import make_rewritten, prepare
 from .run.rewriting import Rewriting
 from .run.wrappers import check_model
@@ -109,7 +109,7 @@ def plan(
     options = Options(fidelity, *names, costs, solver, device, time_limit, error_budget, _names(codecs))
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
-        found = capture_and_pose(model, told_args, told_kwargs, options, optimizer, progress)
+        found = capture_and_formulate(model, told_args, told_kwargs, options, optimizer, progress)
         return solve_step(found, budget, Portfolio(), progress).plan
 
 
@@ -143,7 +143,7 @@ def sweep(
     options = Options(fidelity, *names, costs, "auto", device, time_limit, error_budget, _names(codecs))
     told_args, told_kwargs = tuple(args or ()), dict(kwargs or {})
     with shown_progress(f"planning {type(model).__name__}") as progress:
-        found = capture_and_pose(model, told_args, told_kwargs, options, optimizer, progress)
+        found = capture_and_formulate(model, told_args, told_kwargs, options, optimizer, progress)
         return frontier_of(found, count, Portfolio(), progress, time_limit)
 
 

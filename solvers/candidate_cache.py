@@ -26,7 +26,7 @@ _INSTRUCTIONS = (Run, Record, Forget, Free, Encode, Decode, FreeCode)
 _TELLS_NOTHING = ("name", "module", "notes")  # fields that say how things are called, on which no solver depends
 
 
-def cached_ladder(
+def cached_candidates(
     cache: DiskCache | None, problem: Problem, solver: object, find: Callable[[], Iterable[Rated]]
 ) -> tuple[Rated, ...]:
     """The candidates of a solver as `find` finds them, from the cache if they are there, put there if not.
@@ -39,9 +39,9 @@ def cached_ladder(
     entry = cache.read(name)
     if entry is not None:
         with suppress(DamagedEntry):
-            return _stored_ladder(entry, problem)
+            return _stored_candidates(entry, problem)
     found = tuple(find())
-    told = [(one.solver, one.told, one.peak_bytes, one.seconds, one.choice) for one in found]
+    told = [(one.solver, one.description, one.peak_bytes, one.seconds, one.choice) for one in found]
     cache.write(name, told, [_packed(one.order) for one in found])
     return found
 
@@ -99,13 +99,13 @@ class _Stored(Rated):
     def __init__(
         self,
         solver: str,
-        told: str,
+        description: str,
         peak_bytes: int,
         seconds: float,
         choice: Choice,
         unpack: Callable[[], RunOrder],
     ) -> None:
-        vars(self).update(solver=solver, told=told, peak_bytes=peak_bytes, seconds=seconds, choice=choice)
+        vars(self).update(solver=solver, description=description, peak_bytes=peak_bytes, seconds=seconds, choice=choice)
         vars(self).update(_unpack=unpack)
 
     @cached_property
@@ -114,21 +114,21 @@ class _Stored(Rated):
         return self._unpack()
 
 
-def _stored_ladder(entry: Entry, problem: Problem) -> tuple[Rated, ...]:
+def _stored_candidates(entry: Entry, problem: Problem) -> tuple[Rated, ...]:
     """The candidates of an entry, whose runs are looked at when asked for. Raises DamagedEntry where it holds none."""
     codes = sum(len(value.encodings) for value in problem.values)
     most_bytes = _NUMBER.itemsize * (_MOST_RUNS * (len(problem.ops) + 2 * codes) + 2 * len(problem.block_classes) + 1)
     found = []
     with decoding("ladder"):
-        for number, (solver, told, peak_bytes, seconds, choice) in enumerate(entry.told):
+        for number, (solver, description, peak_bytes, seconds, choice) in enumerate(entry.content):
             pairs = tuple((index(value), index(encoding)) for value, encoding in choice)
             if not all(0 <= encoding < len(problem.values[value].encodings) for value, encoding in pairs):
                 raise ValueError("a choice of encodings that there are not")
-            if not isinstance(solver, str) or not isinstance(told, str) or entry.packed[number][1] > most_bytes:
+            if not isinstance(solver, str) or not isinstance(description, str) or entry.packed[number][1] > most_bytes:
                 raise ValueError("a candidate without a name, or with more runs than any has")
             if index(peak_bytes) < problem.resident_bytes or not 0 <= seconds < inf:
                 raise ValueError(f"a candidate of {peak_bytes} bytes and {seconds} s")
-            found.append(_Stored(solver, told, peak_bytes, seconds, pairs, partial(_order, entry, number)))
+            found.append(_Stored(solver, description, peak_bytes, seconds, pairs, partial(_order, entry, number)))
     return tuple(found)
 
 
@@ -137,7 +137,7 @@ def _stored_schedule(entry: Entry) -> Schedule:
         operands = zip(*(iter(entry.array(column).tolist()) for column in (1, 2)), strict=True)
         told = zip(entry.array(0).tolist(), operands, strict=True)
         instructions = tuple(_INSTRUCTIONS[kind](*both[: len(fields(_INSTRUCTIONS[kind]))]) for kind, both in told)
-        segments = tuple(Segment(*map(index, segment)) for segment in entry.told)
+        segments = tuple(Segment(*map(index, segment)) for segment in entry.content)
         return Schedule(instructions, segments)
 
 
@@ -166,7 +166,7 @@ def _order(entry: Entry, number: int) -> RunOrder:
 def _stored_proofs(entry: Entry, problem: Problem) -> tuple[Proof, ...]:
     found = []
     with decoding("proof"):
-        for number, (moments, needless_seconds) in enumerate(entry.told):
+        for number, (moments, needless_seconds) in enumerate(entry.content):
             price, worth = entry.array(2 * number), entry.array(2 * number + 1)
             pairs = tuple((ahead, taken_bytes) for ahead, taken_bytes in moments)
             if not (np.isfinite(price).all() and np.isfinite(worth).all() and 0 <= needless_seconds < inf):

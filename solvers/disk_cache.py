@@ -50,12 +50,12 @@ def decoding(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What was kept under a name. told: anything that JSON can tell; the arrays stay packed until asked for.
+    """What was kept under a name. content: anything that JSON can tell; the arrays stay packed until asked for.
 
     packed: of each array its kind, its bytes unpacked, and what it is packed as.
     """
 
-    told: Any
+    content: Any
     packed: tuple[tuple[str, int, bytes], ...]
 
     def array(self, number: int) -> np.ndarray:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .blocks.block_schedules import Way
+from .blocks.block_schedules import BlockSchedule
 from .blocks.layers import in_blocks, in_layers
 from .chain.chain import Chain, chain_of
 from .chain.chain_schedule import order_of, told
-from .chain.link_schedules import recipe_ways
+from .chain.link_schedules import recipe_schedules
 from .chain.retention_levels import levels_of
 from .chain.tables import Tables, decisions_of
 from .pareto import cheapest_under
@@ -53,13 +53,15 @@ class Dp:
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
         """The rungs, from the fewest bytes up."""
         layers = in_layers(problem)
-        yield from self.rungs_of(problem, layers, recipe_ways(layers))
+        yield from self.candidates_of(problem, layers, recipe_schedules(layers))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
         """The fastest rung that fits. Raises InfeasibleBudget if none does."""
         return schedule_of(problem, cheapest_under(problem, self.candidates(problem), budget_bytes).order)
 
-    def rungs_of(self, problem: Problem, cut: Problem, ways: Mapping[int, Sequence[Way]]) -> Iterator[Candidate]:
+    def candidates_of(
+        self, problem: Problem, cut: Problem, ways: Mapping[int, Sequence[BlockSchedule]]
+    ) -> Iterator[Candidate]:
         """The rungs for one cut of a problem into links, with ways for each kind of link."""
         chain = chain_of(cut, ways)
         levels, slots = self._affordable(chain)

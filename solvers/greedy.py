@@ -43,7 +43,7 @@ class Greedy:
         """The ladder, from the highest peak down."""
         ladder = _Ladder(LayerChoices(in_layers(problem), self.visits), self.rungs_per_move)
         for choice, order in ladder.rungs(self.most_moves):
-            yield Candidate(ladder.choices.told(choice), in_blocks(problem, order))
+            yield Candidate(ladder.choices.describe(choice), in_blocks(problem, order))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
         """The fastest of the ladder that fits. Raises InfeasibleBudget if none does."""
@@ -66,7 +66,7 @@ class _Ladder:
     def __init__(self, choices: LayerChoices, rungs_per_move: int) -> None:
         self.choices, self.rungs_per_move = choices, rungs_per_move
         self.problem = choices.problem
-        self.strays = choices.strays()[:rungs_per_move]
+        self.shared_values = choices.shared_values()[:rungs_per_move]
         self.useless: set[Choice] = set()
         self.now = choices.fastest()
         self.order = choices.order(self.now)
@@ -77,7 +77,7 @@ class _Ladder:
         yield self.now, self.order
         for _ in range(most_moves):
             moves = [*self._option_moves(), *self._input_moves()]
-            moves += self._stray_moves(min((move.score[0] for move in moves), default=np.inf))
+            moves += self._shared_moves(min((move.score[0] for move in moves), default=np.inf))
             if not moves:
                 return
             move = min(moves, key=lambda one: one.score)
@@ -116,9 +116,9 @@ class _Ladder:
             if 0 < fewer < now:
                 yield from self._tried(replace(self.now, inputs_kept=fewer))
 
-    def _stray_moves(self, rival_price: float) -> Iterator[_Move]:
+    def _shared_moves(self, rival_price: float) -> Iterator[_Move]:
         """Values that several layers use made again, where that might cost less than the price of a rival."""
-        for value in self.strays:
+        for value in self.shared_values:
             if value in self.now.dropped:
                 continue
             least_seconds = self.problem.ops[self.problem.maker[value]].seconds

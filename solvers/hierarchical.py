@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .blocks.cuts import chains
-from .chain.link_schedules import way_sets
+from .chain.link_schedules import link_schedules
 from .disk_cache import DiskCache
 from .dp import Dp
 from .pareto import cheapest_under
@@ -21,7 +21,7 @@ class Hierarchical:
 
     The step is cut into layers, and again into parts of layers; where there is no chain of narrow blocks, into windows,
     whose far-reaching values are kept (`chains`). For each cut the ways to run each kind of link are found
-    (`way_sets`), then nested by the dynamic program `dp`.
+    (`link_schedules`), then nested by the dynamic program `dp`.
 
     cache: where the ways of each kind of block are kept for other models; None to find them anew.
 
@@ -37,7 +37,7 @@ class Hierarchical:
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
         """The rungs of every cut, those of the coarsest first, from the fewest bytes up."""
         for cut in chains(problem):
-            yield from self.dp.rungs_of(problem, cut, way_sets(cut, self.visits, self.cache))
+            yield from self.dp.candidates_of(problem, cut, link_schedules(cut, self.visits, self.cache))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
         """The fastest rung that fits. Raises InfeasibleBudget if none does."""

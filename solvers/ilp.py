@@ -50,7 +50,7 @@ from .pareto import rate
 from .problem.liveness import Candidate, RunOrder, forecast, schedule_of, trace_order
 from .problem.problem import Problem
 from .problem.schedule import Schedule
-from .problem.units import told_bytes
+from .problem.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,10 @@ class Ilp:
             smallest = min(known, key=lambda one: one.peak_bytes)
             told = "ilp allows for none" if optimum.least_seconds == inf else "ilp has found none in its time"
             raise infeasible(
-                problem, budget_bytes, smallest, f"{told}, the smallest peak known is {told_bytes(smallest.peak_bytes)}"
+                problem,
+                budget_bytes,
+                smallest,
+                f"{told}, the smallest peak known is {format_bytes(smallest.peak_bytes)}",
             )
         return schedule_of(problem, optimum.order)
 
@@ -113,7 +116,7 @@ class Ilp:
             start = _fastest_within(problem, known, budget_bytes)
             optimum = program.fastest(budget_bytes, Effort(self.node_limit), start)
             if optimum.order is not None:
-                yield Candidate(f"the fastest within {told_bytes(budget_bytes)}", optimum.order)
+                yield Candidate(f"the fastest within {format_bytes(budget_bytes)}", optimum.order)
 
     def _known(self, problem: Problem) -> list[RunOrder]:
         """Orders to begin with."""

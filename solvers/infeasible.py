@@ -9,7 +9,7 @@ from .problem.encoded_problem import merged_problem
 from .problem.errors import InfeasibleBudget
 from .problem.liveness import forecast, lives_of
 from .problem.problem import Op, Problem
-from .problem.units import told_bytes
+from .problem.units import format_bytes
 
 
 def infeasible(
@@ -19,28 +19,28 @@ def infeasible(
 
     proven: what a solver says instead, if it knows more. beside: what else there is to say (who was stopped).
     """
-    alone_bytes, alone = neediest_operation(problem)
-    asked, found = told_bytes(budget_bytes), told_bytes(smallest.peak_bytes)
+    alone_bytes, alone = largest_operation(problem)
+    asked, found = format_bytes(budget_bytes), format_bytes(smallest.peak_bytes)
     if asked == found:
         asked, found = f"{budget_bytes:,} bytes", f"{smallest.peak_bytes:,} bytes"
     if alone is not None and alone_bytes > budget_bytes and alone_bytes > problem.floor_bytes:
-        cause = f"{_told(problem, alone)} alone needs {told_bytes(alone_bytes)}"
+        cause = f"{_told(problem, alone)} alone needs {format_bytes(alone_bytes)}"
     elif problem.floor_bytes > budget_bytes:
-        cause = f"the optimizer's step needs {told_bytes(problem.floor_bytes)}"
+        cause = f"the optimizer's step needs {format_bytes(problem.floor_bytes)}"
     elif problem.resident_bytes > budget_bytes:
-        cause = f"parameters, buffers, inputs and gradients alone take {told_bytes(problem.resident_bytes)}"
+        cause = f"parameters, buffers, inputs and gradients alone take {format_bytes(problem.resident_bytes)}"
     elif proven is not None:
         cause = proven
     else:
         cause = ""
     if cause != proven and not (alone_bytes == smallest.peak_bytes > budget_bytes and cause):
-        cause += (", " if cause else "") + f"the smallest peak found is {found}{_told_peak(problem, smallest)}"
+        cause += (", " if cause else "") + f"the smallest peak found is {found}{_peak_text(problem, smallest)}"
     hints = _hints(problem, smallest.peak_bytes)
     message = f"no schedule of {problem.name} fits {asked}: {'; '.join((cause, *beside, _joined(hints)))}"
     return InfeasibleBudget(message, smallest.peak_bytes, budget_bytes, hints)
 
 
-def neediest_operation(problem: Problem) -> tuple[int, int | None]:
+def largest_operation(problem: Problem) -> tuple[int, int | None]:
     """(bytes, operation) of the operation that must run and has the most bytes alive around it in any schedule.
 
     Alive in any schedule: what is resident, held values made by operations that run once and earlier, what
@@ -63,7 +63,7 @@ def neediest_operation(problem: Problem) -> tuple[int, int | None]:
     return most
 
 
-def _told_peak(problem: Problem, smallest: Rated) -> str:
+def _peak_text(problem: Problem, smallest: Rated) -> str:
     merged = merged_problem(problem, smallest.choice)
     run = forecast(merged, smallest.order).peak_run
     return f", at {_told(merged, int(lives_of(merged, smallest.order).runs[run]))}" if run >= 0 else ""
@@ -86,7 +86,7 @@ def _hints(problem: Problem, peak_bytes: int) -> tuple[str, ...]:
         if problem.values[value].held and value not in handed_over
     )
     if returned > peak_bytes // 100:
-        hints.append(f'pass outputs=["loss"] (returned outputs hold {told_bytes(returned)})')
+        hints.append(f'pass outputs=["loss"] (returned outputs hold {format_bytes(returned)})')
     return tuple(hints)
 
 

@@ -19,7 +19,7 @@ class Rated:
     """
 
     solver: str
-    told: str
+    description: str
     order: RunOrder
     peak_bytes: int
     seconds: float
@@ -30,7 +30,7 @@ def rate(problem: Problem, solver: str, candidate: Candidate) -> Rated:
     """The candidate with what it needs and takes."""
     seen = candidate.seen or forecast(merged_problem(problem, candidate.choice), candidate.order)
     peak_bytes = max(seen.peak_bytes, problem.floor_bytes)
-    return Rated(solver, candidate.told, candidate.order, peak_bytes, seen.seconds, candidate.choice)
+    return Rated(solver, candidate.description, candidate.order, peak_bytes, seen.seconds, candidate.choice)
 
 
 def envelope(rated: Iterable[Rated]) -> list[Rated]:

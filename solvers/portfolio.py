@@ -11,13 +11,13 @@ from time import perf_counter
 from typing import Any
 
 from .bound import Proof, proven_seconds
-from .candidate_cache import cached_ladder, cached_proofs, cached_schedule
+from .candidate_cache import cached_candidates, cached_proofs, cached_schedule
 from .disk_cache import DiskCache
 from .dp import Dp
 from .encoding.choices import choices_of
 from .encoding.decode_order import encoded_schedule
 from .encoding.encoded_candidates import Encoded, schedule_with_codes
-from .encoding.refine_precision import gentler, gentlest
+from .encoding.refine_precision import lowest_error, with_lower_error
 from .greedy import Greedy
 from .hierarchical import Hierarchical
 from .ilp import Ilp
@@ -29,7 +29,7 @@ from .problem.plan import Plan
 from .problem.problem import Problem
 from .problem.schedule import Schedule
 from .problem.simulate import make_plan
-from .problem.units import told_bytes
+from .problem.units import format_bytes
 from .recipes import Recipes
 from .solver import Solver
 
@@ -78,7 +78,7 @@ class _Ladder:
     rungs: tuple[Rated, ...]
     stopped_seconds: float = inf
 
-    def told(self) -> Iterator[str]:
+    def stops(self) -> Iterator[str]:
         """That it was stopped, if so."""
         if self.stopped_seconds < inf:
             yield f"{self.name} was stopped at the time limit of {self.stopped_seconds:g} s"
@@ -149,20 +149,20 @@ class Portfolio:
         started = perf_counter()
         if solver == self.exact.name:
             if progress is not None:
-                progress(0.0, f"{solver}: the fastest within {told_bytes(budget_bytes)}")
+                progress(0.0, f"{solver}: the fastest within {format_bytes(budget_bytes)}")
             find = partial(schedule_with_codes, problem, self.exact, budget_bytes)
             schedule = cached_schedule(self.cache, problem, self.exact, budget_bytes, find)
             return self._simulated(problem, schedule, solver, budget_bytes, started, ())
         ladders = self._offered(problem, solver, progress, _Limit(time_limit_seconds))
         ladder = [one for told in ladders for one in told.rungs]
-        stops = [text for told in ladders for text in told.told()]
+        stops = [text for told in ladders for text in told.stops()]
         lowest = envelope(ladder)
         if not lowest:
             raise ValueError(f"{solver} has no schedule of {problem.name}: choose solver='auto'")
         fitting = [one for one in lowest if one.peak_bytes <= budget_bytes]
         if not fitting:
             raise infeasible(problem, budget_bytes, lowest[0], beside=stops)
-        best = gentlest(problem, fitting, budget_bytes)
+        best = lowest_error(problem, fitting, budget_bytes)
         notes = (*_why(ladder, best, budget_bytes), *stops)
         return self._plan(problem, best, budget_bytes, started, notes)
 
@@ -180,13 +180,13 @@ class Portfolio:
         started = perf_counter()
         ladders = self._offered(problem, "auto", progress, _Limit(time_limit_seconds))
         lowest = envelope(one for told in ladders for one in told.rungs)
-        stops = tuple(text for told in ladders for text in told.told())
+        stops = tuple(text for told in ladders for text in told.stops())
         low, high = lowest[0].peak_bytes, lowest[-1].peak_bytes
         peaks = [one.peak_bytes for one in lowest]
         spread = (high - (high - low) * step // max(count - 1, 1) for step in range(count))
         found: dict[int, Plan] = {}
         for place in dict.fromkeys(bisect_right(peaks, budget_bytes) for budget_bytes in spread):
-            best = gentlest(problem, lowest[:place], peaks[place - 1])
+            best = lowest_error(problem, lowest[:place], peaks[place - 1])
             plan = self._plan(problem, best, peaks[place - 1], started, stops)
             found[plan.peak_bytes] = plan
         return [found[peak_bytes] for peak_bytes in sorted(found, reverse=True)]
@@ -208,7 +208,7 @@ class Portfolio:
         for done, one in enumerate(asked):
             told = progress and partial(_tell, progress, done, count)
             own = _Limit() if one.name in _ALWAYS_FINISH else limit
-            find = partial(_ladder, problem, one, own, told)
+            find = partial(_candidates, problem, one, own, told)
             offered.append(self._found(problem, one, own, find, must_begin=solver != "auto"))
         if encoded is not None:
             # what is made of candidates that are not all there is not what it would be another time
@@ -238,7 +238,9 @@ class Portfolio:
             try:
                 if limit.is_over and not must_begin:
                     raise _OutOfTime([])
-                known = _Ladder(solver.name, tuple(cached_ladder(self.cache if keep else None, problem, solver, find)))
+                known = _Ladder(
+                    solver.name, tuple(cached_candidates(self.cache if keep else None, problem, solver, find))
+                )
             except _OutOfTime as stopped:
                 known = _Ladder(solver.name, stopped.found, limit.seconds)
             self._ladders[key] = known
@@ -250,13 +252,13 @@ class Portfolio:
 
     def _plan(self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]) -> Plan:
         schedule = encoded_schedule(problem, best.choice, best.order)
-        plan = self._simulated(problem, schedule, best.solver, budget_bytes, started, (best.told, *notes))
+        plan = self._simulated(problem, schedule, best.solver, budget_bytes, started, (best.description, *notes))
         if plan.peak_bytes != best.peak_bytes:
             raise ScheduleError(f"forecast {best.peak_bytes} bytes for a schedule that peaks at {plan.peak_bytes}")
-        gentle = gentler(problem, schedule, budget_bytes)
+        gentle = with_lower_error(problem, schedule, budget_bytes)
         if gentle is schedule:
             return plan
-        return self._simulated(problem, gentle, best.solver, budget_bytes, started, (best.told, *notes))
+        return self._simulated(problem, gentle, best.solver, budget_bytes, started, (best.description, *notes))
 
     def _simulated(
         self,
@@ -301,7 +303,7 @@ def _forget_oldest(found: dict[Any, Any], most: int) -> None:
         del found[next(iter(found))]
 
 
-def _ladder(problem: Problem, solver: Solver, limit: _Limit, told: Told | None) -> list[Rated]:
+def _candidates(problem: Problem, solver: Solver, limit: _Limit, told: Told | None) -> list[Rated]:
     """The candidates of a solver that no other of its own beats."""
     offered = (rate(problem, solver.name, candidate) for candidate in solver.candidates(problem))
     return _lowest(offered, solver.name, limit, told)
@@ -313,7 +315,7 @@ def _lowest(offered: Iterable[Rated], solver: str, limit: _Limit, told: Told | N
     late = False
     for number, one in enumerate(offered, 1):
         if told is not None:
-            told(number, f"{solver}: {one.told}")
+            told(number, f"{solver}: {one.description}")
         # at once, as the orders of all candidates would fill hundreds of megabytes for deep models
         best = envelope([*best, one])
         if late:
@@ -337,12 +339,12 @@ def _why(ladder: Sequence[Rated], best: Rated, budget_bytes: int) -> tuple[str, 
             continue
         if not fitting:
             needed = min(one.peak_bytes for one in own)
-            notes.append(f"{name} does not fit: it needs {told_bytes(needed)}")
+            notes.append(f"{name} does not fit: it needs {format_bytes(needed)}")
             continue
         rival = min(fitting, key=lambda one: (one.seconds, one.peak_bytes))
         slower = rival.seconds - best.seconds
         if slower > 0:
-            notes.append(f"{name} would take {slower:.3g} s more ({rival.told})")
+            notes.append(f"{name} would take {slower:.3g} s more ({rival.description})")
         else:
-            notes.append(f"{name} is as fast, at {told_bytes(rival.peak_bytes)} ({rival.told})")
+            notes.append(f"{name} is as fast, at {format_bytes(rival.peak_bytes)} ({rival.description})")
     return tuple(notes)

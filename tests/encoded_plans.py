@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.solvers.encoding.decode_order import encoded_schedule, with_codes
 from lowtide.solvers.problem.encoded_problem import encodable
 from lowtide.solvers.problem.liveness import trace_order
@@ -17,7 +17,7 @@ MIXED = ("4-bit groups", "3-bit groups, spread", "8-bit groups", "2-bit groups")
 
 def with_all_encoded(model, batch, names: Sequence[str] = MIXED):
     """The plan that keeps all, each value by one of the encodings whose names begin so, in turn, where it has it."""
-    problem = capture_and_pose(model, (), batch, Options(**OPTIONS, outputs=("loss",))).posed.problem
+    problem = capture_and_formulate(model, (), batch, Options(**OPTIONS, outputs=("loss",))).posed.problem
     choice = []
     for place, value in enumerate(encodable(problem)):
         told = [encoding.name for encoding in problem.values[value].encodings]

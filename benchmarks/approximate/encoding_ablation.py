@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
-from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.errors import InfeasibleBudget
 from lowtide.solvers.problem.plan import Plan
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def problem_of(model: nn.Module, batch: Mapping[str, torch.Tensor], fidelity: str) -> Problem:
     """The step as the solvers see it. Returns the loss alone."""
-    return capture_and_pose(model, (), dict(batch), Options(fidelity, ("loss",), costs="flops")).posed.problem
+    return capture_and_formulate(model, (), dict(batch), Options(fidelity, ("loss",), costs="flops")).posed.problem
 
 
 def without_encodings(problem: Problem) -> Problem:

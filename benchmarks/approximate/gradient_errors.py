@@ -59,12 +59,12 @@ def main() -> None:
     training, held_out = byte_batches(options.steps, options.batch)
     model = trained(training, options.learning_rate)
     print(f"{'':<32} {'kept, MB':>9} {'error²':>9} {'predicted':>10} {'added':>9}")
-    lanes: dict[str, Callable[[str], dict[str, Any]]] = {
+    perturbed_runs: dict[str, Callable[[str], dict[str, Any]]] = {
         **{name: partial(row, model, held_out, kinds=kinds) for name, kinds in GELUS.items()},
         **{name: partial(peer_row, model, held_out, told=told) for name, told in peers().items()},
         **{name: partial(row, model, held_out, kinds=kinds) for name, kinds in OTHERS.items()},
     }
-    rows = [lane(name) for name, lane in lanes.items() if any(text in name for text in options.only)]
+    rows = [lane(name) for name, lane in perturbed_runs.items() if any(text in name for text in options.only)]
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

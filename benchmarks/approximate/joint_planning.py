@@ -29,7 +29,7 @@ from lowtide.rewriter.models.build import build_model
 
 from benchmarks.approximate.force_encoded import all_encoded, named
 from benchmarks.approximate.kept_bytes import products_again
-from benchmarks.eager_baseline import gradient_error, peak_bytes, resident_bytes, time_ratios, told_ratio, told_rounds
+from benchmarks.eager_baseline import gradient_error, peak_bytes, ratio_text, resident_bytes, rounds_text, time_ratios
 
 MIB = 2**20
 _ENCODER = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8}
@@ -53,7 +53,7 @@ def main() -> None:
     if options.rounds < 2:
         parser.error(f"--rounds {options.rounds} has no quartiles: pass 2 at least")
     told = {name: rows_of(name, options.error_budget, options.rounds) for name in options.names or MODELS}
-    print(told_rounds(options.rounds))
+    print(rounds_text(options.rounds))
     if options.json:
         options.json.write_text(json.dumps(told, indent=1) + "\n")
 
@@ -105,7 +105,7 @@ class _Bench:
         against = ""
         if _WAYS[0] in ratios and how != _WAYS[0]:
             beside = [one / other for one, other in zip(ratios[how], ratios[_WAYS[0]], strict=True)]
-            told["recomputation_ratio"], against = statistics.median(beside), told_ratio(beside)
+            told["recomputation_ratio"], against = statistics.median(beside), ratio_text(beside)
         print(
             f"{budget_bytes / MIB:>11.1f} {how:<20} {told['peak_bytes'] / MIB:>6.1f} {told['products_again']:>5} "
             f"{told['time_ratio']:>7.3f} {against:>21} {told['squared_error']:>8.1e} {told['added']:>7.2%}",

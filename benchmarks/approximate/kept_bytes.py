@@ -33,14 +33,14 @@ import lowtide
 import torch
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
-from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.plan import Plan
 from lowtide.solvers.problem.problem import Problem
 from lowtide.solvers.problem.schedule import Run
 from lowtide.solvers.problem.simulate import baseline_of, make_plan
 
-from benchmarks.eager_baseline import gradient_error, time_ratios, told_error, told_ratio, told_rounds
+from benchmarks.eager_baseline import error_text, gradient_error, ratio_text, rounds_text, time_ratios
 
 _TOKENS, _WIDTH, _HEADS, _LAYERS, _VOCABULARY = 8 * 256, 256, 8, 4, 2500
 _ENCODER = {"num_hidden_layers": _LAYERS, "hidden_size": _WIDTH, "num_attention_heads": _HEADS}
@@ -65,7 +65,7 @@ def main() -> None:
         parser.error(f"--rounds {options.rounds} has no quartiles: pass 2 at least")
     print(f"{'':<22} {'kept, MB':>9} {'eager /':>8} {'products again':>15} {'step time / eager':>24}  gradients")
     told = {name: _rows(name, options.rounds) for name in options.names or MODELS}
-    print(told_rounds(options.rounds))
+    print(rounds_text(options.rounds))
     if options.json:
         options.json.write_text(json.dumps(told, indent=1) + "\n")
 
@@ -98,7 +98,7 @@ def _rows(name: str, rounds: int) -> list[dict[str, Any]]:
         )
         print(
             f"{name + ', ' + runner:<22} {kept[runner] / 1e6:>9.1f} {kept['eager'] / kept[runner]:>8.2f} "
-            f"{again[runner]:>15} {told_ratio(ratios[runner]):>24}  {told_error(error)}",
+            f"{again[runner]:>15} {ratio_text(ratios[runner]):>24}  {error_text(error)}",
             flush=True,
         )
     least = ceiling_bytes(name)
@@ -144,7 +144,7 @@ def built(name: str, seed: int = 0) -> torch.nn.Module:
 def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str, **told: Any) -> Any:
     """The model rewritten for the plan that keeps least without a product run twice. told: options of `rewrite`."""
     options = {"fidelity": fidelity, "outputs": ("loss",), **told}
-    ways = capture_and_pose(model, (), batch, Options(**options)).ways
+    ways = capture_and_formulate(model, (), batch, Options(**options)).ways
     plan = min((least_kept_plan(way.posed.problem) for way in ways), key=kept_bytes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

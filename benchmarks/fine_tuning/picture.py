@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.fine_tuning.settings import ALL, DERIVATIVES, PRODUCTS, ROWS, TOLD
-from benchmarks.fine_tuning.table import points_beside_exact
+from benchmarks.fine_tuning.table import points_against_exact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def _panel(axes: Axes, report: Mapping[str, Any]) -> None:
         if not found:
             continue
         kept = [100 * row["kept_ratio"] for row in found]
-        points = [points_beside_exact(row, exact) for row in found]
+        points = [points_against_exact(row, exact) for row in found]
         means = list(map(statistics.fmean, points))
         spreads = [statistics.stdev(one) if len(one) > 1 else 0.0 for one in points]
         style: dict[str, Any] = {"color": colour, "markersize": 5, "linewidth": 1.3, "elinewidth": 0.9, "capsize": 2}

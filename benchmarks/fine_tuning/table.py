@@ -16,7 +16,7 @@ def print_table(report: Mapping[str, Any]) -> None:
     train_samples, test_samples = report["samples"]
     exact_epochs, epochs = report["epochs"]
     print(f"{report['told']}: {train_samples} samples, {test_samples} held out, batch {report['batch_size']}")
-    start = told_spread([100 * one for one in report["start"]], 1)
+    start = spread_text([100 * one for one in report["start"]], 1)
     print(f"exact epochs: {exact_epochs}, to {start} %; then with each setting: {epochs}; seeds: {report['seeds']}")
     print(f"{'':<20} {_HEADS}")
     exact, eager = report["rows"][0], report["eager"]
@@ -29,19 +29,19 @@ def print_table(report: Mapping[str, Any]) -> None:
 
 
 def _told(row: Mapping[str, Any], exact: Mapping[str, Any]) -> str:
-    accuracies = told_spread([100 * one for one in row["accuracies"]], 1)
-    beside = "" if row is exact else told_spread(points_beside_exact(row, exact), 1)
+    accuracies = spread_text([100 * one for one in row["accuracies"]], 1)
+    beside = "" if row is exact else spread_text(points_against_exact(row, exact), 1)
     ratios = f"{row['kept_ratio']:>6.1%} {row['peak_ratio']:>6.1%} {row['time_ratio']:>5.2f}"
-    losses = told_spread(row["losses"], 3)
+    losses = spread_text(row["losses"], 3)
     return f"{accuracies:>12} {beside:>12} {losses:>15} {ratios} {row['added']:>8.2g} {row['encoded']:>6}"
 
 
-def points_beside_exact(row: Mapping[str, Any], exact: Mapping[str, Any]) -> list[float]:
+def points_against_exact(row: Mapping[str, Any], exact: Mapping[str, Any]) -> list[float]:
     """By seed, how many points of per cent the accuracy is above that with exact gradients from the same start."""
     return [100 * (own - other) for own, other in zip(row["accuracies"], exact["accuracies"], strict=True)]
 
 
-def told_spread(numbers: Sequence[float], digits: int) -> str:
+def spread_text(numbers: Sequence[float], digits: int) -> str:
     """Mean ± standard deviation of a sample; the number alone if there is one."""
     mean = f"{statistics.fmean(numbers):.{digits}f}"
     return f"{mean} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean

@@ -29,7 +29,7 @@ from benchmarks.frontier import compile as compiling
 from benchmarks.frontier.domination import dominations, lowtide_failures
 from benchmarks.frontier.peers import checkpointing_peers
 from benchmarks.frontier.picture import draw
-from benchmarks.frontier.row import LOWTIDE, Row, attempt, compare_flops, compare_seconds, measure, tell, told_error
+from benchmarks.frontier.row import LOWTIDE, Row, attempt, compare_flops, compare_seconds, error_text, measure, tell
 from benchmarks.frontier.step import Runner, Subject, result_of, runner_of, seconds_in_turn
 from benchmarks.frontier.table import print_table
 from benchmarks.frontier.with_lowtide import Planner, bound_curve, copy_measurements, lowtide_rows, range_of
@@ -104,7 +104,7 @@ class Bench:
             planner = Planner(self.subject, self.options.costs)
             span = range_of(planner)
         except Exception as error:  # a network that lowtide cannot plan is a finding, not the end
-            self.add(Row(LOWTIDE, LOWTIDE, failure=told_error(error)), None)
+            self.add(Row(LOWTIDE, LOWTIDE, failure=error_text(error)), None)
             return {"resident_bytes": None, "bound": []}
         count = _QUICK_OWN_BUDGETS if self.options.quick else _OWN_BUDGETS
         budgets: dict[int, list[str]] = {budget_bytes: [] for budget_bytes in span.spread(count)}

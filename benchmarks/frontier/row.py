@@ -80,7 +80,7 @@ def measure(subject: Subject, runner: Runner, reference: Result, row: Row) -> No
         subject.reset()
         row.flops = count_flops(runner.step)
     except Exception as error:  # a peer that torch cannot run is a finding, not the end
-        row.failure = told_error(error)
+        row.failure = error_text(error)
 
 
 def compare_flops(row: Row, eager: Row) -> None:
@@ -105,7 +105,7 @@ def paired(one: Row, other: Row) -> tuple[float, tuple[float, float]]:
     return median, (low, high)
 
 
-def told_error(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The kind of an error and its first line."""
     lines: list[Any] = [line for line in str(error).splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
@@ -124,5 +124,5 @@ def attempt(make: Callable[[], Runner], name: str, kind: str) -> tuple[Row, Runn
     try:
         runner = make()
     except Exception as error:  # as above
-        return Row(name, kind, failure=told_error(error)), None
+        return Row(name, kind, failure=error_text(error)), None
     return Row(runner.name, runner.kind, notes=runner.notes), runner

@@ -13,7 +13,7 @@ from lowtide.rewriter.run.module import prepare
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.problem.plan import Plan
 
-from benchmarks.frontier.row import LOWTIDE, Row, told_error
+from benchmarks.frontier.row import LOWTIDE, Row, error_text
 from benchmarks.frontier.step import Runner, Subject, runner_of
 
 MIB = 2**20
@@ -114,7 +114,7 @@ def _planned(planner: Planner, span: Range, row: Row) -> Any:
         row.failure = f"infeasible: the smallest is {(error.smallest_bytes - span.resident_bytes) / MIB:.2f} MiB"
         return None
     except Exception as error:  # a finding, as with a peer
-        row.failure = told_error(error)
+        row.failure = error_text(error)
         return None
     row.planning_seconds = time.perf_counter() - started
     _tell_plan(row, small.plan, span)

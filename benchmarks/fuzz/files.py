@@ -34,7 +34,7 @@ from lowtide.rewriter.errors import PlanError
 from lowtide.rewriter.measure import cost_cache
 from lowtide.rewriter.plan.plan_file import plan_to_dict
 from lowtide.rewriter.plan.solve import solve_step
-from lowtide.rewriter.plan.step import Options, PosedStep, capture_and_pose
+from lowtide.rewriter.plan.step import Options, StepProblem, capture_and_formulate
 from lowtide.solvers import disk_cache
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.portfolio import Portfolio
@@ -104,7 +104,7 @@ class Subject:
         if fidelity == "approximate" and not self.plan.encoded:
             raise SystemExit("the plan with codes has none: choose another budget")
         self.budget_bytes = self.plan.budget_bytes or 0
-        self.posed: PosedStep = capture_and_pose(self.model, (self.x,), {}, Options(**self.options))
+        self.posed: StepProblem = capture_and_formulate(self.model, (self.x,), {}, Options(**self.options))
         self.portfolio = Portfolio(cache=None)
 
     def gradients(self, model: nn.Module) -> list[torch.Tensor]:
@@ -276,7 +276,7 @@ def _sealed_entry(content: bytes, chance: random.Random) -> bytes:
     entry = disk_cache._unpacked(content)
     if not entry.packed or chance.random() < 0.6:
         told, arrays = (
-            json.loads(mutated_json([entry.told], chance)),
+            json.loads(mutated_json([entry.content], chance)),
             [entry.array(n) for n in range(len(entry.packed))],
         )
         return disk_cache._packed(told[0] if isinstance(told, list) and told else told, arrays)
@@ -284,7 +284,7 @@ def _sealed_entry(content: bytes, chance: random.Random) -> bytes:
     changed = arrays[chance.randrange(len(arrays))]
     if len(changed):
         changed[chance.randrange(len(changed))] = chance.choice((0, 1, -1, 2**31 - 1, -(2**31), 7, 10**6))
-    return disk_cache._packed(entry.told, arrays)
+    return disk_cache._packed(entry.content, arrays)
 
 
 def fuzz_libraries(count: int, seed: int, report: Report) -> Report:

@@ -51,7 +51,7 @@ def derivative_codecs(derivative: SavedDerivative) -> tuple[Codec, ...]:
             (torch.float32, torch.bfloat16, torch.float16),
             "approximate",
             tells_dtype=True,
-            told=usual_codes(derivative, bits),
+            arguments=usual_codes(derivative, bits),
             fit=partial(fitted_codes, derivative, bits),
             family=f"{derivative.name}'",
             multiply=multiply_levels,

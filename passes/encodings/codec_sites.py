@@ -22,7 +22,7 @@ _LEAST_SHARE = 2e-3  # nor all of them planning for, if they are a smaller share
 
 
 @dataclass(frozen=True)
-class Coding:
+class CodecSite:
     """A codec for one value. encode, decode: calls on stand-ins, whose first argument is the value and the code.
 
     fitted: what each is told by name, for the values that there are. error: what it adds to the gradient's variance, as
@@ -64,14 +64,14 @@ class Coding:
         code = self.codec.encode(value, *self.encode.args[1:], **self.named(self.encode, seed))
         return self.codec.decode(code, *self.decode.args[1:], **self.named(self.decode, seed))
 
-    def fitted_to(self, value: torch.Tensor, gradient: torch.Tensor) -> Coding:
+    def fitted_to(self, value: torch.Tensor, gradient: torch.Tensor) -> CodecSite:
         """The coding for a value like this one. gradient: what its reader multiplies with a function of it."""
         return replace(self, fitted=self.codec.fit(value, gradient)) if self.codec.fit else self
 
 
-def codings_of(
+def codec_sites_of(
     step: StepGraph, allowed: tuple[str, ...], families: Collection[str]
-) -> Mapping[int, tuple[Coding, ...]]:
+) -> Mapping[int, tuple[CodecSite, ...]]:
     """By storage, for each that forward makes and backward reads, the codecs of the fidelities allowed that take it.
 
     families: of approximate codecs (`FAMILIES`).
@@ -94,23 +94,23 @@ def codings_of(
         )
         taken = [codec for codec in codecs if codec.fidelity in allowed and codec.takes(value)]
         replaced = multiplying(step, storage) if any(codec.multiply for codec in taken) else None
-        codings = tuple(_coding(codec, value, replaced) for codec in taken)
-        if codings:
-            found[storage] = codings
+        codec_sites = tuple(_coding(codec, value, replaced) for codec in taken)
+        if codec_sites:
+            found[storage] = codec_sites
     made_bytes = sum(step.storages[storage].size_bytes for kernel in step.kernels for storage in kernel.makes)
     worth = sum(step.storages[storage].size_bytes for storage in found) >= _LEAST_SHARE * made_bytes
     return found if worth else {}
 
 
-def _coding(codec: Codec, value: torch.Tensor, replaced: Multiplying | None) -> Coding:
+def _coding(codec: Codec, value: torch.Tensor, replaced: Multiplying | None) -> CodecSite:
     graph = fx.Graph()
     stand_in = graph.placeholder("value")
     stand_in.meta["val"] = value
-    told = codec.told[0] | {"stride": list(value.stride())} | ({"seed": 0} if codec.draws else {})
+    told = codec.arguments[0] | {"stride": list(value.stride())} | ({"seed": 0} if codec.draws else {})
     encode = graph.call_function(codec.encode, (stand_in, *codec.encode_options), told)  # pyright: ignore
     encode.meta["val"] = codec.encode(value, *codec.encode_options, **told)
-    told = codec.told[1] | codec.layout(value) | ({"seed": 0} if codec.redraws else {})
+    told = codec.arguments[1] | codec.layout(value) | ({"seed": 0} if codec.redraws else {})
     decode = graph.call_function(codec.decode, (encode, *codec.decode_options), told)
     decode.meta["val"] = codec.decode(encode.meta["val"], *codec.decode_options, **told)
     product = level_product(graph, codec, encode, replaced) if codec.multiply and replaced else None
-    return Coding(codec, encode, decode, error=inf if codec.fidelity == "approximate" else 0.0, product=product)
+    return CodecSite(codec, encode, decode, error=inf if codec.fidelity == "approximate" else 0.0, product=product)

@@ -74,7 +74,7 @@ def level_product(graph: fx.Graph, codec: Codec, code: fx.Node, replaced: Multip
     """The product with a codec's usual levels, in a graph that has a stand-in for the code."""
     gradient = graph.placeholder("gradient")
     gradient.meta["val"] = replaced.gradient.meta["val"]
-    told = {"levels": replaced.levels(codec.told[1]["representatives"]), "bits": codec.told[1]["bits"]}
+    told = {"levels": replaced.levels(codec.arguments[1]["representatives"]), "bits": codec.arguments[1]["bits"]}
     told["stride"] = replaced.stride
     call = graph.call_function(codec.multiply, (gradient, code), told)
     call.meta["val"] = codec.multiply(gradient.meta["val"], code.meta["val"], **told)

@@ -22,7 +22,7 @@ from ..sources import Source
 from ..step_graph import is_compute, storage_key
 
 
-def made_again(graph: fx.GraphModule, changed: Set[Source]) -> fx.GraphModule | None:
+def with_recomputation(graph: fx.GraphModule, changed: Set[Source]) -> fx.GraphModule | None:
     """A copy of a joint graph in which backward makes again what is `remakable`; None if nothing is.
 
     before: s = silu(gate); y = s * up; ...; up' = g * s; weight' = gᵀ @ y; gate' = silu_backward(h, gate)
@@ -31,7 +31,7 @@ def made_again(graph: fx.GraphModule, changed: Set[Source]) -> fx.GraphModule | 
     changed: the sources of buffers and inputs that forward changes.
     """
     graph = copied(graph)
-    chosen = remakable(graph, changed)
+    chosen = recomputable(graph, changed)
     if not chosen:
         return None
     copies = _Copies(chosen)
@@ -43,7 +43,7 @@ def made_again(graph: fx.GraphModule, changed: Set[Source]) -> fx.GraphModule | 
     return graph
 
 
-def remakable(graph: fx.GraphModule, changed: Set[Source]) -> frozenset[fx.Node]:
+def recomputable(graph: fx.GraphModule, changed: Set[Source]) -> frozenset[fx.Node]:
     """Calls of forward whose result backward reads, and all that they read of what forward made, too.
 
     Not products, nor what draws random numbers, compares with thresholds, writes, returns several tensors or reads

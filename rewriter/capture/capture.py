@@ -54,7 +54,7 @@ from .torch_internals import (
 from .watch.data_access import RealDataRefused
 from .watch.in_place_calls import InPlaceCallsNoted
 from .watch.random_streams import other_streams_refused
-from .watch.shadow_module import twin_of, watched
+from .watch.shadow_module import shadow_of, watched
 from .watch.side_effects import held_by, held_tensors_untouched
 
 
@@ -86,7 +86,7 @@ def capture(
     refuse_uninitialized(Owners(model))
     refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
     recorder = Recorder()
-    twin = twin_of(model)
+    twin = shadow_of(model)
     recorder.foreign.are_here = device is None and not _is_on_meta(model, inputs)
     with ExitStack() as stack:
         mode = tensors_without_data()

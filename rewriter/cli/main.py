@@ -69,7 +69,7 @@ def profile(
             return
         from ..display.tables import profile_text, show
 
-        show(profile_text(subject.told, told))
+        show(profile_text(subject.description, told))
 
 
 @app.command()
@@ -102,7 +102,7 @@ def plan(
             return
         from ..display.tables import plan_text, show
 
-        show(plan_text(subject.told, told))
+        show(plan_text(subject.description, told))
         if out is not None:
             say(f"saved to {out}")
 
@@ -134,16 +134,16 @@ def sweep(
         if plot is not None:
             from ..display.pictures import draw_frontier
 
-            recipes = draw_frontier(all_plans, subject.told, plot)
+            recipes = draw_frontier(all_plans, subject.description, plot)
             told["recipes"] = [
-                {"recipe": one.told, "peak_bytes": one.peak_bytes, "seconds": one.seconds} for one in recipes
+                {"recipe": one.description, "peak_bytes": one.peak_bytes, "seconds": one.seconds} for one in recipes
             ]
         if as_json:
             print_json(told | {"picture": str(plot) if plot else None})
             return
         from ..display.tables import show, sweep_table
 
-        show(sweep_table(subject.told, plans))
+        show(sweep_table(subject.description, plans))
         if plot is not None:
             say(f"drawn in {plot}")
 
@@ -183,7 +183,7 @@ def verify(
         if as_json:
             print_json({"request": subject.request.to_dict(), **report.to_dict()})
         else:
-            show(verify_text(subject.told, report))
+            show(verify_text(subject.description, report))
         if not report.ok:
             raise typer.Exit(1)
 
@@ -204,7 +204,7 @@ def inspect(
         told = load_plan(path)
         request = request_of(path)
         text = code_of(path, told, request) if code else None
-        title = request.told if request is not None else told.problem.name
+        title = request.description if request is not None else told.problem.name
         if timeline is not None:
             from ..display.pictures import draw_timeline
 

@@ -88,7 +88,7 @@ class Request:
         return not _is_here(self.device) and load_device(str(self.device)).kind != "cpu"
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The model, batch and device in a few words."""
         changes = "".join(f" {name}={value}" for name, value in self.settings.items())
         padded = ", padded" if self.padded else ""
@@ -107,8 +107,8 @@ class Subject:
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `rewrite` and `plan` that were asked for."""
         request = self.request
-        told = {"fidelity": request.fidelity, "error_budget": request.error_budget, "codecs": request.codecs}
-        return {**told, "differentiable": request.differentiable, **self.costing}
+        options = {"fidelity": request.fidelity, "error_budget": request.error_budget, "codecs": request.codecs}
+        return {**options, "differentiable": request.differentiable, **self.costing}
 
     @property
     def costing(self) -> dict[str, Any]:
@@ -118,9 +118,9 @@ class Subject:
         return {"outputs": request.outputs, "costs": request.costs, "device": device}
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The model, batch and device in a few words."""
-        return self.request.told
+        return self.request.description
 
 
 def build(request: Request) -> Subject:

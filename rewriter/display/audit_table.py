@@ -13,7 +13,7 @@ from ..verify.codec_audit import Audit
 
 def audit_text(audit: Audit, table: Table) -> RenderableType:
     """Two lines for each value in an empty table, which is given columns, and under it what they mean."""
-    table.title = f"audited alone, with two seeds: {audit.told}"
+    table.title = f"audited alone, with two seeds: {audit.description}"
     for name in ("value", "codec"):
         table.add_column(name, overflow="fold")
     for name in ("bits", "bytes", "error²", "predicted", "measured"):

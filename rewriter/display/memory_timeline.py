@@ -46,7 +46,7 @@ class Peak:
     running_bytes: int
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The place in words."""
         if not self.operation:
             return "outside of forward and backward"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...solvers.bound import lower_bound_seconds
-from ...solvers.infeasible import neediest_operation
+from ...solvers.infeasible import largest_operation
 from ...solvers.pareto import Rated, rate
 from ...solvers.problem.plain_text import printable, printable_lines
 from ...solvers.problem.plan import Plan
@@ -143,7 +143,7 @@ def _mark_peak(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float
     thirds = (("left", 0.0), ("center", 0.5), ("right", 1.0))
     side, start = thirds[min(3 * at // max(len(moments), 1), 2)]
     axes.annotate(
-        printable(f"peak {format_bytes(plan.peak_bytes)}: {peak.told}"),
+        printable(f"peak {format_bytes(plan.peak_bytes)}: {peak.description}"),
         (at + 0.5, height),
         xytext=(at + 0.5, roof * 1.1),
         ha=side,
@@ -179,7 +179,7 @@ def _mark_turn(axes: Axes, moments: Sequence[Moment], roof: float) -> None:
 def _top(plans: Sequence[Plan], recipes: Sequence[Rated]) -> float:
     """The extra time at the upper edge: above the frontier and the two recipes that everybody knows."""
     baseline = plans[0].baseline_seconds
-    known = [one.seconds / baseline - 1 for one in recipes if one.told in (_RECIPES[0][0], _RECIPES[1][0])]
+    known = [one.seconds / baseline - 1 for one in recipes if one.description in (_RECIPES[0][0], _RECIPES[1][0])]
     return 100 * 1.15 * max([plan.extra_share for plan in plans] + known + [0.01])
 
 
@@ -191,7 +191,7 @@ def _shade_impossible(
     bound = np.full(len(peaks), np.inf)
     for problem in problems:
         proven = [100 * lower_bound_seconds(problem, int(peak)) / baseline_of(problem).seconds for peak in peaks]
-        bound = np.minimum(bound, np.where(peaks < neediest_operation(problem)[0], top, proven))
+        bound = np.minimum(bound, np.where(peaks < largest_operation(problem)[0], top, proven))
     label = "no schedule can be here"
     axes.fill_between(peaks / divisor, -top, bound, color=COLOURS["impossible"], linewidth=0, label=label)
 
@@ -199,7 +199,7 @@ def _shade_impossible(
 def _draw_recipes(axes: Axes, problem: Problem, recipes: Sequence[Rated], divisor: float) -> None:
     """One kind of marker for each family of recipes."""
     for start, label, marker, colour, size in _RECIPES:
-        found = [one for one in recipes if one.told.startswith(start)]
+        found = [one for one in recipes if one.description.startswith(start)]
         peaks = [one.peak_bytes / divisor for one in found]
         extra = [100 * (one.seconds / baseline_of(problem).seconds - 1) for one in found]
         axes.scatter(peaks, extra, size, color=colour, marker=marker, zorder=4 if size > 30 else 3, label=label)

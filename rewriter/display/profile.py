@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...passes.build_problem import Posed
+from ...passes.build_problem import ProblemMapping
 from ...passes.pipeline import savings_beyond
 from ...passes.savings import Saving
 from ...passes.step_graph import Kernel
@@ -18,7 +18,7 @@ from ...solvers.problem.problem import Problem
 from ...solvers.problem.simulate import make_plan
 from ..measure.costs import signature
 from ..plan.progress import shown_progress
-from ..plan.step import Options, StepCosts, capture_and_pose
+from ..plan.step import Options, StepCosts, capture_and_formulate
 from ..text.module_names import one_name, pattern_of, plain_operation, shortened
 from .memory_timeline import Peak, kept_values, peak_of
 
@@ -101,7 +101,7 @@ def profile(
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     options = Options(costs=costs, device=device, outputs=tuple(outputs) if outputs is not None else None)
     with shown_progress(f"profiling {type(model).__name__}") as progress:
-        found = capture_and_pose(model, args, kwargs, options, progress=progress)
+        found = capture_and_formulate(model, args, kwargs, options, progress=progress)
     step_costs, posed = found.costs, found.posed
     problem = posed.problem
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
@@ -127,7 +127,7 @@ def profile(
     )
 
 
-def _rows(costs: StepCosts, posed: Posed, kept: set[int], depth: int | None) -> tuple[ModuleProfile, ...]:
+def _rows(costs: StepCosts, posed: ProblemMapping, kept: set[int], depth: int | None) -> tuple[ModuleProfile, ...]:
     """One row per group of modules, in the order of forward."""
     told: dict[str, list[float]] = {}
     for kernel, op in zip(posed.kernels, posed.problem.ops, strict=True):

@@ -63,7 +63,7 @@ def plan_text(title: str, plan: Plan) -> RenderableType:
     rows = [
         ("budget", format_bytes(plan.budget_bytes) if plan.budget_bytes is not None else "none"),
         ("peak", f"{format_bytes(plan.peak_bytes)}, {kept} with everything kept"),
-        ("  at", peak.told),
+        ("  at", peak.description),
         ("  of which", _parts(peak)),
         ("extra time", f"{_extra(plan)} of {format_seconds(plan.baseline_seconds)} ({plan.costs}); {_bound(plan)}"),
         ("found by", f"{plan.solver} in {plan.solve_seconds:.2f} s"),
@@ -132,7 +132,7 @@ def profile_text(title: str, profile: Profile) -> RenderableType:
             f"{format_bytes(profile.kept_bytes)}, of which {format_bytes(profile.returned_bytes)} returned",
         ),
         ("peak", f"{format_bytes(plan.peak_bytes)} ({plan.peak_bytes:,} bytes)"),
-        ("  at", profile.peak.told),
+        ("  at", profile.peak.description),
         ("  of which", _parts(profile.peak)),
         ("time", f"{_times(plan)} ({profile.costs})"),
     ]

@@ -26,7 +26,7 @@ class BoundNames:
         return MappingProxyType(self._objects)
 
     @property
-    def told(self) -> list[str]:
+    def definitions(self) -> list[str]:
         """What each of these names stands for, in words."""
         return [f"{name} is {value}" for name, value in self._objects.items()]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from ...passes.build_problem import Posed
-from ...passes.encodings.codec_sites import Coding
+from ...passes.build_problem import ProblemMapping
+from ...passes.encodings.codec_sites import CodecSite
 from ...passes.rewrites.run_in_place import WRITTEN_OUT, in_place_variant
 from ...passes.sources import Source
 from ...passes.step_graph import Kernel, StepGraph
@@ -23,7 +23,7 @@ from .text import Rendered, assemble
 def emit(
     captured: Captured,
     step: StepGraph,
-    posed: Posed,
+    posed: ProblemMapping,
     schedule: Schedule,
     title: str,
     header: str,
@@ -40,7 +40,9 @@ def emit(
         kept = {**{key: step.storages[key].size_bytes for key in writer.alive}, **writer.codes}
         one.kept = [(name, kept[key]) for key, name in zip(one.gives, one.given, strict=True) if key in kept]
     rendered += [writer.segment(segment) for segment in schedule.segments[half:]]
-    code, names, constants = assemble(rendered, step.block_names, "\n".join((header, *map(comment, bound.told))), links)
+    code, names, constants = assemble(
+        rendered, step.block_names, "\n".join((header, *map(comment, bound.definitions))), links
+    )
     bindings = [
         Binding(
             block=one.block,
@@ -102,7 +104,7 @@ def _dependence(step: StepGraph) -> dict[Source, frozenset[int]]:
 class _Writer:
     """Writes segments one after the other, knowing what is alive between them."""
 
-    def __init__(self, step: StepGraph, posed: Posed, schedule: Schedule, bound: BoundNames) -> None:
+    def __init__(self, step: StepGraph, posed: ProblemMapping, schedule: Schedule, bound: BoundNames) -> None:
         self.step = step
         self.bound = bound
         self.views = EqualViews(step)
@@ -257,7 +259,7 @@ class _Writer:
     def _encode(self, scope: Scope, value: int, encoding: int) -> None:
         base, coding = self.step.storages[self.posed.storages[value]].base, self._coding(value, encoding)
         source = scope.expression(base)
-        others = self._told_codec(scope, coding, coding.encode, value)
+        others = self._decoding_lines(scope, coding, coding.encode, value)
         code = scope.give(("code", value, encoding), identifier(f"{hint_of(base)}_{coding.codec.name}"))
         scope.rendered.line(f"{code} = {scope.called(coding.encode, ', '.join((source, *others)))}")
         self.codes[("code", value, encoding)] = coding.code_bytes
@@ -270,16 +272,16 @@ class _Writer:
             self.products[coding.product.replaced.call] = key
             return
         code = scope.other(("code", value, encoding))
-        others = self._told_codec(scope, coding, coding.decode, value)
+        others = self._decoding_lines(scope, coding, coding.decode, value)
         name = scope.name(self.step.storages[storage].base)
         scope.rendered.line(f"{name} = {scope.called(coding.decode, ', '.join((code, *others)))}")
         self.alive.add(storage)
         scope.rendered.gives.append(storage)
 
-    def _coding(self, value: int, encoding: int) -> Coding:
-        return self.posed.codings[self.posed.storages[value]][encoding]
+    def _coding(self, value: int, encoding: int) -> CodecSite:
+        return self.posed.codec_sites[self.posed.storages[value]][encoding]
 
-    def _told_codec(self, scope: Scope, coding: Coding, call: fx.Node, value: int) -> list[str]:
+    def _decoding_lines(self, scope: Scope, coding: CodecSite, call: fx.Node, value: int) -> list[str]:
         """What a codec is told besides the value or code. Each value has its own seed, another one in each step."""
         told = [scope.argument(argument) for argument in call.args[1:]]
         for name, argument in coding.named(call, value).items():

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ...passes.compute_intensive import is_product
-from ...passes.encodings.codec_sites import Coding
+from ...passes.encodings.codec_sites import CodecSite
 from ...passes.sources import Source
 from ...passes.step_graph import Kernel
 from ...solvers.problem.schedule import Schedule
@@ -31,7 +31,7 @@ _SMALL_ERROR = 0.1  # squared, relative: what a kernel makes of larger ones is n
 
 
 @dataclass
-class NoiseBench:
+class NoiseMeasurer:
     """All that has been measured so far.
 
     coded: what forward made, by node, with its storage: backward may write over it. noise: by kind, on gradients that
@@ -39,7 +39,7 @@ class NoiseBench:
     """
 
     replay: Replay
-    codings: dict[int, tuple[Coding, ...]]
+    codec_sites: dict[int, tuple[CodecSite, ...]]
     signs: SampleSigns
     paths: NoisePaths = field(default_factory=NoisePaths)
     coded: dict[fx.Node, int] = field(default_factory=dict)
@@ -71,18 +71,18 @@ class NoiseBench:
         told = self.paths.added(weights)
         return {
             storage: [told.get((storage, number), 0.0) for number in range(len(several))]
-            for storage, several in self.codings.items()
+            for storage, several in self.codec_sites.items()
         }
 
     def decoded(self, numbers: Mapping[int, int]) -> dict[int, Callable[[torch.Tensor], torch.Tensor]]:
         """What makes of values what codings, a number by storage, give back."""
-        return {s: partial(self.codings[s][number].coded, seed=SEED + s) for s, number in numbers.items()}
+        return {s: partial(self.codec_sites[s][number].coded, seed=SEED + s) for s, number in numbers.items()}
 
     def _see_forward(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
         """Notes what forward made that has codecs."""
         for node, value in made.items():
             storage = self.replay.step.storage_of[node]
-            if storage in self.codings and value.is_floating_point():
+            if storage in self.codec_sites and value.is_floating_point():
                 self.coded[node] = storage
         self.signs.see_forward(kernel, made, self.replay)
 
@@ -105,7 +105,7 @@ class NoiseBench:
         Of each value by itself: how errors at different numbers of bits relate depends on how many of its groups lie on
         their levels, and that differs between layers.
         """
-        several = self.codings[storage]
+        several = self.codec_sites[storage]
         if storage not in self._errors:
             energy = energy_of(value)
             if not energy:
@@ -120,8 +120,8 @@ class NoiseBench:
         drawn = torch.randint(0, 2, shape, generator=self._chance, device=gradient.device)
         return drawn.mul_(2).sub_(1).to(gradient.dtype)
 
-    def _codings(self, node: fx.Node) -> tuple[Coding, ...]:
-        return self.codings[self.coded[node]] if node in self.coded else ()
+    def _codings(self, node: fx.Node) -> tuple[CodecSite, ...]:
+        return self.codec_sites[self.coded[node]] if node in self.coded else ()
 
     def _see_gradient(self, kernel: Kernel, source: Source) -> None:
         node = base_of(self.replay, kernel.calls[0])
@@ -135,7 +135,7 @@ class NoiseBench:
 class _Measured:
     """One kernel of backward, which has run, and runs again with other operands."""
 
-    def __init__(self, bench: NoiseBench, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
+    def __init__(self, bench: NoiseMeasurer, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
         self.bench, self.kernel, self.made = bench, kernel, made
         self.replay, self.paths = bench.replay, bench.paths
         self.again = Again(bench.replay, kernel, made)
@@ -155,10 +155,10 @@ class _Measured:
 
     def _see_codes(self, node: fx.Node, storage: int) -> None:
         bench, value = self.bench, self.replay.made[node]
-        if any(one.codec.fit for one in bench.codings[storage]):
+        if any(one.codec.fit for one in bench.codec_sites[storage]):
             gradient = self.replay.value(self.kernel.calls[0].all_input_nodes[0])
-            bench.codings[storage] = tuple(one.fitted_to(value, gradient) for one in bench.codings[storage])
-        several, errors = bench.codings[storage], bench.errors(storage, value)
+            bench.codec_sites[storage] = tuple(one.fitted_to(value, gradient) for one in bench.codec_sites[storage])
+        several, errors = bench.codec_sites[storage], bench.errors(storage, value)
         for probe, *others in _probes(several, errors, is_product(self.kernel)):
             scales = {probe: 1.0, **{n: errors[n] / errors[probe] if errors[probe] else 0.0 for n in others}}
             draws = self._draws if several[probe].codec.draws else 1
@@ -203,14 +203,14 @@ class _Measured:
         return ceil(FEW / min((self.made[node].numel() for node in self.few), default=FEW))
 
 
-def usual(codings: Sequence[Coding]) -> int:
+def usual(codec_sites: Sequence[CodecSite]) -> int:
     """The number of the code whose noise stands for all: the middle one of those that round at random, if any do."""
-    family = next((one.codec.family for one in codings if one.codec.draws), codings[0].codec.family)
-    several = [number for number, one in enumerate(codings) if one.codec.family == family]
+    family = next((one.codec.family for one in codec_sites if one.codec.draws), codec_sites[0].codec.family)
+    several = [number for number, one in enumerate(codec_sites) if one.codec.family == family]
     return several[len(several) // 2]
 
 
-def _probes(codings: Sequence[Coding], errors: Sequence[float], is_intensive: bool) -> list[list[int]]:
+def _probes(codec_sites: Sequence[CodecSite], errors: Sequence[float], is_intensive: bool) -> list[list[int]]:
     """Which codings are measured, each with those of its family that are scaled from it.
 
     The middle one stands for the others: neither below the rounding of a product nor beyond small noise. Where noise is
@@ -218,7 +218,7 @@ def _probes(codings: Sequence[Coding], errors: Sequence[float], is_intensive: bo
     """
     found: list[list[int]] = []
     families: dict[str, list[int]] = {}
-    for number, coding in enumerate(codings):
+    for number, coding in enumerate(codec_sites):
         if coding.codec.fidelity == "approximate":
             if coding.codec.draws:
                 families.setdefault(coding.codec.family, []).append(number)

@@ -19,7 +19,7 @@ _CHUNK = 1 << 16  # elements that are squared in float64 at once
 
 
 @dataclass(eq=False)
-class Lane:
+class PerturbedRun:
     """A backward in which some values of forward are others: `given` makes each of the right one, by its storage.
 
     readers: which operations, by number, read the others. off: by how much what backward makes differs, by node.
@@ -30,8 +30,8 @@ class Lane:
     off: dict[fx.Node, torch.Tensor] = field(default_factory=dict, repr=False)
 
 
-def errors_beside(
-    replay: Replay, schedule: Schedule, lanes: Sequence[Lane]
+def errors_alongside(
+    replay: Replay, schedule: Schedule, perturbed_runs: Sequence[PerturbedRun]
 ) -> Iterator[tuple[Source, float, tuple[float, ...]]]:
     """Runs a schedule once; yields for each parameter's or input's gradient g: what it belongs to, ‖g‖², and for each
     lane ‖ĝ − g‖².
@@ -47,13 +47,13 @@ def errors_beside(
             of_forward.update((replay.step.storage_of[node], node) for node in made)
         elif kernel.role == "compute":
             again, operands = Again(replay, kernel, made), set(replay.operands(kernel))
-            for lane in lanes:
+            for lane in perturbed_runs:
                 read = lane.given if number in lane.readers else ()
                 others = {of_forward[s]: s for s in read if of_forward.get(s) in operands}
                 _follow(again, lane, others, operands)
         elif kernel.role == "accumulate" and kernel.target is not None:
             right = energy_of(replay.value(kernel.calls[0]))
-            squares = tuple(_squared_error(replay, kernel.calls[0], lane) for lane in lanes)
+            squares = tuple(_squared_error(replay, kernel.calls[0], lane) for lane in perturbed_runs)
             yield kernel.target.meta["source"], right, squares
             replay.release(number)
 
@@ -98,7 +98,7 @@ class Again:
                 yield node, other - self.made[node] if self._aliased else other.sub_(self.made[node])
 
 
-def _follow(again: Again, lane: Lane, others: Mapping[fx.Node, int], operands: set[fx.Node]) -> None:
+def _follow(again: Again, lane: PerturbedRun, others: Mapping[fx.Node, int], operands: set[fx.Node]) -> None:
     """Runs a kernel again where it reads what is off in a lane. others: values of forward that are, with storages."""
     made = again.replay.made
     lane.off = {node: off for node, off in lane.off.items() if node in made}
@@ -108,7 +108,7 @@ def _follow(again: Again, lane: Lane, others: Mapping[fx.Node, int], operands: s
         lane.off.update((node, off.to(CARRIED)) for node, off in again.differences(instead))
 
 
-def _squared_error(replay: Replay, node: fx.Node, lane: Lane) -> float:
+def _squared_error(replay: Replay, node: fx.Node, lane: PerturbedRun) -> float:
     base = base_of(replay, node)
     return energy_of(replay.value(node, lane.off)) if base in lane.off else 0.0
 

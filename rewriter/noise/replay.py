@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...passes.build_problem import Posed
+from ...passes.build_problem import ProblemMapping
 from ...passes.foreign_calls import calling
 from ...passes.sources import Source
 from ...passes.step_graph import Kernel, StepGraph, tensors_of
@@ -27,7 +27,7 @@ class Replay:
     """
 
     def __init__(
-        self, step: StepGraph, posed: Posed, tensors: Mapping[Source, torch.Tensor], device: torch.device
+        self, step: StepGraph, posed: ProblemMapping, tensors: Mapping[Source, torch.Tensor], device: torch.device
     ) -> None:
         self.step, self.posed, self.device = step, posed, device
         self.made: dict[fx.Node, torch.Tensor] = {}

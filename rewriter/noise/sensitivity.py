@@ -36,14 +36,14 @@ from math import fsum, inf, isfinite
 
 import torch
 
-from ...passes.build_problem import Posed
-from ...passes.encodings.codec_sites import Coding
+from ...passes.build_problem import ProblemMapping
+from ...passes.encodings.codec_sites import CodecSite
 from ...passes.sources import Source
 from ...passes.step_graph import StepGraph
 from ...solvers.problem.schedule import Schedule
 from .gradient_variance import SampleSigns
-from .kernel_noise import FEW, SEED, NoiseBench, usual
-from .perturbed_backward import Lane, errors_beside
+from .kernel_noise import FEW, SEED, NoiseMeasurer, usual
+from .perturbed_backward import PerturbedRun, errors_alongside
 from .propagation import NoisePaths
 from .replay import Replay
 
@@ -60,7 +60,7 @@ class Sensitivity:
     E‖ĝ − g‖². own: the variance of each parameter's or input's gradient, from one batch to the next; squared_gradient:
     ‖g‖². paths: where the noise of each goes."""
 
-    codings: Mapping[int, tuple[Coding, ...]]
+    codec_sites: Mapping[int, tuple[CodecSite, ...]]
     added: Mapping[int, tuple[float, ...]]
     own: Mapping[Source, float]
     squared_gradient: float
@@ -83,10 +83,10 @@ class Sensitivity:
 
 def sensitivity_of(
     step: StepGraph,
-    posed: Posed,
+    posed: ProblemMapping,
     schedule: Schedule,
     tensors: Mapping[Source, torch.Tensor],
-    codings: Mapping[int, tuple[Coding, ...]],
+    codec_sites: Mapping[int, tuple[CodecSite, ...]],
     batch: tuple[int, int],
     device: torch.device,
     error_budget: float = inf,
@@ -104,13 +104,13 @@ def sensitivity_of(
             torch.manual_seed(SEED)
             return Replay(step, posed, tensors, device)
 
-        bench = NoiseBench(replay(), dict(codings), SampleSigns(step, *batch, SEED, device))
+        bench = NoiseMeasurer(replay(), dict(codec_sites), SampleSigns(step, *batch, SEED, device))
         bench.run(schedule)
         found = _Found(bench)
         remaining = iter(cases := list(found.cases(error_budget)))
         while together := list(islice(remaining, _LANES)):
-            lanes = [Lane(bench.decoded(case.numbers), range(len(posed.kernels))) for case in together]
-            for source, _, squares in errors_beside(replay(), schedule, lanes):
+            perturbed_runs = [PerturbedRun(bench.decoded(case.numbers), range(len(posed.kernels))) for case in together]
+            for source, _, squares in errors_alongside(replay(), schedule, perturbed_runs):
                 for case, square in zip(together, squares, strict=True):
                     case.measured[source] = case.measured.get(source, 0.0) + square
         for case in cases:
@@ -132,13 +132,13 @@ class _Case:
     measured: dict[Source, float] = field(default_factory=dict)
 
 
-class _Foretold:
+class _Predicted:
     """By storage, what each of its codings adds to all gradients, each gradient with a weight.
 
     certain: to those alone that have so many elements that a single draw tells how much it is.
     """
 
-    def __init__(self, bench: NoiseBench, weights: Mapping[Source, float]) -> None:
+    def __init__(self, bench: NoiseMeasurer, weights: Mapping[Source, float]) -> None:
         self._weights = {source: one if bench.elements[source] >= FEW else 0.0 for source, one in weights.items()}
         self.added, self._certain = bench.added(weights), bench.added(self._weights)
 
@@ -160,10 +160,10 @@ class _Found:
     mean.
     """
 
-    def __init__(self, bench: NoiseBench) -> None:
+    def __init__(self, bench: NoiseMeasurer) -> None:
         self.bench, self.own_variance = bench, fsum(bench.own.values())
-        self.energies = _Foretold(bench, dict.fromkeys(bench.own, 1.0))
-        self.shares = _Foretold(bench, self._weights())
+        self.energies = _Predicted(bench, dict.fromkeys(bench.own, 1.0))
+        self.shares = _Predicted(bench, self._weights())
 
     def error(self, storage: int, number: int) -> float:
         """Of a coding, as a share of the variance that the gradient has anyway."""
@@ -177,7 +177,7 @@ class _Found:
         so that it is known."""
         alike: dict[Hashable, dict[int, int]] = {}
         biased: dict[str, dict[int, int]] = {}
-        for storage, several in self.bench.codings.items():
+        for storage, several in self.bench.codec_sites.items():
             number = usual(several)
             if several[number].codec.draws:
                 key = self.bench.class_of(storage), several[number].codec
@@ -203,12 +203,12 @@ class _Found:
 
     def sensitivity(self) -> Sensitivity:
         """What follows from all of it."""
-        codings = {
+        codec_sites = {
             storage: tuple(self._judged(one, storage, number) for number, one in enumerate(several))
-            for storage, several in self.bench.codings.items()
+            for storage, several in self.bench.codec_sites.items()
         }
         added = {storage: tuple(told) for storage, told in self.energies.added.items()}
-        return Sensitivity(codings, added, self.bench.own, self.bench.squared_gradient, self.bench.paths)
+        return Sensitivity(codec_sites, added, self.bench.own, self.bench.squared_gradient, self.bench.paths)
 
     def _weights(self) -> dict[Source, float]:
         """By what the energy in each gradient is multiplied for the share of an element's own variance, in the mean."""
@@ -220,7 +220,7 @@ class _Found:
             weights[source] = 1 / (count * each) if variance else (1 / own if own else 0.0)
         return weights
 
-    def _judged(self, coding: Coding, storage: int, number: int) -> Coding:
+    def _judged(self, coding: CodecSite, storage: int, number: int) -> CodecSite:
         """A coding with its error: none if it is exact, and an infinite one where what it gives back is not finite."""
         if coding.codec.fidelity != "approximate":
             return coding

@@ -10,14 +10,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ...passes.build_problem import Posed, held_storages
+from ...passes.build_problem import ProblemMapping, held_storages
 from ...passes.step_graph import StepGraph
 from ...solvers.problem.problem import Problem
 from ...solvers.problem.schedule import Free, Instruction, Run, Schedule, Segment
 from .situation import Situation
 
 
-def problem_in(step: StepGraph, posed: Posed, situation: Situation) -> Problem:
+def problem_in(step: StepGraph, posed: ProblemMapping, situation: Situation) -> Problem:
     """The problem of a step in a situation. posed: as it is where no gradient is there."""
     floor_bytes = max(situation.floor_bytes, situation.resident_bytes + posed.problem.floor_bytes)
     problem = replace(posed.problem, resident_bytes=situation.resident_bytes, floor_bytes=floor_bytes)

@@ -21,7 +21,7 @@ from ..errors import PlanError
 from ..text.byte_sizes import Share, format_bytes, parse_bytes
 from .loss_outside import everything_kept_bytes, note_of, peak_with_room, room_bytes, with_room
 from .situation import rounding_bytes
-from .step import PlannedStep, PosedStep, Progress, StepCosts
+from .step import PlannedStep, Progress, StepCosts, StepProblem
 
 _LEAST_SECONDS = 1e-3  # for a solver: recipes are tried in any case
 _GRAIN = 1e-3  # of a step's seconds, by which plans are told apart
@@ -29,13 +29,13 @@ _ERROR_SLACK = 1.25  # for a plan made elsewhere, whose errors were measured on 
 
 
 def solve_step(
-    found: PosedStep,
+    found: StepProblem,
     budget: int | str,
     portfolio: Portfolio,
     progress: Progress | None = None,
     given_plan: Plan | None = None,
 ) -> PlannedStep:
-    """The plan of a posed step: the fastest one of those for all ways to make its gradients (`PosedStep.ways`); of
+    """The plan of a posed step: the fastest one of those for all ways to make its gradients (`StepProblem.ways`); of
     plans equally fast that of the first way. Raises BudgetError, InfeasibleBudget.
 
     budget: a share is one of this step's peak with everything kept, a loss outside included. Of the budget the bytes
@@ -69,7 +69,7 @@ def room_of(costs: StepCosts) -> int:
 
 
 def _fastest(
-    found: PosedStep,
+    found: StepProblem,
     budget_bytes: int,
     portfolio: Portfolio,
     told: Progress | None,
@@ -113,7 +113,7 @@ def _alone(plan: Plan, problem: Problem) -> Plan:
     )
 
 
-def _timed(ways: Iterable[PosedStep], limit_seconds: float) -> Iterator[tuple[PosedStep, float]]:
+def _timed(ways: Iterable[StepProblem], limit_seconds: float) -> Iterator[tuple[StepProblem, float]]:
     """Each way with what those before have left of a time limit for solving: measuring a way does not count."""
     for way in ways:
         started = perf_counter()
@@ -127,7 +127,7 @@ def _grains(plan: Plan) -> int:
 
 
 def frontier_of(
-    found: PosedStep, count: int, portfolio: Portfolio, progress: Progress | None, time_limit_seconds: float
+    found: StepProblem, count: int, portfolio: Portfolio, progress: Progress | None, time_limit_seconds: float
 ) -> list[Plan]:
     """At most `count` plans of the frontier of a posed step, all ways to make its gradients together."""
     frontiers = [
@@ -163,7 +163,7 @@ def bytes_of(budget: int | str, whole_bytes: int) -> int:
     return int(wanted.fraction * whole_bytes) if isinstance(wanted, Share) else wanted
 
 
-def smallest_step(found: PosedStep, portfolio: Portfolio, progress: Progress | None = None) -> PlannedStep:
+def smallest_step(found: StepProblem, portfolio: Portfolio, progress: Progress | None = None) -> PlannedStep:
     """The plan of the smallest peak, of all ways to make the step's gradients."""
     limit_seconds = found.costs.options.time_limit_seconds
     plans = [

@@ -12,9 +12,9 @@ import torch
 from torch import fx
 
 from ...kernels.approximate_codecs import USUAL_FAMILIES
-from ...passes.build_problem import Posed, pose
-from ...passes.encodings.codec_sites import Coding, codings_of
-from ...passes.pipeline import allowed_at, run_again_in_backward, run_passes
+from ...passes.build_problem import ProblemMapping, pose
+from ...passes.encodings.codec_sites import CodecSite, codec_sites_of
+from ...passes.pipeline import allowed_at, recompute_in_backward, run_passes
 from ...passes.rewrites.accumulate_grads import hand_over_gradients
 from ...passes.savings import Saving
 from ...passes.step_graph import StepGraph
@@ -45,26 +45,26 @@ _NOISY = {"groups", "spread"}  # codes of values from which others may be made a
 class StepCosts:
     """A captured step, its step graph, how its storages may be encoded, and what all that costs: what stays the same
     while `.grad` comes and goes. sensitivity: of the gradient to what is approximate, if anything may be. remade: the
-    same step with more made again in backward (`run_again_in_backward`), which needs fewer approximate codes."""
+    same step with more made again in backward (`recompute_in_backward`), which needs fewer approximate codes."""
 
     captured: Captured
     step: StepGraph
-    codings: Mapping[int, tuple[Coding, ...]]
+    codec_sites: Mapping[int, tuple[CodecSite, ...]]
     costs: Mapping[str, Cost]
     options: Options
     device: torch.device
     name: str
     sensitivity: Sensitivity | None = None
-    remade: Remade | None = field(default=None, repr=False)
+    remade: RecomputeVariant | None = field(default=None, repr=False)
 
     @cached_property
-    def posed(self) -> tuple[StepGraph, Posed]:
+    def posed(self) -> tuple[StepGraph, ProblemMapping]:
         """The step and its problem where no gradient is there before it, and nothing else but it either."""
         return _posed(self)
 
 
 @dataclass(eq=False)
-class Remade:
+class RecomputeVariant:
     """The step with more made again in backward, whose noise is measured when it is first asked for."""
 
     costs: StepCosts
@@ -78,26 +78,26 @@ class Remade:
 
 
 @dataclass(frozen=True)
-class PosedStep:
+class StepProblem:
     """A step in a situation, ready to be solved. step: with its gradients handed over as the situation has them."""
 
     costs: StepCosts = field(repr=False)
     situation: Situation
     step: StepGraph
-    posed: Posed
+    posed: ProblemMapping
 
     @cached_property
-    def remade(self) -> PosedStep | None:
+    def remade(self) -> StepProblem | None:
         """The step with more made again in backward, compared with this one; None if nothing is."""
         if self.costs.remade is None:
             return None
         costs = self.costs.remade.calibrated(self.situation)
-        step, posed = pose_step(costs, self.situation)
+        step, posed = formulate_step(costs, self.situation)
         posed = replace(posed, problem=replace(posed.problem, reference=baseline_of(self.posed.problem)))
-        return PosedStep(costs, self.situation, step, posed)
+        return StepProblem(costs, self.situation, step, posed)
 
     @property
-    def ways(self) -> Iterator[PosedStep]:
+    def ways(self) -> Iterator[StepProblem]:
         """All ways to make the step's gradients; the second one is measured when its turn comes."""
         yield self
         if self.remade is not None:
@@ -109,7 +109,7 @@ class PlannedStep:
     """A plan with the step it is for."""
 
     step: StepGraph
-    posed: Posed
+    posed: ProblemMapping
     plan: Plan
     costs: StepCosts = field(repr=False)
 
@@ -184,48 +184,53 @@ def _captured_once(
         else None
     )
     costs = measure_costs(calls, device, options.costs, preset, told, as_captured)
-    found = replace(found, costs=costs, remade=Remade(replace(remade, costs=costs)) if remade is not None else None)
+    found = replace(
+        found, costs=costs, remade=RecomputeVariant(replace(remade, costs=costs)) if remade is not None else None
+    )
     return found, [*calls, *as_captured]
 
 
-def _codings(step: StepGraph, options: Options) -> Mapping[int, tuple[Coding, ...]]:
-    return codings_of(step, allowed_at(options.fidelity), options.codecs or USUAL_FAMILIES)
+def _codings(step: StepGraph, options: Options) -> Mapping[int, tuple[CodecSite, ...]]:
+    return codec_sites_of(step, allowed_at(options.fidelity), options.codecs or USUAL_FAMILIES)
 
 
 def _calls(costs: StepCosts) -> Iterator[fx.Node]:
     """All that a step may call."""
     for kernel in costs.step.kernels:
         yield from kernel.measured_calls if kernel.role == "compute" else ()
-    for one in chain.from_iterable(costs.codings.values()):
+    for one in chain.from_iterable(costs.codec_sites.values()):
         yield from one.calls
 
 
 def _remade(costs: StepCosts) -> StepCosts | None:
     """The same step with more made again in backward, if any can be."""
     captured = costs.captured
-    found = run_again_in_backward(captured.graph, captured.mutations, costs.step)
+    found = recompute_in_backward(captured.graph, captured.mutations, costs.step)
     if found is None:
         return None
     graph, step = found
     notes = (*captured.notes, "backward makes again what it can of what it reads anyway")
     return replace(
-        costs, captured=replace(captured, graph=graph, notes=notes), step=step, codings=_codings(step, costs.options)
+        costs,
+        captured=replace(captured, graph=graph, notes=notes),
+        step=step,
+        codec_sites=_codings(step, costs.options),
     )
 
 
-def capture_and_pose(
+def capture_and_formulate(
     model: torch.nn.Module,
     args: tuple,
     kwargs: dict[str, Any],
     options: Options,
     optimizer: torch.optim.Optimizer | None = None,
     progress: Progress | None = None,
-) -> PosedStep:
+) -> StepProblem:
     """The scheduling problem of a step in the situation that there is now. Raises CaptureError, MeasureError."""
     costs = capture_step(model, args, kwargs, options, progress)
     situation = situation_of(model, args, kwargs, options, costs.device, costs.captured.constants, optimizer)
     costs = calibrated(costs, situation, progress)
-    return PosedStep(costs, situation, *pose_step(costs, situation))
+    return StepProblem(costs, situation, *formulate_step(costs, situation))
 
 
 def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None = None) -> StepCosts:
@@ -242,23 +247,23 @@ def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None
         )
     if progress:
         progress(0.6, "measuring errors")
-    step, posed = pose_step(replace(costs, codings={}), situation)
+    step, posed = formulate_step(replace(costs, codec_sites={}), situation)
     plan = Portfolio().frontier(posed.problem, 2)[-1]
     found = sensitivity_of(
         step,
         posed,
         plan.schedule,
         situation.tensors,
-        costs.codings,
+        costs.codec_sites,
         _batch(situation),
         costs.device,
         costs.options.error_budget,
     )
     notes = costs.captured.notes
-    if costs.codings and not found.own_variance > 0:
+    if costs.codec_sites and not found.own_variance > 0:
         notes = (*notes, "nothing is kept approximately: the sample shows no finite variance of the gradient")
     captured = replace(costs.captured, notes=notes)
-    return replace(costs, captured=captured, codings=found.codings, sensitivity=found)
+    return replace(costs, captured=captured, codec_sites=found.codec_sites, sensitivity=found)
 
 
 def _batch(situation: Situation) -> tuple[int, int]:
@@ -271,13 +276,13 @@ def _batch(situation: Situation) -> tuple[int, int]:
     return 1, 1
 
 
-def pose_step(costs: StepCosts, situation: Situation) -> tuple[StepGraph, Posed]:
+def formulate_step(costs: StepCosts, situation: Situation) -> tuple[StepGraph, ProblemMapping]:
     """The scheduling problem of a captured step in a situation."""
     step, posed = costs.posed
     return step, replace(posed, problem=problem_in(step, posed, situation))
 
 
-def _posed(costs: StepCosts) -> tuple[StepGraph, Posed]:
+def _posed(costs: StepCosts) -> tuple[StepGraph, ProblemMapping]:
     captured = costs.captured
     step = hand_over_gradients(costs.step, captured.graph, captured.gradients, frozenset())
 
@@ -289,14 +294,14 @@ def _posed(costs: StepCosts) -> tuple[StepGraph, Posed]:
         step,
         cost_of,
         resident_bytes=0,
-        codings=costs.codings,
+        codec_sites=costs.codec_sites,
         error_budget=costs.options.error_budget if costs.options.fidelity == "approximate" else 0.0,
         state_bytes=_CPU_STATE_BYTES if costs.device.type == "cpu" else 0,
         floor_bytes=_start_bytes(costs),
         rounding_bytes=rounding_bytes(costs.device, costs.options.preset()),
         name=costs.name,
         costs=costs.options.costs,
-        notes=(*captured.notes, *_told_savings(costs.step.savings)),
+        notes=(*captured.notes, *_savings_text(costs.step.savings)),
     )
     return step, posed
 
@@ -307,7 +312,7 @@ def _start_bytes(costs: StepCosts) -> int:
     return _CPU_STATE_BYTES if copied and costs.device.type == "cpu" else 0
 
 
-def _told_savings(savings: Iterable[Saving]) -> Iterator[str]:
+def _savings_text(savings: Iterable[Saving]) -> Iterator[str]:
     """What each pass took back."""
     saved: dict[str, int] = {}
     for one in savings:

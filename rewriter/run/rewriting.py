@@ -20,7 +20,7 @@ from ..capture.boundary.outputs import Arrivals
 from ..capture.call.autocast import autocast_kept
 from ..capture.call.inner_hooks import warn_of_hooks
 from ..capture.call.key import CallKey
-from ..capture.call.kind import Call, Describer, batch_told
+from ..capture.call.kind import Call, Describer, batch_text
 from ..capture.call.module_attributes import Settings
 from ..capture.call.original import original_forward, original_view
 from ..errors import LowtideError, LowtideWarning, NothingToDifferentiate, Unsettled
@@ -255,7 +255,7 @@ class Rewriting:
         asking = Asking(
             self._in_force,
             self.portfolio,
-            batch_told(call),
+            batch_text(call),
             model.training,
             must_fit,
             given=self.given_plan if not len(self.steps) else None,

@@ -27,7 +27,7 @@ from ..plan.loss_outside import everything_kept_bytes, peak_with_room
 from ..plan.present_gradients import problem_in, schedule_in
 from ..plan.situation import Situation, rounding_bytes, situation_with, storages_bytes
 from ..plan.solve import room_of, smallest_step, solve_step
-from ..plan.step import PlannedStep, PosedStep, Progress, StepCosts, calibrated, pose_step
+from ..plan.step import PlannedStep, Progress, StepCosts, StepProblem, calibrated, formulate_step
 from ..text.byte_sizes import format_bytes
 from .budget_in_force import BudgetInForce
 
@@ -144,7 +144,7 @@ class StepPlans:
         """A plan that keeps the budget with these tensors there. Raises InfeasibleBudget, PlanError."""
         situation = self._situation(tensors)
         if asking.budget.is_share:
-            whole_bytes = everything_kept_bytes(pose_step(self.costs, situation)[1].problem, self._room_bytes)
+            whole_bytes = everything_kept_bytes(formulate_step(self.costs, situation)[1].problem, self._room_bytes)
             asking.budget.see(whole_bytes, asking.batch, asking.training)
         budget_bytes = asking.budget.bytes(asking.training)
         ready = self._best_known(situation, budget_bytes)
@@ -176,7 +176,7 @@ class StepPlans:
             return replace(solved, budget_bytes=budget_bytes, lower_bound_seconds=bound, notes=notes)
         problem = problem_in(planned.step, planned.costs.posed[1], situation)
         if planned.posed.problem.reference is not None:
-            reference = baseline_of(pose_step(self.costs, situation)[1].problem)
+            reference = baseline_of(formulate_step(self.costs, situation)[1].problem)
             problem = replace(problem, reference=reference)
         # A plan that was made elsewhere may err a little more than one that is made here.
         problem = replace(problem, error_budget=max(problem.error_budget, solved.problem.error_budget))
@@ -311,8 +311,8 @@ class StepPlans:
         step, posed = planned.step, planned.costs.posed[1]
         return links_of(problem_in(step, posed, all_there), problem_in(step, posed, situation), planned.plan.schedule)
 
-    def _posed(self, situation: Situation) -> PosedStep:
-        return PosedStep(self.costs, situation, *pose_step(self.costs, situation))
+    def _posed(self, situation: Situation) -> StepProblem:
+        return StepProblem(self.costs, situation, *formulate_step(self.costs, situation))
 
 
 def _without_tensors(situation: Situation) -> Situation:

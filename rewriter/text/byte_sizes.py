@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from operator import index
 
-from ...solvers.problem.units import told_bytes as format_bytes
+from ...solvers.problem.units import format_bytes as format_bytes
 from ..errors import BudgetError
 
 __all__ = ["Share", "format_bytes", "parse_bytes"]

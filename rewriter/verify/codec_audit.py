@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ...passes.encodings.codec_sites import Coding
+from ...passes.encodings.codec_sites import CodecSite
 from ...passes.sources import Source
 from ...solvers.problem.liveness import schedule_of, trace_order
 from ...solvers.problem.plan import Plan
 from ...solvers.problem.schedule import Decode, Free, Run
-from ..noise.perturbed_backward import Lane, energy_of, errors_beside
+from ..noise.perturbed_backward import PerturbedRun, energy_of, errors_alongside
 from ..noise.replay import Replay
 from ..noise.sensitivity import SEED
 from ..plan.step import PlannedStep
@@ -62,7 +62,7 @@ class Audit:
     encoded: int = 0
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Which values were audited, and how many."""
         if len(self.values) == self.encoded:
             return f"all {self.encoded} values that are kept approximately"
@@ -109,7 +109,9 @@ def audit_of(planned: PlannedStep, tensors: Mapping[Source, torch.Tensor], most_
         with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices=devices):
             torch.manual_seed(SEED)
             replay = Replay(planned.step, planned.posed, tensors, device)
-            case.squares = sum(sum(squares) for _, _, squares in errors_beside(replay, schedule, case.lanes()))
+            case.squares = sum(
+                sum(squares) for _, _, squares in errors_alongside(replay, schedule, case.perturbed_runs())
+            )
     return Audit(tuple(case.audited(predicted[case.value, case.number], own) for case in cases), len(readers))
 
 
@@ -158,12 +160,12 @@ class _Case:
         return self.planned.posed.storages[self.value]
 
     @property
-    def coding(self) -> Coding:
-        return self.planned.posed.codings[self.storage][self.number]
+    def coding(self) -> CodecSite:
+        return self.planned.posed.codec_sites[self.storage][self.number]
 
-    def lanes(self) -> list[Lane]:
+    def perturbed_runs(self) -> list[PerturbedRun]:
         """One for each seed."""
-        return [Lane({self.storage: partial(self._given, draw)}, self.readers) for draw in range(_SEEDS)]
+        return [PerturbedRun({self.storage: partial(self._given, draw)}, self.readers) for draw in range(_SEEDS)]
 
     def _given(self, draw: int, value: torch.Tensor) -> torch.Tensor:
         if not self.seen:
@@ -197,7 +199,7 @@ class _Case:
         )
 
 
-def value_errors(coding: Coding, value: torch.Tensor, seeds: Sequence[int]) -> tuple[float, tuple[float, float]]:
+def value_errors(coding: CodecSite, value: torch.Tensor, seeds: Sequence[int]) -> tuple[float, tuple[float, float]]:
     """The mean squared relative error of a value with two seeds; the cosine between their errors, and its limit.
 
     Products of errors, summed up by what a codec draws at once (a row, along the features that it is told of; of a
@@ -212,7 +214,7 @@ def value_errors(coding: Coding, value: torch.Tensor, seeds: Sequence[int]) -> t
     one = one.to(torch.promote_types(one.dtype, torch.float32))  # half precision has no products of small errors
     products = one.mul_(other) if one.dim() > 1 else one.mul_(other).unsqueeze(-1)
     norms = (squares[0] * squares[1]) ** 0.5
-    rows = products.sum(coding.codec.told[0].get("dim", -1), dtype=torch.float64) / norms
-    strays = float((rows - rows.mean()).square().sum()) ** 0.5
+    rows = products.sum(coding.codec.arguments[0].get("dim", -1), dtype=torch.float64) / norms
+    shared_values = float((rows - rows.mean()).square().sum()) ** 0.5
     rounded = (torch.finfo(value.dtype).eps / 2) ** 2 * whole / norms
-    return error, (float(rows.sum()), _MOST_ALIKE + _DEVIATIONS * strays + rounded)
+    return error, (float(rows.sum()), _MOST_ALIKE + _DEVIATIONS * shared_values + rounded)

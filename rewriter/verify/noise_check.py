@@ -48,7 +48,7 @@ class NoisyGradient:
 
 
 @dataclass(frozen=True)
-class NoiseFound:
+class MeasuredNoise:
     """What so many draws say. bias: ‖E ĝ − g‖² of all gradients together, estimated without the draws' own noise, as a
     share of the gradient's own variance; the mean of n draws has this and an n-th of the noise. most_biased: the
     gradient that has most of it."""
@@ -102,7 +102,7 @@ class GradientNoise:
         sensitivity, plan = planned.costs.sensitivity, planned.plan
         if sensitivity is None or not plan.encoding_error > 0:
             return None
-        codecs = {(s, number): planned.posed.codings[s][number].codec for s, number in planned.coded}
+        codecs = {(s, number): planned.posed.codec_sites[s][number].codec for s, number in planned.coded}
         nearest = [key for key, codec in codecs.items() if codec.fidelity == "approximate" and not codec.draws]
         told = {f"{GRADIENT}{source.name}": noise for source, noise in sensitivity.by_gradient(codecs).items()}
         return GradientNoise(told, sum(sensitivity.by_gradient(nearest).values()), rounding, sensitivity.own_variance)
@@ -117,7 +117,7 @@ class GradientNoise:
                 self._exact[what] = energy_of(one)
                 self._sums[what] = self._sums[what].add_(off) if what in self._sums else off
 
-    def found(self) -> NoiseFound | None:
+    def found(self) -> MeasuredNoise | None:
         """What the draws say, two at least; None if no gradient that noise reaches is there."""
         if not self._energies:
             return None
@@ -142,7 +142,7 @@ class GradientNoise:
         limit = _BIAS_OF_DRAWN * whole + _BIAS_OF_NEAREST * self.from_nearest + rounding
         # of noise with m equal parts ‖e‖² strays by √(2 / m) of itself, the product of two draws' noise by √(1 / m)
         limit += _DEVIATIONS * _spread(in_all) * whole / (draws * (draws - 1)) ** 0.5
-        return NoiseFound(
+        return MeasuredNoise(
             draws,
             self._judged(ALL_GRADIENTS, in_all, whole, _SLACK_TOGETHER, rounding),
             tuple(alone),

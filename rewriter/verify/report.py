@@ -12,7 +12,7 @@ from ..plan.plan_file import summary_of
 from ..text.byte_sizes import format_bytes
 from .codec_audit import Audit
 from .comparison import Difference
-from .noise_check import NoiseFound
+from .noise_check import MeasuredNoise
 from .tolerances import GRADIENT, Error
 
 
@@ -45,7 +45,7 @@ class Report:
     errors: tuple[Error, ...] = ()
     predicted_error: float = 0.0
     audit: Audit = field(default_factory=Audit)
-    noise: NoiseFound | None = None
+    noise: MeasuredNoise | None = None
 
     @property
     def same_results(self) -> bool:

@@ -21,7 +21,7 @@ from ..plan.step import Options, PlannedStep
 from ..rewrite import rewrite
 from .codec_audit import MOST_VALUES, audit_of
 from .comparison import GENERATOR, STEPPED, Comparison
-from .noise_check import GradientNoise, NoiseFound
+from .noise_check import GradientNoise, MeasuredNoise
 from .report import Report
 from .tolerances import GRADIENT, limit_of
 
@@ -114,7 +114,7 @@ def _compared(runners: Sequence[_Runner], steps: int, limit: float | None, noise
     return comparison
 
 
-def _noise_found(noise: GradientNoise | None, runners: Sequence[_Runner]) -> NoiseFound | None:
+def _noise_found(noise: GradientNoise | None, runners: Sequence[_Runner]) -> MeasuredNoise | None:
     """What draws at the first parameters show of the noise of codes."""
     if noise is None:
         return None

@@ -14,7 +14,7 @@ from .block_values import shared_values, stream_values
 
 
 @dataclass(frozen=True)
-class Way:
+class BlockSchedule:
     """One way to run a block of a class, everything that other blocks make or read being kept.
 
     forward, backward: what runs in the block's forward and in its backward, in order, as positions in
@@ -42,7 +42,7 @@ def operations_of(problem: Problem, block: int) -> tuple[int, ...]:
     return segments[block] + segments[2 * len(problem.block_classes) - 1 - block]
 
 
-class WayBench:
+class BlockEvaluator:
     """Weighs ways to run one block."""
 
     def __init__(self, problem: Problem, block: int) -> None:
@@ -73,7 +73,7 @@ class WayBench:
             or any(problem.ops[reader].block < block for reader in problem.readers[value])
         }
 
-    def weigh(self, forward: tuple[int, ...], backward: tuple[int, ...]) -> Way:
+    def weigh(self, forward: tuple[int, ...], backward: tuple[int, ...]) -> BlockSchedule:
         """The way that runs these operations (by their numbers in the problem)."""
         ops, turn = self.problem.ops, self.problem.forward_length
         again = {index for index in backward if index < turn and ops[index].random}
@@ -83,12 +83,12 @@ class WayBench:
         kept_bytes = self._size(kept) + states_bytes
         once = sum(ops[index].seconds for index in self.operations)
         ran = sum(ops[index].seconds for index in forward) + sum(ops[index].seconds for index in backward)
-        return Way(
+        return BlockSchedule(
             forward=tuple(self.position[index] for index in forward),
             backward=tuple(self.position[index] for index in backward),
             kept_bytes=kept_bytes,
             height_bytes=rise_bytes + self._size(wanted) + states_bytes,
-            forward_height_bytes=self.forward_height(forward, kept) + states_bytes,
+            forward_height_bytes=self.forward_peak(forward, kept) + states_bytes,
             seconds=ran - once,
         )
 
@@ -96,7 +96,7 @@ class WayBench:
         """What a backward wants of what its block's forward makes for itself and for the next block alone."""
         return self._backward(backward)[0]
 
-    def forward_height(self, forward: tuple[int, ...], kept: frozenset[int]) -> int:
+    def forward_peak(self, forward: tuple[int, ...], kept: frozenset[int]) -> int:
         """The highest moment of a forward that keeps these values, above what is alive when it begins."""
         ops, size = self.problem.ops, self.size_bytes
         alive = {value for index in forward for value in ops[index].makes if value not in self.loose} | kept
@@ -140,7 +140,7 @@ class WayBench:
         return sum(self.size_bytes[value] for value in values)
 
 
-def unbeaten(ways: Iterable[Way]) -> tuple[Way, ...]:
+def unbeaten(ways: Iterable[BlockSchedule]) -> tuple[BlockSchedule, ...]:
     """Those that no other is as good as in everything, from the most bytes kept to the fewest."""
     order = sorted(ways, key=lambda w: (w.seconds, w.kept_bytes, w.height_bytes, w.forward, w.backward))
     best = unbeaten_rows(np.array([(way.kept_bytes, way.height_bytes, way.forward_height_bytes) for way in order]))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..problem.liveness import RunOrder
 from ..problem.problem import Problem
-from ..problem.units import told_keeping
+from ..problem.units import format_keeping
 from .block_values import alike, block_inputs, forward_values, middle_member, repeated_blocks, shared_values
 from .lifetime_options import Option, options_of
 from .rematerialize import Lifetime, droppable, run_order
@@ -80,20 +80,20 @@ class LayerChoices:
         maker, ops = self.problem.maker, self.problem.ops
         return [v for v in block_inputs(self.problem, layer) if ops[maker[v]].block == layer - 1]
 
-    def strays(self) -> list[int]:
+    def shared_values(self) -> list[int]:
         """Shared values outside the chain of streams that may be dropped too, the largest first."""
         streams = {value for layer in self.chain[1:] for value in self.inputs_from_before(layer)}
         may_drop, values = droppable(self.problem), self.problem.values
-        strays = [value for value in self.shared - streams if may_drop[value] and values[value].size_bytes]
-        return sorted(strays, key=lambda value: (-values[value].size_bytes, value))
+        shared_values = [value for value in self.shared - streams if may_drop[value] and values[value].size_bytes]
+        return sorted(shared_values, key=lambda value: (-values[value].size_bytes, value))
 
-    def told(self, choice: Choice) -> str:
+    def describe(self, choice: Choice) -> str:
         """How many layers of each class keep how much."""
         parts = []
         for one in self.classes.values():
             counts = np.bincount(np.array(choice.options)[one.layers], minlength=len(one.options))
             if counts[0] < len(one.layers):
-                ways = (told_keeping(counts[i], one.kept_bytes[i]) for i in np.flatnonzero(counts))
+                ways = (format_keeping(counts[i], one.kept_bytes[i]) for i in np.flatnonzero(counts))
                 parts.append(f"of {len(one.layers)} layers like layer {one.layers[0]}: {', '.join(ways)}")
         if choice.inputs_kept < len(self.chain):
             parts.append(f"of {len(self.chain)} layer inputs {choice.inputs_kept} are kept")

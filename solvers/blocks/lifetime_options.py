@@ -34,7 +34,7 @@ class Option:
     seconds: float
 
 
-class BlockBench:
+class OptionEvaluator:
     """Tries options on one block, everything else being kept."""
 
     def __init__(self, problem: Problem, block: int) -> None:
@@ -124,7 +124,7 @@ def options_of(problem: Problem, block: int, visits: int = 500_000) -> tuple[Opt
     have; then, from those, single values changed as long as it pays, which finds what lowers the rise of
     backward; `visits` limits the work, in operations looked at (a million takes about half a second).
     """
-    bench = BlockBench(problem, block)
+    bench = OptionEvaluator(problem, block)
     starts = [bytes(len(bench.values)), *by_hand(bench), *_trades(problem, block, bench)]
     found = {option.lifetimes: option for option in map(bench.try_out, starts)}
     _improve(bench, found, visits, members=members_of(problem, block))
@@ -137,7 +137,7 @@ def members_of(problem: Problem, block: int) -> int:
     return min(kinds.count(kinds[block]), _MANY)
 
 
-def _improve(bench: BlockBench, found: dict[bytes, Option], visits: int, members: int) -> None:
+def _improve(bench: OptionEvaluator, found: dict[bytes, Option], visits: int, members: int) -> None:
     """Change single lifetimes as long as seconds + price · (weight · kept + rise) falls; adds all that is tried.
 
     weight: in how many blocks of the class what is kept adds up at the highest moment. Large values are tried
@@ -169,7 +169,7 @@ def _improve(bench: BlockBench, found: dict[bytes, Option], visits: int, members
                         best, improved = found[lifetimes], True
 
 
-def _trades(problem: Problem, block: int, bench: BlockBench) -> Iterable[bytes]:
+def _trades(problem: Problem, block: int, bench: OptionEvaluator) -> Iterable[bytes]:
     """Lifetimes of the best trades of a block."""
     ops, sizes = problem.ops, [bench.size_bytes[value] for value in bench.values]
     seconds = sum(ops[index].seconds for index in (*bench.forward, *bench.backward))
@@ -179,7 +179,7 @@ def _trades(problem: Problem, block: int, bench: BlockBench) -> Iterable[bytes]:
             yield bytes(0 if i in point.kept else life for i in range(len(bench.values)))
 
 
-def by_hand(bench: BlockBench) -> Iterable[bytes]:
+def by_hand(bench: OptionEvaluator) -> Iterable[bytes]:
     """Lifetimes of what is done by hand: keep nothing; keep what intensive operations make."""
     problem = bench.problem
     for life in FIRST_LIFETIMES:

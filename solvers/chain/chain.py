@@ -8,14 +8,14 @@ from math import inf
 
 import numpy as np
 
-from ..blocks.block_schedules import Way, WayBench, operations_of
+from ..blocks.block_schedules import BlockEvaluator, BlockSchedule, operations_of
 from ..blocks.block_values import alike, middle_member, shared_values, stream_values
 from ..problem.liveness import lives_of
 from ..problem.problem import Problem
 
 
 @dataclass(frozen=True)
-class LinkWay:
+class LinkSchedule:
     """A way to run a link, and what it means to run it again. Bytes as in `Way`.
 
     seconds: beyond running everything once. again_seconds: the same if the link's forward has passed before, and now
@@ -53,7 +53,7 @@ class Link:
     """
 
     kind: int
-    ways: tuple[LinkWay, ...]
+    ways: tuple[LinkSchedule, ...]
     input_bytes: int
     base_bytes: int
     forward_base_bytes: int
@@ -87,7 +87,7 @@ class Chain:
     runs: tuple[Runs, ...]
 
 
-def chain_of(problem: Problem, ways: Mapping[int, Sequence[Way]]) -> Chain:
+def chain_of(problem: Problem, ways: Mapping[int, Sequence[BlockSchedule]]) -> Chain:
     """The chain of a problem's blocks.
 
     ways: for each distinct block (`alike`) the ways to run it.
@@ -112,10 +112,10 @@ def chain_of(problem: Problem, ways: Mapping[int, Sequence[Way]]) -> Chain:
 
 
 def _piece(
-    problem: Problem, block: int, kind: int, ways: Sequence[Way], streams: tuple[frozenset[int], ...]
+    problem: Problem, block: int, kind: int, ways: Sequence[BlockSchedule], streams: tuple[frozenset[int], ...]
 ) -> tuple[Runs, Link]:
     """What a class of blocks runs and takes; inputs and bases are left at zero."""
-    bench, operations, ops = WayBench(problem, block), operations_of(problem, block), problem.ops
+    bench, operations, ops = BlockEvaluator(problem, block), operations_of(problem, block), problem.ops
     after = streams[block + 1] if block + 1 < len(streams) else frozenset()
     forward = problem.segment_operations[block]
     first_pass = _first_pass(problem, forward, bench)
@@ -139,19 +139,19 @@ def _piece(
         backward_seconds = seconds(way_backward) - once
         runs_of_ways.append((way.forward, positions(again), positions(last), positions(remake), way.backward))
         of_ways.append(
-            LinkWay(
+            LinkSchedule(
                 kept_bytes=way.kept_bytes,
                 height_bytes=way.height_bytes,
                 forward_height_bytes=way.forward_height_bytes,
                 seconds=way.seconds,
                 again_seconds=repeated_seconds(problem, again) + backward_seconds,
                 last_seconds=repeated_seconds(problem, last) + backward_seconds,
-                again_height_bytes=bench.forward_height(again, wanted & bench.loose),
-                last_height_bytes=bench.forward_height(last, wanted & bench.loose),
+                again_height_bytes=bench.forward_peak(again, wanted & bench.loose),
+                last_height_bytes=bench.forward_peak(last, wanted & bench.loose),
                 forward_seconds=seconds(way_forward),
                 forward_again_seconds=repeated_seconds(problem, again),
                 remake_seconds=repeated_seconds(problem, remake),
-                remake_height_bytes=bench.forward_height(remake, frozenset()),
+                remake_height_bytes=bench.forward_peak(remake, frozenset()),
                 backward_seconds=backward_seconds,
             )
         )
@@ -164,7 +164,7 @@ def _piece(
         0,
         seconds(first_pass),
         repeated_seconds(problem, again_pass),
-        bench.forward_height(first_pass, frozenset()),
+        bench.forward_peak(first_pass, frozenset()),
     )
     return runs, link
 
@@ -190,7 +190,7 @@ def repeated_seconds(problem: Problem, runs: Sequence[int]) -> float:
     return sum(problem.ops[index].seconds for index in runs)
 
 
-def _first_pass(problem: Problem, forward: Sequence[int], bench: WayBench) -> tuple[int, ...]:
+def _first_pass(problem: Problem, forward: Sequence[int], bench: BlockEvaluator) -> tuple[int, ...]:
     """What of a forward must run before backward begins, whatever is kept: see `Walk.let_forward_wait`."""
     wanted: set[int] = set()
     chosen = []

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from ..blocks.block_schedules import operations_of
 from ..problem.liveness import RunOrder
 from ..problem.problem import Problem
-from ..problem.units import told_keeping
+from ..problem.units import format_keeping
 from .chain import Chain
-from .tables import Keep, Nesting, Pass, Tables
+from .tables import Keep, NestedSchedule, Pass, Tables
 
 
-def order_of(problem: Problem, tables: Tables, nesting: Nesting) -> RunOrder:
+def order_of(problem: Problem, tables: Tables, nesting: NestedSchedule) -> RunOrder:
     """What the nesting runs in each segment of the problem whose blocks are the links of the tables' chain.
 
     First forwards run in their own segments, what runs again in the segment of the next backward.
@@ -26,7 +26,7 @@ def order_of(problem: Problem, tables: Tables, nesting: Nesting) -> RunOrder:
     return tuple(tuple(segment) for segment in segments)
 
 
-def told(tables: Tables, nesting: Nesting) -> str:
+def told(tables: Tables, nesting: NestedSchedule) -> str:
     """How many links keep how much, and which stretches pass more than once."""
     kept: Counter[int] = Counter()
     passes = []
@@ -38,12 +38,12 @@ def told(tables: Tables, nesting: Nesting) -> str:
             kept[tables.chain.links[link].ways[chosen].kept_bytes] += 1
         else:
             passes.append(part.decision)
-    ways = ", ".join(told_keeping(count, size) for size, count in sorted(kept.items(), reverse=True))
+    ways = ", ".join(format_keeping(count, size) for size, count in sorted(kept.items(), reverse=True))
     again = f"; {len(passes)} stretches run again from their first input" if passes else ""
     return f"of {len(tables.links)} links: {ways}{again}"
 
 
-def _parts(nesting: Nesting) -> Iterator[Nesting]:
+def _parts(nesting: NestedSchedule) -> Iterator[NestedSchedule]:
     pending = [nesting]
     while pending:
         part = pending.pop()
@@ -51,10 +51,10 @@ def _parts(nesting: Nesting) -> Iterator[Nesting]:
         pending += [one for one in (part.again, part.after) if one is not None]
 
 
-def _steps(tables: Tables, nesting: Nesting) -> Iterator[tuple[int, Sequence[int], int]]:
+def _steps(tables: Tables, nesting: NestedSchedule) -> Iterator[tuple[int, Sequence[int], int]]:
     """(link, positions, segment) of everything that runs, in order."""
     end = 2 * len(tables.links) - 1
-    pending: list[Nesting | tuple[int, Sequence[int]]] = [nesting]  # nestings, and backwards that are due
+    pending: list[NestedSchedule | tuple[int, Sequence[int]]] = [nesting]  # nestings, and backwards that are due
     while pending:
         part = pending.pop()
         if isinstance(part, tuple):

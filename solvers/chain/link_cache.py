@@ -8,7 +8,7 @@ from dataclasses import asdict
 from math import isfinite
 from operator import index
 
-from ..blocks.block_schedules import Way, operations_of
+from ..blocks.block_schedules import BlockSchedule, operations_of
 from ..blocks.rematerialize import droppable
 from ..blocks.tradeoff import forward_needs
 from ..disk_cache import DamagedEntry, DiskCache, Entry, decoding, entry_name
@@ -17,13 +17,13 @@ from ..problem.problem import Problem
 _CACHE = DiskCache()
 
 
-def cached_ways(
+def cached_schedules(
     problem: Problem,
     block: int,
     told: str,
-    find: Callable[[], Sequence[Way]],
+    find: Callable[[], Sequence[BlockSchedule]],
     cache: DiskCache | None = _CACHE,
-) -> tuple[Way, ...]:
+) -> tuple[BlockSchedule, ...]:
     """The ways to run a block as `find` finds them, from the cache if they are there, put there if not.
 
     told: all else that `find` depends on: which solver it is, its limits, and what it looks at beyond the block
@@ -35,7 +35,7 @@ def cached_ways(
     entry = cache.read(name)
     if entry is not None:
         with suppress(DamagedEntry):
-            return _stored_ways(entry, len(operations_of(problem, block)))
+            return _stored_schedules(entry, len(operations_of(problem, block)))
     found = tuple(find())
     cache.write(name, [asdict(way) for way in found])
     return found
@@ -80,12 +80,12 @@ def _seen_from(problem: Problem, block: int, place: int) -> tuple[bool, int]:
     return place < problem.forward_length, max(-2, min(away, 2))
 
 
-def _stored_ways(entry: Entry, operations: int) -> tuple[Way, ...]:
+def _stored_schedules(entry: Entry, operations: int) -> tuple[BlockSchedule, ...]:
     """The ways of an entry for a block of so many operations. Raises DamagedEntry where it holds none."""
     found = []
     with decoding("ways"):
-        for told in entry.told:
-            way = Way(**{**told, "forward": tuple(told["forward"]), "backward": tuple(told["backward"])})
+        for told in entry.content:
+            way = BlockSchedule(**{**told, "forward": tuple(told["forward"]), "backward": tuple(told["backward"])})
             if not all(0 <= index(position) < operations for position in (*way.forward, *way.backward)):
                 raise ValueError("a way by operations that there are not")
             if min(map(index, (way.kept_bytes, way.height_bytes, way.forward_height_bytes))) < 0:

@@ -8,7 +8,7 @@ from math import inf
 
 import numpy as np
 
-from .chain import Chain, LinkWay
+from .chain import Chain, LinkSchedule
 
 
 def levels_of(chain: Chain, most: int) -> tuple[tuple[int, ...], ...]:
@@ -32,16 +32,16 @@ def levels_of(chain: Chain, most: int) -> tuple[tuple[int, ...], ...]:
     return tuple(levels)
 
 
-def _seconds(way: LinkWay) -> float:
+def _seconds(way: LinkSchedule) -> float:
     return way.seconds + way.remake_seconds
 
 
-def _cheapest(ways: Sequence[LinkWay], price: float) -> int:
+def _cheapest(ways: Sequence[LinkSchedule], price: float) -> int:
     """The number of the way that is best at a price (seconds per byte), the first of equals."""
     return min(range(len(ways)), key=lambda way: (_seconds(ways[way]) + price * ways[way].kept_bytes, way))
 
 
-def _prices(ways: Sequence[LinkWay]) -> list[float]:
+def _prices(ways: Sequence[LinkSchedule]) -> list[float]:
     """The prices at which the cheapest way changes: the slopes of the lower convex hull of (bytes kept, seconds)."""
     hull = lower_hull((way.kept_bytes, _seconds(way), 0) for way in ways if _seconds(way) < inf)
     return [(a[1] - b[1]) / (b[0] - a[0]) for a, b in pairwise(hull) if a[1] > b[1]]

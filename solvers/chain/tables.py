@@ -9,7 +9,7 @@ from math import inf
 
 import numpy as np
 
-from .chain import Chain, Link, LinkWay, storing
+from .chain import Chain, Link, LinkSchedule, storing
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Nesting:
+class NestedSchedule:
     """How links first..last are run: one decision, and how what it leaves is run.
 
     level: of the pass that has been here before and kept something, None if none has. after: how the links after the
@@ -44,8 +44,8 @@ class Nesting:
     last: int
     level: int | None
     decision: Keep | Pass
-    after: Nesting | None
-    again: Nesting | None
+    after: NestedSchedule | None
+    again: NestedSchedule | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +140,10 @@ class Tables:
         self.chain, self.levels, self.level = chain, levels, level
         self.slot_bytes, self.slots = slot_bytes, slots
         links = self.links = chain.links
-        self.ways = {link.kind: _columns(link.ways, LinkWay) for link in links}
+        self.ways = {link.kind: _columns(link.ways, LinkSchedule) for link in links}
         self.columns = _columns(links, Link)
         stored_ways = [[link.ways[way] for link, way in zip(links, chosen, strict=True)] for chosen in levels]
-        self.of_levels = [_columns(ways, LinkWay) for ways in stored_ways]
+        self.of_levels = [_columns(ways, LinkSchedule) for ways in stored_ways]
         self._looked_at: dict[tuple[int, int], tuple[_Branches, ...]] = {}  # by tracing
         self.rows = rows_of(links, level is None)
         # a table that another one looks up further up than it goes is continued with its last entry
@@ -165,7 +165,7 @@ class Tables:
                     self.values[row, slots:] = best[-1]
                     self.lowest[row] = np.searchsorted(-best, -inf, side="right")
 
-    def nesting(self, budget_bytes: float) -> Nesting | None:
+    def nesting(self, budget_bytes: float) -> NestedSchedule | None:
         """The best nesting of the whole chain under a budget, all bytes counted; None if there is none."""
         last = len(self.links) - 1
         slot = min(int(self._slots(budget_bytes - self.links[last].base_bytes)), self.slots - 1)
@@ -179,7 +179,7 @@ class Tables:
         falls = np.flatnonzero(np.append(table[:1] < inf, table[1:] < table[:-1]))
         return [(base_bytes + float(slot) * self.slot_bytes, float(table[slot])) for slot in falls]
 
-    def _traced(self, last: int, slot: int) -> Nesting:
+    def _traced(self, last: int, slot: int) -> NestedSchedule:
         """The nesting of links 0..last behind a table's entry; without recursion, as nestings are as deep as chains."""
         parts: list[_Part] = [(self, 0, last, slot)]
         decided: list[tuple[Keep | Pass, int, int]] = []  # with the numbers of the parts it leaves, 0 for none
@@ -190,12 +190,12 @@ class Tables:
                 numbers.append(len(parts) if part else 0)
                 parts += [part] if part else []
             decided.append((decision, *numbers))
-        nestings: dict[int, Nesting] = {}
+        nestings: dict[int, NestedSchedule] = {}
         for number in reversed(range(len(parts))):
             tables, first, last, _ = parts[number]
             decision, after, again = decided[number]
             left = nestings.pop(after, None), nestings.pop(again, None)
-            nestings[number] = Nesting(first, last, tables.level, decision, *left)
+            nestings[number] = NestedSchedule(first, last, tables.level, decision, *left)
         return nestings[0]
 
     def _decided(self, first: int, last: int, slot: int) -> tuple[Keep | Pass, _Part | None, _Part | None]:
@@ -282,7 +282,7 @@ class Tables:
         return np.floor(np.asarray(size_bytes, dtype=float) / self.slot_bytes + 0.5).astype(np.int64)
 
 
-def _columns(records: Sequence[Link] | Sequence[LinkWay], kind: type) -> dict[str, np.ndarray]:
+def _columns(records: Sequence[Link] | Sequence[LinkSchedule], kind: type) -> dict[str, np.ndarray]:
     """The numbers of records by field."""
     names = [name for name in kind.__dataclass_fields__ if name.endswith(("_bytes", "seconds"))]
     return {name: np.array([getattr(record, name) for record in records], dtype=float) for name in names}

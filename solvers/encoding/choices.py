@@ -95,7 +95,7 @@ def _within(options: Sequence[Sequence[_Option]], error_budget: float) -> list[_
     return taken
 
 
-def told_choice(problem: Problem, choice: Choice) -> str:
+def choice_text(problem: Problem, choice: Choice) -> str:
     """A choice in words."""
     names = sorted({problem.values[value].encodings[number].name for value, number in choice})
     return f"{len(choice)} values encoded ({', '.join(names)})"

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 
 from ..polish import without_idle_runs, without_runs
-from ..problem.encoded_problem import Recoding, recoding_of
+from ..problem.encoded_problem import EncodedProblem, encoded_problem_of
 from ..problem.liveness import Choice, Lives, RunOrder, lives_of, schedule_of
 from ..problem.problem import Problem
 from ..problem.problem_arrays import arrays_of
@@ -19,12 +19,12 @@ def encoded_schedule(problem: Problem, choice: Choice, order: RunOrder) -> Sched
     """The schedule of a problem for a run order of the merged problem of a choice (`merged_problem`)."""
     if not choice:
         return schedule_of(problem, order)
-    recoding = recoding_of(problem, choice)
+    recoding = encoded_problem_of(problem, choice)
     merged = schedule_of(recoding.merged, order)
     return Schedule(tuple(_original(recoding, one) for one in merged.instructions), merged.segments)
 
 
-def undone(recoding: Recoding, order: RunOrder) -> RunOrder:
+def decoded_order(recoding: EncodedProblem, order: RunOrder) -> RunOrder:
     """The run order of the merged problem for one of the reduced problem: never a higher peak, never more time.
 
     What is decoded while the value itself is alive need not be, and what is encoded and not decoded neither. So the
@@ -42,7 +42,7 @@ def undone(recoding: Recoding, order: RunOrder) -> RunOrder:
     return without_idle_codes(recoding, order)
 
 
-def _with_late_views(recoding: Recoding, order: RunOrder) -> RunOrder:
+def _with_late_views(recoding: EncodedProblem, order: RunOrder) -> RunOrder:
     """The order with codes that are read themselves decoded right before they are read: the value may be gone by then,
     where one that is kept instead would have to stay."""
     ops = recoding.reduced.ops
@@ -73,7 +73,7 @@ def _alive_at(lives: Lives, values: np.ndarray, positions: np.ndarray) -> np.nda
     return births > deaths
 
 
-def without_idle_codes(recoding: Recoding, order: RunOrder) -> RunOrder:
+def without_idle_codes(recoding: EncodedProblem, order: RunOrder) -> RunOrder:
     """The order without what is encoded and not decoded before it is encoded again, and what runs again for that."""
     lives = lives_of(recoding.merged, order)
     span = max(len(lives.runs), 1)
@@ -87,7 +87,7 @@ def without_idle_codes(recoding: Recoding, order: RunOrder) -> RunOrder:
     return without_idle_codes(recoding, without_idle_runs(recoding.merged, without_runs(order, idle)))
 
 
-def _original(recoding: Recoding, instruction: Instruction) -> Instruction:
+def _original(recoding: EncodedProblem, instruction: Instruction) -> Instruction:
     """An instruction of the merged problem's schedule as one of the original problem's."""
     match instruction:
         case Run(op):
@@ -106,7 +106,7 @@ def is_exact_where_due(problem: Problem, choice: Choice, order: RunOrder) -> boo
     inexact = of_backward_alone(problem, choice)
     if not inexact.any():
         return True
-    recoding = recoding_of(problem, choice)
+    recoding = encoded_problem_of(problem, choice)
     lives = lives_of(recoding.merged, order)
     of_forward = np.array(
         [isinstance(one, Run) and one.op < problem.forward_length for one in recoding.operations], dtype=bool
@@ -135,7 +135,7 @@ def with_codes(problem: Problem, choice: Choice, order: RunOrder) -> RunOrder:
     before the first such wait, and decoded before its first read after each. One decoded for backward alone does not
     count as waiting before forward, run again, has read it for the last time.
     """
-    recoding = recoding_of(problem, choice)
+    recoding = encoded_problem_of(problem, choice)
     place_of = {run.op: place for place, run in enumerate(recoding.operations) if isinstance(run, Run)}
     codecs: dict[int, dict[type, int]] = {}
     for place, one in enumerate(recoding.operations):

@@ -11,15 +11,15 @@ from math import ceil, inf
 
 from ..pareto import Rated, envelope
 from ..polish import polished
-from ..problem.encoded_problem import recoding_of
+from ..problem.encoded_problem import encoded_problem_of
 from ..problem.errors import InfeasibleBudget
 from ..problem.liveness import Choice, RunOrder, forecast
 from ..problem.problem import Problem
 from ..problem.schedule import Run, Schedule
 from ..problem.simulate import simulate
 from ..solver import Solver
-from .choices import choices_of, told_choice
-from .decode_order import encoded_schedule, is_exact_where_due, undone, with_codes, without_idle_codes
+from .choices import choice_text, choices_of
+from .decode_order import decoded_order, encoded_schedule, is_exact_where_due, with_codes, without_idle_codes
 
 _SOURCES_PER_BUDGET = 3
 _GRAIN = 1e-3  # of the seconds of the step, by which sources differ
@@ -58,15 +58,17 @@ class Encoded:
         for choice in choices:
             ladder = _Ladder(problem, choice, plain)
             for one in plain:
-                yield from ladder.rated(one.solver, one.told, with_codes(problem, choice, one.order))
+                yield from ladder.rated(one.solver, one.description, with_codes(problem, choice, one.order))
             if _is_approximate(problem, choice):
                 for candidate in self.solver.candidates(_in_code_sizes(problem, choice)):
                     order = with_codes(problem, choice, candidate.order)
-                    yield from ladder.rated(self.solver.name, candidate.told, order)
+                    yield from ladder.rated(self.solver.name, candidate.description, order)
             if choice == choices[-1]:
-                recoding = recoding_of(problem, choice)
+                recoding = encoded_problem_of(problem, choice)
                 for candidate in self.solver.candidates(recoding.reduced):
-                    yield from ladder.rated(self.solver.name, candidate.told, undone(recoding, candidate.order))
+                    yield from ladder.rated(
+                        self.solver.name, candidate.description, decoded_order(recoding, candidate.order)
+                    )
             yield from ladder.spent(most)
 
 
@@ -81,9 +83,9 @@ def schedule_with_codes(problem: Problem, solver: Solver, budget_bytes: int) -> 
     except InfeasibleBudget as short:
         error = short
     for choice in choices_of(problem):
-        recoding = recoding_of(problem, choice)
+        recoding = encoded_problem_of(problem, choice)
         with suppress(InfeasibleBudget, ValueError):  # with codecs the graph may be too large
-            order = undone(recoding, _order(solver.schedule(recoding.reduced, budget_bytes)))
+            order = decoded_order(recoding, _order(solver.schedule(recoding.reduced, budget_bytes)))
             if is_exact_where_due(problem, choice, order):
                 found.append(encoded_schedule(problem, choice, order))
     if not found:
@@ -129,11 +131,11 @@ class _Ladder:
     def __init__(self, problem: Problem, choice: Choice, plain: Sequence[Rated]) -> None:
         self.problem, self.choice = problem, choice
         self.grain_seconds = _GRAIN * problem.seconds or 1.0
-        self.recoding = recoding_of(problem, choice)
+        self.recoding = encoded_problem_of(problem, choice)
         self.merged = self.recoding.merged
         told = zip(self.recoding.operations, self.merged.ops, strict=True)
         self.codec_seconds = [0.0 if isinstance(one, Run) else op.seconds for one, op in told]
-        self.words = told_choice(problem, choice)
+        self.words = choice_text(problem, choice)
         self.known = list(plain)  # the envelope
         self.sources: list[Rated] = []  # the envelope with the seconds that they would take without any codec
 
@@ -166,7 +168,7 @@ class _Ladder:
             if source.seconds < self._fastest_known(limit) + self.grain_seconds:
                 order = without_idle_codes(self.recoding, polished(self.merged, source.order, limit))
                 if is_exact_where_due(self.problem, self.choice, order):
-                    words = f"{source.told}; of {self.words} those for which it needs to"
+                    words = f"{source.description}; of {self.words} those for which it needs to"
                     yield self._rated(source.solver, words, order)
 
     def _limits(self, count: int) -> list[int]:

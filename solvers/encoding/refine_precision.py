@@ -13,7 +13,7 @@ import numpy as np
 
 from ..pareto import Rated
 from ..problem.errors import ScheduleError
-from ..problem.problem import Encoding, Problem
+from ..problem.problem import EncodingOption, Problem
 from ..problem.schedule import Decode, Encode, FreeCode, Instruction, Schedule
 from ..problem.simulate import simulate
 from .decode_order import encoded_schedule
@@ -32,7 +32,7 @@ class _Code:
     stop: int
 
 
-def gentler(problem: Problem, schedule: Schedule, budget_bytes: int) -> Schedule:
+def with_lower_error(problem: Problem, schedule: Schedule, budget_bytes: int) -> Schedule:
     """The schedule with approximate codes exchanged for more exact ones, the most error per byte first, as they fit.
 
     budget_bytes: what it may peak at. What runs when stays as it is. Cost: two simulations, and for each code and each
@@ -68,7 +68,7 @@ def _gentler_numbers(problem: Problem, schedule: Schedule, budget_bytes: int) ->
     return {code.value: code.number for code in codes}
 
 
-def gentlest(problem: Problem, fitting: Sequence[Rated], budget_bytes: int) -> Rated:
+def lowest_error(problem: Problem, fitting: Sequence[Rated], budget_bytes: int) -> Rated:
     """Of candidates that fit a budget, of which the last is the fastest, one that is hardly slower and errs least.
 
     Cost: a simulation, and what `gentler` adds, for two dozen of them at most.
@@ -115,7 +115,7 @@ def _exchanges(problem: Problem, codes: list[_Code]) -> Iterator[tuple[float, _C
                 yield (before.error - after.error) / max(after.size_bytes - before.size_bytes, 1), code, number
 
 
-def _more_bytes(before: Encoding, after: Encoding) -> int:
+def _more_bytes(before: EncodingOption, after: EncodingOption) -> int:
     """By how much the fullest moment may rise while one code is made, kept or decoded and not the other."""
     more = after.size_bytes - before.size_bytes
     encoding = after.encode_working_bytes - before.encode_working_bytes

@@ -3,9 +3,9 @@
 Its backward is cut into stages as in `ilp`. Forward is one stage in trace order in which nothing runs again: W[k] is 1
 if operation k runs in it, fixed where the rest of forward or another block needs it, and A[0,v] says what it keeps.
 
-    W[k] <= W[k(u)]                                 u read by k                 `WayProgram._state_forward`
-    A[0,v] <= W[k(v)]                               v kept                      `WayProgram._state_forward`
-    sum of size[v] · A[0,v], states included <= kept_bytes                      `WayProgram._state_kept`
+    W[k] <= W[k(u)]                                 u read by k                 `BlockProgram._state_forward`
+    A[0,v] <= W[k(v)]                               v kept                      `BlockProgram._state_forward`
+    sum of size[v] · A[0,v], states included <= kept_bytes                      `BlockProgram._state_kept`
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from math import fsum
 
 import pulp
 
-from ..blocks.block_schedules import Way, WayBench
+from ..blocks.block_schedules import BlockEvaluator, BlockSchedule
 from ..problem.problem import Problem
 from .answer import Answer, Effort, Term
 from .block_stages import BlockStages, stages_of_block
@@ -31,15 +31,15 @@ class Proven:
     """The fastest way found, None if none was; and the seconds (beyond running everything once) that no way under the
     same limits goes below, infinite if there is none."""
 
-    way: Way | None
+    way: BlockSchedule | None
     least_seconds: float
 
 
-class WayProgram:
+class BlockProgram:
     """The program of one block; solved for one pair of limits after another."""
 
     def __init__(self, problem: Problem, block: int, rounds: int = 1) -> None:
-        self.bench = WayBench(problem, block)
+        self.bench = BlockEvaluator(problem, block)
         self.block: BlockStages = stages_of_block(problem, block, rounds)
         self.core = StageProgram(self.block.stages)
         self.moments = Moments(self.core)
@@ -77,7 +77,7 @@ class WayProgram:
         kept = [n for n, told in enumerate(pieces) if told.start is Start.KEPT]
         self.kept.state([(pieces[n].size_bytes, self.core.alive(0, n)) for n in kept], 0)
 
-    def fastest(self, kept_bytes: int, height_bytes: int, start: Way | None, effort: Effort) -> Proven:
+    def fastest(self, kept_bytes: int, height_bytes: int, start: BlockSchedule | None, effort: Effort) -> Proven:
         """The way that takes least time with both `Way.kept_bytes` and `Way.height_bytes` limited.
 
         `start`: a way to begin with; if it keeps the limits the answer is no slower. `effort.gap` in seconds.
@@ -102,7 +102,7 @@ class WayProgram:
         backward = [one.op for one in self.core.cut.repeatables if one.op >= turn]
         return fsum(ops[index].seconds for index in [*self.block.needs, *backward])
 
-    def _values_of(self, way: Way) -> dict[str, float] | None:
+    def _values_of(self, way: BlockSchedule) -> dict[str, float] | None:
         """The values that describe a way; where it runs something within a stage or twice in it, nearly so."""
         core, operations = self.core, self.bench.operations
         place = {one.op: place for place, one in enumerate(core.cut.repeatables)}
@@ -127,7 +127,7 @@ class WayProgram:
         forward = {operations[position] for position in way.forward}
         return values | {variable.name: float(index in forward) for index, variable in self._forward.items()}
 
-    def _read(self, answer: Answer) -> Reading[Way]:
+    def _read(self, answer: Answer) -> Reading[BlockSchedule]:
         """The way that a solution describes."""
         backward, stage_of, needed = self._tidied(self.core.ran(answer))
         way = self.bench.weigh(self._forward_for(needed), tuple(backward))
@@ -163,7 +163,7 @@ class WayProgram:
         order.reverse()
         return [index for index, _ in order], [stage for _, stage in order], needed
 
-    def _heights(self, backward: list[int], way: Way) -> list[int]:
+    def _heights(self, backward: list[int], way: BlockSchedule) -> list[int]:
         """The height of every run; the highest one is the way's."""
         bench, ops = self.bench, self.bench.problem.ops
         needed, live = bench.after_backward.copy(), 0

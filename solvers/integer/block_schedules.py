@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-from ..blocks.block_schedules import Way, unbeaten
+from ..blocks.block_schedules import BlockSchedule, unbeaten
 from ..problem.problem import Problem
 from .answer import Effort
-from .block_program import Proven, WayProgram
+from .block_program import BlockProgram, Proven
 from .block_stages import stages_of_block
 from .stages import choices
 
@@ -21,12 +21,12 @@ _WORK = 12_000_000_000  # choices cubed, times limits: a second or two
 _GAP = 0.005  # of the time of the layer's forward, as far as measured times can tell ways apart
 
 
-def fastest_way(
+def fastest_schedule(
     problem: Problem,
     block: int,
     kept_bytes: int,
     height_bytes: int,
-    start: Way | None = None,
+    start: BlockSchedule | None = None,
     node_limit: int = 10_000,
 ) -> Proven:
     """The way to run a block that takes least time with `Way.kept_bytes` and `Way.height_bytes` limited (bytes).
@@ -34,10 +34,12 @@ def fastest_way(
     start: a way to begin with. node_limit: nodes of branch and bound, after which the best way so far is returned
     with what is proven by then; 0 looks near the relaxation only.
     """
-    return WayProgram(problem, block).fastest(kept_bytes, height_bytes, start, Effort(node_limit))
+    return BlockProgram(problem, block).fastest(kept_bytes, height_bytes, start, Effort(node_limit))
 
 
-def ways_of(problem: Problem, block: int, known: Sequence[Way], work: int = _WORK) -> tuple[Way, ...]:
+def ways_of(
+    problem: Problem, block: int, known: Sequence[BlockSchedule], work: int = _WORK
+) -> tuple[BlockSchedule, ...]:
     """Ways to run a block, those of `known` among them, none beaten by another in everything.
 
     Fast ways for limits on kept bytes and height, from a fixed ladder between those of known ways; of these only as
@@ -49,7 +51,7 @@ def ways_of(problem: Problem, block: int, known: Sequence[Way], work: int = _WOR
     limits = _limits(known)[: work // max(choices(cut), 1) ** 3]
     if not limits:
         return unbeaten(known)
-    program = WayProgram(problem, block)
+    program = BlockProgram(problem, block)
     gap = _GAP * sum(problem.ops[index].seconds for index in program.block.forward)
     found = list(known)
     answers: list[tuple[int, int, Proven]] = []
@@ -65,7 +67,7 @@ def ways_of(problem: Problem, block: int, known: Sequence[Way], work: int = _WOR
     return unbeaten(found)
 
 
-def _limits(known: Sequence[Way]) -> list[tuple[int, int]]:
+def _limits(known: Sequence[BlockSchedule]) -> list[tuple[int, int]]:
     """Pairs of limits on kept bytes and height."""
     if not known:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..blocks.block_schedules import WayBench
+from ..blocks.block_schedules import BlockEvaluator
 from ..blocks.rematerialize import may_wait
 from ..problem.problem import Problem
 from ..problem.problem_arrays import arrays_of
@@ -39,7 +39,7 @@ def stages_of_block(problem: Problem, block: int, rounds: int = 1) -> BlockStage
 
 class _Cutter:
     def __init__(self, problem: Problem, block: int) -> None:
-        self.problem, self.bench = problem, WayBench(problem, block)
+        self.problem, self.bench = problem, BlockEvaluator(problem, block)
         ops, idle, turn = problem.ops, may_wait(problem), problem.forward_length
         self.forward = tuple(index for index in self.bench.operations if index < turn)
         backward = [index for index in self.bench.operations if index >= turn]

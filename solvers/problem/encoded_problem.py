@@ -11,7 +11,7 @@ from .schedule import Decode, Encode, Run
 
 
 @dataclass(frozen=True, eq=False)
-class Recoding:
+class EncodedProblem:
     """A problem in which chosen values are encoded between forward and backward.
 
         v = maker(...); forward(v); ...; backward(v)
@@ -46,7 +46,7 @@ def encodable(problem: Problem) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=8)
-def recoding_of(problem: Problem, choice: Choice) -> Recoding:
+def encoded_problem_of(problem: Problem, choice: Choice) -> EncodedProblem:
     """The recoding in which these values are encoded, each of them `encodable` and chosen once."""
     draft = _Draft(problem)
     for value, number in choice:
@@ -56,7 +56,7 @@ def recoding_of(problem: Problem, choice: Choice) -> Recoding:
 
 def merged_problem(problem: Problem, choice: Choice) -> Problem:
     """The problem that a candidate's run order is one of: the problem itself if nothing is chosen."""
-    return recoding_of(problem, choice).merged if choice else problem
+    return encoded_problem_of(problem, choice).merged if choice else problem
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Draft:
         for readers in backward.values():
             self._add_decode(value, number, code, readers)
 
-    def recoding(self, choice: Choice) -> Recoding:
+    def recoding(self, choice: Choice) -> EncodedProblem:
         """What has been written down."""
         added: list[_Added | int] = []
         for index in range(len(self.problem.ops)):
@@ -107,7 +107,7 @@ class _Draft:
             "forward_length": self.problem.forward_length + len(choice),
             "block_classes": self._block_classes(),
         }
-        return Recoding(
+        return EncodedProblem(
             reduced=replace(self.problem, ops=reduced, **parts),
             merged=replace(self.problem, ops=merged, **parts),
             operations=tuple(Run(one) if isinstance(one, int) else one.instruction for one in added),

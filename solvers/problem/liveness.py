@@ -37,10 +37,10 @@ class Forecast:
 class Candidate:
     """A run order that a solver offers, with a few words on what it keeps, and its forecast if that is known.
 
-    choice: if not empty, the order is one of the problem with these values encoded (`encoded.recoding_of`).
+    choice: if not empty, the order is one of the problem with these values encoded (`encoded.encoded_problem_of`).
     """
 
-    told: str
+    description: str
     order: RunOrder
     seen: Forecast | None = None
     choice: Choice = ()

@@ -14,7 +14,7 @@ _READ = ", read as it is"  # of a code from which backward computes
 
 
 @dataclass(frozen=True, slots=True)
-class Encoding:
+class EncodingOption:
     """A way to keep a value in fewer bytes: what its code takes, and what encoding and decoding take.
 
     `encode_working_bytes` and `decode_working_bytes` are the most that is allocated at any moment meanwhile, what is
@@ -69,7 +69,7 @@ class Value:
     size_bytes: int
     held: bool = False
     resident: bool = False
-    encodings: tuple[Encoding, ...] = ()
+    encodings: tuple[EncodingOption, ...] = ()
 
     def decoded_bytes(self, number: int) -> int:
         """What the value takes once it is decoded by one of its encodings, besides the code."""

@@ -33,7 +33,7 @@ def difference_of(here: Problem, there: Problem) -> str | None:
 def _differences(here: Problem, there: Problem) -> Iterator[str]:
     for mine, its in zip(here.ops, there.ops, strict=False):
         if mine.kind != its.kind:
-            yield _told_kinds(mine, its)
+            yield _kinds_text(mine, its)
         for name, told in _OF_OPS.items():
             if getattr(mine, name) != getattr(its, name):
                 yield f"{_placed(mine)} {told}"
@@ -44,9 +44,9 @@ def _differences(here: Problem, there: Problem) -> Iterator[str]:
         if mine.size_bytes != its.size_bytes:
             yield f"{name} has {mine.size_bytes:,} bytes here, {its.size_bytes:,} there"
         if (mine.held, mine.resident) != (its.held, its.resident):
-            yield f"{name} {_fate(mine)} here, and {_fate(its)} there"
+            yield f"{name} {_lifetime(mine)} here, and {_lifetime(its)} there"
         if mine.stated_encodings != its.stated_encodings:
-            yield f"{name} may be kept {_told_encodings(mine, its)} here, {_told_encodings(its, mine)} there"
+            yield f"{name} may be kept {_encodings_text(mine, its)} here, {_encodings_text(its, mine)} there"
     if len(here.values) != len(there.values):
         yield f"it has {len(here.values)} values here, {len(there.values)} there"
 
@@ -55,13 +55,13 @@ def _placed(op: Op) -> str:
     return f"{op.name} of {op.module}" if op.module else op.name
 
 
-def _fate(value: Value) -> str:
+def _lifetime(value: Value) -> str:
     if value.resident:
         return "is there before the step"
     return "stays to the end" if value.held else "can be freed"
 
 
-def _told_encodings(value: Value, other: Value) -> str:
+def _encodings_text(value: Value, other: Value) -> str:
     """In which codes a value may be kept, those first that another one has not."""
     if not value.encodings:
         return "only as it is"
@@ -72,7 +72,7 @@ def _told_encodings(value: Value, other: Value) -> str:
     return f"in {len(value.encodings)} codes ({', '.join(names[:_MOST_NAMED])}{more})"
 
 
-def _told_kinds(mine: Op, its: Op) -> str:
+def _kinds_text(mine: Op, its: Op) -> str:
     """How two operations differ: in name, or in the first thing that they are told."""
     for one, other in zip_longest(mine.kind.split(" > "), its.kind.split(" > "), fillvalue="nothing"):
         (name, told), (its_name, its_told) = _taken_apart(one), _taken_apart(other)

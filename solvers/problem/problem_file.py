@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from math import inf, isfinite
 from typing import Any, TypeVar
 
-from .problem import Encoding, Op, Problem, Reference, Value
+from .problem import EncodingOption, Op, Problem, Reference, Value
 
 MOST_BYTES = 2**60  # of all that a problem tells together, so that sums fit in 64 bits
 MOST_SECONDS = 1e12
@@ -16,7 +16,7 @@ _MOST_REPORTED = 60
 _FIDELITIES = ("bitwise", "rounding", "approximate")
 _COSTS = ("measured", "roofline", "flops")
 
-_Record = TypeVar("_Record", Op, Value, Encoding, Reference, Problem)
+_Record = TypeVar("_Record", Op, Value, EncodingOption, Reference, Problem)
 
 
 def problem_of(told: object) -> Problem:
@@ -157,9 +157,9 @@ def _record(kind: type[_Record], told: object, where: str, **made: Any) -> _Reco
     return kind(**found)
 
 
-def _encodings(value: object, number: int) -> tuple[Encoding, ...]:
+def _encodings(value: object, number: int) -> tuple[EncodingOption, ...]:
     told = _dict(value, f"value {number}").get("encodings", [])
-    return tuple(_record(Encoding, one, f"an encoding of value {number}") for one in _list(told, "encodings"))
+    return tuple(_record(EncodingOption, one, f"an encoding of value {number}") for one in _list(told, "encodings"))
 
 
 def _values_of(op: Op) -> tuple[int, ...]:

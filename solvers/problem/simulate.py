@@ -9,7 +9,7 @@ from math import fsum
 from .errors import ScheduleError
 from .liveness import schedule_of, trace_order
 from .plan import Plan
-from .problem import Encoding, Problem, Reference
+from .problem import EncodingOption, Problem, Reference
 from .schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule
 
 _ERROR_ROUNDING = 1e-9  # of sums
@@ -269,7 +269,7 @@ class _Bench:
         """An error that says where."""
         return ScheduleError(f"instruction {self.at} {what}" if self.at >= 0 else what)
 
-    def _encoding(self, value_index: int, number: int) -> Encoding:
+    def _encoding(self, value_index: int, number: int) -> EncodingOption:
         value = self.problem.values[value_index]
         if not 0 <= number < len(value.encodings):
             raise self.error(f"names encoding {number} of {value.name}, which has {len(value.encodings)}")

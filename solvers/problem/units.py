@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def told_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes in a unit that reads well: `2.60 GiB`, `952.7 MiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if abs(count) < 1024 or unit == "GiB":
@@ -13,6 +13,6 @@ def told_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-def told_keeping(count: int, size_bytes: float) -> str:
+def format_keeping(count: int, size_bytes: float) -> str:
     """That so many layers keep so much: `1 keeps 2.25 MiB`."""
-    return f"{count} {'keeps' if count == 1 else 'keep'} {told_bytes(size_bytes)}"
+    return f"{count} {'keeps' if count == 1 else 'keep'} {format_bytes(size_bytes)}"

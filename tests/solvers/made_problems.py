@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field, replace
 
-from lowtide.solvers.problem.problem import Encoding, Op, Problem, Value
+from lowtide.solvers.problem.problem import EncodingOption, Op, Problem, Value
 
 MEBIBYTE = 2**20
 
@@ -265,7 +265,7 @@ def with_encodings(problem: Problem, seed: int, share: float = 0.6, error_budget
                 size_bytes = draw.randint(0, value.size_bytes)
                 read_bytes = draw.choice((None, 0, value.size_bytes // 4)) if read_once else None
                 encodings.append(
-                    Encoding(
+                    EncodingOption(
                         f"code{number}",
                         size_bytes,
                         encode_seconds=draw.choice((0.0, 0.5, 1.0, 2.0)),
@@ -292,7 +292,7 @@ def with_halves(problem: Problem, least_bytes: int, seconds_per_byte: float, bit
         if value.size_bytes >= least_bytes and not value.resident:
             size, seconds = value.size_bytes, value.size_bytes * seconds_per_byte
             encodings = tuple(
-                Encoding(f"{b} bits", size * b // 32, seconds, seconds, size * b // 32, size, "rounding", 2.0**-b)
+                EncodingOption(f"{b} bits", size * b // 32, seconds, seconds, size * b // 32, size, "rounding", 2.0**-b)
                 for b in bits
             )
             value = replace(value, encodings=encodings)

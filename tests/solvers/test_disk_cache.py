@@ -30,7 +30,7 @@ def test_an_entry_comes_back_as_it_was_written(cache):
     assert cache.read("one") is None
     cache.write("one", TOLD, ARRAYS)
     entry = cache.read("one")
-    assert entry is not None and entry.told == TOLD
+    assert entry is not None and entry.content == TOLD
     for number, array in enumerate(ARRAYS):
         assert entry.array(number).dtype == array.dtype
         assert entry.array(number).tolist() == array.tolist()
@@ -38,13 +38,13 @@ def test_an_entry_comes_back_as_it_was_written(cache):
 
 def test_numbers_of_numpy_come_back_as_pythons(cache):
     cache.write("one", [np.int64(2**40), np.float32(0.5), np.float64(0.1)])
-    assert cache.read("one").told == [2**40, 0.5, 0.1]
+    assert cache.read("one").content == [2**40, 0.5, 0.1]
 
 
 def test_a_second_entry_of_a_name_takes_the_place_of_the_first(cache):
     cache.write("one", 1, ARRAYS)
     cache.write("one", 2)
-    assert cache.read("one").told == 2
+    assert cache.read("one").content == 2
     only_file(cache)
 
 
@@ -67,7 +67,7 @@ def test_a_damaged_entry_is_none_and_is_written_anew(cache, damage):
     path.write_bytes(damage(path.read_bytes()))
     assert cache.read("one") is None
     cache.write("one", TOLD, ARRAYS)
-    assert cache.read("one").told == TOLD
+    assert cache.read("one").content == TOLD
 
 
 def test_no_cut_of_an_entry_is_taken_for_a_whole_one(cache):
@@ -113,14 +113,14 @@ def test_the_number_of_entries_is_limited(tmp_path):
     for number in range(10):
         cache.write(str(number), number)
     assert len([*tmp_path.iterdir()]) == 3
-    assert cache.read("9").told == 9
+    assert cache.read("9").content == 9
 
 
 def test_entries_written_and_read_at_once_are_whole(cache):
     def write_and_read(number):
         cache.write("shared", number, (np.full(50_000, number, dtype=np.int32),))
         entry = cache.read("shared")
-        return entry is not None and set(entry.array(0).tolist()) == {entry.told}
+        return entry is not None and set(entry.array(0).tolist()) == {entry.content}
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(write_and_read, range(200)))

@@ -12,7 +12,7 @@ from exhaustive import least_seconds
 from lowtide.solvers.greedy import Greedy
 from lowtide.solvers.hierarchical import Hierarchical
 from lowtide.solvers.ilp import Ilp
-from lowtide.solvers.infeasible import neediest_operation
+from lowtide.solvers.infeasible import largest_operation
 from lowtide.solvers.integer.answer import Effort
 from lowtide.solvers.integer.step_program import StepProgram
 from lowtide.solvers.integer.step_stages import stages_of_step
@@ -162,7 +162,7 @@ def test_a_budget_that_nothing_fits_is_refused_and_what_is_too_large_too():
     with pytest.raises(InfeasibleBudget, match=r"alone needs .*; raise the budget") as raised:
         Ilp().schedule(problem, 1)
     assert raised.value.smallest_bytes > 1
-    alone_bytes, _ = neediest_operation(problem)
+    alone_bytes, _ = largest_operation(problem)
     with pytest.raises(InfeasibleBudget, match=r"ilp allows for none, the smallest peak known is .*; raise the budget"):
         Ilp().schedule(problem, alone_bytes)
     with pytest.raises(ValueError, match="more than ilp's 5"):

@@ -49,7 +49,7 @@ def test_a_plan_is_strictly_better_than_every_mixture_of_recipes_that_costs_some
         plan = PORTFOLIO.solve(problem, recipe.peak_bytes)
         assert plan.seconds <= recipe.seconds
         if recipe.seconds > problem.seconds * 1.01:
-            assert plan.seconds < recipe.seconds * 0.999, candidate.told
+            assert plan.seconds < recipe.seconds * 0.999, candidate.description
 
 
 def test_extra_time_on_llama_blocks_is_close_to_what_is_proven_to_be_needed():
@@ -62,7 +62,7 @@ def test_extra_time_on_llama_blocks_is_close_to_what_is_proven_to_be_needed():
 
 def test_the_smallest_peak_is_far_below_checkpointing_every_block():
     problem = llama()
-    orders = {candidate.told: candidate.order for candidate in Recipes().candidates(problem)}
+    orders = {candidate.description: candidate.order for candidate in Recipes().candidates(problem)}
     full = forecast(problem, orders["checkpoint every block"]).peak_bytes
     assert PORTFOLIO.frontier(problem, 50)[-1].peak_bytes < 0.6 * full
 

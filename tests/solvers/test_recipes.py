@@ -19,7 +19,7 @@ def test_every_recipe_is_a_valid_schedule_and_its_forecast_is_what_the_simulator
         for candidate in solver.candidates(problem):
             seen = forecast(problem, candidate.order)
             timeline = simulate(problem, schedule_of(problem, candidate.order))
-            assert (seen.peak_bytes, seen.seconds) == (timeline.peak_bytes, timeline.seconds), candidate.told
+            assert (seen.peak_bytes, seen.seconds) == (timeline.peak_bytes, timeline.seconds), candidate.description
 
 
 def test_recipes_on_llama_blocks_need_what_people_measure():
@@ -27,7 +27,7 @@ def test_recipes_on_llama_blocks_need_what_people_measure():
     problem = llama()
     baseline = baseline_of(problem)
     assert baseline.peak_bytes / MEBIBYTE == pytest.approx(163.8, rel=0.03)
-    orders = {candidate.told: candidate.order for candidate in Recipes().candidates(problem)}
+    orders = {candidate.description: candidate.order for candidate in Recipes().candidates(problem)}
     selective = forecast(problem, orders["last 0 blocks keep all, others selective"])
     assert selective.peak_bytes / MEBIBYTE < 100.8
     assert selective.seconds == pytest.approx(baseline.seconds, rel=1e-6)
@@ -39,7 +39,7 @@ def test_recipes_on_llama_blocks_need_what_people_measure():
 def test_a_group_of_blocks_is_rematerialized_by_the_segment_that_needs_it_first():
     problem = llama(layers=6)
     told = "inputs of every 3 blocks, nested"
-    order = next(c.order for c in Recipes().candidates(problem) if c.told == told)
+    order = next(c.order for c in Recipes().candidates(problem) if c.description == told)
     blocks = len(problem.block_classes)
     again = [{problem.ops[op].block for op in segment if op < problem.forward_length} for segment in order[blocks:]]
     assert again == [set(), {6}, {3, 4, 5}, {4}, {3}, {0, 1, 2}, {1}, set()]

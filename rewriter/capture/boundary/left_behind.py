@@ -131,7 +131,7 @@ class Before:
 
     @classmethod
     def of(cls, model: torch.nn.Module, arguments: tuple[list[Any], dict[str, Any]]) -> Before:
-        """The present content of a copied module (`twin_of`) and of a call's (args, kwargs)."""
+        """The present content of a copied module (`shadow_of`) and of a call's (args, kwargs)."""
         before = cls()
         for name, module in model.named_modules():
             before._look(Place(name), module, 0)
@@ -190,7 +190,7 @@ class Left:
 
 @contextmanager
 def left_by(twin: torch.nn.Module, arguments: tuple[Any, Any]) -> Iterator[Left]:
-    """A context in which a copied module (`twin_of`) runs on a call's (args, kwargs); tells what it left in both.
+    """A context in which a copied module (`shadow_of`) runs on a call's (args, kwargs); tells what it left in both.
 
     Raises CaptureError for tensors in an object that cannot be looked into. Warns of public attributes that a
     rewritten forward does not set again.

@@ -75,7 +75,7 @@ class Describer:
         return self._process
 
 
-def batch_told(call: Call) -> str:
+def batch_text(call: Call) -> str:
     """The tensors of a call in words: `input_ids 8 × 256, labels 8 × 256`."""
     told = []
     for name, tensor in zip(call.structure.names, call.inputs, strict=True):

@@ -22,7 +22,7 @@ _DICTS = (dict, OrderedDict, defaultdict)
 _MARK = "_lowtide_watched"
 
 
-def twin_of(model: torch.nn.Module) -> torch.nn.Module:
+def shadow_of(model: torch.nn.Module) -> torch.nn.Module:
     """A module with the same tensors in copies of all module objects, and of the containers that these hold.
 
     Other objects are shared. Methods bound to a module of the tree are bound to its copy.

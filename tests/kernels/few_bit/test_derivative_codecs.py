@@ -121,5 +121,5 @@ def test_what_cannot_be_fitted_has_the_usual_codes():
 
 def test_there_are_codes_of_one_to_eight_bits():
     codecs = derivative_codecs(SavedDerivative("gelu"))
-    sizes = [codec.encode(torch.zeros(800), **codec.told[0]).numel() for codec in codecs]
+    sizes = [codec.encode(torch.zeros(800), **codec.arguments[0]).numel() for codec in codecs]
     assert sizes == [100 * bits for bits in BITS] and BITS[0] == 1 and BITS[-1] == 8

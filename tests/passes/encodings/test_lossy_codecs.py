@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lowtide.rewriter.display.memory_timeline import peak_of
 from lowtide.rewriter.display.tables import plan_text
-from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.rewriter.text.byte_sizes import format_bytes
 from lowtide.solvers.problem.schedule import Decode, Encode
 from rich.console import Console
@@ -19,7 +19,7 @@ from torch import nn
 
 def codecs_of(model, *args):
     """The names of all codecs that values of a step have."""
-    posed = capture_and_pose(model, args, {}, Options(fidelity="approximate", costs="flops")).posed
+    posed = capture_and_formulate(model, args, {}, Options(fidelity="approximate", costs="flops")).posed
     return {encoding.name for value in posed.problem.values for encoding in value.encodings}
 
 
@@ -66,7 +66,7 @@ class Attending(nn.Module):
 
 def test_what_attention_exponentiates_has_codes_of_many_bits_only():
     options = Options(fidelity="approximate", costs="flops", codecs=("groups",))
-    posed = capture_and_pose(Attending(), (torch.randn(8, 64, 64),), {}, options).posed
+    posed = capture_and_formulate(Attending(), (torch.randn(8, 64, 64),), {}, options).posed
     of_attention = {v for op in posed.problem.ops if "attention" in op.name and "backward" in op.name for v in op.reads}
     told = [posed.problem.values[value] for value in of_attention if posed.problem.values[value].encodings]
     bits = sorted({min(int(one.name[0]) for one in value.encodings) for value in told})
@@ -84,7 +84,7 @@ def test_what_a_formula_exponentiates_has_codes_of_many_bits_only(function):
     model = Called(product, first=nn.Linear(64, 64), second=nn.Linear(64, 64))
     options = Options(fidelity="approximate", costs="flops", codecs=("groups",))
     told = []
-    for way in capture_and_pose(model, (torch.randn(512, 64),), {}, options).ways:
+    for way in capture_and_formulate(model, (torch.randn(512, 64),), {}, options).ways:
         problem = way.posed.problem
         exponentials = (op for op in problem.ops[problem.forward_length :] if op.name.startswith(("exp", "_log_")))
         told += [problem.values[value].encodings for op in exponentials for value in op.reads]
@@ -107,7 +107,7 @@ def test_what_backward_divides_by_or_takes_a_root_of_is_kept_without_noise(funct
         return module.second(function(h * h + 0.5)).square().mean()
 
     model = Called(divided, first=nn.Linear(64, 64), second=nn.Linear(64, 64))
-    for way in capture_and_pose(model, (torch.randn(512, 64),), {}, Options("approximate", costs="flops")).ways:
+    for way in capture_and_formulate(model, (torch.randn(512, 64),), {}, Options("approximate", costs="flops")).ways:
         problem = way.posed.problem
         kept = [
             problem.values[value]
@@ -133,7 +133,7 @@ def exact_values(loss):
     model = Called(
         lambda m, x: loss(m.second(torch.tanh(m.first(x)))), first=nn.Linear(64, 64), second=nn.Linear(64, 64)
     )
-    posed = capture_and_pose(model, (TARGET,), {}, Options(fidelity="approximate", costs="flops")).posed
+    posed = capture_and_formulate(model, (TARGET,), {}, Options(fidelity="approximate", costs="flops")).posed
     coded = {value.name for value in posed.problem.values if any("groups" in one.name for one in value.encodings)}
     assert "tanh_default" in coded  # which a product reads, and tanh's backward
     return {value.name for value in posed.problem.values} - coded
@@ -195,7 +195,7 @@ class Attention(nn.Module):
 
 
 def test_rows_are_left_out_of_linear_layers_inputs_alone():
-    posed = capture_and_pose(
+    posed = capture_and_formulate(
         Attention(), (torch.randn(4, 64, 32),), {}, Options(fidelity="approximate", costs="flops")
     ).posed
     sampled = {v.name for v in posed.problem.values if any("of rows" in e.name for e in v.encodings)}
@@ -226,16 +226,16 @@ class Mixed(nn.Module):
 def codings_of_mixed(readers):
     """Those of what the linear layer makes, 4 × 32 places with 16 features each."""
     options = Options(fidelity="approximate", costs="flops", codecs=("rows",))
-    costs = capture_and_pose(Mixed(readers), (torch.randn(4, 32, 8, requires_grad=True),), {}, options).costs
+    costs = capture_and_formulate(Mixed(readers), (torch.randn(4, 32, 8, requires_grad=True),), {}, options).costs
     made = {number: one.base.meta["val"].shape for number, one in enumerate(costs.step.storages)}
-    return [one for storage, codings in costs.codings.items() if made[storage][-1] == 16 for one in codings]
+    return [one for storage, codec_sites in costs.codec_sites.items() if made[storage][-1] == 16 for one in codec_sites]
 
 
 @pytest.mark.parametrize("readers", ["linear", "convolution", "linear and convolution"])
 def test_rows_are_places_whoever_reads_their_features(readers):
-    codings = codings_of_mixed(readers)
-    assert [one.codec.encode_options[1] for one in codings] == [64, 26, 13]
-    assert all(one.encode.kwargs.get("dim", -1) == -1 for one in codings)
+    codec_sites = codings_of_mixed(readers)
+    assert [one.codec.encode_options[1] for one in codec_sites] == [64, 26, 13]
+    assert all(one.encode.kwargs.get("dim", -1) == -1 for one in codec_sites)
 
 
 def test_of_a_convolution_s_weight_no_rows_are_left_out():

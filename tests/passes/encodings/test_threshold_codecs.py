@@ -6,7 +6,7 @@ import lowtide
 import pytest
 import torch
 import torch.nn.functional as F
-from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from side_by_side import calling, differences, trained
 from small_networks import Called
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 def codes_of(activation, **modes):
     """The names of the codecs of what a layer before an activation made, or the activation."""
     model = Called(lambda m, x: activation(m.layer(x)).sum(), layer=nn.Linear(64, 64))
-    posed = capture_and_pose(model, (torch.randn(512, 64),), {}, Options(costs="flops", **modes)).posed
+    posed = capture_and_formulate(model, (torch.randn(512, 64),), {}, Options(costs="flops", **modes)).posed
     return {encoding.name for value in posed.problem.values for encoding in value.encodings}
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lowtide.rewriter.plan.plan_file import load_plan, save_plan
 from lowtide.rewriter.plan.solve import frontier_of, solve_step
-from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.keep_all import KeepAll
 from lowtide.solvers.portfolio import Portfolio
@@ -46,7 +46,7 @@ def case():
 @pytest.fixture(scope="module")
 def posed(case):
     model, x = case
-    return capture_and_pose(model, (x,), {}, Options(**OPTIONS))
+    return capture_and_formulate(model, (x,), {}, Options(**OPTIONS))
 
 
 def again(posed) -> set[str]:
@@ -57,7 +57,7 @@ def again(posed) -> set[str]:
 
 def of_network(told, *args, **parts):
     """The posed step of a function of a module."""
-    return capture_and_pose(Called(told, **parts), args, {}, Options(**OPTIONS))
+    return capture_and_formulate(Called(told, **parts), args, {}, Options(**OPTIONS))
 
 
 def test_a_gated_unit_keeps_its_gate_and_its_value_and_neither_their_product_nor_the_activation(posed):

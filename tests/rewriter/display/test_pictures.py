@@ -55,7 +55,7 @@ def test_a_frontier_is_drawn_beside_the_recipes(plans, tmp_path):
     path = tmp_path / "frontier.png"
     recipes = draw_frontier(plans, "a small model", path)
     assert path.read_bytes().startswith(PNG) and path.stat().st_size > 10_000
-    assert "checkpoint every block" in [one.told for one in recipes]
+    assert "checkpoint every block" in [one.description for one in recipes]
 
 
 def test_pictures_can_be_vector_graphics(plans, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lowtide.kernels.approximate_codecs import FAMILIES, METHODS, USUAL_FAMILIES
 from lowtide.rewriter.measure.costs import NOMINAL_FLOPS_PER_SECOND
-from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.solvers.encoding.decode_order import encoded_schedule, with_codes
 from lowtide.solvers.problem.encoded_problem import encodable
 from lowtide.solvers.problem.liveness import trace_order
@@ -97,7 +97,7 @@ def test_a_family_by_its_name_is_all_that_values_are_kept_in(family):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.Linear(64, 64))
     options = Options(fidelity="approximate", costs="flops", codecs=(family,))
-    posed = capture_and_pose(model, (torch.randn(128, 64),), {}, options).posed
+    posed = capture_and_formulate(model, (torch.randn(128, 64),), {}, options).posed
     found = {encoding.name for value in posed.problem.values for encoding in value.encodings}
     assert found and all(name.endswith(NAMES[family]) for name in found)
 
@@ -203,7 +203,9 @@ def test_what_is_encoded_when_it_is_made_again_has_the_draws_of_the_first_time(f
 
     def in_groups(problem):
         """Forward runs again group by group, and what it makes waits for its block's backward."""
-        return next(one.order for one in Recipes().candidates(problem) if "every 2 blocks, group held" in one.told)
+        return next(
+            one.order for one in Recipes().candidates(problem) if "every 2 blocks, group held" in one.description
+        )
 
     again = coded(model, batch, family, in_groups)
     encoded = [one.value for one in again.plan.schedule.instructions if isinstance(one, Encode)]

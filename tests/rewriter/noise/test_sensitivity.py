@@ -11,7 +11,7 @@ from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
 from lowtide.rewriter.noise.replay import Replay
 from lowtide.rewriter.noise.sensitivity import SEED
-from lowtide.rewriter.plan.step import Options, capture_and_pose, pose_step
+from lowtide.rewriter.plan.step import Options, capture_and_formulate, formulate_step
 from lowtide.solvers.problem.liveness import schedule_of, trace_order
 from lowtide.solvers.problem.simulate import simulate
 from small_networks import Called
@@ -42,9 +42,9 @@ class Steps:
 
     def __init__(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
         options = Options(fidelity="approximate", outputs=("loss",), costs="flops")
-        found = capture_and_pose(model, (), batch, options)
+        found = capture_and_formulate(model, (), batch, options)
         self.sensitivity, self.tensors = found.costs.sensitivity, found.situation.tensors
-        self.step, self.posed = pose_step(replace(found.costs, codings={}), found.situation)
+        self.step, self.posed = formulate_step(replace(found.costs, codec_sites={}), found.situation)
         self.schedule = schedule_of(self.posed.problem, trace_order(self.posed.problem))
 
     def kind_of(self, storage):
@@ -81,11 +81,11 @@ def steps_of(name: str, trained_steps: int = 0) -> Steps:
     return Steps(model, sample_batch(model, batch, length))
 
 
-def in_four_bits(codings):
+def in_four_bits(codec_sites):
     """The number of the coding in groups of 4 bits, or of the fewest that there are beyond, and that coding."""
-    bits = [int(one.codec.name[0]) if one.codec.family == "groups" else 0 for one in codings]
+    bits = [int(one.codec.name[0]) if one.codec.family == "groups" else 0 for one in codec_sites]
     number = bits.index(min(one for one in bits if one >= 4))
-    return number, codings[number]
+    return number, codec_sites[number]
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -94,8 +94,8 @@ def test_what_codes_add_is_predicted_within_a_quarter_each_and_15_percent_in_all
     exact = steps.gradients()
     assert float(exact.square().sum()) == pytest.approx(steps.sensitivity.squared_gradient, rel=1e-6)
     predicted, measured, uncertain, ratios = [], [], [], []
-    for storage, codings in steps.sensitivity.codings.items():
-        number, coding = in_four_bits(codings)
+    for storage, codec_sites in steps.sensitivity.codec_sites.items():
+        number, coding = in_four_bits(codec_sites)
         seeds = range(storage, storage + 1000 * DRAWS, 1000)
         drawn = [float((steps.gradients((storage, coding), seed=seed) - exact).square().sum()) for seed in seeds]
         measured.append(sum(drawn) / DRAWS)
@@ -114,8 +114,8 @@ def test_in_a_trained_model_noise_of_each_class_of_values_is_predicted_though_it
     steps = steps_of("gpt2", trained_steps=60)
     exact = steps.gradients()
     classes: dict[tuple, list[float]] = {}
-    for storage, codings in steps.sensitivity.codings.items():
-        number, coding = in_four_bits(codings)
+    for storage, codec_sites in steps.sensitivity.codec_sites.items():
+        number, coding = in_four_bits(codec_sites)
         found = classes.setdefault(steps.kind_of(storage), [0.0, 0.0, 0.0])
         seeds = range(storage, storage + 1000 * DRAWS, 1000)
         drawn = [float((steps.gradients((storage, coding), seed=seed) - exact).square().sum()) for seed in seeds]
@@ -134,8 +134,10 @@ def test_noise_counts_beside_the_variance_of_the_parameter_that_it_reaches():
     steps = steps_of("llama")
     own = steps.sensitivity.own_variance
     larger = {}
-    for storage, codings in steps.sensitivity.codings.items():
-        shares = [one.error * own / told for one, told in zip(codings, steps.sensitivity.added[storage], strict=True)]
+    for storage, codec_sites in steps.sensitivity.codec_sites.items():
+        shares = [
+            one.error * own / told for one, told in zip(codec_sites, steps.sensitivity.added[storage], strict=True)
+        ]
         readers = [k.calls[-1] for k in steps.step.kernels if k.phase == "backward" and storage in k.reads]
         attends = all("attention" in str(call.target) for call in readers)
         larger.setdefault(attends, []).extend(shares)
@@ -147,8 +149,8 @@ def test_noise_counts_beside_the_variance_of_the_parameter_that_it_reaches():
 def test_what_levels_of_derivatives_add_together_is_predicted_though_they_are_biased(bits):
     steps = steps_of("gpt2")
     coded, predicted = [], 0.0
-    for storage, codings in steps.sensitivity.codings.items():
-        for number, coding in enumerate(codings):
+    for storage, codec_sites in steps.sensitivity.codec_sites.items():
+        for number, coding in enumerate(codec_sites):
             if coding.codec.name == f"{bits}-bit gelu_tanh'":
                 coded.append((storage, coding))
                 predicted += steps.sensitivity.added[storage][number]
@@ -176,10 +178,10 @@ def test_noise_of_a_single_number_is_foretold_within_twice(seed):
     """One draw of it would be the square of one normal number."""
     torch.manual_seed(seed)
     steps = Steps(Gated(), {"x": torch.randn(256, 32), "y": torch.randint(5, (256,))})
-    (storage,) = [s for s in steps.sensitivity.codings if steps.kind_of(s)[0] == torch.ops.aten.tanh.default]
+    (storage,) = [s for s in steps.sensitivity.codec_sites if steps.kind_of(s)[0] == torch.ops.aten.tanh.default]
     exact = steps.gradients()
     assert exact.numel() == 1
-    for number, coding in enumerate(steps.sensitivity.codings[storage]):
+    for number, coding in enumerate(steps.sensitivity.codec_sites[storage]):
         if coding.codec.family == "groups":
             drawn = [float((steps.gradients((storage, coding), seed=draw) - exact).square()) for draw in range(60)]
             ratio = steps.sensitivity.added[storage][number] / statistics.mean(drawn)
@@ -216,7 +218,7 @@ def test_the_gradient_s_own_variance_is_what_other_batches_show():
     drawn = torch.stack([gradient(batch()) for _ in range(60)])
     actual = float(drawn.var(0).sum())
     options = Options(fidelity="approximate", costs="flops")
-    told = [capture_and_pose(model, (), batch(), options).costs.sensitivity.own_variance for _ in range(4)]
+    told = [capture_and_formulate(model, (), batch(), options).costs.sensitivity.own_variance for _ in range(4)]
     assert sum(told) / len(told) == pytest.approx(actual, rel=0.2)
 
 
@@ -229,7 +231,7 @@ def test_each_gradient_s_own_variance_is_what_its_samples_show(name):
     model.config.use_cache = False
     batch = sample_batch(model, samples, length)
     options = Options(fidelity="approximate", outputs=("loss",), costs="flops")
-    told = capture_and_pose(model, (), batch, options).costs.sensitivity.own
+    told = capture_and_formulate(model, (), batch, options).costs.sensitivity.own
     gradients = []
     for one in range(samples):
         model(**{key: tensor[one : one + 1] for key, tensor in batch.items()}).loss.backward()
@@ -266,13 +268,15 @@ def test_with_one_sample_tokens_count_as_samples():
     model = build_model("gpt2", overrides={"n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 100}).train()
     model.config.use_cache = False
     options = Options(fidelity="approximate", outputs=("loss",), costs="flops")
-    told = capture_and_pose(model, (), sample_batch(model, 1, 64), options).costs.sensitivity
+    told = capture_and_formulate(model, (), sample_batch(model, 1, 64), options).costs.sensitivity
     assert told.own_variance > 0
 
 
 def test_one_picture_shows_no_variance_so_nothing_is_kept_approximately():
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3), nn.Flatten())
-    found = capture_and_pose(model, (torch.randn(1, 8, 16, 16),), {}, Options(fidelity="approximate", costs="flops"))
+    found = capture_and_formulate(
+        model, (torch.randn(1, 8, 16, 16),), {}, Options(fidelity="approximate", costs="flops")
+    )
     assert found.costs.sensitivity.own_variance == 0
     assert any("no finite variance" in note for note in found.posed.problem.notes)
 
@@ -282,7 +286,9 @@ def test_measuring_leaves_the_model_its_buffers_and_the_generator_alone():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    found = capture_and_pose(model, (torch.randn(4, 3, 16, 16),), {}, Options(fidelity="approximate", costs="flops"))
+    found = capture_and_formulate(
+        model, (torch.randn(4, 3, 16, 16),), {}, Options(fidelity="approximate", costs="flops")
+    )
     torch.manual_seed(3)
     assert found.costs.sensitivity is not None
     assert torch.equal(torch.get_rng_state(), state)
@@ -301,7 +307,7 @@ def test_a_penalty_of_parameters_is_no_variance_between_samples(penalty):
     def own_variance(weight):
         model = Called(lambda module, x: loss(module, x, weight), net=net)
         options = Options(fidelity="approximate", costs="flops")
-        return capture_and_pose(
+        return capture_and_formulate(
             model, (torch.ones(32, 16).cumsum(0).sin(),), {}, options
         ).costs.sensitivity.own_variance
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from lowtide.rewriter.plan.step import Options, capture_and_pose
+from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.problem import Problem
 from lowtide.solvers.problem.simulate import baseline_of
@@ -15,7 +15,7 @@ from small_models import small_model
 def problem_of(name: str) -> Problem:
     """The scheduling problem of a small model's step."""
     model, batch = small_model(name)
-    return capture_and_pose(model, (), batch, Options(costs="flops", outputs=("loss",))).posed.problem
+    return capture_and_formulate(model, (), batch, Options(costs="flops", outputs=("loss",))).posed.problem
 
 
 @pytest.mark.parametrize("name", ["gpt2", "resnet", "t5"])

@@ -8,11 +8,11 @@ import lowtide
 import pytest
 import torch
 from encoded_plans import OPTIONS, with_all_encoded
-from lowtide.passes.encodings.codec_sites import Coding
+from lowtide.passes.encodings.codec_sites import CodecSite
 from lowtide.rewriter.display.tables import show, verify_text
 from lowtide.rewriter.noise.replay import Replay
 from lowtide.rewriter.noise.sensitivity import SEED, Sensitivity
-from lowtide.rewriter.plan.step import Options, capture_and_pose, situation_of
+from lowtide.rewriter.plan.step import Options, capture_and_formulate, situation_of
 from lowtide.rewriter.run import runtime
 from lowtide.rewriter.verify.codec_audit import audit_of, value_errors
 from lowtide.rewriter.verify.noise_check import NoisyGradient
@@ -58,9 +58,9 @@ def coding_of(family: str, layer: nn.Module, x: torch.Tensor, families: tuple[st
     torch.manual_seed(0)
     scale = nn.Parameter(torch.ones(x.shape[-1], dtype=x.dtype))
     model = Called(lambda m, x: m.layer(x * m.scale).square().sum(), layer=layer, scale=scale)
-    posed = capture_and_pose(model, (x,), {}, Options("approximate", costs="flops", codecs=families)).posed
-    codings = (one for several in posed.codings.values() for one in several if one.codec.family == family)
-    return next(codings), x
+    posed = capture_and_formulate(model, (x,), {}, Options("approximate", costs="flops", codecs=families)).posed
+    codec_sites = (one for several in posed.codec_sites.values() for one in several if one.codec.family == family)
+    return next(codec_sites), x
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_all_values_are_audited_if_they_are_few(case, found):
         assert one.module in {op.module for op in plan.problem.ops}
         if "bit groups" in one.codec:
             assert one.bits == pytest.approx(int(one.codec[0]) + 32 / 256, rel=0.01)
-    assert found.told == f"all {found.encoded} values that are kept approximately"
+    assert found.description == f"all {found.encoded} values that are kept approximately"
 
 
 def test_what_is_measured_is_what_was_predicted_in_all_and_the_value_s_error_its_own(case, found):
@@ -123,7 +123,7 @@ def test_what_one_value_adds_is_what_the_step_itself_gives_with_it(case, found):
             for kernel, _ in replay.run(schedule):
                 if kernel.role == "tangent" and coded:
                     (node,) = [n for n in replay.made if planned.step.storage_of[n] == storage]
-                    coding = planned.posed.codings[storage][number]
+                    coding = planned.posed.codec_sites[storage][number]
                     replay.made[node] = coding.coded(replay.made[node], 77)
                 if kernel.role == "accumulate":
                     told.append(replay.value(kernel.calls[0]).double().flatten())
@@ -140,7 +140,7 @@ def test_a_sample_has_every_codec_and_the_largest(case, found):
     few = audit_of(planned, tensors, len(codecs))
     assert {one.codec for one in few.values} == codecs and len(few.values) == len(codecs) < few.encoded
     assert max(one.predicted for one in found.values) == max(one.predicted for one in few.values)
-    assert few.told.startswith(f"{len(few.values)} of {few.encoded} values")
+    assert few.description.startswith(f"{len(few.values)} of {few.encoded} values")
     assert audit_of(planned, tensors, 0).values == ()
 
 
@@ -182,7 +182,7 @@ def test_a_right_plan_passes_and_its_report_shows_what_was_audited(name, capsys)
     assert len(told["audit"]["values"]) == len(report.audit.values) and told["faults"] == []
     show(verify_text("case", report))
     text = capsys.readouterr().out
-    assert report.audit.told in " ".join(text.split()) and "measured over draws" in text
+    assert report.audit.description in " ".join(text.split()) and "measured over draws" in text
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -215,8 +215,8 @@ def test_a_vector_is_audited_element_by_element():
 
 @pytest.mark.parametrize("factor", [1.0, 0.98])
 def test_a_bias_is_found_where_half_precision_has_no_squares_of_errors(factor, monkeypatch):
-    right = Coding.coded
-    monkeypatch.setattr(Coding, "coded", lambda self, value, seed: right(self, value, seed).mul_(factor))
+    right = CodecSite.coded
+    monkeypatch.setattr(CodecSite, "coded", lambda self, value, seed: right(self, value, seed).mul_(factor))
     x = (2e-3 * torch.randn(256, 64, generator=torch.Generator().manual_seed(0))).half()
     coding, value = coding_of("groups", nn.Identity(), x, ("groups",))
     error, (alike, limit) = value_errors(coding, value, (1, 2))
@@ -226,8 +226,8 @@ def test_a_bias_is_found_where_half_precision_has_no_squares_of_errors(factor, m
 
 @pytest.mark.parametrize("factor", [1.0, 0.95])
 def test_half_precision_s_rounding_is_no_bias_of_a_code_and_a_factor_is(factor, monkeypatch):
-    right = Coding.coded
-    monkeypatch.setattr(Coding, "coded", lambda self, value, seed: right(self, value, seed).mul_(factor))
+    right = CodecSite.coded
+    monkeypatch.setattr(CodecSite, "coded", lambda self, value, seed: right(self, value, seed).mul_(factor))
     x = torch.sigmoid(0.4 * torch.randn(128, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
     coding, value = coding_of("groups", nn.Identity(), x, ("groups",))
     _, (alike, limit) = value_errors(coding, value, (1, 2))
@@ -237,13 +237,13 @@ def test_half_precision_s_rounding_is_no_bias_of_a_code_and_a_factor_is(factor, 
 
 
 def test_a_biased_codec_is_found_by_the_name_of_its_value(coded, monkeypatch):
-    right = Coding.coded
+    right = CodecSite.coded
 
     def scaled(self, value, seed):
         told = right(self, value, seed)
         return told * 0.9 if self.codec.name == "8-bit groups" else told
 
-    monkeypatch.setattr(Coding, "coded", scaled)
+    monkeypatch.setattr(CodecSite, "coded", scaled)
     report = verified(*coded)
     assert not report.ok and "WRONG: 8-bit groups of " in str(report)
     assert all("8-bit groups of" in fault and "two seeds' errors are alike" in fault for fault in report.audit.faults)

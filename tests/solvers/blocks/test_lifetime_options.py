@@ -5,7 +5,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowtide.solvers.blocks.block_values import forward_values
-from lowtide.solvers.blocks.lifetime_options import BlockBench, options_of
+from lowtide.solvers.blocks.lifetime_options import OptionEvaluator, options_of
 from lowtide.solvers.blocks.rematerialize import Lifetime, run_order
 from lowtide.solvers.blocks.tradeoff import SINK, SOURCE, curve_of, trade_of
 from lowtide.solvers.problem.liveness import forecast
@@ -48,7 +48,7 @@ def test_an_option_takes_the_seconds_that_the_whole_step_takes_with_it(seed, cho
     problem = chain_of_blocks(seed, blocks=3)
     values = forward_values(problem)[2]
     lives = (Lifetime.STEP, Lifetime.SEGMENT, Lifetime.READING, Lifetime.MOMENT)
-    option = BlockBench(problem, 2).try_out(bytes(lives[choice >> 2 * i & 3] for i in range(len(values))))
+    option = OptionEvaluator(problem, 2).try_out(bytes(lives[choice >> 2 * i & 3] for i in range(len(values))))
     lifetimes = bytearray(len(problem.values))
     for value, life in zip(values, option.lifetimes, strict=True):
         lifetimes[value] = life

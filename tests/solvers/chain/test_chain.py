@@ -11,15 +11,15 @@ from time import process_time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowtide.solvers.blocks.block_schedules import WayBench, operations_of
+from lowtide.solvers.blocks.block_schedules import BlockEvaluator, operations_of
 from lowtide.solvers.blocks.block_values import alike, middle_member
 from lowtide.solvers.blocks.cuts import in_parts, in_windows, partitions
 from lowtide.solvers.blocks.layers import in_blocks, in_layers
-from lowtide.solvers.chain.chain import Chain, Link, LinkWay, chain_of
+from lowtide.solvers.chain.chain import Chain, Link, LinkSchedule, chain_of
 from lowtide.solvers.chain.chain_schedule import order_of
-from lowtide.solvers.chain.link_schedules import recipe_ways, way_sets
+from lowtide.solvers.chain.link_schedules import link_schedules, recipe_schedules
 from lowtide.solvers.chain.retention_levels import levels_of
-from lowtide.solvers.chain.tables import Keep, Nesting, Tables
+from lowtide.solvers.chain.tables import Keep, NestedSchedule, Tables
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.dp import Dp
 from lowtide.solvers.hierarchical import Hierarchical
@@ -44,7 +44,7 @@ def random_chain(seed: int, links: int) -> Chain:
         if kind not in made:
             forward, kept = float(draw.randint(0, 9)), draw.randint(1, 6)
             rise, passing = draw.randint(0, 4), draw.randint(4, 7)  # an input takes at most 4
-            keeping = LinkWay(
+            keeping = LinkSchedule(
                 kept_bytes=kept,
                 height_bytes=kept + rise,
                 forward_height_bytes=kept + passing,
@@ -137,7 +137,7 @@ def test_tables_hold_the_least_seconds_of_random_chains(seed, links, share):
 def test_a_nesting_runs_no_longer_and_no_higher_than_its_table_says(seed, blocks, randomness):
     problem = chain_of_blocks(seed, blocks=blocks, classes=blocks, randomness=randomness)
     for cut in partitions(problem):
-        chain = chain_of(cut, way_sets(cut, 100_000))
+        chain = chain_of(cut, link_schedules(cut, 100_000))
         tables = Tables(chain, 1.0, 400, levels_of(chain, 4))
         steps = tables.steps()
         assert steps
@@ -154,7 +154,7 @@ def test_a_nesting_runs_no_longer_and_no_higher_than_its_table_says(seed, blocks
 
 def test_on_a_chain_of_layers_the_peak_is_as_predicted_and_the_seconds_exactly():
     problem = in_layers(llama())
-    chain = chain_of(problem, way_sets(problem, 500_000))
+    chain = chain_of(problem, link_schedules(problem, 500_000))
     slot_bytes = 2.0**16
     tables = Tables(chain, slot_bytes, 2600, levels_of(chain, 4))
     for budget, seconds in tables.steps()[::20]:
@@ -169,7 +169,7 @@ def test_equal_layers_share_their_tables_whatever_the_depth():
     counts = []
     for layers in (12, 24, 48):
         problem = in_layers(llama(layers=layers))
-        tables = Tables(chain_of(problem, recipe_ways(problem)), 2.0**20, 200)
+        tables = Tables(chain_of(problem, recipe_schedules(problem)), 2.0**20, 200)
         counts.append(len(tables.values) / layers)
     assert max(counts) < 4
     assert counts[2] <= counts[0] * 1.2
@@ -177,9 +177,9 @@ def test_equal_layers_share_their_tables_whatever_the_depth():
 
 def test_tight_budgets_pass_over_layers_again_and_loose_ones_do_not():
     problem = in_layers(llama())
-    tables = Tables(chain_of(problem, recipe_ways(problem)), 2.0**16, 2600)
+    tables = Tables(chain_of(problem, recipe_schedules(problem)), 2.0**16, 2600)
 
-    def passes(nesting: Nesting | None) -> int:
+    def passes(nesting: NestedSchedule | None) -> int:
         if nesting is None:
             return 0
         return (not isinstance(nesting.decision, Keep)) + passes(nesting.after) + passes(nesting.again)
@@ -206,7 +206,7 @@ def test_a_way_weighs_what_it_does_in_the_whole_step(seed, blocks):
     problem = chain_of_blocks(seed, blocks=blocks, randomness=0.0)
     everything = forecast(problem, problem.segment_operations)
     last = 2 * len(problem.block_classes) - 1
-    for kind, ways in way_sets(problem, 100_000).items():
+    for kind, ways in link_schedules(problem, 100_000).items():
         block = middle_member(alike(problem), kind)
         operations = operations_of(problem, block)
         for way in ways:
@@ -215,7 +215,7 @@ def test_a_way_weighs_what_it_does_in_the_whole_step(seed, blocks):
             order[last - block] = tuple(operations[position] for position in way.backward)
             seen = forecast(problem, tuple(order))
             assert seen.seconds - everything.seconds == pytest.approx(way.seconds)
-            assert WayBench(problem, block).weigh(order[block], order[last - block]) == way
+            assert BlockEvaluator(problem, block).weigh(order[block], order[last - block]) == way
 
 
 def test_finer_cuts_have_the_same_operations_in_the_same_order():
@@ -259,11 +259,11 @@ def test_polishing_with_all_the_bytes_leaves_nothing_that_runs_again_but_random_
 
 def test_ways_of_equal_layers_are_found_once_for_all_depths(tmp_path):
     cache = DiskCache(tmp_path)
-    found = [way_sets(in_layers(llama(layers=layers)), 200_000, cache) for layers in (12, 24)]
+    found = [link_schedules(in_layers(llama(layers=layers)), 200_000, cache) for layers in (12, 24)]
     entries = list(tmp_path.iterdir())
     assert len(entries) == len(found[0]) == len(found[1])
     assert list(found[0].values()) == list(found[1].values())
-    assert way_sets(in_layers(llama(layers=12)), 200_000) == found[0]
+    assert link_schedules(in_layers(llama(layers=12)), 200_000) == found[0]
 
 
 def two_part_layers(layers: int, odd: int) -> Problem:

@@ -6,12 +6,12 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowtide.solvers.blocks.block_schedules import Way, WayBench, operations_of
-from lowtide.solvers.chain.link_cache import block_content, cached_ways
+from lowtide.solvers.blocks.block_schedules import BlockEvaluator, BlockSchedule, operations_of
+from lowtide.solvers.chain.link_cache import block_content, cached_schedules
 from lowtide.solvers.disk_cache import DiskCache
 from made_problems import chain_of_blocks, llama
 
-WAYS = (Way((0, 1), (2, 1, 3), 10, 20, 30, 0.1 + 0.2), Way((), (0, 1, 2, 3), 0, 25, 3, 1.5))
+WAYS = (BlockSchedule((0, 1), (2, 1, 3), 10, 20, 30, 0.1 + 0.2), BlockSchedule((), (0, 1, 2, 3), 0, 25, 3, 1.5))
 
 
 def refuse():
@@ -21,19 +21,19 @@ def refuse():
 def test_ways_found_for_a_block_serve_equal_blocks_of_models_of_any_depth(tmp_path):
     cache = DiskCache(tmp_path)
     shallow, deep = llama(layers=4), llama(layers=9)
-    assert cached_ways(shallow, 2, "some solver", lambda: WAYS, cache) == WAYS
+    assert cached_schedules(shallow, 2, "some solver", lambda: WAYS, cache) == WAYS
     for problem, blocks in ((shallow, (2, 3)), (deep, range(2, 8))):
         for block in blocks:
-            assert cached_ways(problem, block, "some solver", refuse, cache) == WAYS
+            assert cached_schedules(problem, block, "some solver", refuse, cache) == WAYS
 
 
 def test_other_limits_another_solver_and_no_cache_find_ways_anew(tmp_path):
     cache, problem = DiskCache(tmp_path), llama(layers=4)
     for told in ("some solver", "some solver, 20 nodes", "another"):
         found = []
-        cached_ways(problem, 2, told, lambda told=told, found=found: found.append(told) or WAYS, cache)
+        cached_schedules(problem, 2, told, lambda told=told, found=found: found.append(told) or WAYS, cache)
         assert found == [told]
-    assert cached_ways(problem, 2, "some solver", lambda: WAYS[:1], None) == WAYS[:1]
+    assert cached_schedules(problem, 2, "some solver", lambda: WAYS[:1], None) == WAYS[:1]
 
 
 def changed_op(problem, index, **changes):
@@ -110,7 +110,7 @@ def test_names_and_what_lies_elsewhere_do_not_matter():
 @given(seed=st.integers(0, 10_000))
 def test_blocks_of_equal_content_weigh_the_same_in_every_way(seed):
     problem = chain_of_blocks(seed, blocks=7, width=5, classes=2)
-    alike: dict[str, list[tuple[Way, ...]]] = {}
+    alike: dict[str, list[tuple[BlockSchedule, ...]]] = {}
     for block in range(len(problem.block_classes)):
         alike.setdefault(block_content(problem, block), []).append(tuple(some_ways(problem, block)))
     for found in alike.values():
@@ -120,7 +120,7 @@ def test_blocks_of_equal_content_weigh_the_same_in_every_way(seed):
 
 def some_ways(problem, block):
     """Everything kept; all that may run again, run again; and the same from one operation on."""
-    bench, operations = WayBench(problem, block), operations_of(problem, block)
+    bench, operations = BlockEvaluator(problem, block), operations_of(problem, block)
     forward = tuple(index for index in operations if index < problem.forward_length)
     backward = operations[len(forward) :]
     again = tuple(index for index in forward if problem.ops[index].repeatable)

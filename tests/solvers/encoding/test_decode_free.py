@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 from lowtide.solvers.candidate_cache import cached_schedule, problem_digest
 from lowtide.solvers.disk_cache import DiskCache
-from lowtide.solvers.encoding.refine_precision import gentler
+from lowtide.solvers.encoding.refine_precision import with_lower_error
 from lowtide.solvers.problem.errors import ScheduleError
-from lowtide.solvers.problem.problem import Encoding, Op, Problem, Value
+from lowtide.solvers.problem.problem import EncodingOption, Op, Problem, Value
 from lowtide.solvers.problem.problem_diff import difference_of
 from lowtide.solvers.problem.problem_file import problem_of
 from lowtide.solvers.problem.schedule import Decode, Encode, Free, FreeCode, Record, Run, Schedule, Segment
 from lowtide.solvers.problem.simulate import make_plan, simulate
 
-HALF = Encoding("half", 5, 0.5, 0.25, 6, 12, "rounding", 0.125)
-BITS = Encoding("bits", 1, 2.0, 1.0, 3, 10, "approximate", 0.5)
-LEVELS = Encoding("levels", 3, 0.5, 0.0, 3, 2, "approximate", 0.5, decoded_bytes=2)
+HALF = EncodingOption("half", 5, 0.5, 0.25, 6, 12, "rounding", 0.125)
+BITS = EncodingOption("bits", 1, 2.0, 1.0, 3, 10, "approximate", 0.5)
+LEVELS = EncodingOption("levels", 3, 0.5, 0.0, 3, 2, "approximate", 0.5, decoded_bytes=2)
 
 
 def two_steps() -> Problem:
@@ -138,7 +138,7 @@ def test_gentler_codes_are_read_as_those_before():
     values[1] = replace(values[1], encodings=(BITS, *finer))
     problem = replace(two_steps(), values=tuple(values))
     schedule = written(ENCODED.instructions[:4], ENCODED.instructions[4:])
-    found = gentler(problem, schedule, 200)
+    found = with_lower_error(problem, schedule, 200)
     assert found.encoded == ((1, 1),)
 
 

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.encoding.choices import choices_of
-from lowtide.solvers.encoding.decode_order import encoded_schedule, is_exact_where_due, undone, with_codes
+from lowtide.solvers.encoding.decode_order import decoded_order, encoded_schedule, is_exact_where_due, with_codes
 from lowtide.solvers.greedy import Greedy
-from lowtide.solvers.infeasible import neediest_operation
+from lowtide.solvers.infeasible import largest_operation
 from lowtide.solvers.polish import polished
 from lowtide.solvers.portfolio import Portfolio
-from lowtide.solvers.problem.encoded_problem import encodable, recoding_of
+from lowtide.solvers.problem.encoded_problem import encodable, encoded_problem_of
 from lowtide.solvers.problem.errors import InfeasibleBudget, ScheduleError
 from lowtide.solvers.problem.liveness import forecast, schedule_of, trace_order
-from lowtide.solvers.problem.problem import Encoding, Problem
+from lowtide.solvers.problem.problem import EncodingOption, Problem
 from lowtide.solvers.problem.problem_diff import difference_of
 from lowtide.solvers.problem.problem_file import problem_of
 from lowtide.solvers.problem.schedule import Decode, Encode, Free, FreeCode, Run
@@ -25,10 +25,10 @@ from lowtide.solvers.problem.simulate import baseline_of, make_plan, simulate
 from lowtide.solvers.recipes import Recipes
 from made_problems import Draft, chain_of_blocks, llama, with_encodings, with_halves
 
-QUARTER = Encoding("quarter", 25, 0.5, 0.25, 30, 104, "rounding", 0.125)
+QUARTER = EncodingOption("quarter", 25, 0.5, 0.25, 30, 104, "rounding", 0.125)
 
 
-def skip(encoding: Encoding = QUARTER, wide_bytes: int = 120, gradient_bytes: int = 3) -> Problem:
+def skip(encoding: EncodingOption = QUARTER, wide_bytes: int = 120, gradient_bytes: int = 3) -> Problem:
     """A value of 100 bytes, read in the first block and in the backward of the same; it has a code of 25 bytes."""
     draft = Draft()
     source = draft.value("source", 1, resident=True)
@@ -56,14 +56,14 @@ def all_choices(problem):
 def test_a_recoded_problem_encodes_after_the_last_reader_of_forward_and_decodes_before_the_first_of_backward():
     problem = skip()
     assert encodable(problem) == (1,)
-    recoding = recoding_of(problem, ((1, 0),))
+    recoding = encoded_problem_of(problem, ((1, 0),))
     assert [op.name for op in recoding.reduced.ops] == [
         *("many", "first", "many.encode", "wide", "loss"),
         *("back_loss", "many.decode", "back_many"),
     ]
     assert recoding.reduced.forward_length == 5
     assert [op.block for op in recoding.reduced.ops] == [0, 0, 0, 1, 1, 1, 0, 0]
-    order = undone(recoding, trace_order(recoding.reduced))
+    order = decoded_order(recoding, trace_order(recoding.reduced))
     schedule = encoded_schedule(problem, ((1, 0),), order)
     told = [instruction for instruction in schedule.instructions if not isinstance(instruction, Free)]
     assert told == [Run(0), Run(1), Encode(1, 0), Run(2), Run(3), Run(4), Decode(1, 0), FreeCode(1, 0), Run(5)]
@@ -75,10 +75,10 @@ def test_a_recoded_problem_encodes_after_the_last_reader_of_forward_and_decodes_
 
 
 def test_a_code_that_is_read_itself_lowers_what_backward_needs():
-    levels = Encoding("levels", 25, 0.5, 0.0, 25, 0, decoded_bytes=0)
+    levels = EncodingOption("levels", 25, 0.5, 0.0, 25, 0, decoded_bytes=0)
     problem = skip(levels, wide_bytes=5, gradient_bytes=60)
     encoding_bytes, whole_bytes = 1 + 100 + 10 + 25, 1 + 1 + 100 + 10 + 60
-    assert neediest_operation(problem)[0] < encoding_bytes < whole_bytes
+    assert largest_operation(problem)[0] < encoding_bytes < whole_bytes
     plan = Portfolio(cache=None).solve(problem, encoding_bytes)
     assert (plan.peak_bytes, plan.extra_seconds, plan.encoded) == (encoding_bytes, 0.5, ((1, 0),))
     assert plan.lower_bound_seconds <= 0.5
@@ -89,9 +89,11 @@ def test_what_waits_in_a_run_order_is_encoded_and_kept_instead_where_there_are_b
     problem, choice = skip(), ((1, 0),)
     order = with_codes(problem, choice, trace_order(problem))
     assert encoded_schedule(problem, choice, order) == encoded_schedule(
-        problem, choice, undone(recoding_of(problem, choice), trace_order(recoding_of(problem, choice).reduced))
+        problem,
+        choice,
+        decoded_order(encoded_problem_of(problem, choice), trace_order(encoded_problem_of(problem, choice).reduced)),
     )
-    merged = recoding_of(problem, choice).merged
+    merged = encoded_problem_of(problem, choice).merged
     again = polished(merged, order, 10**6)
     assert not any(isinstance(one, Decode) for one in encoded_schedule(problem, choice, again).instructions)
 
@@ -103,11 +105,11 @@ def test_undoing_a_recoded_order_costs_no_bytes_and_no_time_and_what_is_forecast
     choice = all_choices(problem)
     if not choice:
         return
-    recoding = recoding_of(problem, choice)
+    recoding = encoded_problem_of(problem, choice)
     for solver in (Recipes(mixture_count=4), Greedy(most_moves=3)):
         for candidate in solver.candidates(recoding.reduced):
             solved = simulate(recoding.reduced, schedule_of(recoding.reduced, candidate.order))
-            order = undone(recoding, candidate.order)
+            order = decoded_order(recoding, candidate.order)
             if not is_exact_where_due(problem, choice, order):
                 with pytest.raises(ScheduleError, match=r"of forward reads .* which is approximate"):
                     simulate(problem, encoded_schedule(problem, choice, order))
@@ -126,7 +128,7 @@ def test_any_run_order_with_codes_is_simulated_as_forecast(seed, blocks, randomn
     choice = all_choices(problem)
     if not choice:
         return
-    merged = recoding_of(problem, choice).merged
+    merged = encoded_problem_of(problem, choice).merged
     for candidate in Recipes(mixture_count=4).candidates(problem):
         order = with_codes(problem, choice, candidate.order)
         assert is_exact_where_due(problem, choice, order)

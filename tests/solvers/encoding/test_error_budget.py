@@ -10,13 +10,13 @@ from lowtide import solvers
 from lowtide.solvers.encoding.choices import choices_of
 from lowtide.solvers.encoding.decode_order import encoded_schedule, with_codes
 from lowtide.solvers.encoding.encoded_candidates import Encoded
-from lowtide.solvers.encoding.refine_precision import gentler
+from lowtide.solvers.encoding.refine_precision import with_lower_error
 from lowtide.solvers.pareto import rate
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.encoded_problem import encodable
 from lowtide.solvers.problem.errors import ScheduleError
 from lowtide.solvers.problem.liveness import trace_order
-from lowtide.solvers.problem.problem import Encoding, Problem
+from lowtide.solvers.problem.problem import EncodingOption, Problem
 from lowtide.solvers.problem.schedule import Decode, Encode, Free, FreeCode, Run, Schedule, Segment
 from lowtide.solvers.problem.simulate import baseline_of, make_plan, simulate
 from lowtide.solvers.recipes import Recipes
@@ -35,7 +35,9 @@ def read_twice(error: float = 0.01, error_budget: float = 0.02) -> Problem:
     draft.op("back_wide", [wide, gradient], [3], 1.0, 0, repeatable=False, held=(0,))
     problem = draft.problem([0])
     values = list(problem.values)
-    values[wide] = replace(values[wide], encodings=(Encoding("tenth", 10, 0.5, 0.25, 10, 100, "approximate", error),))
+    values[wide] = replace(
+        values[wide], encodings=(EncodingOption("tenth", 10, 0.5, 0.25, 10, 100, "approximate", error),)
+    )
     return replace(problem, values=tuple(values), error_budget=error_budget)
 
 
@@ -148,7 +150,9 @@ def quantized(problem: Problem, error_budget: float) -> Problem:
         if value.size_bytes > 1000 and not value.resident:
             seconds = value.size_bytes * 1e-11
             codes = [
-                Encoding(f"{b} bits", value.size_bytes * b // 32, seconds, seconds, 0, 0, "approximate", 4.0 ** (4 - b))
+                EncodingOption(
+                    f"{b} bits", value.size_bytes * b // 32, seconds, seconds, 0, 0, "approximate", 4.0 ** (4 - b)
+                )
                 for b in (8, 4, 2)
             ]
             value = replace(value, encodings=tuple(codes))
@@ -177,7 +181,7 @@ def test_bytes_that_are_left_go_to_smaller_errors():
     errors = [before.encoding_error]
     for more in (0, 5, 20, 100):
         budget = before.peak_bytes * (100 + more) // 100
-        plan = make_plan(problem, gentler(problem, schedule, budget), solver="by hand")
+        plan = make_plan(problem, with_lower_error(problem, schedule, budget), solver="by hand")
         assert plan.peak_bytes <= budget
         errors.append(plan.encoding_error)
     assert errors == sorted(errors, reverse=True)
@@ -217,7 +221,7 @@ def test_gentler_codes_keep_peak_time_and_all_else(seed, share):
         schedule = encoded_schedule(problem, choice, order)
         before = simulate(problem, schedule)
         budget = before.peak_bytes * (100 + share) // 100
-        found = gentler(problem, schedule, budget)
+        found = with_lower_error(problem, schedule, budget)
         after = make_plan(problem, found, solver="by hand")
         assert after.peak_bytes <= budget
         assert after.seconds <= before.seconds + 1.001e-3 * problem.seconds

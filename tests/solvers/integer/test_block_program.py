@@ -3,11 +3,11 @@
 from itertools import chain, combinations, product
 from math import inf
 
-from lowtide.solvers.blocks.block_schedules import WayBench
+from lowtide.solvers.blocks.block_schedules import BlockEvaluator
 from lowtide.solvers.blocks.rematerialize import may_wait
 from lowtide.solvers.integer.answer import Effort
-from lowtide.solvers.integer.block_program import WayProgram
-from lowtide.solvers.integer.block_schedules import fastest_way, ways_of
+from lowtide.solvers.integer.block_program import BlockProgram
+from lowtide.solvers.integer.block_schedules import fastest_schedule, ways_of
 from lowtide.solvers.problem.liveness import schedule_of, trace_order
 from lowtide.solvers.problem.simulate import simulate
 from made_problems import chain_of_blocks, llama
@@ -24,7 +24,7 @@ def subsets(items):
 def every_way(problem, block):
     """Every way that runs a subset of the block's repeatable operations, in trace order, before each operation of
     backward that runs once and at the end; None if these are too many."""
-    bench, idle, turn = WayBench(problem, block), may_wait(problem), problem.forward_length
+    bench, idle, turn = BlockEvaluator(problem, block), may_wait(problem), problem.forward_length
     forward = [i for i in bench.operations if i < turn]
     free = [i for i in forward if idle[i] and all(v in bench.loose for v in problem.ops[i].makes)]
     again = [i for i in forward if problem.ops[i].repeatable]
@@ -83,7 +83,7 @@ def test_no_way_is_faster_within_the_same_limits():
         ways = every_way(problem, block)
         if not ways:
             continue
-        program = WayProgram(problem, block)
+        program = BlockProgram(problem, block)
         kept = sorted({way.kept_bytes for way in ways})
         height = sorted({way.height_bytes for way in ways})
         middle = kept[len(kept) // 2], height[len(height) // 3]
@@ -102,7 +102,7 @@ def test_no_way_is_faster_within_the_same_limits():
 
 def test_no_known_way_is_lost_and_faster_ones_are_found_for_a_layer_of_llama():
     problem, block = llama(layers=4), 2
-    program = WayProgram(problem, block)
+    program = BlockProgram(problem, block)
     wide = 10**12
     known = [program.fastest(kept_bytes, wide, None, Effort()).way for kept_bytes in (wide, 10**6, 0)]
     ways = ways_of(problem, block, known)
@@ -118,9 +118,9 @@ def test_a_whole_step_takes_the_seconds_that_a_way_put_into_it_adds():
     checked = 0
     for seed in range(30):
         problem = chain_of_blocks(seed, blocks=2, width=3, randomness=0.3)
-        bench, blocks = WayBench(problem, 1), len(problem.block_classes)
+        bench, blocks = BlockEvaluator(problem, 1), len(problem.block_classes)
         for height_bytes in (10**6, 100, 80):
-            way = fastest_way(problem, 1, 20, height_bytes).way
+            way = fastest_schedule(problem, 1, 20, height_bytes).way
             if way is None:
                 continue
             order = list(trace_order(problem))
@@ -138,21 +138,24 @@ def test_a_whole_step_takes_the_seconds_that_a_way_put_into_it_adds():
 
 def test_ways_are_the_same_in_two_runs():
     problem = llama(layers=3)
-    known = [fastest_way(problem, 2, kept_bytes, 10**12).way for kept_bytes in (10**12, 0)]
+    known = [fastest_schedule(problem, 2, kept_bytes, 10**12).way for kept_bytes in (10**12, 0)]
     assert ways_of(problem, 2, known) == ways_of(problem, 2, known)
 
 
 def test_a_layer_too_large_for_the_work_keeps_its_known_ways():
     problem = llama(layers=3)
-    known = [fastest_way(problem, 2, kept_bytes, 10**12).way for kept_bytes in (10**12, 0)]
+    known = [fastest_schedule(problem, 2, kept_bytes, 10**12).way for kept_bytes in (10**12, 0)]
     assert set(ways_of(problem, 2, known, work=1)) == set(known)
 
 
 def test_without_nodes_the_answer_is_no_slower_than_the_start_and_the_bound_no_higher_than_the_optimum():
     problem = llama(layers=3)
-    start = fastest_way(problem, 2, 0, 10**12).way
+    start = fastest_schedule(problem, 2, 0, 10**12).way
     limits = start.kept_bytes + 2**20, start.height_bytes * 9 // 10
-    quick, exact = fastest_way(problem, 2, *limits, start, node_limit=0), fastest_way(problem, 2, *limits, start)
+    quick, exact = (
+        fastest_schedule(problem, 2, *limits, start, node_limit=0),
+        fastest_schedule(problem, 2, *limits, start),
+    )
     assert exact.way is not None
     assert exact.least_seconds == approx(exact.way.seconds)
     assert quick.least_seconds <= exact.way.seconds + 1e-9

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lowtide.solvers.integer import program as integer_program
 from lowtide.solvers.integer.answer import Effort, Status
-from lowtide.solvers.integer.block_program import WayProgram
+from lowtide.solvers.integer.block_program import BlockProgram
 from lowtide.solvers.integer.program import IntegerProgram
 from lowtide.solvers.integer.step_program import StepProgram
 from lowtide.solvers.integer.step_stages import stages_of_step
@@ -124,7 +124,7 @@ def test_without_highs_there_is_no_relaxation_and_the_same_optimum(monkeypatch):
 
     def both():
         step = StepProgram(problem, stages_of_step(problem))
-        way = WayProgram(layers, 1).fastest(20, 120, None, Effort())
+        way = BlockProgram(layers, 1).fastest(20, 120, None, Effort())
         return step.fastest(step.low_bytes + 8, Effort()).seconds, way.least_seconds, way.way and way.way.seconds
 
     by_highs = both()

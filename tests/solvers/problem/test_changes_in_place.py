@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.greedy import Greedy
 from lowtide.solvers.hierarchical import Hierarchical
-from lowtide.solvers.infeasible import neediest_operation
+from lowtide.solvers.infeasible import largest_operation
 from lowtide.solvers.polish import polished
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.liveness import forecast, schedule_of
@@ -63,7 +63,7 @@ def test_the_baseline_has_one_buffer():
 
 def test_an_operation_needs_no_room_for_a_copy_to_be_possible():
     problem = buffer_of_three(repeatable=False)
-    assert neediest_operation(problem)[0] == problem.resident_bytes + 13
+    assert largest_operation(problem)[0] == problem.resident_bytes + 13
     assert PORTFOLIO.solve(problem, problem.resident_bytes + 14).extra_seconds == 0
 
 
