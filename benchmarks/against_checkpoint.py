@@ -1,9 +1,9 @@
-"""lowtide at the measured peak of `gradient_checkpointing_enable()` and below, side by side with it and with eager.
+"""lowtide at the measured peak of `gradient_checkpointing_enable()` and below, compared with it and with eager.
 
     python -m benchmarks.against_checkpoint [--pairs 9] [--json FILE]
 
-GPT-2, 6 layers, d 384, T 256, B 8, vocabulary 8000, default dropout. All three run in one process, in turn; times are
-medians over rounds of each one's time divided by eager's in the same round. Peaks are bytes above the start of the
+GPT-2, 6 layers, d 384, T 256, B 8, vocabulary 8000, default dropout. All three run in one process, in turn. Times are
+medians over rounds of each method's time divided by eager's in the same round. Peaks are bytes above the start of the
 step, gradients absent, measured to the byte. Each peer runs in its own best case: `model(**batch).loss.backward()`.
 """
 
@@ -38,7 +38,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Measure and print a table."""
     options = _options()
     model = build_model("gpt2-small-cpu").train()
     model.config.use_cache = False

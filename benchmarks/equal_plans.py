@@ -19,7 +19,7 @@ from lowtide.rewriter.plan.plan_file import plan_to_dict
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from small_models import BATCH, DEFAULT_SEQUENCE, SEQUENCE, SMALL
 
-# Model, budget (0: the smallest peak, 1: everything kept) and options.
+# The model, the budget (0: the smallest peak, 1: everything kept) and options.
 CASES: tuple[tuple[str, float, dict[str, Any]], ...] = (
     ("gpt2", 0.25, {}),
     ("gpt2", 0.00, {"fidelity": "approximate"}),
@@ -38,7 +38,7 @@ CASES: tuple[tuple[str, float, dict[str, Any]], ...] = (
 
 
 def record_of(name: str, share: float, options: dict[str, Any]) -> dict[str, Any]:
-    """What is compared of one plan: its bytes and FLOPs, its instructions, and its generated code up to names."""
+    """Return what is compared of one plan: bytes and FLOPs, instructions, and generated code up to names."""
     torch.manual_seed(0)
     model: Any = build_model(name, overrides=SMALL[name])
     batch = sample_batch(model, BATCH, SEQUENCE.get(name, DEFAULT_SEQUENCE))
@@ -60,7 +60,7 @@ def record_of(name: str, share: float, options: dict[str, Any]) -> dict[str, Any
 
 
 def unnamed(code: str) -> list[str]:
-    """The functions of generated code as trees, sorted, their names replaced by numbers in order of appearance."""
+    """Return the functions of generated code as sorted trees, names replaced by numbers in order of appearance."""
     return sorted(_unnamed(node) for node in ast.parse(code).body if isinstance(node, ast.FunctionDef))
 
 
@@ -84,7 +84,7 @@ def _digest(content: Any) -> str:
 
 
 def main() -> int:
-    """Writes the records, or compares them with a file and says for each model whether they are equal."""
+    """Write the records, or compare them with a file and print for each model whether they are equal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--write", action="store_true", help="write the records instead of comparing with them")

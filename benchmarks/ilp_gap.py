@@ -1,11 +1,11 @@
-"""The planner beside one integer program for the whole of a small step: three blocks each, at loose and tight budgets.
+"""The planner compared with one integer program for a whole small step: three blocks, at loose and tight budgets.
 
     python -m benchmarks.ilp_gap [NAME ...] [--json FILE]
 
 Each step is planned by `hierarchical` and by the whole portfolio, and solved as one integer program (`ilp`). Seconds
-are FLOPs (`costs="flops"`); extra time is a share of the step's time. `proven` is what any schedule takes at least that
-the integer program describes (in each gap between operations that run once an operation runs at most once), `bound`
-what every plan tells, for any schedule at all.
+are FLOPs (`costs="flops"`); extra time is a share of the step's time. `proven` is a lower bound on the schedules that
+the integer program describes: an operation runs at most once in each gap between operations that run once. `bound` is
+the lower bound that every plan states, for any schedule at all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import nn
 
 from benchmarks.frontier.models import llama_style
 
-_SHARES = (0.8, 0.6, 0.4, 0.2, 0.1)  # of the bytes between the smallest peak found and that of the fastest plan
+_SHARES = (0.8, 0.6, 0.4, 0.2, 0.1)  # of the bytes between the smallest peak and that of the fastest plan
 _MOST_CHOICES = 12_000
 _NODES = 500
 _RESNET = {"depths": [1, 1, 1], "hidden_sizes": [64, 128, 256], "embedding_size": 32, "num_labels": 10}
@@ -50,7 +50,7 @@ STEPS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One budget: extra shares of the step's time, and how long the integer program took."""
+    """The extra shares of the step's time at one budget, and the seconds that the integer program took."""
 
     budget_bytes: int
     hierarchical: float
@@ -62,7 +62,7 @@ class Row:
 
 
 def main() -> None:
-    """Prints a table per step, and the mean and the worst of what lies above the proven optimum."""
+    """Print a table per step, and the mean and the worst distance to the proven optimum."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(STEPS)} (default: all)")
     parser.add_argument("--json", type=Path, help="where to write the rows as JSON")
@@ -70,15 +70,15 @@ def main() -> None:
     for name in options.names:
         if name not in STEPS:
             parser.error(f"there is no step {name!r}: choose among {', '.join(STEPS)}")
-    told: dict[str, list[dict[str, Any]]] = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
     above: list[float] = []
     for name in options.names or STEPS:
         problem = problem_of(*STEPS[name]())
         print(f"{name}, {len(problem.ops)} operations: extra time, % of the step's")
         print("     budget   hierarchical  portfolio    ilp  proven   bound   ilp took, s")
-        told[name] = []
+        tables[name] = []
         for row in rows_of(problem):
-            told[name].append(asdict(row))
+            tables[name].append(asdict(row))
             if not math.isnan(row.optimum):
                 above.append(row.hierarchical - row.optimum)
             print(
@@ -88,16 +88,16 @@ def main() -> None:
             )
     print(f"hierarchical above ilp: {sum(above) / len(above):.2%} of a step on average, {max(above):.2%} at worst")
     if options.json:
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+        options.json.write_text(json.dumps(tables, indent=1) + "\n")
 
 
 def problem_of(model: nn.Module, batch: Any) -> Problem:
-    """The scheduling problem of a step, its costs FLOPs."""
-    return capture_and_formulate(model, (), batch, Options(costs="flops")).posed.problem
+    """Return the scheduling problem of a step, with FLOPs as costs."""
+    return capture_and_formulate(model, (), batch, Options(costs="flops")).mapping.problem
 
 
 def rows_of(problem: Problem, shares: tuple[float, ...] = _SHARES) -> list[Row]:
-    """A row per budget, from loose to tight."""
+    """Return a row per budget, from loose to tight."""
     portfolio = Portfolio(cache=None)
     plans = portfolio.frontier(problem, 100)
     low, high = plans[-1].peak_bytes, plans[0].peak_bytes
@@ -107,17 +107,17 @@ def rows_of(problem: Problem, shares: tuple[float, ...] = _SHARES) -> list[Row]:
         started = time.perf_counter()
         optimum = Ilp(most_choices=_MOST_CHOICES, node_limit=_NODES).least_seconds(problem, budget_bytes)
         seconds = time.perf_counter() - started
-        plan = portfolio.solve(problem, budget_bytes)
-        own = portfolio.solve(problem, budget_bytes, "hierarchical")
+        chosen = portfolio.solve(problem, budget_bytes)
+        hierarchical = portfolio.solve(problem, budget_bytes, "hierarchical")
         best = optimum.seconds if optimum.order is not None else math.nan
         rows.append(
             Row(
                 budget_bytes,
-                own.extra_share,
-                plan.extra_share,
+                hierarchical.extra_share,
+                chosen.extra_share,
                 best / problem.seconds - 1,
                 optimum.least_seconds / problem.seconds - 1,
-                (plan.lower_bound_seconds or 0.0) / problem.seconds,
+                (chosen.lower_bound_seconds or 0.0) / problem.seconds,
                 seconds,
             )
         )

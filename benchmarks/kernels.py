@@ -1,14 +1,14 @@
-"""lowtide's kernels beside torch's own for the same work, and what each keeps for backward.
+"""lowtide's kernels compared with torch's own for the same work, and the bytes that each keeps for backward.
 
     python -m benchmarks.kernels [--rounds 15] [--json FILE]
 
-All run in one process, in turn: a round runs torch's way, then lowtide's, and gives one ratio; printed are medians and
-quartiles. Dropout, cross-entropy and GELU are forward and backward together. GELU keeps its derivative in 3 bits: once
-as a plan runs it (GELU's own forward, encoding, the gradient times the code's levels), once as a plan does where the
-gradient lies in memory unlike the input did (decoding to inputs, GELU's own backward). Last comes what encoding to 4
-bits in groups of 256, rounded at random, and decoding take in one thread: bytes of float32 that go in, divided by the
-processor seconds of both, in 10⁹.
-Float32 on the CPU, and where there is a GPU larger sizes there too.
+All run in one process, in turn. A round runs torch's kernel, then lowtide's, and gives one ratio. Medians and quartiles
+are printed. Dropout, cross-entropy and GELU are forward and backward together. GELU keeps its derivative in 3 bits.
+The first row is how a plan runs it: GELU's own forward, encoding, the gradient times the code's levels. The second row
+is for a gradient that is laid out unlike the input: decoding to inputs, GELU's own backward. The last line is for one
+thread that encodes to 4 bits in groups of 256, rounded at random, and decodes. It prints the bytes of float32 that go
+in, divided by the processor seconds of both, in 10⁹.
+All are float32 on the CPU; where there is a GPU, larger sizes run there too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """The same work in two ways on a device, and the bytes that each keeps for backward."""
+    """The same work by torch and by lowtide on a device, and the bytes that each keeps for backward."""
 
     device: torch.device
     name: str
@@ -52,7 +52,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured: the median of lowtide's time divided by torch's in the same round, and its quartiles."""
+    """The median of lowtide's time divided by torch's in the same round, and its quartiles."""
 
     device: str
     name: str
@@ -64,9 +64,9 @@ class Row:
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="rounds in which both ways run once, in turn")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds in which both run once, in turn")
     parser.add_argument("--json", type=Path, help="where to write the table as JSON")
     options = parser.parse_args()
     print(f"{'':<55} {'torch, ms':>9} {'lowtide / torch':>22} {'torch keeps':>12} {'lowtide keeps':>14}")
@@ -87,14 +87,14 @@ def main() -> None:
     speed = group_speed(1 << 22, 4, options.rounds)
     print(f"4-bit groups, encoded and decoded by one thread: {speed / 1e9:.2f} GB/s of float32")
     if options.json:
-        told = {"rows": rows, "group_bytes_per_second": speed}
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+        report = {"rows": rows, "group_bytes_per_second": speed}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def cases() -> list[Case]:
-    """What is compared."""
+    """Return the cases that are compared."""
     torch.manual_seed(0)
-    found = [
+    compared = [
         _packing(_CPU, 1 << 22),
         _dropout(_CPU, 8, 6, 256, 256),
         _cross_entropy(_CPU, 2048, 384, 8000),
@@ -103,7 +103,7 @@ def cases() -> list[Case]:
         _gelu(_CPU, 1 << 22, decodes=True),
     ]
     if torch.cuda.is_available():
-        found += [
+        compared += [
             _packing(_GPU, 1 << 28),
             _dropout(_GPU, 64, 12, 1024, 64),
             _cross_entropy(_GPU, 8192, 768, 50257),
@@ -111,11 +111,11 @@ def cases() -> list[Case]:
             _gelu(_GPU, 1 << 26, decodes=False),
             _gelu(_GPU, 1 << 26, decodes=True),
         ]
-    return found
+    return compared
 
 
 def measured(case: Case, rounds: int) -> Row:
-    """The case after a round that warms up."""
+    """Measure a case, after a round that warms up."""
     seconds: list[tuple[float, float]] = []
     for number in range(rounds + 1):
         pair = _seconds(case.device, case.theirs), _seconds(case.device, case.ours)
@@ -124,8 +124,8 @@ def measured(case: Case, rounds: int) -> Row:
     ratios = [ours / theirs for theirs, ours in seconds]
     low, high = statistics.quantiles(ratios, n=4)[::2]
     milliseconds = 1e3 * statistics.median(theirs for theirs, _ in seconds)
-    told = (milliseconds, statistics.median(ratios), (low, high), case.their_bytes, case.our_bytes)
-    return Row(case.device.type, case.name, *told)
+    figures = (milliseconds, statistics.median(ratios), (low, high), case.their_bytes, case.our_bytes)
+    return Row(case.device.type, case.name, *figures)
 
 
 def _seconds(device: torch.device, work: Work) -> float:
@@ -178,8 +178,8 @@ def _cross_entropy(device: torch.device, rows: int, width: int, classes: int) ->
         functional.cross_entropy(functional.linear(hidden, weight), target).backward()
 
     def ours() -> object:
-        told = (None, MEAN, -100, 0.0, None, HIDDEN | WEIGHT)
-        return linear_cross_entropy(hidden.detach(), weight.detach(), None, target, *told)
+        options = (None, MEAN, -100, 0.0, None, HIDDEN | WEIGHT)
+        return linear_cross_entropy(hidden.detach(), weight.detach(), None, target, *options)
 
     name = f"linear + cross-entropy, {rows:,} × {width} → {classes:,}"
     return Case(device, name, theirs, ours, 4 * rows * classes, 4 * width * (rows + classes))
@@ -203,7 +203,10 @@ def _pooling(device: torch.device, batch: int, channels: int, side: int) -> Case
 
 
 def _gelu(device: torch.device, count: int, decodes: bool) -> Case:
-    """decodes: whether backward takes GELU's derivative at decoded inputs instead of multiplying with levels."""
+    """Build the case of GELU.
+
+    decodes: whether backward takes GELU's derivative at decoded inputs instead of multiplying with levels.
+    """
     x, gradient = torch.randn(count, device=device, requires_grad=True), torch.randn(count, device=device)
     backward = torch.ops.aten.gelu_backward.default
     encoding, decoding = usual_codes(SavedDerivative("gelu"), _BITS)
@@ -225,7 +228,7 @@ def _gelu(device: torch.device, count: int, decodes: bool) -> Case:
 
 
 def group_speed(count: int, bits: int, rounds: int) -> float:
-    """Bytes of float32 per second that a thread encodes in groups and decodes, of processor time: the median."""
+    """Return the median of float32 bytes per second of processor time that a thread encodes in groups and decodes."""
     x, threads, seconds = torch.randn(count), torch.get_num_threads(), []
     torch.set_num_threads(1)
     for seed in range(rounds + 1):

@@ -1,4 +1,4 @@
-"""Models whose classes, parts, arguments and outputs bear any names, trained in eager and rewritten side by side."""
+"""Trains models with any names of classes, parts, arguments and outputs, in eager and rewritten, and compares both."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _OPTIONS: Any = {"costs": "flops", "solver": "greedy"}
 
 
 class _Named(nn.Module):
-    """Has a part, a parameter, a buffer and an attribute by each name, and reads an argument of that name.
+    """A module with a part, a parameter, a buffer and an attribute of each name, and an argument of that name.
 
-    attributes: those of the names that torch takes for parts and parameters.
+    attributes: the names that torch accepts for parts and parameters.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ class _Named(nn.Module):
         for name in self.attributes:
             self.add_module(name, nn.Linear(_WIDTH, _WIDTH))
         for number, name in enumerate(self.attributes):
-            if name not in self.dict:  # `keys` and other attributes of its own are not free
+            if name not in self.dict:  # `keys` and its other attributes are not free
                 self.dict[name] = nn.Tanh()
                 self.parameter_dict[name] = nn.Parameter(torch.ones(_WIDTH))
             self.first.register_buffer(f"{name}_b", torch.full((_WIDTH,), 1.0 + number))
@@ -52,7 +52,7 @@ class _Named(nn.Module):
 
 
 def _is_free(name: str) -> bool:
-    """Whether torch lets a module have a part of this name."""
+    """Return whether torch lets a module have a part of this name."""
     try:
         nn.Module().add_module(name, nn.Tanh())
         nn.ModuleDict()[name] = nn.Tanh()
@@ -64,7 +64,7 @@ def _is_free(name: str) -> bool:
 
 @dataclass
 class Outcome:
-    """What names did to one model: what was shown, and what was wrong, in words."""
+    """The text that was shown for one model, and descriptions of what was wrong."""
 
     shown: str = ""
     refused: str = ""
@@ -72,7 +72,7 @@ class Outcome:
 
 
 def class_named(name: str) -> type[nn.Module]:
-    """The class of the models under another name, where Python lets a class have it."""
+    """Return the models' class under another name, where Python lets a class have it."""
     try:
         return type(name, (_Named,), {})
     except (ValueError, UnicodeEncodeError):
@@ -80,9 +80,9 @@ def class_named(name: str) -> type[nn.Module]:
 
 
 def tried(names: Sequence[str], folder: Path | None = None) -> Outcome:
-    """Trains a model with these names for two steps in eager and rewritten, and prints its code and plan.
+    """Train a model with these names for two steps in eager and rewritten, and print its code and plan.
 
-    folder: for the plan's file; where there is one, a profile is shown too, and the plan is used from the file.
+    folder: for the plan's file; if given, a profile is shown too, and the plan is used from the file.
     """
     torch.manual_seed(0)
     model = class_named(names[0])(names)
@@ -106,10 +106,10 @@ def tried(names: Sequence[str], folder: Path | None = None) -> Outcome:
 
 
 def _differences(model: nn.Module, small: Any, batch: dict[str, Any], named: dict[str, Any]) -> Iterator[str]:
-    """What differs between two steps in eager and rewritten."""
+    """Yield the differences between two steps in eager and rewritten."""
     for step in range(2):
-        for one in (model, small):
-            one.zero_grad()
+        for module in (model, small):
+            module.zero_grad()
         theirs, ours = model(batch, **named), small(batch, **named)
         theirs["loss"].backward(), ours["loss"].backward()
         if list(theirs) != list(ours):
@@ -119,19 +119,19 @@ def _differences(model: nn.Module, small: Any, batch: dict[str, Any], named: dic
         yield from (f"gradient of {name!r}" for (name, p), q in pairs if not _equal(p.grad, q.grad))
 
 
-def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    return one is other if one is None or other is None else torch.equal(one, other)
+def _equal(left: torch.Tensor | None, right: torch.Tensor | None) -> bool:
+    return left is right if left is None or right is None else torch.equal(left, right)
 
 
 def _show(title: str, small: Any) -> None:
-    """Prints the code and the plan."""
+    """Print the code and the plan."""
     print(small.code)
     print(small.plan)
     show(plan_text(title, small.plan))
 
 
 def _show_more(model: nn.Module, small: Any, batch: dict[str, Any], named: dict[str, Any], folder: Path) -> None:
-    """Prints a profile, and has the plan go through a file."""
+    """Print a profile, and save and load the plan."""
     show(profile_text(type(model).__name__, profile(model, (batch,), named, costs="flops")))
     lowtide.save_plan(small.plan, folder / "plan.json")
     loaded = lowtide.load_plan(folder / "plan.json")
@@ -144,9 +144,10 @@ _ROOTS |= {"drawing_from", "values"}
 
 
 def _faults_of_code(code: str) -> Iterator[str]:
-    """What generated code has that it should not: other statements at its top, calls of other things, other imports."""
+    """Yield the faults of generated code: statements other than functions at its top, other calls, imports."""
     tree = ast.parse(code)
-    yield from (f"{ast.dump(one)[:80]} at the top" for one in tree.body if not isinstance(one, ast.FunctionDef))
+    others = [statement for statement in tree.body if not isinstance(statement, ast.FunctionDef)]
+    yield from (f"{ast.dump(statement)[:80]} at the top" for statement in others)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom, ast.Lambda, ast.JoinedStr, ast.Global, ast.NamedExpr)):
             yield f"a {type(node).__name__}"

@@ -1,4 +1,4 @@
-"""The networks that the frontier is measured on: how each is built, on what batch, and where its blocks are."""
+"""The networks that the frontier is measured on, with the batch and the blocks of each."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from benchmarks.frontier.models import Batch, llama_style, u_net
 class Network:
     """A model to measure.
 
-    build: gives the model in training mode and the keyword arguments of its forward; told whether to be quick.
+    build: returns the model in training mode and the keyword arguments of its forward; asked to be quick, a small one.
     containers: names of the modules whose children are the blocks, in the order in which they run.
-    chained: whether each block of a container takes what the one before returned as its first argument, so that
-    several in a row can be one checkpoint.
+    chained: whether each block of a container takes the result of the block before it as its first argument. Then
+        several in a row can be one checkpoint.
     """
 
     name: str
-    told: str
+    description: str
     build: Callable[[bool], tuple[nn.Module, Batch]]
     containers: tuple[str, ...]
     chained: bool = True
 
     def blocks(self, model: nn.Module) -> list[str]:
-        """The names of the blocks, in the order in which they run."""
-        found = [f"{at}.{name}" for at in self.containers for name, _ in model.get_submodule(at).named_children()]
-        if not found:
+        """Return the names of the blocks, in the order in which they run."""
+        blocks = [f"{at}.{name}" for at in self.containers for name, _ in model.get_submodule(at).named_children()]
+        if not blocks:
             raise ValueError(f"{self.name} has no blocks at {', '.join(self.containers)}")
-        return found
+        return blocks
 
 
 def _from_transformers(
     name: str, batch: tuple[int, int], tokens: tuple[int, int], quick: Mapping[str, Any], **overrides: Any
 ) -> Callable[[bool], tuple[nn.Module, Batch]]:
-    """Of each pair the second, and the configuration changed by `quick` too, when it has to be quick."""
+    """Return a builder that takes the second of each pair, and the changes in `quick`, for a small network."""
 
     def build(is_quick: bool) -> tuple[nn.Module, Batch]:
         model: Any = build_model(name, overrides={**overrides, **(quick if is_quick else {})})

@@ -1,11 +1,11 @@
-"""How long planning takes, cold and warm: GPT-2 of four depths, ResNet-152, a U-Net, and Llama-70B without weights.
+"""The time that planning takes, cold and warm: GPT-2 of four depths, ResNet-152, a U-Net, Llama-70B without weights.
 
     python -m benchmarks.planning_time [CASE ...] [--json FILE]
 
 Each case is planned twice for a budget of 60 %, each time in a process of its own: with nothing cached, and with the
-costs and candidates that the first left. `capture` is all but solving: tracing the step, passes, measuring each kind of
-kernel once (again: reading what was measured). Solving is `Plan.solve_seconds`: from the problem to the simulated plan
-with its bound, reading and writing the cache included. Imports and building the model are not counted.
+costs and candidates that the first left. `capture` is all but solving: tracing the step, passes, and measuring each
+kind of kernel once (when warm, reading the measurements). Solving is `Plan.solve_seconds`: from the problem to the
+simulated plan with its bound, reading and writing the cache included. Imports and building the model are not counted.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _RESNET_152 = {"depths": [3, 8, 36, 3]}
 
 @dataclass(frozen=True)
 class Case:
-    """A step to plan. build: gives the model and the keyword arguments of its forward.
+    """A step to plan.
 
+    build: returns the model and the keyword arguments of its forward.
     device: the preset to plan for, with costs by roofline; None to measure on this machine.
     """
 
@@ -40,7 +41,7 @@ class Case:
 
 
 def _from_transformers(name: str, batch: int, length: int, meta: bool = False, **overrides: Any) -> tuple[Any, Any]:
-    """length: tokens of text, or the side of pictures."""
+    """Build a model and a batch. length: tokens of text, or the side of pictures."""
     from lowtide.rewriter.models.batches import sample_batch
     from lowtide.rewriter.models.build import build_model
 
@@ -66,7 +67,7 @@ CASES = {
 
 
 def main() -> None:
-    """Runs the cases and prints a table; `--once` runs one case here and prints its numbers."""
+    """Run the cases and print a table; `--once` runs one case here and prints its numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of: {'; '.join(CASES)} (default: all)")
     parser.add_argument("--json", type=Path, help="where to write the table as JSON")
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def _twice(name: str) -> dict[str, Any]:
-    """A case with nothing cached, then with what that has cached; prints its line."""
+    """Run a case with nothing cached, then with the cache of that run; print its line."""
     with tempfile.TemporaryDirectory() as cache:
         cold, warm = _in_process(name, cache), _in_process(name, cache)
     layers = f"{cold['layers']} ({cold['kinds_of_layers']})"
@@ -103,8 +104,8 @@ def _twice(name: str) -> dict[str, Any]:
 def _in_process(name: str, cache: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.planning_time", "--once", name]
     environment = {**os.environ, "XDG_CACHE_HOME": cache}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def _run(case: Case) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""What a step of lowtide takes beside eager's where everything is kept: the price of lowtide itself.
+"""The time of a step of lowtide compared with eager's where everything is kept: the overhead of lowtide itself.
 
     python -m benchmarks.tax [NAME ...] [--rounds 101] [--wall] [--json FILE]
 
 Each model is rewritten at 100 % of its simulated peak, planned by operations (`costs="flops"`). A step is forward, loss
-and backward, gradients absent before it, on one thread. Eager and lowtide run in turn, in an order drawn anew for each
-round; a round times each over so many steps in a row that they take 20 ms. Times are the process's CPU time, in which
-what else the machine does does not count, or with --wall the clock's. "/ eager" is the median over rounds of lowtide's
-time divided by eager's, with an interval that holds the true median 19 times in 20 (by ranks).
+and backward, gradients absent before it, on one thread. Eager and lowtide run in turn, in a new random order each
+round. A round times each over as many steps in a row as take 20 ms. Times are the process's CPU time, which leaves out
+other work of the machine, or with --wall the clock's. "/ eager" is the median over rounds of lowtide's time divided by
+eager's. Its interval holds the true median 19 times in 20 (by ranks).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from torch.nn import functional
 from benchmarks.eager_baseline import clear_gradients
 from benchmarks.frontier.models import Batch, llama_style
 
-_ROUND_SECONDS = 0.02  # of each, at least
+_ROUND_SECONDS = 0.02  # of each model, at least
 _WARM_STEPS = 20
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model to time. build: gives it in training mode, with the keyword arguments of its forward."""
+    """A model to time. build: returns it in training mode, with the keyword arguments of its forward."""
 
-    told: str
+    description: str
     build: Callable[[], tuple[nn.Module, Batch]]
 
 
@@ -53,7 +53,7 @@ class Perceptron(nn.Module):
         self.first, self.second = nn.Linear(width, 2 * width), nn.Linear(2 * width, classes)
 
     def forward(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Features [batch, width] and classes [batch]."""
+        """Return the loss for features [batch, width] and classes [batch]."""
         return {"loss": functional.cross_entropy(self.second(functional.relu(self.first(x))), target)}
 
 
@@ -71,15 +71,15 @@ CASES: Mapping[str, Case] = {
 
 
 def main() -> None:
-    """Times the cases and prints a line for each."""
+    """Time the cases and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(CASES)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=101, help="in each of which both run in turn")
+    parser.add_argument("--rounds", type=int, default=101, help="rounds in which both run in turn")
     parser.add_argument("--wall", action="store_true", help="time by the clock instead of the process's CPU time")
     parser.add_argument("--json", type=Path, help="where to write the rows as JSON")
     options = parser.parse_args()
     if not set(options.names) <= CASES.keys():
-        parser.error(f"no such case among {options.names}: there are {', '.join(CASES)}")
+        parser.error(f"unknown case among {options.names}: choose from {', '.join(CASES)}")
     if options.rounds < 6:
         parser.error(f"--rounds {options.rounds} has no interval: pass 6 at least")
     torch.set_num_threads(1)
@@ -95,14 +95,14 @@ def main() -> None:
 
 
 def _row(case: Case, rounds: int, clock: Clock) -> dict[str, Any]:
-    """The figures of one case, printed."""
+    """Measure one case, print its figures and return them."""
     model, batch = case.build()
     small: Any = lowtide.rewrite(copy.deepcopy(model), "100%", kwargs=batch, costs="flops")
     seconds = _timed({"eager": model, "lowtide": small}, batch, rounds, clock)
     ratios = [own / eager for own, eager in zip(seconds["lowtide"], seconds["eager"], strict=True)]
     low, high = _interval(ratios)
     row = {
-        "told": case.told,
+        "told": case.description,
         "links": _links(small),
         "eager_seconds": statistics.median(seconds["eager"]),
         "lowtide_seconds": statistics.median(seconds["lowtide"]),
@@ -110,21 +110,21 @@ def _row(case: Case, rounds: int, clock: Clock) -> dict[str, Any]:
         "interval": [low, high],
     }
     print(
-        f"{case.told:<44} {row['links']:>5} {1e3 * row['eager_seconds']:>9.3f} {1e3 * row['lowtide_seconds']:>10.3f}"
-        f"  {row['ratio']:.3f} ({low:.3f}–{high:.3f})",
+        f"{case.description:<44} {row['links']:>5} {1e3 * row['eager_seconds']:>9.3f} "
+        f"{1e3 * row['lowtide_seconds']:>10.3f}  {row['ratio']:.3f} ({low:.3f}–{high:.3f})",
         flush=True,
     )
     return row
 
 
 def _links(small: Any) -> int:
-    """How many nodes the step has in autograd's graph."""
+    """Return the number of nodes that the step has in autograd's graph."""
     (ready,) = [ready for step in small.lowtide.steps for ready in step.plans]
     return len(ready.program.links)
 
 
 def _timed(runners: Mapping[str, nn.Module], batch: Batch, rounds: int, clock: Clock) -> dict[str, list[float]]:
-    """Seconds for a step of each, one number per round."""
+    """Return the seconds for a step of each, one number per round."""
     counts = {}
     for name, model in runners.items():
         _steps(model, batch, _WARM_STEPS, clock)
@@ -138,7 +138,7 @@ def _timed(runners: Mapping[str, nn.Module], batch: Batch, rounds: int, clock: C
 
 
 def _steps(model: Any, batch: Batch, count: int, clock: Clock) -> float:
-    """Seconds for a step, of several in a row."""
+    """Return the seconds for a step, measured over `count` in a row."""
     started = clock()
     for _ in range(count):
         model(**batch)["loss"].backward()
@@ -147,7 +147,7 @@ def _steps(model: Any, batch: Batch, count: int, clock: Clock) -> float:
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """The values between which the true median lies 19 times in 20, whatever the distribution."""
+    """Return the values between which the true median lies 19 times in 20, for any distribution."""
     ordered, count = sorted(values), len(values)
     tail, rank = 0.0, 0
     while (tail := tail + math.comb(count, rank) * 0.5**count) <= 0.025:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.threads [--threads 4] [--minutes 10] [--seed 0]
 
-Each thread makes small networks of its own, rewrites them for budgets between 60 % and 100 %, and trains each for three
-steps beside eager. Outputs, gradients and weights must be eager's to the bit. Networks with dropout draw from the one
-generator that all threads share, so of these only the shapes are compared, and that every number is finite. Prints how
-many were planned, trained and refused as infeasible; returns 1 if any differs or raises another error.
+Each thread makes small networks and rewrites them for budgets between 60 % and 100 %. It trains each for three steps in
+eager and rewritten. Outputs, gradients and weights must be eager's to the bit. Networks with dropout draw from the one
+generator that all threads share: only their shapes are compared, and every number must be finite. Prints how many were
+planned, trained and refused as infeasible; returns 1 if any differs or raises another error.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ _SHARES = ("60%", "75%", "90%", "100%")
 
 @dataclass
 class Tally:
-    """What all threads counted, and what went wrong."""
+    """The counts and the failures of all threads."""
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, what: str) -> None:
-        """Counts something."""
+        """Count an event."""
         with self.lock:
             self.counts[what] += 1
 
     def fail(self, what: str) -> None:
-        """Keeps a failure."""
+        """Keep a failure."""
         with self.lock:
             self.failures.append(what)
 
 
 def network(chance: random.Random) -> tuple[nn.Module, torch.Tensor, bool]:
-    """A small network, its input, and whether it draws random numbers."""
+    """Return a small network, its input, and whether it draws random numbers."""
     width, rows, is_drawing = chance.choice((8, 16, 24)), chance.randint(2, 48), chance.random() < 0.3
     generator = torch.Generator().manual_seed(chance.randrange(2**31))
     layers: list[nn.Module] = []
@@ -69,7 +69,7 @@ def network(chance: random.Random) -> tuple[nn.Module, torch.Tensor, bool]:
 
 
 def train(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """A few steps of gradient descent; each step's loss, and the weights, buffers and gradients at the end."""
+    """Take a few steps of gradient descent; return each loss, and the weights, buffers and gradients at the end."""
     seen = []
     for _ in range(_STEPS):
         model.zero_grad()
@@ -84,7 +84,7 @@ def train(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def try_once(chance: random.Random, tally: Tally) -> None:
-    """Rewrites and trains one network beside eager."""
+    """Train one network in eager and rewritten, and compare both."""
     model, x, is_drawing = network(chance)
     rewritten, share = copy.deepcopy(model), chance.choice(_SHARES)
     try:
@@ -93,18 +93,18 @@ def try_once(chance: random.Random, tally: Tally) -> None:
         tally.add("infeasible")
         return
     tally.add("planned")
-    wanted, got = train(model, x), train(small, x)
+    expected, actual = train(model, x), train(small, x)
     tally.add("trained")
     if is_drawing:
-        equal = all(a.shape == b.shape and bool(b.isfinite().all()) for a, b in zip(wanted, got, strict=True))
+        equal = all(a.shape == b.shape and bool(b.isfinite().all()) for a, b in zip(expected, actual, strict=True))
     else:
-        equal = all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
+        equal = all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
     if not equal:
         tally.fail(f"{share} of {model} on {tuple(x.shape)}: not eager's bits")
 
 
 def damage(folder: Path, chance: random.Random, stop: threading.Event, tally: Tally) -> None:
-    """Cuts, empties and scrambles files of the cache until told to stop."""
+    """Cut, empty and scramble files of the cache until `stop` is set."""
     while not stop.wait(1.0):
         files = [file for file in folder.rglob("*") if file.is_file()]
         if not files:
@@ -114,11 +114,11 @@ def damage(folder: Path, chance: random.Random, stop: threading.Event, tally: Ta
             file.write_bytes(mutated_bytes(file.read_bytes(), chance))
             tally.add("files damaged")
         except OSError:
-            continue  # exchanged by another thread meanwhile
+            continue  # replaced by another thread meanwhile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the threads and prints what came out; 1 if anything failed."""
+    """Run the threads and print the counts; return 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=10.0)

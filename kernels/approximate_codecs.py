@@ -1,4 +1,6 @@
-"""Codecs that lose something: what they give back differs from what was there, and gradients with it."""
+"""Codecs that lose precision: a decoded tensor differs from the encoded one, and the gradients made of it differ
+too.
+"""
 
 from __future__ import annotations
 
@@ -17,33 +19,36 @@ METHODS = {
     "rows": "without_replacement",
     **{name: name for name in (*SKETCHES, *SAMPLINGS) if name != "without_replacement"},
 }
-"""How a family makes few rows of many, by its name."""
+"""The method by which a family makes few rows of many, by the family's name."""
 
 FAMILIES = ("groups", "spread", "derivatives", *METHODS)
-"""Of approximate codecs, by the names that a user gives."""
+"""The families of approximate codecs, by the names that a user gives."""
 
 USUAL_FAMILIES = FAMILIES[:4]
-"""Those that a plan chooses among unless it is told otherwise."""
+"""The families that a plan chooses among by default."""
 
 SHARES = (0.5, 0.2, 0.1)
-"""Of the rows that are kept."""
+"""The shares of the rows that are kept."""
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _GROUP = 256
 
 
 def check_families(families: Sequence[str]) -> None:
-    """Raises ValueError unless all are families of approximate codes, one at least."""
+    """Raise ValueError unless all names are families of approximate codes, and there is at least one."""
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not families:
-        told = f"no approximate code is called {unknown[0]!r}" if unknown else f"codecs={families!r} allows no code"
-        raise ValueError(f"{told}: choose among {', '.join(FAMILIES)}")
+        message = f"no approximate code is called {unknown[0]!r}" if unknown else f"codecs={families!r} allows no code"
+        raise ValueError(f"{message}: choose among {', '.join(FAMILIES)}")
 
 
-def _drawn(
-    name: str, family: str, encode: Any, encode_options: tuple, decode: Any, decode_options: tuple, **told: Any
+def _random_codec(
+    name: str, family: str, encode: Any, encode_options: tuple, decode: Any, decode_options: tuple, **keywords: Any
 ) -> Codec:
-    """A codec that rounds, samples or sketches at random, without bias. told: by name, in both directions."""
+    """Return a codec that rounds, samples or sketches at random without bias.
+
+    keywords: arguments by name, for encoding and for decoding.
+    """
     return Codec(
         name,
         encode,
@@ -52,10 +57,10 @@ def _drawn(
         "approximate",
         encode_options,
         decode_options,
-        tells_dtype=True,
+        needs_dtype=True,
         draws=True,
-        redraws=decode is not restore_rows,  # which finds the rows' numbers beside them
-        arguments=(told, told),
+        redraws=decode is not restore_rows,  # it reads the rows' numbers from the code
+        arguments=(keywords, keywords),
         family=family,
     )
 
@@ -63,7 +68,7 @@ def _drawn(
 def _quantized(bits: int, is_spread: bool) -> Codec:
     family = "groups, spread" if is_spread else "groups"
     options = bits, _GROUP, True, is_spread
-    return _drawn(f"{bits}-bit {family}", family, encode_groups, options, decode_groups, options)
+    return _random_codec(f"{bits}-bit {family}", family, encode_groups, options, decode_groups, options)
 
 
 _QUANTIZED = {
@@ -73,31 +78,33 @@ _QUANTIZED = {
 
 
 def group_codecs(families: Iterable[str], fewest_bits: int = 1) -> tuple[Codec, ...]:
-    """Codecs of groups of 256 elements, rounded at random without bias; "spread" by a randomized Hadamard transform
-    before."""
-    told = (_QUANTIZED.get(family, {}).items() for family in families)
-    return tuple(codec for several in told for bits, codec in several if bits >= fewest_bits)
+    """Return the codecs of groups of 256 elements, rounded at random without bias.
+
+    The family "spread" applies a randomized Hadamard transform first.
+    """
+    codecs_of_families = (_QUANTIZED.get(family, {}).items() for family in families)
+    return tuple(codec for codecs in codecs_of_families for bits, codec in codecs if bits >= fewest_bits)
 
 
 def row_codecs(value: torch.Tensor, dim: int, families: Iterable[str]) -> tuple[Codec, ...]:
-    """Codecs for what only products read: some of its rows, or sketches of all (`METHODS`).
+    """Return codecs for a value that only products read: they keep some of its rows, or sketches of all (`METHODS`).
 
-    dim: along which its features lie (`has_rows`); codecs that would keep no row are left out.
+    dim: the dimension of its features (`has_rows`). Codecs that would keep no row, or all rows, are left out.
     """
     rows, _ = rows_and_features(list(value.shape), dim)
     kept = {share: round(share * rows) for share in SHARES}
-    told = {"dim": dim} if dim < value.dim() - 1 else {}
+    keywords = {"dim": dim} if dim < value.dim() - 1 else {}
     return tuple(
-        _of_rows(METHODS[family], share, kept[share], told)
+        _row_codec(METHODS[family], share, kept[share], keywords)
         for family in families
         for share in SHARES
         if family in METHODS and 0 < kept[share] < rows
     )
 
 
-def _of_rows(method: str, share: float, kept: int, told: dict[str, int]) -> Codec:
+def _row_codec(method: str, share: float, kept: int, keywords: dict[str, int]) -> Codec:
     if method in SAMPLINGS:
         name, family = f"{share:g} of rows, {method}", f"rows, {method}"
-        return _drawn(name, family, sample_rows, (method, kept), restore_rows, (kept,), **told)
+        return _random_codec(name, family, sample_rows, (method, kept), restore_rows, (kept,), **keywords)
     name, family = f"{share:g} sketch, {method}", f"sketch, {method}"
-    return _drawn(name, family, sketch, (method, kept), unsketch, (method,), **told)
+    return _random_codec(name, family, sketch, (method, kept), unsketch, (method,), **keywords)

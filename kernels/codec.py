@@ -1,4 +1,4 @@
-"""Ways to keep a tensor in fewer bytes between forward and backward, for the planner to choose among."""
+"""Codecs keep a tensor in fewer bytes between forward and backward; the planner chooses among them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from .packing.bits import dense, pack_bits, unpack_bits
 
 @dataclass(frozen=True)
 class Codec:
-    """A pair of operations: one makes a code of a tensor, the other the tensor of its code.
+    """A pair of operations: one makes a code of a tensor, the other a tensor of the code.
 
-    encode: called with the tensor and `encode_options`, and by name the stride with which the tensor is planned to lie
-    (`laid_out`); decode: with the code, `decode_options`, and by name the size
-    and stride of the tensor, and its dtype where `tells_dtype`. Encoding takes a `seed` by name where it `draws`,
-    decoding the same one where it `redraws`.
-    fidelity: what decoding gives back. dtypes: which tensors it takes, dense ones only.
-    arguments: what encoding and decoding are told by name besides; fit: the same for a tensor and the gradient that its only
-    reader multiplies with a function of it. family: of codecs that differ in one number, and whose errors are alike but
-    for a factor. stands_in: what decoding gives back is another tensor, of which its readers in backward make the same
-    bits; forward must not read it. multiply: called with a gradient, the code, and by name the `levels` with which its
-    reader multiplies gradients where decoding gives back `representatives` (both told by name), and `bits`: as decoding
-    and reading, without decoding.
+    encode: called with the tensor, `encode_options`, and by name the planned stride of the tensor (`laid_out`).
+    decode: called with the code, `decode_options`, and by name the size and stride of the tensor.
+    dtypes: the types of the tensors that it takes; only dense tensors.
+    fidelity: how exactly decoding restores the tensor.
+    needs_dtype: whether decoding also takes the tensor's dtype by name.
+    draws: whether encoding takes a `seed` by name.
+    redraws: whether decoding takes the same seed.
+    arguments: further arguments by name, for encoding and for decoding.
+    fit: makes such arguments from a tensor and the gradient that its only reader multiplies with a function of it.
+    family: a name shared by codecs that differ in one number, and whose errors differ only by a factor.
+    decodes_to_placeholder: whether decoding makes another tensor, from which readers in backward compute the same bits;
+        forward must not read it.
+    multiply: called with a gradient, the code, and by name `levels`, `bits` and `stride`; does what decoding and
+        reading would, without decoding. `levels` are what the reader multiplies with where decoding gives
+        `representatives`.
     """
 
     name: str
@@ -36,26 +40,26 @@ class Codec:
     fidelity: Literal["bitwise", "rounding", "approximate"] = "bitwise"
     encode_options: tuple[Any, ...] = ()
     decode_options: tuple[Any, ...] = ()
-    tells_dtype: bool = False
+    needs_dtype: bool = False
     draws: bool = False
     redraws: bool = False
     arguments: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}), hash=False)
     fit: Callable[[Tensor, Tensor], tuple[dict[str, Any], dict[str, Any]]] | None = None
     family: str = ""
-    stands_in: bool = False
+    decodes_to_placeholder: bool = False
     multiply: Any = None
 
     def takes(self, value: Tensor) -> bool:
-        """Whether it can encode such a tensor."""
+        """Return whether the codec can encode a tensor like this one."""
         return value.dtype in self.dtypes and dense(value)
 
     def layout(self, value: Tensor) -> dict[str, Any]:
-        """What decoding has to be told of the tensor, by name."""
-        told: dict[str, Any] = {"size": list(value.shape), "stride": list(value.stride())}
-        return told | ({"dtype": value.dtype} if self.tells_dtype else {})
+        """Return what decoding needs to know of the tensor, by name."""
+        layout: dict[str, Any] = {"size": list(value.shape), "stride": list(value.stride())}
+        return layout | ({"dtype": value.dtype} if self.needs_dtype else {})
 
 
 BITS = Codec("bits", pack_bits, unpack_bits, (torch.bool,))
-"""Truth values in a bit each."""
+"""Truth values in one bit each."""
 
 CODECS = (BITS,)

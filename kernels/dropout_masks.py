@@ -1,7 +1,8 @@
-"""The masks of dropout drawn straight into bits: those that eager would draw, from the same generator.
+"""Draws the masks of dropout straight into bits: the masks that eager would draw, from the same generator.
 
 Kept: ceil(n / 8) bytes for n numbers, where eager on a CPU keeps 4 n. Torch's own drawing on a CPU asks its Mersenne
-twister for a 53-bit number at a time, some 16 ns for each element; here the twister turns 624 words at once.
+twister for one 53-bit number at a time, which takes some 16 ns for each element. Here the twister makes 624 words at
+once.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ SOURCE = (
     + r"""
 enum { WORDS = 624, FAR = 397, PART = 4096 };
 
-/* what torch.get_rng_state() holds of a CPU's generator, as far as it matters here */
+/* the part of torch.get_rng_state() of a CPU's generator that is used here */
 typedef struct {
     uint64_t seed;
     int32_t left, seeded;
     uint64_t next, words[WORDS];
 } Generator;
 
-static inline uint32_t twisted(uint32_t here, uint32_t beside) {
-    uint32_t mixed = (here & 0x80000000u) | (beside & 0x7fffffffu);
-    return (mixed >> 1) ^ ((beside & 1u) ? 0x9908b0dfu : 0u);
+static inline uint32_t twisted(uint32_t here, uint32_t following) {
+    uint32_t mixed = (here & 0x80000000u) | (following & 0x7fffffffu);
+    return (mixed >> 1) ^ ((following & 1u) ? 0x9908b0dfu : 0u);
 }
 
 static void turn(uint32_t *words) {
@@ -48,11 +49,11 @@ static inline uint32_t tempered(uint32_t word) {
     return word ^ (word >> 18);
 }
 
-/* bit i: whether the i-th 53-bit number is below the threshold */
+/* bit i is 1 if the i-th 53-bit number is below the threshold */
 void draw(Generator *generator, uint64_t threshold, uint8_t *bits, int64_t count) {
     uint32_t words[WORDS], ready[WORDS + 1];
     uint8_t truths[PART + WORDS];
-    int have = 0, left = generator->left - 1;  /* words of this turn not drawn yet; of them `have` are ready */
+    int have = 0, left = generator->left - 1;  /* words of this state not drawn yet; of them `have` are ready */
     int64_t waiting = 0, done = 0;
     for (int i = 0; i < WORDS; i++) words[i] = (uint32_t)generator->words[i];
     while (done + waiting < count) {
@@ -62,8 +63,8 @@ void draw(Generator *generator, uint64_t threshold, uint8_t *bits, int64_t count
         }
         for (int i = 0; i < left; i++) ready[have + i] = tempered(words[WORDS - left + i]);
         have += left;
-        int64_t pairs = have / 2, wanted = count - done - waiting;
-        if (pairs > wanted) pairs = wanted;
+        int64_t pairs = have / 2, missing = count - done - waiting;
+        if (pairs > missing) pairs = missing;
         for (int i = 0; i < pairs; i++) {
             uint64_t number = ((uint64_t)ready[2 * i] << 32) | ready[2 * i + 1];
             truths[waiting + i] = (number & 0x1fffffffffffffull) < threshold;
@@ -72,7 +73,7 @@ void draw(Generator *generator, uint64_t threshold, uint8_t *bits, int64_t count
         have -= 2 * pairs;
         left = have;
         if (have == 1 && done + waiting < count) {
-            ready[0] = ready[2 * pairs];  /* the first half of a number whose other half comes with the next turn */
+            ready[0] = ready[2 * pairs];  /* the first half of a number whose other half comes with the next state */
             left = 0;
         } else {
             have = 0;
@@ -102,7 +103,7 @@ _STATE_BYTES = 5056  # of a CPU's generator, whose layout this file knows
 
 
 def draw_plainly(count: int, probability: float, device: torch.device) -> Tensor:
-    """`draw_bits` in plain torch: drawn as truth values, then packed."""
+    """Draw `draw_bits` in plain torch: as truth values that are then packed."""
     return pack_bits(torch.empty(count, dtype=torch.bool, device=device).bernoulli_(probability))
 
 
@@ -124,9 +125,9 @@ def _draw_natively(count: int, probability: float) -> Tensor:
 
 @cache
 def draws_alike() -> bool:
-    """Whether drawing here gives the bits of torch's own drawing, and leaves its generator in the same state.
+    """Return whether drawing here gives the bits of torch's own drawing, and leaves its generator in the same state.
 
-    Tried once: torch draws otherwise where it was built for another processor.
+    This is tried once: torch draws different numbers where it was built for another processor.
     """
     before = torch.get_rng_state()
     if native(SOURCE, "draw", _DRAW) is None or len(before) != _STATE_BYTES:
@@ -151,5 +152,4 @@ draw_bits = define(
     random=True,
     prepare=lambda device, **_: device.type == "cpu" and draws_alike(),
 )
-"""Truth values that are true with a probability, as `bernoulli_` would draw them into a contiguous tensor of this size:
-uint8 [ceil(n / 8)]."""
+"""Draws truth values as `bernoulli_` would draw them into a contiguous tensor of this size: uint8 [ceil(n / 8)]."""

@@ -1,1 +1,1 @@
-"""Graph in, graph out: passes over FX graphs, the step graph, and posing it as a problem."""
+"""Passes over FX graphs, the step graph, and building the scheduling problem from it."""

@@ -1,4 +1,4 @@
-"""Finds what backward runs for a few operations of forward, so that both can be replaced together."""
+"""Finds the calls of backward for a few operations of forward, so that both can be replaced together."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import fx
 
 @dataclass(frozen=True)
 class Backward:
-    """What backward runs for operations with one result, of which one operand needs a gradient.
+    """The backward of operations with one result, of which one operand needs a gradient.
 
-    incoming: the gradient of the result; outgoing: that of the operand, as the last of `nodes` makes it.
+    nodes: the calls of backward.
+    incoming: the gradient of the result.
+    outgoing: the gradient of the operand, as the last of `nodes` makes it.
     """
 
     nodes: frozenset[fx.Node]
@@ -21,7 +23,7 @@ class Backward:
 
 
 def nodes_of_backward(graph: fx.Graph, forward: Iterable[fx.Node]) -> list[fx.Node]:
-    """All that backward runs for some operations of forward, in order."""
+    """Return all calls of backward for some operations of forward, in order."""
     numbers = {node.meta["sequence"] for node in forward}
     return [
         node
@@ -31,14 +33,15 @@ def nodes_of_backward(graph: fx.Graph, forward: Iterable[fx.Node]) -> list[fx.No
 
 
 def forward_users(node: fx.Node) -> list[fx.Node]:
-    """The calls of forward that read a node."""
+    """Return the calls of forward that read a node."""
     return [user for user in node.users if user.meta.get("phase") == "forward"]
 
 
-def backward_of(forward: Iterable[fx.Node], operand: fx.Node) -> Backward | None:
-    """The backward of some operations of forward, told by autograd's numbers; None if more goes in or out of it.
+def match_backward(forward: Iterable[fx.Node], operand: fx.Node) -> Backward | None:
+    """Return the backward of some operations of forward, matched by autograd's numbers; None if other values enter or
+    leave it.
 
-    operand: what they all are computed from.
+    operand: the node that all of them are computed from.
     """
     own = set(forward)
     nodes = nodes_of_backward(operand.graph, own)
@@ -57,8 +60,8 @@ def backward_of(forward: Iterable[fx.Node], operand: fx.Node) -> Backward | None
 
 
 def erase_unused(graph: fx.Graph, candidates: Iterable[fx.Node]) -> None:
-    """Erases those of some nodes that nothing reads, the last ones first."""
-    wanted = set(candidates)
+    """Erase those of some nodes that nothing reads, the last ones first."""
+    erasable = set(candidates)
     for node in reversed(list(graph.nodes)):
-        if node in wanted and not node.users:
+        if node in erasable and not node.users:
             graph.erase_node(node)

@@ -11,14 +11,14 @@ from ..solvers.blocks.cuts import window_cuts
 from .calls import call_signature
 from .step_graph import Kernel, StepGraph
 
-# Between two cuts the bytes that cross must rise to this multiple of what crosses at the cuts.
-_RISE = 1.2
+# Between two cuts the crossing bytes must rise to this multiple of those at the cuts.
+_PEAK_RATIO = 1.2
 
 
 def assign_blocks(step: StepGraph) -> StepGraph:
-    """Gives each kernel its block, names the blocks after modules, and finds which blocks are equal up to renaming."""
+    """Give each kernel its block, name the blocks after modules, and find which blocks are equal up to renaming."""
     forward = step.kernels[: step.forward_length]
-    cuts = with_windows(step, narrow_cuts(crossing_bytes(step)))
+    cuts = add_window_cuts(step, find_narrow_cuts(crossing_bytes(step)))
     block_of = [bisect_left(cuts, i + 1) for i in range(len(forward))]
     # Backward runs autograd's nodes in the reverse of the order in which forward made them.
     last_sequence = [-1] * (len(cuts) + 1)
@@ -36,7 +36,7 @@ def assign_blocks(step: StepGraph) -> StepGraph:
 
 
 def crossing_bytes(step: StepGraph) -> list[int]:
-    """For each position between forward kernels (0 is before the first) the bytes made before it and read after it."""
+    """Return the bytes made before and read after each position between forward kernels (0 is before the first)."""
     length = step.forward_length
     change = [0] * (length + 1)
     made_at: dict[int, int] = {}
@@ -59,44 +59,45 @@ def crossing_bytes(step: StepGraph) -> list[int]:
     return crossing
 
 
-def narrow_cuts(crossing: list[int]) -> list[int]:
-    """Positions of the valleys: minima of the crossing bytes between two rises by a fifth.
+def find_narrow_cuts(crossing: list[int]) -> list[int]:
+    """Return positions of the valleys: minima of the crossing bytes between two rises by a fifth.
 
-    crossing[i] is what crosses before kernel i; the ends are no cuts. Values that many blocks read (a mask, an
-    encoder's output) raise all positions alike, so they cross the cuts and do not hide them.
+    crossing: crossing[i] are the bytes that cross before kernel i; the ends are not cuts.
+
+    Values that many blocks read (a mask, an encoder's output) raise all positions alike, so they do not hide the cuts.
     """
     cuts: list[int] = []
-    lowest, where, highest, falling = 0, 0, 0, False
+    lowest, lowest_at, highest, falling = 0, 0, 0, False
     for position in range(1, len(crossing) - 1):
-        now = crossing[position]
+        current = crossing[position]
         if falling:
-            if now < lowest:
-                lowest, where = now, position
-            elif now > _RISE * lowest:
-                cuts.append(where)
-                falling, highest = False, now
+            if current < lowest:
+                lowest, lowest_at = current, position
+            elif current > _PEAK_RATIO * lowest:
+                cuts.append(lowest_at)
+                falling, highest = False, current
         else:
-            highest = max(highest, now)
-            if now * _RISE < highest:
-                falling, lowest, where = True, now, position
+            highest = max(highest, current)
+            if current * _PEAK_RATIO < highest:
+                falling, lowest, lowest_at = True, current, position
     return cuts
 
 
-def with_windows(step: StepGraph, cuts: list[int]) -> list[int]:
-    """The cuts, and more where many kernels lie between two of them (a U-Net, whose skips cross every cut).
+def add_window_cuts(step: StepGraph, cuts: list[int]) -> list[int]:
+    """Return the cuts, and more where many kernels lie between two of them (a U-Net, whose skips cross every cut).
 
-    A block's gradients are handed to autograd when its backward ends: large blocks would hold many of them.
+    A block's gradients are returned to autograd when its backward ends: large blocks would hold many of them.
     """
     size_bytes = [storage.size_bytes for storage in step.storages]
-    told = [(kernel.reads, kernel.makes) for kernel in step.kernels[: step.forward_length]]
+    accesses = [(kernel.reads, kernel.makes) for kernel in step.kernels[: step.forward_length]]
     finer: list[int] = []
-    for start, end in pairwise([0, *cuts, len(told)]):
-        finer += [start] * (start > 0) + [start + cut for cut in window_cuts(told[start:end], size_bytes)]
+    for start, end in pairwise([0, *cuts, len(accesses)]):
+        finer += [start] * (start > 0) + [start + cut for cut in window_cuts(accesses[start:end], size_bytes)]
     return finer
 
 
 def _names(step: StepGraph, count: int) -> tuple[str, ...]:
-    """For each block the module that most of its kernels lie in, cut after its last number (`h.3`)."""
+    """Return, for each block, the module that most of its kernels lie in, cut after its last number (`h.3`)."""
     names = []
     for block in range(count):
         modules = Counter(_repeated_part(k.module) for k in step.kernels if k.block == block and k.phase == "forward")
@@ -112,7 +113,7 @@ def _repeated_part(module: str) -> str:
 
 
 def _classes(step: StepGraph, count: int) -> tuple[int, ...]:
-    """The number of each block's class; blocks of a class run the same calls wired in the same way."""
+    """Return the number of each block's class; blocks of a class run the same calls wired in the same way."""
     grouped: list[list[Kernel]] = [[] for _ in range(count)]
     for kernel in step.kernels:
         grouped[kernel.block].append(kernel)
@@ -121,17 +122,17 @@ def _classes(step: StepGraph, count: int) -> tuple[int, ...]:
 
 
 def _canonical(step: StepGraph, kernels: list[Kernel]) -> tuple[object, ...]:
-    """A block's kernels with storages numbered by first appearance."""
+    """Return a description of a block's kernels, with storages numbered by first appearance."""
     numbers: dict[int, int] = {}
-    told: list[object] = []
+    parts: list[object] = []
     for kernel in kernels:
         wiring = tuple(numbers.setdefault(s, len(numbers)) for s in (*kernel.reads, *kernel.makes, *kernel.writes))
         sizes = tuple(step.storages[s].size_bytes for s in kernel.reads)
-        told.append((kernel_kind(kernel), kernel.phase, wiring, len(kernel.reads), sizes))
-    return tuple(told)
+        parts.append((kernel_kind(kernel), kernel.phase, wiring, len(kernel.reads), sizes))
+    return tuple(parts)
 
 
 def kernel_kind(kernel: Kernel) -> str:
-    """Equal for kernels that are equal up to renaming."""
+    """Return a text that is equal for kernels that are equal up to renaming."""
     role = kernel.role if kernel.change is None else "change"
     return " > ".join([role, *(call_signature(call) for call in kernel.calls if kernel.role == "compute")])

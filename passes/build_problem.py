@@ -1,4 +1,4 @@
-"""Poses a step graph as a scheduling problem: what a solver sees, without torch."""
+"""Builds a scheduling problem from a step graph: the solver's view, without torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from .step_graph import Kernel, StepGraph
 
 @dataclass(frozen=True)
 class ProblemMapping:
-    """A problem and the way back: the kernel of each operation, the storage of each value, and by storage what its
-    encodings stand for."""
+    """A problem and its mapping back to the step graph.
+
+    problem: the scheduling problem.
+    kernels: the kernel of each operation.
+    storages: the storage of each value.
+    value_of: the value of each storage.
+    codec_sites: by storage, the codec sites of its encodings.
+    """
 
     problem: Problem
     kernels: tuple[Kernel, ...]
@@ -26,7 +32,7 @@ class ProblemMapping:
     codec_sites: Mapping[int, tuple[CodecSite, ...]] = field(default_factory=dict)
 
 
-def pose(
+def build_problem(
     step: StepGraph,
     cost_of: Callable[[fx.Node], tuple[float, int]],
     *,
@@ -41,11 +47,15 @@ def pose(
     costs: str = "measured",
     notes: tuple[str, ...] = (),
 ) -> ProblemMapping:
-    """The problem of a step graph.
+    """Return the problem of a step graph.
 
-    cost_of: seconds and working bytes of a call; resident_bytes: parameters, buffers, inputs and existing `.grad`;
-    codings: by storage the ways to encode it; grad_present: sources that have a `.grad`; state_bytes: of a generator's
-    state, on the device; floor_bytes: a peak outside the schedule; error_budget: for the errors of approximate codings;
+    cost_of: seconds and working bytes of a call.
+    resident_bytes: parameters, buffers, inputs and existing `.grad`.
+    codec_sites: by storage its possible encodings.
+    grad_present: sources that have a `.grad`.
+    state_bytes: of a generator's state, on the device.
+    floor_bytes: a peak outside the schedule.
+    error_budget: for the errors of approximate encodings.
     rounding_bytes: the allocator's granularity.
     """
 
@@ -54,7 +64,7 @@ def pose(
 
     used = sorted({s for kernel in step.kernels for s in (*kernel.reads, *kernel.makes)})
     value_of = {storage: index for index, storage in enumerate(used)}
-    held = held_storages(step, grad_present)
+    held = find_held_storages(step, grad_present)
     made = {s for kernel in step.kernels for s in kernel.makes}
     values = tuple(
         Value(
@@ -63,8 +73,8 @@ def pose(
             held=s in held,
             resident=s not in made,
             encodings=tuple(
-                _encoding(one, step.storages[s].size_bytes, cost_of, rounded)
-                for one in (codec_sites or {}).get(s, ())
+                _encoding(site, step.storages[s].size_bytes, cost_of, rounded)
+                for site in (codec_sites or {}).get(s, ())
                 if s not in held
             ),
         )
@@ -88,35 +98,37 @@ def pose(
 
 
 def _encoding(
-    coding: CodecSite, size_bytes: int, cost_of: Callable[[fx.Node], tuple[float, int]], rounded: Callable[[int], int]
+    site: CodecSite, size_bytes: int, cost_of: Callable[[fx.Node], tuple[float, int]], rounded: Callable[[int], int]
 ) -> EncodingOption:
-    (encode_seconds, encode_bytes), (decode_seconds, decode_bytes) = cost_of(coding.encode), cost_of(coding.decode)
+    (encode_seconds, encode_bytes), (decode_seconds, decode_bytes) = cost_of(site.encode), cost_of(site.decode)
     decoded_bytes = None
-    if coding.product is not None:
-        seconds, product_bytes = cost_of(coding.product.call)
-        replaced_seconds, replaced_bytes = cost_of(coding.product.replaced.call)
+    if site.product is not None:
+        seconds, product_bytes = cost_of(site.product.call)
+        replaced_seconds, replaced_bytes = cost_of(site.product.replaced.call)
         more_bytes = max(rounded(product_bytes) - rounded(replaced_bytes), 0)
-        if more_bytes < size_bytes:  # or else what is decoded takes less
-            # solvers take no operation for less than nothing, so a product counts as no faster than what it replaces
+        if more_bytes < size_bytes:  # otherwise the decoded value takes fewer bytes
+            # solvers take no negative times, so a product counts as no faster than the call that it replaces
             decode_seconds, decode_bytes = max(seconds - replaced_seconds, 0.0), more_bytes
             decoded_bytes = more_bytes
     return EncodingOption(
-        name=coding.codec.name,
-        size_bytes=rounded(coding.code_bytes),
+        name=site.codec.name,
+        size_bytes=rounded(site.code_bytes),
         encode_seconds=encode_seconds,
         decode_seconds=decode_seconds,
         encode_working_bytes=rounded(encode_bytes),
         decode_working_bytes=rounded(decode_bytes),
-        fidelity=coding.codec.fidelity,
-        error=coding.error,
-        stands_in=coding.codec.stands_in,
+        fidelity=site.codec.fidelity,
+        error=site.error,
+        stands_in=site.codec.decodes_to_placeholder,
         decoded_bytes=decoded_bytes,
     )
 
 
-def held_storages(step: StepGraph, grad_present: frozenset[object]) -> set[int]:
-    """Storages that outlive the schedule: outputs, tangents (the caller holds both) and gradients that become
-    `.grad`."""
+def find_held_storages(step: StepGraph, grad_present: frozenset[object]) -> set[int]:
+    """Return storages that outlive the schedule.
+
+    They are outputs, tangents (the caller holds both) and gradients that become `.grad`.
+    """
     held = {step.storage_of[node] for node in step.outputs}
     for kernel in step.kernels:
         if kernel.role == "tangent":
@@ -161,15 +173,16 @@ def _op(
 
 
 def _working_bytes(kernel: Kernel, measured: list[int]) -> int:
-    """The most a kernel has allocated at once: what its first call takes, and what those in place take besides.
+    """Return the most bytes that a kernel allocates at once: its first call's, and the additional bytes of calls in
+    place.
 
-    measured: the working bytes of each call by itself, where those in place make a result of their own; what writes a
-    change is measured in place, and is counted beside a copy here.
+    measured: the working bytes of each call by itself, where those in place make a result of their own. The call that
+    writes a change is measured in place, and counts in addition to a copy here.
     """
     if kernel.change is not None:
         return kernel.calls[-1].meta["val"].untyped_storage().nbytes() + measured[0]
     results = [
         call.meta["val"].untyped_storage().nbytes() if i or kernel.writes else 0 for i, call in enumerate(kernel.calls)
     ]
-    beside = [told - result for told, result in zip(measured, results, strict=True)]
-    return max(beside[0], *(results[i] + beside[i] for i in range(1, len(beside))), 0)
+    extra_bytes = [size_bytes - result for size_bytes, result in zip(measured, results, strict=True)]
+    return max(extra_bytes[0], *(results[i] + extra_bytes[i] for i in range(1, len(extra_bytes))), 0)

@@ -1,4 +1,4 @@
-"""Questions about recorded calls: name, arguments and signature, what a call is computed from, whether it draws."""
+"""Describes recorded calls: name, arguments and signature, inputs, and whether they draw random numbers."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from .foreign_calls import is_foreign
 
 
 def operation_name(node: fx.Node) -> str:
-    """`gelu_backward` for aten's and lowtide's own, `namespace::name` for others, "" for what is no operation."""
+    """Return `gelu_backward` for aten's and lowtide's operations, `namespace::name` for others, "" for other nodes."""
     schema = getattr(node.target, "_schema", None)
     return schema.name.removeprefix("aten::").removeprefix("lowtide::") if schema is not None else ""
 
 
 def arguments_of(call: fx.Node) -> dict[str, Any]:
-    """What an operation is told, by name, defaults too."""
-    told = call.target._schema.arguments  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
-    given = {argument.name: value for argument, value in zip(told, call.args, strict=False)}
-    return {argument.name: argument.default_value for argument in told} | given | dict(call.kwargs)
+    """Return the arguments of a call by name, defaults too."""
+    schema_arguments = call.target._schema.arguments  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    given = {argument.name: value for argument, value in zip(schema_arguments, call.args, strict=False)}
+    return {argument.name: argument.default_value for argument in schema_arguments} | given | dict(call.kwargs)
 
 
 def call_signature(node: fx.Node) -> str:
-    """The operation, the shape, strides, dtype and device type of each tensor it reads, and its constants."""
-    parts = [_told(argument) for argument in node.args]
-    parts += [f"{name}={_told(argument)}" for name, argument in sorted(node.kwargs.items())]
+    """Return the operation, the shape, strides, dtype and device type of each tensor it reads, and its constants."""
+    parts = [_format_argument(argument) for argument in node.args]
+    parts += [f"{name}={_format_argument(argument)}" for name, argument in sorted(node.kwargs.items())]
     autocast = f" in {node.meta['autocast']}" if node.meta.get("autocast") else ""
     return f"{node.target}({', '.join(parts)}){autocast}"
 
 
-def _told(argument: Any) -> str:
+def _format_argument(argument: Any) -> str:
     if isinstance(argument, fx.Node):
         return tensor_signature(argument.meta["val"])
     if isinstance(argument, (list, tuple)):
-        return f"[{', '.join(_told(a) for a in argument)}]"
+        return f"[{', '.join(_format_argument(a) for a in argument)}]"
     return repr(argument)
 
 
@@ -49,8 +49,10 @@ _SHORT = {
 
 
 def tensor_signature(value: Any) -> str:
-    """For example `f32[4, 256](256, 1)cpu`: dtype, shape, strides, device type; and whether it is conjugated or negated
-    when it is read (`lazy_changes`)."""
+    """Return for example `f32[4, 256](256, 1)cpu`: dtype, shape, strides, device type.
+
+    It also says whether the tensor is conjugated or negated when it is read (`lazy_changes`).
+    """
     if not isinstance(value, torch.Tensor):
         return repr(value)
     dtype = _SHORT.get(value.dtype, str(value.dtype).removeprefix("torch."))
@@ -58,12 +60,14 @@ def tensor_signature(value: Any) -> str:
 
 
 def lazy_changes(tensor: torch.Tensor) -> str:
-    """What torch does to a tensor's elements only when a kernel reads them, which may take a copy: "" for most."""
+    """Return the changes that torch makes to elements only when a kernel reads them, which may take a copy; usually
+    "".
+    """
     return (" conj" if tensor.is_conj() else "") + (" neg" if tensor.is_neg() else "")
 
 
 def inputs_of(node: fx.Node) -> list[fx.Node]:
-    """A node and all it is computed from, in no particular order."""
+    """Return a node and all nodes that it is computed from, in no particular order."""
     seen = {node}
     stack = [node]
     while stack:
@@ -78,7 +82,7 @@ _DROPOUT_ARGUMENT = "dropout_p"
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether a call draws from a generator. Fused attention is tagged as random but draws only with dropout."""
+    """Return whether a call draws from a generator; fused attention is tagged as random but draws only with dropout."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return False

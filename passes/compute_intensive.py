@@ -1,4 +1,4 @@
-"""Which kernels multiply: matrices, convolutions, attention."""
+"""Recognizes kernels that multiply matrices, convolve or attend."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ _INTENSIVE = (
 
 
 def is_product(kernel: Kernel) -> bool:
-    """Whether a kernel multiplies matrices, convolves or attends: what selective checkpointing keeps."""
+    """Return whether a kernel multiplies matrices, convolves or attends: the kernels whose results selective
+    checkpointing keeps.
+    """
     return kernel.role == "compute" and any(multiplies(call) for call in kernel.calls)
 
 
 def multiplies(call: fx.Node) -> bool:
-    """Whether a call multiplies matrices, convolves or attends."""
+    """Return whether a call multiplies matrices, convolves or attends."""
     name = operation_name(call)
     return "softmax" not in name and any(word in name for word in _INTENSIVE)

@@ -1,4 +1,6 @@
-"""Calls of operations that are not torch's own, or that return nothing: which they are, and how they are run."""
+"""Recognizes calls of operations that are not torch's own, or that return nothing, and runs them under their
+autocast.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +18,25 @@ _COLLECTIVE = ("_c10d_functional", "_c10d_functional_autograd", "_dtensor", "c10
 
 
 def is_foreign(target: Any) -> bool:
-    """Whether an operation is neither torch's own nor lowtide's."""
+    """Return whether an operation is neither torch's own nor lowtide's."""
     return isinstance(target, torch._ops.OpOverload) and target.namespace not in _KNOWN
 
 
 def runs_alone(target: Any) -> bool:
-    """Whether an operation may be run to see what it takes: not if it does anything but return something."""
+    """Return whether an operation may be run to measure it: not if it does anything other than return a result."""
     if not isinstance(target, torch._ops.OpOverload):
         return False
     return bool(target._schema.returns) and target.namespace not in _COLLECTIVE
 
 
-def calling(node: fx.Node) -> Callable[..., Any]:
-    """What runs a call's operation on operands: itself, or itself under the autocast that it was recorded under."""
+def with_autocast(node: fx.Node) -> Callable[..., Any]:
+    """Return the operation of a call as a function of operands, under the autocast that it was recorded under."""
     assert callable(node.target)
     return _in_autocast(node.target, *node.meta["autocast"]) if node.meta.get("autocast") else node.target
 
 
 def present_autocast(args: Any) -> tuple[str, torch.dtype] | None:
-    """The device type and dtype of the autocast that there is now for the first tensor of some arguments, if any."""
+    """Return the device type and dtype of the present autocast for the first tensor of some arguments, if any."""
     device_type = next((argument.device.type for argument in args if isinstance(argument, torch.Tensor)), "cpu")
     enabled = torch.is_autocast_enabled(device_type)
     return (device_type, torch.get_autocast_dtype(device_type)) if enabled else None
@@ -60,6 +62,6 @@ _in_autocast = cache(InAutocast)
 
 
 def is_effect(node: fx.Node) -> bool:
-    """Whether a call returns nothing, so that it is there for what else it does: a check, a report."""
+    """Return whether a call returns nothing, so that it exists for its effect: a check, a report."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and not schema.returns

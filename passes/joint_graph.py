@@ -7,29 +7,29 @@ from typing import Any
 import torch
 from torch import fx
 
-from .foreign_calls import calling
+from .foreign_calls import with_autocast
 
 
 class JointGraph(fx.GraphModule):
-    """A `GraphModule` that cannot be called. fx would write the names of inputs and operations into code and run it."""
+    """A `GraphModule` that cannot be called: fx would write the names of inputs and operations into code and run it."""
 
     def __init__(self, graph: fx.Graph) -> None:
         super().__init__(torch.nn.Module(), graph)
 
     def recompile(self) -> Any:
-        """Does nothing; whoever wants to run the graph walks over it (`evaluated`)."""
+        """Do nothing; to run the graph, evaluate it node by node (`evaluate_graph`)."""
 
 
-def evaluated(graph: fx.Graph, *given: torch.Tensor) -> Any:
-    """What a graph returns for the values of its placeholders, in their order."""
+def evaluate_graph(graph: fx.Graph, *inputs: torch.Tensor) -> Any:
+    """Return the result of a graph for the values of its placeholders, in their order."""
     values: dict[fx.Node, Any] = {}
-    inputs = iter(given)
+    remaining = iter(inputs)
     for node in graph.nodes:
         if node.op == "output":
             return fx.map_arg(node.args[0], values.__getitem__)
         if node.op == "placeholder":
-            values[node] = next(inputs)
+            values[node] = next(remaining)
         else:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)  # pyright: ignore
-            values[node] = calling(node)(*args, **kwargs)
+            values[node] = with_autocast(node)(*args, **kwargs)
     raise ValueError("a graph without an output cannot be evaluated")

@@ -1,4 +1,4 @@
-"""Which passes run, in which order, at which fidelity."""
+"""Runs the passes in order, those that a fidelity allows."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .rewrites.fuse_gelu import WrittenGelu
 from .rewrites.gather_checks import gather_checks
 from .rewrites.pack_indices import PackIndices
 from .rewrites.pack_masks import PackMasks
-from .rewrites.recompute_in_backward import with_recomputation
+from .rewrites.recompute_in_backward import add_recomputation
 from .rewrites.run_in_place import RunInPlace
 from .rewrites.save_outputs import InvertOutputs, SaveOutputs
 from .rewrites.sum_in_place import SumInPlace
-from .savings import Saving, applied, copied
+from .savings import Saving, apply_passes, copy_graph
 from .sources import Source
-from .step_graph import StepGraph, build
+from .step_graph import StepGraph, build_step_graph
 
-# From the strictest to the loosest: a pass runs when its fidelity is asked for or a looser one is.
+# From the strictest to the loosest: a pass runs at its own fidelity and at looser ones.
 FIDELITIES = ("bitwise", "rounding", "approximate")
 
 
@@ -41,35 +41,43 @@ STEP_PASSES = (RunInPlace(), ChangeInPlace(), SumInPlace())
 
 
 def allowed_at(fidelity: str) -> tuple[str, ...]:
-    """The fidelities of what may be done where one is asked for."""
+    """Return the fidelities of the passes that are allowed at a fidelity."""
     return FIDELITIES[: FIDELITIES.index(fidelity) + 1]
 
 
-def savings_beyond(graph: fx.GraphModule, fidelity: str) -> tuple[Saving, ...]:
-    """What the passes that are not run at a fidelity would take back of a graph after those that are."""
+def find_further_savings(graph: fx.GraphModule, fidelity: str) -> tuple[Saving, ...]:
+    """Return the savings of the passes that a fidelity excludes, after those that it allows."""
     allowed = allowed_at(fidelity)
-    return applied(copied(graph), [one for one in GRAPH_PASSES if one.fidelity not in allowed])[1]
+    return apply_passes(
+        copy_graph(graph), [graph_pass for graph_pass in GRAPH_PASSES if graph_pass.fidelity not in allowed]
+    )[1]
 
 
 def run_passes(graph: fx.GraphModule, mutations: tuple[Source, ...], fidelity: str = "bitwise") -> StepGraph:
-    """The step graph of a joint graph after all passes of the fidelity asked for, cut into blocks."""
-    graph, savings = applied(graph, [one for one in GRAPH_PASSES if one.fidelity in allowed_at(fidelity)])
+    """Return the step graph of a joint graph after all passes of a fidelity, cut into blocks."""
+    graph, savings = apply_passes(
+        graph, [graph_pass for graph_pass in GRAPH_PASSES if graph_pass.fidelity in allowed_at(fidelity)]
+    )
     return _step_of(graph, mutations, fidelity, savings)
 
 
 def recompute_in_backward(
     graph: fx.GraphModule, mutations: tuple[Source, ...], step: StepGraph
 ) -> tuple[fx.GraphModule, StepGraph] | None:
-    """A copy of an approximate step's graph, passes done, in which backward makes again what it can of what it reads
-    anyway (`with_recomputation`), and its step graph; None if there is nothing."""
-    again = with_recomputation(graph, frozenset(mutations))
-    return None if again is None else (again, _step_of(again, mutations, "approximate", step.savings))
+    """Return a copy of an approximate step's graph in which backward recomputes what it can, and its step graph.
+
+    The graph is one after passes. Backward recomputes from values that it reads anyway (`add_recomputation`). None if
+    there
+    is nothing to recompute.
+    """
+    recomputing = add_recomputation(graph, frozenset(mutations))
+    return None if recomputing is None else (recomputing, _step_of(recomputing, mutations, "approximate", step.savings))
 
 
 def _step_of(
     graph: fx.GraphModule, mutations: tuple[Source, ...], fidelity: str, savings: tuple[Saving, ...]
 ) -> StepGraph:
-    step = replace(build(graph, mutations), savings=savings)
+    step = replace(build_step_graph(graph, mutations), savings=savings)
     for step_pass in STEP_PASSES:
         if step_pass.fidelity in allowed_at(fidelity):
             step = step_pass(step)

@@ -1,4 +1,4 @@
-"""What passes take back: bytes that backward no longer reads from forward, by module."""
+"""The savings of passes: bytes that backward no longer reads from forward, by module."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GraphPass(Protocol):
 
 @dataclass(frozen=True)
 class Saving:
-    """By how many bytes a pass lowers what backward reads of a module's forward; negative where it is more."""
+    """The bytes by which a pass lowers what backward reads of a module's forward; negative where it reads more."""
 
     name: str
     fidelity: str
@@ -36,29 +36,29 @@ class Saving:
     saved_bytes: int
 
 
-def applied(graph: fx.GraphModule, passes: Iterable[GraphPass]) -> tuple[fx.GraphModule, tuple[Saving, ...]]:
-    """The graph after some passes, and what each took back."""
+def apply_passes(graph: fx.GraphModule, passes: Iterable[GraphPass]) -> tuple[fx.GraphModule, tuple[Saving, ...]]:
+    """Return the graph after some passes, and the savings of each."""
     savings: list[Saving] = []
     before = _kept_bytes(graph)
-    for one in passes:
-        graph = one(graph)
+    for graph_pass in passes:
+        graph = graph_pass(graph)
         after = _kept_bytes(graph)
         for module in dict.fromkeys((*before, *after)):
             if before[module] != after[module]:
-                savings.append(Saving(one.name, one.fidelity, module, before[module] - after[module]))
+                savings.append(Saving(graph_pass.name, graph_pass.fidelity, module, before[module] - after[module]))
         before = after
     return graph, tuple(savings)
 
 
-def copied(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph with nodes of its own over the same tensors without data."""
+def copy_graph(graph: fx.GraphModule) -> fx.GraphModule:
+    """Return the graph with new nodes over the same tensors without data."""
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph.graph, {}))
     return JointGraph(copy)
 
 
 def _kept_bytes(graph: fx.GraphModule) -> Counter[str]:
-    """By module the bytes of the storages that its forward makes and backward reads."""
+    """Return by module the bytes of the storages that its forward makes and backward reads."""
     made: dict[int, tuple[str, int]] = {}
     read: set[int] = set()
     for node in graph.graph.nodes:
@@ -69,7 +69,7 @@ def _kept_bytes(graph: fx.GraphModule) -> Counter[str]:
                 key = storage_key(value)
                 made.setdefault(key, (node.meta["module"], value.untyped_storage().nbytes()))
         else:
-            values = (one.meta["val"] for one in node.all_input_nodes)
+            values = (operand.meta["val"] for operand in node.all_input_nodes)
             read |= {storage_key(value) for value in values if isinstance(value, torch.Tensor)}
     given = {
         storage_key(node.meta["val"])

@@ -1,4 +1,4 @@
-"""Names for the tensors that a step starts from."""
+"""Names the tensors that a step starts from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Source:
-    """What a placeholder stands for. kind: "parameter", "buffer", "input", "constant" or "tangent"; `index` counts
-    within the kind; `name` is the qualified name, the argument's place, or the output a tangent belongs to."""
+    """The origin of a placeholder's value.
+
+    kind: "parameter", "buffer", "input", "constant" or "tangent".
+    name: the qualified name, the argument's place, or the output a tangent belongs to.
+    index: counts within the kind.
+    """
 
     kind: str
     name: str
@@ -22,4 +26,4 @@ class Source:
         return self._hash
 
     def __reduce__(self) -> tuple[type[Source], tuple[str, str, int]]:
-        return Source, (self.kind, self.name, self.index)  # another process hashes text otherwise
+        return Source, (self.kind, self.name, self.index)  # another process hashes text differently

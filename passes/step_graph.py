@@ -21,8 +21,9 @@ from .sources import Source
 class Storage:
     """Bytes that exist as one allocation; views share them.
 
-    kind: "parameter", "buffer", "input", "constant" or "tangent" for what the step starts from, "activation" for
-    what a kernel makes. base: the node whose value owns the storage, from which views are taken.
+    kind: "parameter", "buffer", "input", "constant" or "tangent" for the step's inputs, "activation" for results of
+        kernels.
+    base: the node whose value owns the storage, from which views are taken.
     """
 
     name: str
@@ -35,18 +36,24 @@ class Storage:
 class Kernel:
     """One or more ATen calls that run as one operation.
 
-    role: "compute"; "update" writes a buffer's new value into it (`target` is the buffer's placeholder); "tangent"
-    stands for the arrival of the incoming gradients; "accumulate" hands a finished gradient over to `target`, a
-    parameter or an input (it makes a storage where the gradient has to be cloned for that); "witness" does nothing:
-    it runs once in forward, so what it reads is made there; "check" makes sure that decisions still are what they were
-    (`kernels/checks.py`).
-    updates: what a compute kernel changes in place on its first run and is not given when it runs again: buffers,
-    views of them, or values made in the step.
-    writes: storages that it overwrites instead of making new ones, `destination` being the operand that lies there.
+    role: its role, one of these.
+        "compute" runs its calls.
+        "update" writes a buffer's new value into it (`target` is the buffer's placeholder).
+        "tangent" stands for the arrival of the incoming gradients.
+        "accumulate" accumulates a finished gradient into the `.grad` of `target`, a parameter or an input (it makes a
+        storage where the gradient has to be cloned for that).
+        "witness" does nothing: it is an anchor that runs once in forward, so that its operand is made there.
+        "check" verifies that decisions still are those of the capture (`kernels/checks.py`).
     calls: the first makes the storages, each further one works in place on the storage of the one before it.
-    change: how the last call's result is written into what it is a changed copy of (`changes.Change`), and `reuses` the
-    storage that this lies in, which the result takes over if nothing reads it later; else it is copied first.
-    reads, makes: numbers of storages. phase: "forward" or "backward". sequence: autograd's number.
+    reads, makes: numbers of storages.
+    phase: "forward" or "backward".
+    sequence: autograd's number.
+    updates: buffers, views of them, or values made in the step, which a compute kernel changes in place on its first
+        run; recomputation does not pass them.
+    writes: storages that it overwrites instead of making new ones.
+    destination: the operand that lies in them.
+    change: how the last call's result is written into the value that it is a changed copy of (`changes.Change`).
+    reuses: the storage of that value, which the result takes if nothing reads it later; else it is copied first.
     """
 
     name: str
@@ -69,14 +76,19 @@ class Kernel:
 
     @property
     def measured_calls(self) -> tuple[fx.Node, ...]:
-        """The calls that tell what it costs."""
+        """Return the calls that determine its cost."""
         return self.calls if self.change is None else (self.change.call,)
 
 
 @dataclass(frozen=True)
 class StepGraph:
-    """All kernels in trace order, forward first. `storage_of` says for each node in which storage its
-    value lies; `overwrites` which operand a node's value took the place of. `gradients`: the graph's, in order."""
+    """All kernels in trace order, forward first.
+
+    storage_of: for each node, the storage in which its value lies.
+    overwrites: for each node that took the place of an operand, that operand.
+    gradients: the graph's, in order.
+    savings: those of passes over the joint graph (`savings.Saving`).
+    """
 
     kernels: tuple[Kernel, ...]
     storages: tuple[Storage, ...]
@@ -84,32 +96,34 @@ class StepGraph:
     outputs: tuple[fx.Node, ...]
     gradients: tuple[fx.Node, ...] = ()
     overwrites: dict[fx.Node, fx.Node] = field(default_factory=dict, repr=False)
-    savings: tuple[Any, ...] = ()  # what passes over the joint graph took back (`savings.Saving`)
+    savings: tuple[Any, ...] = ()
     block_names: tuple[str, ...] = ("step",)
     block_classes: tuple[int, ...] = (0,)
 
     @cached_property
     def forward_length(self) -> int:
-        """How many kernels belong to forward."""
+        """Return the number of kernels of forward."""
         return sum(kernel.phase == "forward" for kernel in self.kernels)
 
     def with_kernels(self, kernels: list[Kernel]) -> StepGraph:
-        """The same step with other kernels."""
+        """Return the same step with other kernels."""
         return replace(self, kernels=tuple(kernels))
 
 
 def storage_key(value: torch.Tensor) -> int:
-    """Equal for tensors that share an allocation."""
+    """Return a key that is equal for tensors that share an allocation."""
     return value.untyped_storage()._cdata
 
 
 def is_compute(node: fx.Node) -> bool:
-    """Whether a node is an ATen call (and not a placeholder, the choice of one of several outputs, or the output)."""
+    """Return whether a node is an ATen call (not a placeholder, the choice of one of several outputs, or the
+    output).
+    """
     return node.op == "call_function" and node.target is not operator.getitem
 
 
 def tensors_of(node: fx.Node) -> Iterator[tuple[fx.Node, torch.Tensor]]:
-    """The nodes that stand for the tensors a call returns, with their fake values."""
+    """Yield the nodes for the tensors that a call returns, with their fake values."""
     value = node.meta["val"]
     if isinstance(value, torch.Tensor):
         yield node, value
@@ -121,14 +135,14 @@ def tensors_of(node: fx.Node) -> Iterator[tuple[fx.Node, torch.Tensor]]:
 
 @dataclass
 class _Aliasing:
-    """Finds out which node's value lies in which storage."""
+    """Finds the storage of each node's value."""
 
     storages: list[Storage] = field(default_factory=list)
     storage_of: dict[fx.Node, int] = field(default_factory=dict)
     by_key: dict[int, int] = field(default_factory=dict)
 
     def add(self, node: fx.Node, value: torch.Tensor, kind: str, name: str) -> int | None:
-        """The new storage of a value, None when the value is a view of something known."""
+        """Return the new storage of a value, None when the value is a view of a known one."""
         key = storage_key(value)
         known = self.by_key.get(key)
         if known is None:
@@ -138,8 +152,8 @@ class _Aliasing:
         return None if known is not None else self.by_key[key]
 
 
-def build(graph: fx.GraphModule, mutations: tuple[Source, ...]) -> StepGraph:
-    """The step graph of a joint graph whose output is (outputs, gradients, mutations), three tuples of nodes.
+def build_step_graph(graph: fx.GraphModule, mutations: tuple[Source, ...]) -> StepGraph:
+    """Return the step graph of a joint graph whose output is (outputs, gradients, mutations), three tuples of nodes.
 
     mutations: the sources (buffers or inputs) that the last tuple's new values belong to.
     """
@@ -156,7 +170,7 @@ def build(graph: fx.GraphModule, mutations: tuple[Source, ...]) -> StepGraph:
             if kernel is not None:
                 kernels.append(kernel)
     updates = {placeholders[source]: value for source, value in zip(mutations, new_values, strict=True)}
-    forward = _with_witnesses(_with_updates([k for k in kernels if k.phase == "forward"], updates, aliasing))
+    forward = _add_anchors(_with_updates([k for k in kernels if k.phase == "forward"], updates, aliasing))
     backward = [k for k in kernels if k.phase == "backward"]
     tangents = tuple(i for i, s in enumerate(aliasing.storages) if s.kind == "tangent")
     arrival = Kernel("tangent", "tangent", (), (), tangents, "backward", _FIRST_IN_BACKWARD, "", repeatable=False)
@@ -170,13 +184,13 @@ _FIRST_IN_BACKWARD = 2**62
 def joint_outputs(
     graph: fx.GraphModule,
 ) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], tuple[fx.Node, ...]]:
-    """The outputs, gradients and new values of changed buffers that a joint graph ends in."""
+    """Return the outputs, gradients and new values of changed buffers that a joint graph ends in."""
     output = next(n for n in reversed(graph.graph.nodes) if n.op == "output")
     return output.args[0]  # pyright: ignore[reportReturnType]
 
 
 def _kernel(node: fx.Node, aliasing: _Aliasing) -> Kernel | None:
-    """The kernel of a call, None for a view."""
+    """Return the kernel of a call, None for a view."""
     reads = dict.fromkeys(aliasing.storage_of[n] for n in node.all_input_nodes if n in aliasing.storage_of)
     if node.target is check:
         return Kernel(
@@ -210,15 +224,18 @@ def _kernel(node: fx.Node, aliasing: _Aliasing) -> Kernel | None:
     )
 
 
-# Kernels that write their running statistics although their schema does not say so: from which argument on, and
-# which argument says that they train.
+# Kernels that write their running statistics although their schema does not say so: the first of these arguments, and
+# the argument that says whether they train.
 _NORMALIZATIONS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
 _HIDDEN_UPDATES = dict.fromkeys((*_NORMALIZATIONS, *(f"{name}_averaged" for name in _NORMALIZATIONS)), (3, 5))
 
 
 def updated_buffers(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The running statistics that a batch normalization in training mode updates: buffers, views of buffers, or values
-    that forward made (instance normalization repeats its buffers for each sample)."""
+    """Return the running statistics that a batch normalization in training mode updates.
+
+    They are buffers, views of buffers, or values that forward made (instance normalization repeats its buffers for each
+    sample).
+    """
     if not is_compute(node):
         return ()
     name = operation_name(node)
@@ -231,7 +248,7 @@ def updated_buffers(node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def _with_updates(forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasing: _Aliasing) -> list[Kernel]:
-    """Writes each changed buffer's new value back as soon as it is made and its old value is read for the last time."""
+    """Write each changed buffer's new value back once it is made and its old value is read for the last time."""
     placed: dict[int, list[Kernel]] = {}
     for target, value in updates.items():
         new, old = aliasing.storage_of[value], aliasing.storage_of[target]
@@ -254,13 +271,15 @@ def _with_updates(forward: list[Kernel], updates: dict[fx.Node, fx.Node], aliasi
 
 
 def _settles(kernel: Kernel, new: int, old: int, aliasing: _Aliasing) -> bool:
-    """Whether a buffer's new value is not there, or its old one not read, before this kernel has run."""
+    """Return whether, before this kernel has run, a buffer's new value is missing or its old one still to be read."""
     changes = any(aliasing.storage_of[node] == new for node in kernel.updates)
     return new in kernel.makes or changes or old in kernel.reads
 
 
-def _with_witnesses(forward: list[Kernel]) -> list[Kernel]:
-    """Has each kernel that updates buffers in passing run in forward, though only backward or nobody may need it."""
+def _add_anchors(forward: list[Kernel]) -> list[Kernel]:
+    """Make each kernel that also updates buffers run in forward, though only backward or nothing may read its
+    results.
+    """
     kernels: list[Kernel] = []
     for kernel in forward:
         kernels.append(kernel)
@@ -283,11 +302,11 @@ def _with_witnesses(forward: list[Kernel]) -> list[Kernel]:
 # Sums whose order the number of threads decides, without a seed: a second run may give other bits.
 _UNSEEDED = ("index_put", "_index_put_impl", "index_add", "scatter_add", "scatter_reduce", "put")
 
-# What leaves gradients behind that backward multiplies in place.
+# Operations that leave gradients behind which backward multiplies in place.
 _MADE_ONCE = ("linear_cross_entropy",)
 
-# Batch normalization in training mode reads its running statistics only to make their new values: it may run again
-# after they were updated.
+# Batch normalization in training mode reads its running statistics only to make their new values: it may be
+# recomputed after they were updated.
 _READS_STATE_FOR_ITSELF = (
     *_HIDDEN_UPDATES,
     "_native_batch_norm_legit_functional",
@@ -296,9 +315,11 @@ _READS_STATE_FOR_ITSELF = (
 
 
 def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
-    """Marks what may run again: not what depends on a tangent, on a value changed since, or on the order of a sum.
+    """Mark the kernels that may be recomputed.
 
-    Nor what makes nothing, or is known (`meta["repeats"]`) to give other bits the second time.
+    A kernel may not if it depends on a tangent, on a value changed since, or on the order of a sum. Nor may it if it
+    makes
+    nothing, or is known (`meta["repeats"]`) to give other bits the second time.
     """
     stale = {step.storage_of[node] for node in changed}
     tangent = {i for i, storage in enumerate(step.storages) if storage.kind == "tangent"}
@@ -312,7 +333,7 @@ def _with_repeatability(step: StepGraph, changed: set[fx.Node]) -> StepGraph:
         if dependent:
             tangent.update(kernel.makes)
         reads_stale = any(read in stale for read in kernel.reads) and not names & set(_READS_STATE_FOR_ITSELF)
-        # Made again, a value would be what it was before it was changed.
+        # Recomputed, a value would be the one from before the change.
         makes_stale = any(made in stale for made in kernel.makes)
         repeats = bool(kernel.makes) and all(call.meta.get("repeats", True) for call in kernel.calls)
         once = dependent or reads_stale or makes_stale or not repeats

@@ -1,1 +1,1 @@
-"""Model in, model out: capture, measure, plan, emit, run, verify, report."""
+"""Rewrites a model in stages: capture, measure, plan, emit, run, verify and report."""

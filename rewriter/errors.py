@@ -1,4 +1,4 @@
-"""The errors of the public face, each a `LowtideError`."""
+"""Defines the errors that users see, each a `LowtideError`."""
 
 from __future__ import annotations
 
@@ -23,33 +23,34 @@ __all__ = [
 
 
 class LowtideWarning(UserWarning):
-    """Something that works otherwise than one may expect of a rewritten module. Its text is safe to print."""
+    """Warns of behaviour that differs from the original's or that one may not expect. Its text is safe to print."""
 
     def __str__(self) -> str:
         return printable_lines(super().__str__())
 
 
 class BudgetError(LowtideError, ValueError):
-    """A budget that is no number of bytes."""
+    """Reports a budget that is not a number of bytes."""
 
 
 class CaptureError(LowtideError):
-    """A model whose training step cannot be captured; names the module and the line at fault."""
+    """Reports a model whose training step cannot be captured. The message names the module and the line."""
 
 
 class NothingToDifferentiate(CaptureError):
-    """No output of the step requires a gradient: there is no backward to make room for.
+    """Reports a step of which no output requires a gradient, so that there is no backward to plan.
 
-    settings: the attributes that the forward read to come to this (`settings.Settings`).
+    settings: the attributes that the forward read before it came to this (`settings.Settings`).
     """
 
     settings: Any = None
 
 
 class Unsettled(CaptureError):
-    """A module that gets its final parameters and buffers in its next forward: a step can be captured after that.
+    """Reports a module that gets its final parameters and buffers in its next forward.
 
-    what: what that forward changes.
+    A step can be captured after that forward.
+    what: the change that the forward makes.
     """
 
     def __init__(self, what: str) -> None:
@@ -61,16 +62,16 @@ class Unsettled(CaptureError):
 
 
 class StructureError(CaptureError, TypeError):
-    """An argument or output with a part of unknown type; names its place."""
+    """Reports an argument or output with a part of unknown type. The message names its place."""
 
 
 class ModelError(LowtideError, ValueError):
-    """A model name or option of the command line that cannot be built."""
+    """Reports a model name or an option of the command line from which no model can be built."""
 
 
 class PlanError(LowtideError, ValueError):
-    """A plan that is damaged, of another version, or made for another step."""
+    """Reports a plan that is damaged, of another version, or made for another step."""
 
 
 class TapeError(LowtideError, RuntimeError):
-    """A backward that cannot be run: its tape is used up, or what it reads was changed in place."""
+    """Reports a backward that cannot run: its tape is used up, or something it reads was changed in place."""

@@ -1,1 +1,1 @@
-"""Problem in, schedule out: no torch in here."""
+"""Solvers take a problem and return a schedule; they do not use torch."""

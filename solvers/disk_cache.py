@@ -1,4 +1,4 @@
-"""Keeps what solving finds on disk: named entries of JSON and arrays, checked, written at once, limited in size."""
+"""Store results of solving on disk: named entries of JSON and arrays, checked, written atomically, limited in size."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ..storage.bounded_json import read_json
 from ..storage.cache_folder import cache_folder
 from ..storage.private_files import read_private, remove_oldest, write_private
 
-_FORMAT = 2  # raise it when the layout of entries changes
+_FORMAT = 2  # increased when the layout of entries changes
 _OPENING = b"lowtide entry\n"
 _DIGEST_BYTES = sha256().digest_size
 _LENGTH_BYTES = 8
 _writes = itertools.count()
 _SUFFIX = ".entry"
-_LIBRARIES = ("numpy", "pulp", "highspy")  # whose results the solvers hand on
-# What an entry and its parts may have at most: as files, and unpacked. The largest of a 126-layer model have a tenth.
+_LIBRARIES = ("numpy", "pulp", "highspy")  # libraries whose results the solvers return
+# Limits of an entry and its parts, as files and unpacked. The largest of a 126-layer model have a tenth of them.
 _MOST_ENTRY_BYTES = 128 * 2**20
 _MOST_HEADER_BYTES = 64 * 2**20
 _MOST_ARRAY_BYTES = 256 * 2**20
@@ -36,73 +36,78 @@ _KINDS = frozenset(("|i1", "|u1", "|b1", "<i2", "<i4", "<i8", "<u4", "<u8", "<f4
 
 
 class DamagedEntry(ValueError):
-    """An entry that is whole, but does not hold what one of its name holds."""
+    """A complete entry whose content does not fit its name."""
 
 
 @contextlib.contextmanager
-def decoding(what: str) -> Iterator[None]:
-    """Turns whatever goes wrong in making something of an entry into DamagedEntry."""
+def decoding(kind: str) -> Iterator[None]:
+    """Turn errors while decoding an entry into DamagedEntry.
+
+    kind: the name of the decoded thing, for the message.
+    """
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise DamagedEntry(f"no {what}: {error}") from error
+        raise DamagedEntry(f"not a {kind}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What was kept under a name. content: anything that JSON can tell; the arrays stay packed until asked for.
+    """The content stored under a name.
 
-    packed: of each array its kind, its bytes unpacked, and what it is packed as.
+    content: any JSON value.
+    packed: for each array its kind, its unpacked size in bytes, and its packed bytes; unpacked on demand.
     """
 
     content: Any
     packed: tuple[tuple[str, int, bytes], ...]
 
     def array(self, number: int) -> np.ndarray:
-        """One of the arrays, flat. Raises DamagedEntry where it is not as it says, or there is none of that number."""
+        """Return one of the arrays, flat. Raises DamagedEntry if it is damaged or does not exist."""
         try:
             kind, size_bytes, packed = self.packed[number]
-            return np.frombuffer(_unpacked_bytes(packed, size_bytes), dtype=kind)
+            return np.frombuffer(_unpack_bytes(packed, size_bytes), dtype=kind)
         except (IndexError, ValueError) as error:
             raise DamagedEntry(f"array {number}: {error}") from error
 
 
 @dataclass(frozen=True)
 class DiskCache:
-    """Entries in a folder, one file each; several processes may use it at once.
+    """Entries in a folder, one file each, which several processes may use at once.
 
-    An entry that is missing, cut short, changed or not ours is none, and is written anew. A folder that cannot be
-    written to is no error: what is found is then found again next time.
+    An entry that is cut short, damaged or open to other users counts as missing, and is written again. A
+    folder that cannot be written to is not an error: results are then computed again next time.
 
-    folder: by default `solved` in `cache_folder()`, as the environment says when an entry is asked for.
-    most_bytes, most_entries: beyond these, entries that have not been asked for longest are removed, at each so many
-    writes of this process (`tidied_every`), since all files of the folder are looked at.
-    anew: entries are not read, but found and written again.
+    folder: by default `solved` in `cache_folder()`, from the environment at the time of the access.
+    most_bytes: the limit of all entries together; beyond it the entries read least recently are removed.
+    most_entries: the limit of their number.
+    tidied_every: the number of writes of this process between removals, which look at all files of the folder.
+    refresh: whether entries are not read, but computed and written again.
     """
 
     folder: Path | None = None
     most_bytes: int = 256 * 2**20
     most_entries: int = 4096
     tidied_every: int = 32
-    anew: bool = False
+    refresh: bool = False
 
     def read(self, name: str) -> Entry | None:
-        """The entry of that name, None if there is none."""
+        """Return the entry of a name, None if there is none."""
         path = self._path(name)
-        if path is None or self.anew:
+        if path is None or self.refresh:
             return None
         try:
-            return _unpacked(read_private(path, _MOST_ENTRY_BYTES, touch=True))
+            return _unpack(read_private(path, _MOST_ENTRY_BYTES, touch=True))
         except (OSError, ValueError):
             return None
 
-    def write(self, name: str, told: Any, arrays: Sequence[np.ndarray] = ()) -> None:
-        """Keep something under a name, instead of what is kept there."""
+    def write(self, name: str, payload: Any, arrays: Sequence[np.ndarray] = ()) -> None:
+        """Store a JSON value and arrays under a name, in place of an earlier entry."""
         path = self._path(name)
         if path is None:
             return
         with contextlib.suppress(OSError):
-            write_private(path, _packed(told, arrays))
+            write_private(path, _pack(payload, arrays))
             if next(_writes) % self.tidied_every == 0:
                 remove_oldest(path.parent, _SUFFIX, self.most_bytes, self.most_entries)
 
@@ -114,37 +119,39 @@ class DiskCache:
         return folder and folder / f"{name}{_SUFFIX}"
 
 
-def entry_name(what: str, *told: str) -> str:
-    """The name of an entry: what it is, and a digest of all that it depends on, this version of the solvers included.
+def entry_name(kind: str, *parts: str) -> str:
+    """Return the name of an entry: its kind, and a digest of its dependencies and of this version of the solvers.
 
-    told: texts that are equal wherever the entry is the same, whatever the process, the machine and the Python.
+    parts: texts that are equal wherever the entry is the same, on any process, machine and Python.
     """
     digest = sha256(_VERSION)
-    for text in (what, *told):
+    for text in (kind, *parts):
         content = text.encode()
         digest.update(len(content).to_bytes(_LENGTH_BYTES, "little") + content)
-    return f"{what}-{digest.hexdigest()}"
+    return f"{kind}-{digest.hexdigest()}"
 
 
-def _packed(told: Any, arrays: Sequence[np.ndarray]) -> bytes:
-    """An entry as bytes: an opening, a digest of the rest, the length of the header, the header, the arrays."""
-    little = [array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays]
-    packed = [zlib.compress(array.tobytes(), 1) for array in little]
-    kinds = [(array.dtype.str, array.nbytes, len(content)) for array, content in zip(little, packed, strict=True)]
-    text = json.dumps({"told": told, "arrays": kinds}, default=lambda number: number.item())  # numpy's numbers
+def _pack(payload: Any, arrays: Sequence[np.ndarray]) -> bytes:
+    """Return an entry as bytes: an opening, a digest of the rest, the header's length, the header, the arrays."""
+    little_endian = [array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays]
+    packed = [zlib.compress(array.tobytes(), 1) for array in little_endian]
+    kinds = [
+        (array.dtype.str, array.nbytes, len(content)) for array, content in zip(little_endian, packed, strict=True)
+    ]
+    text = json.dumps({"told": payload, "arrays": kinds}, default=lambda number: number.item())  # numbers of numpy
     header = zlib.compress(text.encode(), 1)
     rest = b"".join((len(header).to_bytes(_LENGTH_BYTES, "little"), header, *packed))
     return b"".join((_OPENING, sha256(rest).digest(), rest))
 
 
-def _unpacked(content: bytes) -> Entry:
-    """The inverse of `_packed`. Raises ValueError for what is no entry."""
+def _unpack(content: bytes) -> Entry:
+    """Invert `_pack`. Raises ValueError for damaged content."""
     start = len(_OPENING) + _DIGEST_BYTES
     if not content.startswith(_OPENING) or sha256(content[start:]).digest() != content[len(_OPENING) : start]:
-        raise ValueError("no entry, or a damaged one")
+        raise ValueError("not a cache entry, or a damaged one")
     at = start + _LENGTH_BYTES
     end = at + int.from_bytes(content[start:at], "little")
-    header = read_json(_unpacked_bytes(content[at:end], None), _MOST_PARTS, finite=False)
+    header = read_json(_unpack_bytes(content[at:end], None), _MOST_PARTS, finite=False)
     try:
         packed = []
         for kind, size_bytes, packed_bytes in header["arrays"]:
@@ -154,31 +161,31 @@ def _unpacked(content: bytes) -> Entry:
             end += packed_bytes
         return Entry(header["told"], tuple(packed))
     except (TypeError, KeyError) as error:
-        raise ValueError("no entry's header") from error
+        raise ValueError("the header of the entry is damaged") from error
 
 
-def _unpacked_bytes(packed: bytes, size_bytes: int | None) -> bytes:
-    """What was packed: so many bytes, or as many as a header may have. Raises ValueError; never unpacks more."""
-    most = _MOST_HEADER_BYTES if size_bytes is None else size_bytes
+def _unpack_bytes(packed: bytes, size_bytes: int | None) -> bytes:
+    """Unpack exactly `size_bytes`, or at most the limit of a header if None. Raises ValueError; never unpacks more."""
+    limit_bytes = _MOST_HEADER_BYTES if size_bytes is None else size_bytes
     unpacking = zlib.decompressobj()
     try:
-        content = unpacking.decompress(packed, most + 1)
+        content = unpacking.decompress(packed, limit_bytes + 1)
     except zlib.error as error:
         raise ValueError(str(error)) from error
-    if not unpacking.eof or len(content) > most or (size_bytes is not None and len(content) != size_bytes):
-        raise ValueError(f"not the {most:,} bytes that it says")
+    if not unpacking.eof or len(content) > limit_bytes or (size_bytes is not None and len(content) != size_bytes):
+        raise ValueError(f"the unpacked content does not have the {limit_bytes:,} bytes stated")
     return content
 
 
 def _version() -> bytes:
-    """A digest of what entries depend on beside their names: the layout, the solvers' sources, the libraries."""
+    """Return a digest of the layout, the solvers' sources and the libraries, on which all entries depend."""
     digest = sha256(str(_FORMAT).encode())
     sources = []
     with contextlib.suppress(OSError):
-        folder = Path(__file__).parent  # with its subfolders: each file in it has a say in what solving finds
+        folder = Path(__file__).parent  # with its subfolders: every file in it may change the results
         files = sorted(folder.rglob("*.py"))
         sources = [(file.relative_to(folder).as_posix(), file.read_bytes()) for file in files]
-    # without sources no version can be told from another: this process then has a version of its own
+    # without sources versions cannot be distinguished: this process then has a version of its own
     for name, source in sources or [("", os.urandom(_DIGEST_BYTES))]:
         digest.update(f"\n{name} {len(source)}\n".encode() + source)
     for library in _LIBRARIES:
@@ -187,4 +194,4 @@ def _version() -> bytes:
     return digest.digest()
 
 
-_VERSION = _version()  # at once, lest files change between being imported and being read
+_VERSION = _version()  # at import, so that files cannot change between being imported and being read

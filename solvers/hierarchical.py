@@ -1,4 +1,4 @@
-"""Rockmate's way: the best ways to run each kind of layer, then the dynamic program over the chain of layers."""
+"""Rockmate's approach: the best schedules of each kind of layer, then the dynamic program over the chain."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from .problem.schedule import Schedule
 
 @dataclass(frozen=True)
 class Hierarchical:
-    """Ways per kind of layer, then the best nesting of layers for every budget (Zhao et al. 2023, arXiv 2307.01236).
+    """Find schedules per kind of layer, then the best nested schedule (Zhao et al. 2023, arXiv 2307.01236).
 
-    The step is cut into layers, and again into parts of layers; where there is no chain of narrow blocks, into windows,
-    whose far-reaching values are kept (`chains`). For each cut the ways to run each kind of link are found
+    The step is cut into layers, and again into parts of layers (`chains`). Where there is no chain of narrow blocks, it
+    is cut into windows, whose far-reaching values are kept. For each cut the schedules of each kind of link are found
     (`link_schedules`), then nested by the dynamic program `dp`.
 
-    cache: where the ways of each kind of block are kept for other models; None to find them anew.
+    dp: the dynamic program.
+    visits: operations looked at for the schedules of links.
+    cache: the folder that shares the schedules of each kind of block with other models; None to compute them.
 
-    Guarantee: among nestings of these ways the best, but for the rounding; compare `lower_bound_seconds`. Cost: that of
-    the ways per kind of link (`visits` operations looked at), and that of `dp` for each cut.
+    Guarantee: the best among nested schedules of these schedules, except for the rounding; compare
+    `lower_bound_seconds`. Cost: `visits`, and that of `dp` for each cut.
     """
 
     dp: Dp = field(default_factory=Dp)
@@ -35,10 +37,10 @@ class Hierarchical:
     cache: DiskCache | None = field(default=None, repr=False, compare=False)
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
-        """The rungs of every cut, those of the coarsest first, from the fewest bytes up."""
+        """Yield the candidates of every cut, those of the coarsest first, from the fewest bytes up."""
         for cut in chains(problem):
             yield from self.dp.candidates_of(problem, cut, link_schedules(cut, self.visits, self.cache))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
-        """The fastest rung that fits. Raises InfeasibleBudget if none does."""
+        """Return the fastest candidate that fits. Raises InfeasibleBudget if none does."""
         return schedule_of(problem, cheapest_under(problem, self.candidates(problem), budget_bytes).order)

@@ -1,36 +1,36 @@
 """The exact solver: the fastest schedule of a whole step under a budget, by integer programming.
 
-A step is a sequence of *stages* (`ilp_stages.Stage`): every operation that runs once ends one, and so do the first
-run of a draw, the turn and the end (`ilp_step`). In a stage any repeatable operations run, each at most once and in
-trace order, then the stage's own operation. Binary variables: A[s,v], value v is alive when stage s begins; R[s,k],
-repeatable operation k runs in stage s. Let k(v) make v.
+A step is a sequence of *stages* (`integer.stages.Stage`). Every operation that runs once ends one, and so do the first
+run of a draw, the forward/backward boundary and the end (`integer.step_stages`). In a stage any repeatable operations
+run, each at most once and in trace order, then the stage's own operation. Binary variables: A[s,v], value v is alive
+when stage s begins; R[s,k], repeatable operation k runs in stage s. Let k(v) make v.
 
     A[s,v] + R[s,k(v)] >= 1                       v read by the stage's own operation    `StageProgram._state_reads`
     R[s,k] <= A[s,u] + R[s,k(u)]                  u read by k                            `StageProgram._state_runs`
     A[s+1,v] <= A[s,v] + R[s,k(v)]                unless the own operation makes v       `StageProgram._state_lives`
-    A[s,v] + R[s,k(v)] <= 1                       what is made anew was dropped          `StageProgram._state_lives`
+    A[s,v] + R[s,k(v)] <= 1                       a recomputed value was dropped         `StageProgram._state_lives`
     A[s+1,v] >= A[s,v], R[s,k(v)]                 v held                                 `StageProgram._state_lives`
     fixed[s] + sum of size[v], v read,
       + sum of size[v] · A[s+1,v], others <= peak the own operation runs                 `Moments._state_own`
     base[s] + momentary[k] · R[s,k]
       + sum of size[v] · needed(s,k,v) <= peak    k runs                                 `Moments._state_inner`
     needed(s,k,v) >= R[s,j], A[s+1,v]             v read by j, k or later                `Moments._state_needed`
-    A[t,v] + R[t,k(v)] <= A[s,v] + f(u) ...       nothing comes of nothing               `Ancestry`
+    A[t,v] + R[t,k(v)] <= A[s,v] + f(u) ...       every value has an origin              `Ancestry`
     sum of (size[v] // d) · A <= (peak - fixed) // d     for sizes d                     `Limited.state`
 
-The moments are exact without products of variables, since a value dies right after its last use: while the own
-operation runs, what it reads and what is alive afterwards are all there is. Moments within a stage seldom bind; they
-are stated for a stage once a solution rises above the limit there (`Search`). Minimized is the time of what runs.
+The moments are exact without products of variables, since a value dies right after its last use. While the own
+operation runs, only the values that it reads and those alive afterwards exist. Moments within a stage seldom bind; they
+are stated for a stage once a solution rises above the limit there (`Search`). The objective is the time of all runs.
 
 Checkmate (Jain et al., MLSys 2020, arXiv 1910.02653) has a stage for each operation and variables for each pair of
-operations; Moccasin (Katebi et al. 2023, arXiv 2304.14463) has intervals of retention. Here only what runs once makes
-a stage; stages that cannot differ are merged (`ilp_stages.merged`), what can be of no use has no variable
-(`ilp_stages.with_windows`), and inner moments wait. Two families of rows bring the relaxation close to the integer
-optimum; without them it is of little use.
+operations; Moccasin (Katebi et al. 2023, arXiv 2304.14463) has intervals of retention. Here only operations that run
+once make a stage. Stages that cannot differ are merged (`integer.stages.merged`), useless runs and values have no
+variable (`integer.stages.with_windows`), and inner moments are stated late. Two families of rows bring the relaxation
+close to the integer optimum; without them it is of little use.
 
-An operation may run twice before an own operation, or several not in trace order, if gaps are cut into `rounds`:
-with enough of them every schedule is described. Draws run first where the trace has them, relative to all that runs
-once, which is less than a schedule is allowed.
+If gaps are cut into `rounds`, an operation may run twice before an own operation, and operations may leave trace
+order. With enough rounds every schedule is described. Draws first run where the trace has them, relative to the
+operations that run once, which is stricter than the rules of a schedule.
 """
 
 from __future__ import annotations
@@ -55,13 +55,15 @@ from .problem.units import format_bytes
 
 @dataclass(frozen=True)
 class Ilp:
-    """The optimum over the whole graph, for graphs small enough; for larger ones nothing.
+    """Find the optimum over the whole graph, for graphs that are small enough.
 
-    rounds: stages per gap between operations that run once. most_choices: variables that a program may have.
-    node_limit: nodes of branch and bound for one budget. budgets: how many of them the ladder of candidates has.
+    rounds: stages per gap between operations that run once.
+    most_choices: the limit of variables of a program.
+    node_limit: nodes of branch and bound for one budget.
+    budgets: the number of budgets that candidates are made for.
 
-    Guarantee: no schedule that the stages describe is faster, unless the nodes run out; `least_seconds` tells what
-    is proven. Cost: seconds for some hundred choices, minutes for some thousand.
+    Guarantee: no schedule that the stages describe is faster, unless the nodes run out; `least_seconds` returns the
+    proven bound. Cost: seconds for some hundred choices, minutes for some thousand.
     """
 
     rounds: int = 1
@@ -71,41 +73,47 @@ class Ilp:
     name: str = "ilp"
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
-        """The fastest schedule within a budget.
+        """Return the fastest schedule within a budget.
 
-        Raises InfeasibleBudget if there is none, or none was found within `node_limit`; ValueError if the graph is
+        Raises InfeasibleBudget if there is none, or if none was found within `node_limit`; ValueError if the graph is
         too large.
         """
         optimum = self.least_seconds(problem, budget_bytes)
         if optimum.order is None:
             known = [rate(problem, self.name, Candidate("", order)) for order in self._known(problem)]
-            smallest = min(known, key=lambda one: one.peak_bytes)
-            told = "ilp allows for none" if optimum.least_seconds == inf else "ilp has found none in its time"
+            smallest = min(known, key=lambda rated: rated.peak_bytes)
+            reason = (
+                "ilp proves that there is none"
+                if optimum.least_seconds == inf
+                else "ilp found none within its node limit"
+            )
             raise infeasible(
                 problem,
                 budget_bytes,
                 smallest,
-                f"{told}, the smallest peak known is {format_bytes(smallest.peak_bytes)}",
+                f"{reason}, the smallest peak known is {format_bytes(smallest.peak_bytes)}",
             )
         return schedule_of(problem, optimum.order)
 
     def least_seconds(self, problem: Problem, budget_bytes: int) -> Optimum:
-        """The fastest order within a budget, with what is proven.
+        """Return the fastest order within a budget, with the proven bound.
 
         Raises ValueError if the graph is too large.
         """
         cut = stages_of_step(problem, self.rounds)
         if choices(cut) > self.most_choices:
-            told = f"{problem.name} takes {choices(cut):,} choices, more than ilp's {self.most_choices:,}"
-            raise ValueError(f"{told}: choose solver='auto'")
+            reason = f"{problem.name} has {choices(cut):,} choices, more than ilp's limit of {self.most_choices:,}"
+            raise ValueError(f"{reason}: choose solver='auto'")
         if budget_bytes < problem.floor_bytes:
             return Optimum(None, inf, inf)
         start = _fastest_within(problem, self._known(problem), budget_bytes)
         return StepProgram(problem, cut).fastest(budget_bytes, Effort(self.node_limit), start)
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
-        """The fastest orders for budgets between what the neediest operation takes and the peak with everything
-        kept; none for graphs that are too large."""
+        """Yield the fastest orders for budgets between the lowest possible peak and the peak with everything kept.
+
+        Graphs that are too large have no candidates.
+        """
         cut = stages_of_step(problem, self.rounds)
         if choices(cut) > self.most_choices:
             return
@@ -119,13 +127,17 @@ class Ilp:
                 yield Candidate(f"the fastest within {format_bytes(budget_bytes)}", optimum.order)
 
     def _known(self, problem: Problem) -> list[RunOrder]:
-        """Orders to begin with."""
+        """Return orders to begin with."""
         others = (*Hierarchical().candidates(problem), *Greedy().candidates(problem))
-        return [trace_order(problem), *(one.order for one in others)]
+        return [trace_order(problem), *(candidate.order for candidate in others)]
 
 
 def _fastest_within(problem: Problem, orders: list[RunOrder], budget_bytes: int) -> RunOrder | None:
-    """The fastest of some orders within a budget, None if none is."""
-    seen = [(forecast(problem, order), order) for order in orders]
-    fitting = [(one.seconds, number) for number, (one, _) in enumerate(seen) if one.peak_bytes <= budget_bytes]
+    """Return the fastest of some orders within a budget, None if none fits."""
+    forecasts = [(forecast(problem, order), order) for order in orders]
+    fitting = [
+        (prediction.seconds, number)
+        for number, (prediction, _) in enumerate(forecasts)
+        if prediction.peak_bytes <= budget_bytes
+    ]
     return orders[min(fitting)[1]] if fitting else None

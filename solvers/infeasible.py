@@ -1,4 +1,4 @@
-"""What to say when no schedule fits: what needs the bytes, and what would lower them."""
+"""Explain why no schedule fits: the operation that needs the bytes, and what would lower them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from .problem.units import format_bytes
 
 
 def infeasible(
-    problem: Problem, budget_bytes: int, smallest: Rated, proven: str | None = None, beside: Sequence[str] = ()
+    problem: Problem, budget_bytes: int, smallest: Rated, proven: str | None = None, remarks: Sequence[str] = ()
 ) -> InfeasibleBudget:
-    """The error for a budget under the smallest peak found, naming the operation that stands in the way.
+    """Return the error for a budget under the smallest peak found, naming the operation that needs the bytes.
 
-    proven: what a solver says instead, if it knows more. beside: what else there is to say (who was stopped).
+    smallest: the candidate with the lowest peak.
+    proven: a solver's own cause, if it knows more.
+    remarks: further sentences, such as which solvers were stopped.
     """
-    alone_bytes, alone = largest_operation(problem)
-    asked, found = format_bytes(budget_bytes), format_bytes(smallest.peak_bytes)
-    if asked == found:
-        asked, found = f"{budget_bytes:,} bytes", f"{smallest.peak_bytes:,} bytes"
-    if alone is not None and alone_bytes > budget_bytes and alone_bytes > problem.floor_bytes:
-        cause = f"{_told(problem, alone)} alone needs {format_bytes(alone_bytes)}"
+    largest_bytes, largest = largest_operation(problem)
+    budget_text, smallest_text = format_bytes(budget_bytes), format_bytes(smallest.peak_bytes)
+    if budget_text == smallest_text:
+        budget_text, smallest_text = f"{budget_bytes:,} bytes", f"{smallest.peak_bytes:,} bytes"
+    if largest is not None and largest_bytes > budget_bytes and largest_bytes > problem.floor_bytes:
+        cause = f"{_describe_operation(problem, largest)} alone needs {format_bytes(largest_bytes)}"
     elif problem.floor_bytes > budget_bytes:
         cause = f"the optimizer's step needs {format_bytes(problem.floor_bytes)}"
     elif problem.resident_bytes > budget_bytes:
@@ -33,19 +35,20 @@ def infeasible(
         cause = proven
     else:
         cause = ""
-    if cause != proven and not (alone_bytes == smallest.peak_bytes > budget_bytes and cause):
-        cause += (", " if cause else "") + f"the smallest peak found is {found}{_peak_text(problem, smallest)}"
+    if cause != proven and not (largest_bytes == smallest.peak_bytes > budget_bytes and cause):
+        separator = ", " if cause else ""
+        cause += f"{separator}the smallest peak found is {smallest_text}{_describe_peak(problem, smallest)}"
     hints = _hints(problem, smallest.peak_bytes)
-    message = f"no schedule of {problem.name} fits {asked}: {'; '.join((cause, *beside, _joined(hints)))}"
+    message = f"no schedule of {problem.name} fits {budget_text}: {'; '.join((cause, *remarks, _join(hints)))}"
     return InfeasibleBudget(message, smallest.peak_bytes, budget_bytes, hints)
 
 
 def largest_operation(problem: Problem) -> tuple[int, int | None]:
-    """(bytes, operation) of the operation that must run and has the most bytes alive around it in any schedule.
+    """Return the bytes and the number of the operation with the most bytes alive around it in every schedule.
 
-    Alive in any schedule: what is resident, held values made by operations that run once and earlier, what
-    the operation reads (or codes that it reads themselves), what it needs to work. Only operations that
-    cannot be left out are looked at: a lower bound.
+    Alive in every schedule are resident values and held values made by earlier operations that run once. The values or
+    codes that the operation reads and its working bytes are added. Only operations that run once are looked at, so the
+    bytes are a lower bound. The number is None if no operation needs more than the resident bytes.
     """
     most: tuple[int, int | None] = (problem.resident_bytes, None)
     held_before: dict[int, int] = {}
@@ -63,13 +66,13 @@ def largest_operation(problem: Problem) -> tuple[int, int | None]:
     return most
 
 
-def _peak_text(problem: Problem, smallest: Rated) -> str:
+def _describe_peak(problem: Problem, smallest: Rated) -> str:
     merged = merged_problem(problem, smallest.choice)
     run = forecast(merged, smallest.order).peak_run
-    return f", at {_told(merged, int(lives_of(merged, smallest.order).runs[run]))}" if run >= 0 else ""
+    return f", at {_describe_operation(merged, int(lives_of(merged, smallest.order).runs[run]))}" if run >= 0 else ""
 
 
-def _told(problem: Problem, index: int) -> str:
+def _describe_operation(problem: Problem, index: int) -> str:
     op: Op = problem.ops[index]
     phase = "backward" if index >= problem.forward_length else "forward"
     return f"{op.module}'s {phase} ({op.name})" if op.module else f"{op.name} ({phase})"
@@ -77,19 +80,19 @@ def _told(problem: Problem, index: int) -> str:
 
 def _hints(problem: Problem, peak_bytes: int) -> tuple[str, ...]:
     hints = ["raise the budget", "lower the batch"]
-    # gradients that a fused loss makes in forward are held too; what makes nothing in backward hands them over
-    handed_over = {value for op in problem.ops[problem.forward_length :] if not op.makes for value in op.reads}
+    # gradients that a fused loss makes in forward are held too; operations without results accumulate them into .grad
+    accumulated = {value for op in problem.ops[problem.forward_length :] if not op.makes for value in op.reads}
     returned = sum(
         problem.values[value].size_bytes
         for op in problem.ops[: problem.forward_length]
         for value in op.makes
-        if problem.values[value].held and value not in handed_over
+        if problem.values[value].held and value not in accumulated
     )
     if returned > peak_bytes // 100:
         hints.append(f'pass outputs=["loss"] (returned outputs hold {format_bytes(returned)})')
     return tuple(hints)
 
 
-def _joined(hints: tuple[str, ...]) -> str:
+def _join(hints: tuple[str, ...]) -> str:
     *first, last = hints
     return ", ".join(first) + ("," if len(hints) > 2 else "") + " or " + last

@@ -1,4 +1,4 @@
-"""Keep everything: the step as traced, nothing run again."""
+"""Keep everything: the step as traced, nothing recomputed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .problem.schedule import Schedule
 
 @dataclass(frozen=True)
 class KeepAll:
-    """What eager does: least time, and the peak that percentages of a budget refer to.
+    """Keep every value, as eager does: least time, and the peak that percentages of a budget refer to.
 
     Guarantee: no schedule is faster. Cost: linear in the operations.
     """
@@ -20,9 +20,9 @@ class KeepAll:
     name: str = "keep_all"
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
-        """The one candidate."""
+        """Yield the only candidate."""
         yield Candidate("everything kept", trace_order(problem))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
-        """The schedule, whatever the budget."""
+        """Return the schedule, for any budget."""
         return schedule_of(problem, trace_order(problem))

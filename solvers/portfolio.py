@@ -1,4 +1,4 @@
-"""All solvers together: one ladder of candidates per problem, and the best of it for every budget."""
+"""All solvers together: one set of candidates per problem, and the best of it for every budget."""
 
 from __future__ import annotations
 
@@ -34,33 +34,36 @@ from .recipes import Recipes
 from .solver import Solver
 
 Progress = Callable[[float, str], None]
-Told = Callable[[int, str], None]
+Notify = Callable[[int, str], None]
 
 
 SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Hierarchical(), Greedy())
-# Asked by name only: what it finds is contained in what `hierarchical` finds.
+# Runs only if named: `hierarchical` finds everything that it finds.
 NAMED: tuple[Solver, ...] = (Dp(),)
-# Asked by name only, for one budget at a time, as it takes long.
+# Runs only if named, for one budget at a time, because it takes long.
 EXACT = Ilp()
 SOLVER_NAMES = ("auto", *(solver.name for solver in (*SOLVERS, *NAMED, EXACT)))
-# Of what is solved once more for each choice of values to encode: these shares of the work find as much.
-_FEWER_RUNGS = 2
+# Divisors of the work of the solver that runs once more for each choice of values to encode: they find as much.
+_FEWER_CANDIDATES = 2
 _FEWER_VISITS = 8
-_MOST_LADDERS = 64  # held in memory, some megabytes each for deep models: of about a dozen kinds of calls
-_ALWAYS_FINISH = ("keep_all", "recipes")  # however short the time, so that no recipe that fits is better
+_MOST_REMEMBERED = 64  # entries kept in memory, some megabytes each for deep models: about a dozen kinds of calls
+_ALWAYS_FINISH = ("keep_all", "recipes")  # solvers that ignore the time limit, so that no recipe that fits is better
 
 
 class _OutOfTime(Exception):
-    """A solver was stopped; what it has found by then."""
+    """A solver was stopped at the time limit.
 
-    def __init__(self, found: list[Rated]) -> None:
+    candidates: those found until then.
+    """
+
+    def __init__(self, candidates: list[Rated]) -> None:
         super().__init__()
-        self.found = tuple(found)
+        self.candidates = tuple(candidates)
 
 
 @dataclass(frozen=True)
 class _Limit:
-    """When to begin nothing more: so many seconds after it was set."""
+    """A time limit, in seconds from its creation, after which no further candidate begins."""
 
     seconds: float = inf
     started: float = field(default_factory=perf_counter)
@@ -71,63 +74,69 @@ class _Limit:
 
 
 @dataclass(frozen=True, eq=False)
-class _Ladder:
-    """The candidates of a solver. stopped_seconds: the time limit at which it was stopped, infinite if it was not."""
+class _Offer:
+    """The candidates of a solver.
+
+    stopped_seconds: the time limit at which the solver was stopped, infinite if it was not.
+    """
 
     name: str
-    rungs: tuple[Rated, ...]
+    candidates: tuple[Rated, ...]
     stopped_seconds: float = inf
 
-    def stops(self) -> Iterator[str]:
-        """That it was stopped, if so."""
+    def describe_stop(self) -> Iterator[str]:
+        """Yield a note if the solver was stopped."""
         if self.stopped_seconds < inf:
             yield f"{self.name} was stopped at the time limit of {self.stopped_seconds:g} s"
 
 
-def _found_anew(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """Has a question asked again, without reading the cache, where what lies there leads to an error."""
+def _retry_without_cache(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the method with a second attempt that does not read the cache, for errors that stored entries cause."""
 
     @wraps(answer)
-    def asked(portfolio: Portfolio, problem: Problem, *arguments: Any, **options: Any) -> Any:
+    def retry(portfolio: Portfolio, problem: Problem, *arguments: Any, **options: Any) -> Any:
         try:
             return answer(portfolio, problem, *arguments, **options)
         except InfeasibleBudget:
             raise
         except Exception:
-            if portfolio.cache is None or portfolio.cache.anew:
+            if portfolio.cache is None or portfolio.cache.refresh:
                 raise
-            fresh = replace(portfolio, cache=replace(portfolio.cache, anew=True))
-            told = answer(fresh, problem, *arguments, **options)
-            portfolio._ladders.update(fresh._ladders)
+            fresh = replace(portfolio, cache=replace(portfolio.cache, refresh=True))
+            result = answer(fresh, problem, *arguments, **options)
+            portfolio._remembered.update(fresh._remembered)
             portfolio._proofs.update(fresh._proofs)
-            return told
+            return result
 
-    return asked
+    return retry
 
 
 @dataclass(frozen=True)
 class Portfolio:
-    """Answers every budget from the lower envelope of all candidates of all solvers.
+    """Answer every budget from the lower envelope of all candidates of all solvers.
 
-    The candidates are the same for every budget, so under one cost table a smaller budget never gives a
-    higher peak or a shorter time (but for what `gentlest` gives for smaller errors), and no plan costs more than the
-    best recipe that fits. Of candidates
-    equally fast the one with the lower peak is taken, then the one whose solver comes first. Where values have
-    encodings, the solvers' candidates are joined by those with values kept encoded (`Encoded`), so that no budget is
-    answered worse than without.
+    The candidates are the same for every budget. So under one cost table a smaller budget never gives a higher peak or
+    a shorter time. The only exception is the time that `lowest_error` spends on lower errors. No plan costs more than
+    the best recipe that fits. Of candidates equally fast the one with the lower peak is taken, then the one whose
+    solver comes first. Where values have encodings, candidates with values kept encoded (`Encoded`) are added, so that
+    no budget is answered worse than without.
 
-    cache: where candidates and proofs are kept for other processes; None to find them anew. Each portfolio keeps in
-    memory what it has found.
+    solvers: those that run for "auto".
+    named: those that run only if named.
+    exact: the solver that runs only if named, for one budget at a time.
+    cache: the folder that shares candidates and proofs between processes; None to compute them.
+
+    Each portfolio keeps its candidates and proofs in memory.
     """
 
     solvers: tuple[Solver, ...] = SOLVERS
     named: tuple[Solver, ...] = NAMED
     exact: Ilp = EXACT
     cache: DiskCache | None = field(default=DiskCache(), repr=False, compare=False)
-    _ladders: dict[tuple[Problem, str], _Ladder] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _remembered: dict[tuple[Problem, str], _Offer] = field(default_factory=dict, init=False, repr=False, compare=False)
     _proofs: dict[Problem, tuple[Proof, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @_found_anew
+    @_retry_without_cache
     def solve(
         self,
         problem: Problem,
@@ -136,15 +145,19 @@ class Portfolio:
         progress: Progress | None = None,
         time_limit_seconds: float = inf,
     ) -> Plan:
-        """The fastest plan that peaks at no more than `budget_bytes`; of those that keep values approximately and take
-        no more than a thousandth of a step longer, the one with the smallest errors (`gentlest`).
+        """Return the fastest plan that peaks at no more than `budget_bytes`.
 
-        solver: "auto" for all of `solvers`, or the name of one of them or of `named`, or that of `exact`, which is
-        asked for this budget alone. progress: told the share done and what is being done. time_limit_seconds: after
-        which solvers begin no other candidate, and the best so far is taken; recipes are always tried.
+        Of plans that keep values approximately and take at most a thousandth of a step longer, it is the one with the
+        lowest error (`lowest_error`).
 
-        Raises InfeasibleBudget if no candidate fits, ValueError if there is no solver of that name, or if it does not
-        take steps as large as this one.
+        solver: "auto" for all of `solvers`, or the name of one of `solvers` or `named`, or that of `exact`, which
+            solves for this budget alone.
+        progress: a callback for the share done and a description of the current work.
+        time_limit_seconds: the time after which solvers begin no further candidate and the best so far is taken;
+            recipes are always tried.
+
+        Raises InfeasibleBudget if no candidate fits, ValueError if no solver has that name, or if the step is too large
+        for it.
         """
         started = perf_counter()
         if solver == self.exact.name:
@@ -152,76 +165,77 @@ class Portfolio:
                 progress(0.0, f"{solver}: the fastest within {format_bytes(budget_bytes)}")
             find = partial(schedule_with_codes, problem, self.exact, budget_bytes)
             schedule = cached_schedule(self.cache, problem, self.exact, budget_bytes, find)
-            return self._simulated(problem, schedule, solver, budget_bytes, started, ())
-        ladders = self._offered(problem, solver, progress, _Limit(time_limit_seconds))
-        ladder = [one for told in ladders for one in told.rungs]
-        stops = [text for told in ladders for text in told.stops()]
-        lowest = envelope(ladder)
-        if not lowest:
-            raise ValueError(f"{solver} has no schedule of {problem.name}: choose solver='auto'")
-        fitting = [one for one in lowest if one.peak_bytes <= budget_bytes]
+            return self._make_plan(problem, schedule, solver, budget_bytes, started, ())
+        offered = self._offers(problem, solver, progress, _Limit(time_limit_seconds))
+        candidates = [candidate for offer in offered for candidate in offer.candidates]
+        stops = [text for offer in offered for text in offer.describe_stop()]
+        best_candidates = envelope(candidates)
+        if not best_candidates:
+            raise ValueError(f"{solver} has no candidate for {problem.name}: choose solver='auto'")
+        fitting = [candidate for candidate in best_candidates if candidate.peak_bytes <= budget_bytes]
         if not fitting:
-            raise infeasible(problem, budget_bytes, lowest[0], beside=stops)
+            raise infeasible(problem, budget_bytes, best_candidates[0], remarks=stops)
         best = lowest_error(problem, fitting, budget_bytes)
-        notes = (*_why(ladder, best, budget_bytes), *stops)
-        return self._plan(problem, best, budget_bytes, started, notes)
+        notes = (*_explain_others(candidates, best, budget_bytes), *stops)
+        return self._plan_of(problem, best, budget_bytes, started, notes)
 
-    @_found_anew
+    @_retry_without_cache
     def frontier(
         self, problem: Problem, count: int, progress: Progress | None = None, time_limit_seconds: float = inf
     ) -> list[Plan]:
-        """At most `count` plans of the lower envelope, from the highest peak to the lowest.
+        """Return at most `count` plans of the lower envelope, from the highest peak to the lowest.
 
-        They are what `solve` answers at the peaks of the fastest candidates for `count` budgets spread evenly between
-        the smallest peak and that of the fastest plan, each once; the budget of each is that peak, its time that until
-        it was there.
-        time_limit_seconds: as in `solve`; the notes of each plan tell what was stopped.
+        They are the answers of `solve` at the peaks of the fastest candidates for `count` budgets, each once. The
+        budgets are spread evenly between the smallest peak and that of the fastest plan. The budget of each plan is
+        that peak; its `solve_seconds` count from the start of the call.
+
+        time_limit_seconds: as in `solve`; the notes of each plan name the solvers that were stopped.
         """
         started = perf_counter()
-        ladders = self._offered(problem, "auto", progress, _Limit(time_limit_seconds))
-        lowest = envelope(one for told in ladders for one in told.rungs)
-        stops = tuple(text for told in ladders for text in told.stops())
-        low, high = lowest[0].peak_bytes, lowest[-1].peak_bytes
-        peaks = [one.peak_bytes for one in lowest]
+        offered = self._offers(problem, "auto", progress, _Limit(time_limit_seconds))
+        best_candidates = envelope(candidate for offer in offered for candidate in offer.candidates)
+        stops = tuple(text for offer in offered for text in offer.describe_stop())
+        low, high = best_candidates[0].peak_bytes, best_candidates[-1].peak_bytes
+        peaks = [candidate.peak_bytes for candidate in best_candidates]
         spread = (high - (high - low) * step // max(count - 1, 1) for step in range(count))
-        found: dict[int, Plan] = {}
+        plans: dict[int, Plan] = {}
         for place in dict.fromkeys(bisect_right(peaks, budget_bytes) for budget_bytes in spread):
-            best = lowest_error(problem, lowest[:place], peaks[place - 1])
-            plan = self._plan(problem, best, peaks[place - 1], started, stops)
-            found[plan.peak_bytes] = plan
-        return [found[peak_bytes] for peak_bytes in sorted(found, reverse=True)]
+            best = lowest_error(problem, best_candidates[:place], peaks[place - 1])
+            plan = self._plan_of(problem, best, peaks[place - 1], started, stops)
+            plans[plan.peak_bytes] = plan
+        return [plans[peak_bytes] for peak_bytes in sorted(plans, reverse=True)]
 
-    def _offered(self, problem: Problem, solver: str, progress: Progress | None, limit: _Limit) -> list[_Ladder]:
-        """The candidates of one solver or of all, rated."""
-        asked = [one for one in (*self.solvers, *self.named) if one.name == solver]
+    def _offers(self, problem: Problem, solver: str, progress: Progress | None, limit: _Limit) -> list[_Offer]:
+        """Return the rated candidates of one solver or of all, one offer per solver."""
+        solvers = [candidate for candidate in (*self.solvers, *self.named) if candidate.name == solver]
         if solver == "auto":
-            # what finds something good soon comes first when time is short
+            # solvers that find a good plan early come first when time is short
             hurried = limit.seconds < inf
-            asked = sorted(self.solvers, key=lambda one: hurried and isinstance(one, Hierarchical))
-        if not asked:
-            names = ", ".join(one.name for one in (*self.solvers, *self.named, self.exact))
+            solvers = sorted(self.solvers, key=lambda member: hurried and isinstance(member, Hierarchical))
+        if not solvers:
+            names = ", ".join(known.name for known in (*self.solvers, *self.named, self.exact))
             raise ValueError(f"there is no solver {solver!r}: choose among auto, {names}")
-        asked = [self._with_cache(one) for one in asked]
-        encoded = _encoded(problem, asked)
-        count = len(asked) + (encoded is not None)
-        offered: list[_Ladder] = []
-        for done, one in enumerate(asked):
-            told = progress and partial(_tell, progress, done, count)
-            own = _Limit() if one.name in _ALWAYS_FINISH else limit
-            find = partial(_candidates, problem, one, own, told)
-            offered.append(self._found(problem, one, own, find, must_begin=solver != "auto"))
-        if encoded is not None:
-            # what is made of candidates that are not all there is not what it would be another time
-            complete = all(one.stopped_seconds == inf for one in offered)
-            told = progress and partial(_tell, progress, len(asked), count)
-            plain = envelope(one for ladder in offered for one in ladder.rungs)
-            find = partial(_lowest, encoded.rated(problem, plain), encoded.name, limit, told)
-            offered.append(self._found(problem, encoded, limit, find, keep=complete))
+        solvers = [self._with_cache(member) for member in solvers]
+        encoding_solver = _encoding_solver(problem, solvers)
+        count = len(solvers) + (encoding_solver is not None)
+        offers: list[_Offer] = []
+        for done, member in enumerate(solvers):
+            notify = progress and partial(_report_share, progress, done, count)
+            own_limit = _Limit() if member.name in _ALWAYS_FINISH else limit
+            find = partial(_candidates, problem, member, own_limit, notify)
+            offers.append(self._find_candidates(problem, member, own_limit, find, must_begin=solver != "auto"))
+        if encoding_solver is not None:
+            # candidates made from an incomplete set would differ the next time, so they are not kept on disk
+            complete = all(offer.stopped_seconds == inf for offer in offers)
+            notify = progress and partial(_report_share, progress, len(solvers), count)
+            plain = envelope(candidate for offer in offers for candidate in offer.candidates)
+            find = partial(_lowest, encoding_solver.rated(problem, plain), encoding_solver.name, limit, notify)
+            offers.append(self._find_candidates(problem, encoding_solver, limit, find, keep=complete))
         if progress is not None:
             progress(1.0, "solved")
-        return offered
+        return offers
 
-    def _found(
+    def _find_candidates(
         self,
         problem: Problem,
         solver: Solver | Encoded,
@@ -229,38 +243,46 @@ class Portfolio:
         find: Callable[[], list[Rated]],
         must_begin: bool = False,
         keep: bool = True,
-    ) -> _Ladder:
-        """The candidates that `find` finds, from before if they are known; those found within the limit if it takes
-        longer, none if the limit is over already and the solver need not begin."""
+    ) -> _Offer:
+        """Return the candidates of a solver, from memory or the cache if they are known, else from `find`.
+
+        If `find` exceeds the limit, they are those found until then. They are none if the limit is over already and
+        the solver need not begin.
+
+        must_begin: whether the solver begins even after the limit.
+        keep: whether the cache is read and written.
+        """
         key = problem, repr(solver)
-        known = self._ladders.get(key)
+        known = self._remembered.get(key)
         if known is None or known.stopped_seconds < limit.seconds:
             try:
                 if limit.is_over and not must_begin:
                     raise _OutOfTime([])
-                known = _Ladder(
+                known = _Offer(
                     solver.name, tuple(cached_candidates(self.cache if keep else None, problem, solver, find))
                 )
             except _OutOfTime as stopped:
-                known = _Ladder(solver.name, stopped.found, limit.seconds)
-            self._ladders[key] = known
-            _forget_oldest(self._ladders, _MOST_LADDERS)
+                known = _Offer(solver.name, stopped.candidates, limit.seconds)
+            self._remembered[key] = known
+            _forget_oldest(self._remembered, _MOST_REMEMBERED)
         return known
 
     def _with_cache(self, solver: Solver) -> Solver:
         return replace(solver, cache=self.cache) if isinstance(solver, Hierarchical) else solver
 
-    def _plan(self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]) -> Plan:
+    def _plan_of(
+        self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]
+    ) -> Plan:
         schedule = encoded_schedule(problem, best.choice, best.order)
-        plan = self._simulated(problem, schedule, best.solver, budget_bytes, started, (best.description, *notes))
+        plan = self._make_plan(problem, schedule, best.solver, budget_bytes, started, (best.description, *notes))
         if plan.peak_bytes != best.peak_bytes:
-            raise ScheduleError(f"forecast {best.peak_bytes} bytes for a schedule that peaks at {plan.peak_bytes}")
-        gentle = with_lower_error(problem, schedule, budget_bytes)
-        if gentle is schedule:
+            raise ScheduleError(f"predicted {best.peak_bytes} bytes for a schedule that peaks at {plan.peak_bytes}")
+        refined = with_lower_error(problem, schedule, budget_bytes)
+        if refined is schedule:
             return plan
-        return self._simulated(problem, gentle, best.solver, budget_bytes, started, (best.description, *notes))
+        return self._make_plan(problem, refined, best.solver, budget_bytes, started, (best.description, *notes))
 
-    def _simulated(
+    def _make_plan(
         self,
         problem: Problem,
         schedule: Schedule,
@@ -269,10 +291,10 @@ class Portfolio:
         started: float,
         notes: tuple[str, ...],
     ) -> Plan:
-        """The plan of a schedule, with what is proven."""
+        """Return the plan of a schedule, with its proven bound."""
         if problem not in self._proofs:
             self._proofs[problem] = cached_proofs(self.cache, problem)
-            _forget_oldest(self._proofs, _MOST_LADDERS)
+            _forget_oldest(self._proofs, _MOST_REMEMBERED)
         bound = proven_seconds(problem, self._proofs[problem], budget_bytes)
         return make_plan(
             problem,
@@ -285,63 +307,66 @@ class Portfolio:
         )
 
 
-def _encoded(problem: Problem, asked: Sequence[Solver]) -> Encoded | None:
-    """What plans with values encoded, with the solvers asked; None if nothing is to be encoded."""
-    able = [one for one in asked if not isinstance(one, KeepAll)]
-    if not able or not choices_of(problem):
+def _encoding_solver(problem: Problem, solvers: Sequence[Solver]) -> Encoded | None:
+    """Return the solver that plans with encoded values, None if nothing is to be encoded."""
+    encoding = [solver for solver in solvers if not isinstance(solver, KeepAll)]
+    if not encoding or not choices_of(problem):
         return None
-    main = next((one for one in able if isinstance(one, Hierarchical)), able[-1])
+    main = next((solver for solver in encoding if isinstance(solver, Hierarchical)), encoding[-1])
     if isinstance(main, Hierarchical):
-        dp = replace(main.dp, rungs=max(main.dp.rungs // _FEWER_RUNGS, 1))
+        dp = replace(main.dp, most_candidates=max(main.dp.most_candidates // _FEWER_CANDIDATES, 1))
         main = replace(main, dp=dp, visits=main.visits // _FEWER_VISITS)
-    return Encoded(tuple(asked), main)
+    return Encoded(tuple(solvers), main)
 
 
-def _forget_oldest(found: dict[Any, Any], most: int) -> None:
-    """Leave so many entries, those put there last."""
-    while len(found) > most:
-        del found[next(iter(found))]
+def _forget_oldest(entries: dict[Any, Any], limit: int) -> None:
+    """Remove the oldest entries until at most `limit` are left."""
+    while len(entries) > limit:
+        del entries[next(iter(entries))]
 
 
-def _candidates(problem: Problem, solver: Solver, limit: _Limit, told: Told | None) -> list[Rated]:
-    """The candidates of a solver that no other of its own beats."""
-    offered = (rate(problem, solver.name, candidate) for candidate in solver.candidates(problem))
-    return _lowest(offered, solver.name, limit, told)
+def _candidates(problem: Problem, solver: Solver, limit: _Limit, notify: Notify | None) -> list[Rated]:
+    """Return the candidates of a solver that none of its other candidates beats in both peak and time."""
+    candidates = (rate(problem, solver.name, candidate) for candidate in solver.candidates(problem))
+    return _lowest(candidates, solver.name, limit, notify)
 
 
-def _lowest(offered: Iterable[Rated], solver: str, limit: _Limit, told: Told | None) -> list[Rated]:
-    """The envelope of what a solver offers within a limit; told: the number of each and what it is."""
+def _lowest(candidates: Iterable[Rated], solver: str, limit: _Limit, notify: Notify | None) -> list[Rated]:
+    """Return the envelope of the candidates that a solver yields within a limit.
+
+    notify: a callback for the number and the description of each candidate.
+    """
     best: list[Rated] = []
     late = False
-    for number, one in enumerate(offered, 1):
-        if told is not None:
-            told(number, f"{solver}: {one.description}")
-        # at once, as the orders of all candidates would fill hundreds of megabytes for deep models
-        best = envelope([*best, one])
+    for number, candidate in enumerate(candidates, 1):
+        if notify is not None:
+            notify(number, f"{solver}: {candidate.description}")
+        # after each candidate, because the orders of all would fill hundreds of megabytes for deep models
+        best = envelope([*best, candidate])
         if late:
             raise _OutOfTime(best)
         late = limit.is_over
     return best
 
 
-def _tell(progress: Progress, done: int, solvers: int, number: int, text: str) -> None:
-    """Tell the share done: a solver does not say how many candidates it has, each takes a fiftieth of what is left."""
-    progress((done + 1 - 0.98**number) / solvers, text)
+def _report_share(progress: Progress, done: int, count: int, number: int, text: str) -> None:
+    """Report the share done: each candidate takes a fiftieth of the rest, as solvers do not know their number."""
+    progress((done + 1 - 0.98**number) / count, text)
 
 
-def _why(ladder: Sequence[Rated], best: Rated, budget_bytes: int) -> tuple[str, ...]:
-    """For every other solver why it was not taken."""
+def _explain_others(candidates: Sequence[Rated], best: Rated, budget_bytes: int) -> tuple[str, ...]:
+    """Return for every other solver the reason why it was not taken."""
     notes = []
-    for name in dict.fromkeys(one.solver for one in ladder):
-        own = [one for one in ladder if one.solver == name]
-        fitting = [one for one in own if one.peak_bytes <= budget_bytes]
+    for name in dict.fromkeys(candidate.solver for candidate in candidates):
+        offered = [candidate for candidate in candidates if candidate.solver == name]
+        fitting = [candidate for candidate in offered if candidate.peak_bytes <= budget_bytes]
         if name == best.solver:
             continue
         if not fitting:
-            needed = min(one.peak_bytes for one in own)
+            needed = min(candidate.peak_bytes for candidate in offered)
             notes.append(f"{name} does not fit: it needs {format_bytes(needed)}")
             continue
-        rival = min(fitting, key=lambda one: (one.seconds, one.peak_bytes))
+        rival = min(fitting, key=lambda candidate: (candidate.seconds, candidate.peak_bytes))
         slower = rival.seconds - best.seconds
         if slower > 0:
             notes.append(f"{name} would take {slower:.3g} s more ({rival.description})")

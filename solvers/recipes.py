@@ -1,4 +1,4 @@
-"""The recipes that people write by hand, so that no plan costs more than the best of them that fits."""
+"""Recipes that people write by hand, so that no plan costs more than the best of them that fits."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ class Recipes:
 
     Blocks are whole layers (`in_layers`).
 
-    full: a block keeps its inputs and runs its forward again (Chen et al. 2016, arXiv 1604.06174, section 3).
-    every n, √n: only the inputs of every n-th block are kept (Chen et al., section 4.1); the group's forward runs
-        again when its last block's backward begins, and either all of it then stays, or only the blocks' inputs and
-        each block runs again once more.
-    selective: what matrix products, convolutions and fused attention make is kept, the rest runs again
+    full: a block keeps its inputs and recomputes its forward (Chen et al. 2016, arXiv 1604.06174, section 3).
+    every n, √n: only the inputs of every n-th block are kept (Chen et al., section 4.1). The group's forward is
+        recomputed when the backward of its last block begins. Then either all of it stays, or only the blocks' inputs
+        stay and each block is recomputed once more.
+    selective: results of matrix products, convolutions and fused attention are kept, the rest is recomputed
         (Korthikanti et al. 2022, arXiv 2205.05198, section 5).
     mixtures: the last k blocks keep everything or selectively, those before selectively or by their inputs alone.
-        What comes after the last repeated block (the head) keeps everything: its backward comes first.
+        Blocks after the last repeated block (the head) keep everything, as their backward comes first.
 
-    Guarantee: none, beyond being what one would do by hand. Cost: one run order per recipe; at most
-    `mixture_count` values of k per kind of mixture.
+    mixture_count: at most this many values of k per kind of mixture.
+
+    Guarantee: none, except that these are the common recipes. Cost: one run order per recipe.
     """
 
     mixture_count: int = 100
     name: str = "recipes"
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
-        """All recipes, whatever they need."""
+        """Yield all recipes, at any peak."""
         layers = in_layers(problem)
-        for told, lifetimes in _recipes(layers, self.mixture_count):
-            yield Candidate(told, in_blocks(problem, run_order(layers, lifetimes)))
+        for description, lifetimes in _recipes(layers, self.mixture_count):
+            yield Candidate(description, in_blocks(problem, run_order(layers, lifetimes)))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
-        """The fastest recipe that fits. Raises InfeasibleBudget if none does."""
+        """Return the fastest recipe that fits. Raises InfeasibleBudget if none does."""
         return schedule_of(problem, cheapest_under(problem, self.candidates(problem), budget_bytes).order)
 
 
@@ -68,11 +69,11 @@ def _recipes(problem: Problem, mixture_count: int) -> Iterator[tuple[str, bytes]
 
 
 def _mixture(problem: Problem, full: Iterable[int] = (), selective: Iterable[int] = ()) -> bytes:
-    """Lifetimes with some blocks checkpointed, fully or selectively."""
+    """Return lifetimes with some blocks checkpointed, fully or selectively."""
     lifetimes = bytearray(len(problem.values))
     shared, maker = shared_values(problem), problem.maker
-    for chosen, keeps_intensive in ((full, False), (selective, True)):
-        for block in chosen:
+    for checkpointed, keeps_intensive in ((full, False), (selective, True)):
+        for block in checkpointed:
             for value in forward_values(problem)[block]:
                 if value not in shared and not (keeps_intensive and problem.ops[maker[value]].intensive):
                     lifetimes[value] = Lifetime.SEGMENT
@@ -80,9 +81,9 @@ def _mixture(problem: Problem, full: Iterable[int] = (), selective: Iterable[int
 
 
 def _grouped(problem: Problem, blocks: range, group: int, hold: bool) -> bytes:
-    """Lifetimes with only the inputs of every `group`-th block kept.
+    """Return lifetimes with only the inputs of every `group`-th block kept.
 
-    hold: what the group's other blocks need stays once it has run again; otherwise only their inputs stay.
+    hold: whether all recomputed values of the group's other blocks stay; otherwise only their inputs stay.
     """
     lifetimes = bytearray(_mixture(problem, full=blocks))
     may_drop, shared = droppable(problem), shared_values(problem)
@@ -94,7 +95,7 @@ def _grouped(problem: Problem, blocks: range, group: int, hold: bool) -> bytes:
     for block in blocks:
         if block % group:
             for value in block_inputs(problem, block):
-                # what is carried through many blocks is needed by every group
+                # a value carried through many blocks is needed by every group
                 if may_drop[value] and problem.ops[problem.maker[value]].block == block - 1:
                     lifetimes[value] = Lifetime.BACKWARD
     return bytes(lifetimes)

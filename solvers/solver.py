@@ -1,4 +1,4 @@
-"""What the portfolio asks of a solver."""
+"""The interface that the portfolio requires of a solver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .problem.schedule import Schedule
 
 
 class Solver(Protocol):
-    """A frozen dataclass that offers candidates, the same ones for every budget."""
+    """A frozen dataclass that yields candidates, the same ones for every budget."""
 
     @property
     def name(self) -> str: ...

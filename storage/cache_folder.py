@@ -1,4 +1,4 @@
-"""Where a user's caches lie."""
+"""The folder of a user's caches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path | None:
-    """`lowtide` in the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`; None without a home."""
+    """Return `lowtide` in the user's cache folder: `$XDG_CACHE_HOME`, by default `~/.cache`; None without a home."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     if Path(named).is_absolute():
         return Path(named) / "lowtide"

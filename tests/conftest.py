@@ -1,4 +1,4 @@
-"""Lets the tests run from a bare checkout, whatever its folder is called, and find the helpers beside it."""
+"""Lets the tests run from a checkout in a folder of any name, and find the helpers next to this file."""
 
 import gc
 import importlib.abc
@@ -27,20 +27,20 @@ if importlib.util.find_spec("lowtide") is None:
     spec.loader.exec_module(package)
 
 
-if "benchmarks" not in sys.modules:  # found whether or not the root is on the path
+if "benchmarks" not in sys.modules:  # importable whether or not the root is on the path
     sys.modules["benchmarks"] = types.ModuleType("benchmarks")
     sys.modules["benchmarks"].__path__ = [str(ROOT / "benchmarks")]
 
 
 class Helpers(importlib.abc.MetaPathFinder):
-    """Finds `small_models` and the like in this folder.
+    """Finds `small_models` and the other helpers in this folder.
 
     The folder itself is not put on the path: its `kernels` would then hide the package of that name, which
     transformers looks for.
     """
 
     def find_spec(self, fullname, path, target=None) -> importlib.machinery.ModuleSpec | None:
-        """The module `fullname`, if it is a file beside this one."""
+        """Return the spec of the module `fullname` if it is a file next to this one."""
         file = Path(__file__).with_name(f"{fullname}.py")
         if path is not None or not file.is_file():
             return None
@@ -51,10 +51,10 @@ sys.meta_path.append(Helpers())
 
 
 def pytest_collection_finish():
-    """Leaves what has been imported out of each further collection of garbage.
+    """Leave everything that has been imported out of further garbage collections.
 
-    Measuring a peak collects garbage first, and a million objects of torch, transformers and the tests would be looked
-    at each time.
+    Measuring a peak collects garbage first, which would scan a million objects of torch, transformers and the tests
+    each time.
     """
     gc.collect()
     gc.freeze()

@@ -4,7 +4,7 @@ from typing import Any
 
 BATCH = 2
 DEFAULT_SEQUENCE = 24
-# For the models whose sequence length or image side differs.
+# The sequence lengths or image sides of the models that have another one.
 SEQUENCE = {"resnet": 32, "mamba": 16, "whisper": 16, "t5": 16, "small_unet": 32}
 
 _LLAMA = {
@@ -26,7 +26,7 @@ _BERT = {
     "max_position_embeddings": 40,
 }
 
-# What lowtide is developed on.
+# The models that lowtide is developed on.
 SMALL: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 200, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 32},
     "llama": _LLAMA,
@@ -84,7 +84,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
 }
 
-# What lowtide is not developed on: for an honest look at models that nothing was tuned for.
+# Models that lowtide is not developed on, so that nothing was tuned for them.
 UNSEEN: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_LLAMA, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8},
     "deberta-v2": {
@@ -138,13 +138,13 @@ UNSEEN: dict[str, dict[str, Any]] = {
 
 
 def small_model(name: str, seed: int = 0, dtype: str = "float32") -> tuple[Any, dict[str, Any]]:
-    """A model of `SMALL` or `UNSEEN` in training mode, and the keyword arguments of one call with labels."""
+    """Build a model of `SMALL` or `UNSEEN` in training mode, and the keyword arguments of one call with labels."""
     sequence = SEQUENCE.get(name, DEFAULT_SEQUENCE)
     if name == "small_unet":
         from small_unet import small_unet
 
         return small_unet(BATCH, sequence, seed)
-    # Imported here so that tests that need no model pay for no import of transformers.
+    # Imported here so that tests without a model do not import transformers.
     from lowtide.rewriter.models.batches import sample_batch
     from lowtide.rewriter.models.build import build_model
 

@@ -1,4 +1,4 @@
-"""Small networks in plain torch, and a module whose forward is told."""
+"""Small networks in plain torch, and a module whose forward is a given function."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class Called(nn.Module):
-    """Parts, parameters and buffers under names, and a function of the module and the arguments as forward."""
+    """A module with named parts, parameters and buffers, and a function of the module and the arguments as forward."""
 
-    def __init__(self, told: Any, **parts: Any) -> None:
+    def __init__(self, function: Any, **parts: Any) -> None:
         super().__init__()
-        self.told = told
+        self.function = function
         for name, part in parts.items():
             if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
                 self.register_buffer(name, part)
@@ -19,12 +19,12 @@ class Called(nn.Module):
                 setattr(self, name, part)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Whatever was told."""
-        return self.told(self, *args, **kwargs)
+        """Call the function on the module and the arguments."""
+        return self.function(self, *args, **kwargs)
 
 
 def deep(width: int = 16, depth: int = 4) -> nn.Sequential:
-    """Blocks with dropout, so that random streams matter, and a head."""
+    """Build blocks with dropout, so that random streams matter, and a head."""
     blocks = [
         nn.Sequential(
             nn.Linear(width, 4 * width),
@@ -39,5 +39,5 @@ def deep(width: int = 16, depth: int = 4) -> nn.Sequential:
 
 
 def batch(width: int = 16, rows: int = 64) -> Tensor:
-    """The same numbers each time."""
+    """Return the same numbers each time."""
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(1))

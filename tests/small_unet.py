@@ -20,7 +20,7 @@ class Stage(nn.Sequential):
 
 
 class SmallUNet(nn.Module):
-    """Three stages down, two up, each way up joined with what was kept on the way down."""
+    """Three stages down, two up; each stage up is joined with the output of a stage down."""
 
     def __init__(self, channels: int = 8, classes: int = 5) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class SmallUNet(nn.Module):
         self.pool, self.head = nn.MaxPool2d(2), nn.Conv2d(channels, classes, 1)
 
     def forward(self, image: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """image [batch, 1, side, side] and target classes [batch, side, side] to a loss and class scores."""
+        """Map image [batch, 1, side, side] and target classes [batch, side, side] to a loss and class scores."""
         first = self.first(image)
         second = self.second(self.pool(first))
         lowest = self.lowest(self.pool(second))
@@ -43,7 +43,7 @@ class SmallUNet(nn.Module):
 
 
 def small_unet(batch: int, side: int, seed: int) -> tuple[SmallUNet, dict[str, Tensor]]:
-    """The network in training mode, and pictures of text whose classes are five steps of brightness."""
+    """Build the network in training mode, and pictures of text whose classes are five steps of brightness."""
     from lowtide.rewriter.models.corpus import sample_bytes
 
     with torch.random.fork_rng(devices=[]):

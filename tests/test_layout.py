@@ -1,4 +1,4 @@
-"""Keeps the order of the house: who may import whom, what may lie where, and what a file opens with."""
+"""Checks the layout of the source: which folders may import which, what they may hold, and how files begin."""
 
 import ast
 import graphlib
@@ -21,15 +21,15 @@ MAY_IMPORT = {
     "storage": {"storage"},
     "configs": set(),
 }
-# The rooms of a folder from the ground up: each may import those before it.
-ROOMS = {
+# The subfolders of a folder, lowest first: each may import those before it.
+SUBFOLDER_ORDER = {
     "rewriter": "text capture emit noise measure plan run verify display models cli",
     "rewriter/capture": "boundary call watch operands foreign eager",
     "passes": "encodings rewrites",
     "solvers": "problem blocks integer chain encoding",
     "kernels": "backend packing few_bit quantize rows eager exact_codes loss pooling",
 }
-MOST_FILES, MOST_NAMES = 16, 20  # in a folder: Python files, and names with its subfolders
+MOST_FILES, MOST_NAMES = 16, 20  # in a folder: Python files, and all names including subfolders
 MAY_USE_PRIVATE_TORCH = "rewriter/capture/torch_internals.py"
 # Operators are schema, not API; the type of an operator has no public name.
 PUBLIC_IN_EFFECT = ("torch.ops.", "torch._ops")
@@ -37,23 +37,23 @@ MAY_NOT_BE_CALLED = {"utils", "util", "common", "core", "base", "helpers", "misc
 
 
 def package_files(folder: str | None = None) -> list[Path]:
-    """The Python files of one folder of the package, or of all."""
+    """Return the Python files of one folder of the package, or of all."""
     folders = MAY_IMPORT if folder is None else [folder]
     return sorted(file for name in folders for file in (ROOT / name).glob("*.py" if not name else "**/*.py"))
 
 
 def all_files() -> list[Path]:
-    """The Python files of package, tests and benchmarks."""
+    """Return the Python files of package, tests and benchmarks."""
     return package_files() + sorted(file for name in ("tests", "benchmarks") for file in (ROOT / name).rglob("*.py"))
 
 
 def named(files: list[Path]) -> list:
-    """The files as parameters of a test, each shown by its path."""
+    """Return the files as parameters of a test, each shown by its path."""
     return [pytest.param(file, id=file.relative_to(ROOT).as_posix()) for file in files]
 
 
 def imported(file: Path) -> Iterator[tuple[int, str]]:
-    """(number of leading dots, dotted name) of everything that a file imports."""
+    """Yield (number of leading dots, dotted name) of everything that a file imports."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((0, alias.name) for alias in node.names)
@@ -76,7 +76,7 @@ def test_imports_go_one_way(file):
 
 
 def targets_of(file: Path) -> set[tuple[str, ...]]:
-    """The modules of the package that a file imports, each by the parts of its path without the ending."""
+    """Return the modules of the package that a file imports, each by the parts of its path without the ending."""
     parts = file.relative_to(ROOT).parts[:-1]
     targets = set()
     for dots, name in imported(file):
@@ -89,7 +89,7 @@ def targets_of(file: Path) -> set[tuple[str, ...]]:
 
 
 def children_graph(folder: str) -> dict[str, set[str]]:
-    """Which files and subfolders of a folder import which others of them."""
+    """Return for each file and subfolder of a folder the others that it imports."""
     within = tuple(Path(folder).parts)
     graph: dict[str, set[str]] = {}
     for file in sorted((ROOT / folder).rglob("*.py")):
@@ -107,12 +107,14 @@ def test_nothing_imports_in_a_circle(folder):
     graphlib.TopologicalSorter(children_graph(folder)).prepare()
 
 
-@pytest.mark.parametrize("folder", ROOMS)
-def test_rooms_import_what_lies_below_them(folder):
-    rooms, graph = ROOMS[folder].split(), children_graph(folder)
-    assert set(rooms) == {inner.name for inner in (ROOT / folder).iterdir() if any(inner.glob("*.py"))}
-    for place, room in enumerate(rooms):
-        assert not graph[room] & set(rooms[place + 1 :]), f"{folder}/{room} may not import what lies above it"
+@pytest.mark.parametrize("folder", SUBFOLDER_ORDER)
+def test_subfolders_import_only_lower_ones(folder):
+    subfolders, graph = SUBFOLDER_ORDER[folder].split(), children_graph(folder)
+    assert set(subfolders) == {inner.name for inner in (ROOT / folder).iterdir() if any(inner.glob("*.py"))}
+    for place, subfolder in enumerate(subfolders):
+        assert not graph[subfolder] & set(subfolders[place + 1 :]), (
+            f"{folder}/{subfolder} may not import what lies above it"
+        )
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -128,14 +130,14 @@ def test_solvers_know_no_torch(file):
 
 
 def private_torch(file: Path) -> list[str]:
-    """Names below `torch` with a part that starts with an underscore."""
-    found = [name for dots, name in imported(file) if not dots and name.startswith("torch.")]
+    """Return names below `torch` with a part that starts with an underscore."""
+    names = [name for dots, name in imported(file) if not dots and name.startswith("torch.")]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch."):
-            found.append(ast.unparse(node))
+            names.append(ast.unparse(node))
     return [
         name
-        for name in found
+        for name in names
         if not name.startswith(PUBLIC_IN_EFFECT)
         and any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
     ]
@@ -173,25 +175,25 @@ def test_kernels_has_no_init_file():
 
 
 def test_every_folder_of_the_package_is_shipped():
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    shipped = set(told["tool"]["setuptools"]["packages"])
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = set(settings["tool"]["setuptools"]["packages"])
     folders = {file.parent.relative_to(ROOT) for file in package_files()}
     assert shipped == {".".join(("lowtide", *folder.parts)) for folder in folders}
 
 
 def test_every_package_that_is_asked_for_is_pinned():
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lists = [asked["dependencies"], *asked["optional-dependencies"].values()]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = [project["dependencies"], *project["optional-dependencies"].values()]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0].lower() for line in lines if "==" in line}
-    assert {re.split(r"[<>=!~;\s]", name)[0].lower() for names in lists for name in names} <= pinned
+    assert {re.split(r"[<>=!~;\s]", name)[0].lower() for names in requirements for name in names} <= pinned
 
 
 def printed(program: str) -> str:
-    """What a Python program prints when run from the repository's root."""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    """Return what a Python program prints when it runs from the repository's root."""
+    completed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout.strip()
 
 
 def test_importing_lowtide_imports_no_torch():

@@ -1,4 +1,4 @@
-"""Three hundred steps of a small language model on the standard library's own sources, in eager and rewritten."""
+"""Trains a small language model for three hundred steps on the standard library's sources, in eager and rewritten."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def text() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """GPT-2 with its dropout, which no run changes."""
+    """GPT-2 with its dropout; no run changes it."""
     torch.manual_seed(0)
     return build_model("gpt2", overrides=_SIZES).train()
 
 
 def losses(model: Any, text: torch.Tensor, rewrite: dict[str, Any] | None = None) -> torch.Tensor:
-    """The loss of every step; the random numbers are the same each time."""
+    """Return the loss of every step; the random numbers are the same each time."""
     trained = copy.deepcopy(model)
     trained.config.use_cache = False
     if rewrite is not None:
@@ -61,6 +61,6 @@ def test_bitwise_passes_leave_every_loss_as_it_was(model, text, eager):
 
 
 def test_rounding_passes_leave_the_loss_curve_within_a_thousandth(model, text, eager):
-    found = losses(model, text, {"budget": "60%", "fidelity": "rounding"})
-    assert not torch.equal(found, eager)
-    assert (found - eager).abs().max() < 1e-3
+    rewritten_losses = losses(model, text, {"budget": "60%", "fidelity": "rounding"})
+    assert not torch.equal(rewritten_losses, eager)
+    assert (rewritten_losses - eager).abs().max() < 1e-3

@@ -1,4 +1,4 @@
-"""Where cases for kernels in Triton run, on a GPU or through Triton's interpreter, and how they compare tensors."""
+"""The device of cases for kernels in Triton, a GPU or Triton's interpreter, and comparisons of tensors."""
 
 import os
 
@@ -10,21 +10,21 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def assert_same_bits(found: Tensor, expected: Tensor) -> None:
-    """That two tensors are equal, signs of zero included; not-a-number may have any bits."""
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    there = ~expected.isnan()
-    assert torch.equal(found.isnan(), ~there)
-    word = WORDS[found.dtype.itemsize]
-    assert torch.equal(found[there].view(word), expected[there].view(word))
+def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
+    """Assert that two tensors are equal, signs of zero included; NaN may have any bits."""
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    is_number = ~expected.isnan()
+    assert torch.equal(actual.isnan(), ~is_number)
+    word = WORDS[actual.dtype.itemsize]
+    assert torch.equal(actual[is_number].view(word), expected[is_number].view(word))
 
 
 def randn(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The same numbers on every device."""
+    """Return the same numbers on every device."""
     return torch.randn(size, dtype=torch.float64).to(DEVICE, dtype)
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    """‖found - expected‖ / ‖expected‖."""
-    difference, size = (found.double() - expected.double()).norm(), expected.double().norm()
+def distance(actual: Tensor, expected: Tensor) -> float:
+    """Return ‖actual - expected‖ / ‖expected‖."""
+    difference, size = (actual.double() - expected.double()).norm(), expected.double().norm()
     return float(difference / size) if size > 0 else float(difference)

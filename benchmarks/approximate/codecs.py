@@ -1,10 +1,10 @@
-"""Ways to keep a linear layer's input in fewer bytes: their size, time and the error of the weight's gradient.
+"""Codecs for a linear layer's input: their size, time and the error of the weight's gradient.
 
     python -m benchmarks.approximate.codecs [--rows 2048] [--features 768] [--rounds 9]
 
-X are normal numbers, a few features a hundred times as large with --outliers; Y, the gradient, is normal and partly X
-itself. The error is |Xᵀ Y - its estimate|² / |Xᵀ Y|² (Frobenius): foretold by the formula, and found over the rounds.
-Times are of the processor, medians.
+X are normal numbers, a few features a hundred times as large with --outliers. Y, the gradient, is normal and partly X
+itself. The error is |Xᵀ Y - its estimate|² / |Xᵀ Y|² (Frobenius), predicted by the formula and measured over the
+rounds. Times are medians of processor time.
 """
 
 from __future__ import annotations
@@ -23,17 +23,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Way:
-    """A codec told how to keep X: encode takes a seed, decode a code and the same seed; foretold is the error."""
+class CodecCase:
+    """A codec with its parameters.
+
+    encode: takes a seed.
+    decode: takes a code and the same seed.
+    predicted: the error.
+    """
 
     name: str
     encode: Callable[[int], Tensor]
     decode: Callable[[Tensor, int], Tensor]
-    foretold: float
+    predicted: float
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, number in (("rows", 2048), ("features", 768), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=number)
@@ -44,39 +49,39 @@ def main() -> None:
     y = 0.9 * y + 0.1 * x
     if options.outliers:
         x[:, ::100] *= 100
-    print(f"{'':<32} {'of its bytes':>12} {'encode, ms':>11} {'decode, ms':>11} {'foretold':>10} {'found':>10}")
-    for way in ways(x, y):
-        print_row(way, x, y, options.rounds)
+    print(f"{'':<32} {'of its bytes':>12} {'encode, ms':>11} {'decode, ms':>11} {'predicted':>10} {'measured':>10}")
+    for codec in codec_cases(x, y):
+        print_row(codec, x, y, options.rounds)
     print(
         f"{options.rows} × {options.features} in float32, torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
 
 
-def ways(x: Tensor, y: Tensor) -> Iterator[Way]:
-    """Groups in 1 to 8 bits, and sketches and samples of as many bytes as 4 bits take."""
+def codec_cases(x: Tensor, y: Tensor) -> Iterator[CodecCase]:
+    """Yield groups in 1 to 8 bits, and sketches and samples of as many bytes as 4 bits take."""
     size, stride, whole = list(x.shape), list(x.stride()), (x.T @ y).square().sum()
     weights = y.square().sum(1, keepdim=True)
     for bits in (8, 6, 5, 4, 3, 2, 1):
         for transformed in (False, True):
             error = (expected_squared_error(x, bits, 256, True, transformed, 0) * weights).sum() / whole
-            yield Way(
+            yield CodecCase(
                 f"groups, bits: {bits}{', Hadamard before' if transformed else ''}",
                 lambda seed, b=bits, h=transformed: encode_groups(x, b, 256, True, h, seed),
-                lambda code, seed, told=(bits, 256, True, transformed): decode_groups(
-                    code, *told, seed, size, stride, x.dtype
+                lambda code, seed, parameters=(bits, 256, True, transformed): decode_groups(
+                    code, *parameters, seed, size, stride, x.dtype
                 ),
                 float(error),
             )
     kept = size[0] // 8
     for kind in SKETCHES:
-        yield Way(
+        yield CodecCase(
             f"sketch, {kind}",
             lambda seed, kind=kind: sketch(x, kind, kept, seed),
             lambda code, seed, kind=kind: unsketch(code, kind, seed, size, stride, x.dtype),
             float(sketch_variance(kind, x, y, kept) / whole),
         )
     for method in SAMPLINGS:
-        yield Way(
+        yield CodecCase(
             f"rows, {method}",
             lambda seed, method=method: sample_rows(x, method, kept, seed),
             lambda code, seed: restore_rows(code, kept, size, stride, x.dtype),
@@ -84,14 +89,14 @@ def ways(x: Tensor, y: Tensor) -> Iterator[Way]:
         )
 
 
-def print_row(way: Way, x: Tensor, y: Tensor, rounds: int) -> None:
-    """Runs a way once to warm up and then so many times, each with another seed."""
+def print_row(codec: CodecCase, x: Tensor, y: Tensor, rounds: int) -> None:
+    """Run a codec once to warm up and then `rounds` times, each with another seed."""
     exact, encoding, decoding, errors, share = x.T @ y, [], [], [], 0.0
     for seed in range(rounds + 1):
         started = time.process_time()
-        code = way.encode(seed)
+        code = codec.encode(seed)
         encoded = time.process_time()
-        decoded = way.decode(code, seed)
+        decoded = codec.decode(code, seed)
         done = time.process_time()
         if seed:
             encoding.append(encoded - started)
@@ -100,7 +105,7 @@ def print_row(way: Way, x: Tensor, y: Tensor, rounds: int) -> None:
         share = code.nbytes / x.nbytes
     times = 1e3 * statistics.median(encoding), 1e3 * statistics.median(decoding)
     print(
-        f"{way.name:<32} {share:>12.4f} {times[0]:>11.2f} {times[1]:>11.2f} {way.foretold:>10.3g} "
+        f"{codec.name:<32} {share:>12.4f} {times[0]:>11.2f} {times[1]:>11.2f} {codec.predicted:>10.3g} "
         f"{statistics.mean(errors):>10.3g}",
         flush=True,
     )

@@ -1,12 +1,12 @@
-"""Plans that may keep values encoded beside plans that may not: extra operations of both at the same budgets.
+"""Plans that may keep values encoded, compared with plans that may not: extra operations at the same budgets.
 
     python -m benchmarks.approximate.encoding_ablation [--names gpt2 llama resnet] [--budgets 9] [--json FILE]
 
-Each step is posed once per fidelity, with `costs="flops"` (codecs cost next to nothing then) and `error_budget=0.01`,
-and solved at budgets spread evenly, by ratio, from the smallest that is met with encodings to everything kept: as it is
-(on), and with all encodings taken away (off). "rounding" has exact codes alone, "approximate" all of them. "no" means
-that no plan fits. A line per fidelity counts the budgets at which on is as good as off or better, and better: fewer
-extra operations, or feasible where off is not.
+The problem of each step is built once per fidelity, with `costs="flops"` (codecs cost next to nothing then) and
+`error_budget=0.01`. It is solved with its encodings (on), and with all of them taken away (off). The budgets are spread
+evenly, by ratio, from the smallest that is met with encodings to everything kept. "rounding" has exact codes alone,
+"approximate" all of them. "no" means that no plan fits. A line per fidelity counts the budgets at which on is at least
+as good as off, and those at which it is better: fewer extra operations, or feasible where off is not.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from torch import nn
 
 MIB = 2**20
 _FIDELITIES = ("rounding", "approximate")
-_NOTHING = 1e-9  # of a step's operations: less is rounding of sums,
-_LITTLE = 5e-5  # and less than this is not called better: bytes weigh a little too, and it would be printed as equal
+_NOTHING = 1e-9  # of a step's operations; less is rounding of sums
+_LITTLE = 5e-5  # less than this is not called better: bytes weigh a little too, and it is printed as equal
 
 
 def _from_transformers(name: str, batch: int, length: int, **overrides: Any) -> tuple[nn.Module, Any]:
@@ -53,7 +53,7 @@ MODELS: Mapping[str, Callable[[], tuple[nn.Module, Any]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One budget: extra operations as shares of the step's, infinite where no plan fits; bytes above the start."""
+    """Extra operations at one budget, as shares of the step's, infinite where no plan fits; bytes above the start."""
 
     budget_bytes: int
     off: float
@@ -63,17 +63,17 @@ class Row:
 
     @property
     def is_at_least_as_good(self) -> bool:
-        """Whether encodings make nothing worse."""
+        """Return whether on is at least as good as off."""
         return self.on <= self.off + _NOTHING
 
     @property
     def is_better(self) -> bool:
-        """Whether they spare operations, or meet a budget that is not met without."""
+        """Return whether encodings save operations, or meet a budget that is not met without them."""
         return self.on < self.off - _LITTLE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a table per model and fidelity; gives 1 where encodings made something worse."""
+    """Print a table per model and fidelity; return 1 if encodings made something worse."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", nargs="+", metavar="NAME", default=list(MODELS), help=f"of: {', '.join(MODELS)}")
     parser.add_argument("--budgets", type=int, default=9, help="2 at least")
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, batch = MODELS[name]()
         for fidelity in _FIDELITIES:
             rows = rows_of(problem_of(model, batch, fidelity), options.budgets)
-            print(told(name, fidelity, rows), flush=True)
+            print(format_rows(name, fidelity, rows), flush=True)
             reports.append({"model": name, "fidelity": fidelity, "rows": [asdict(row) for row in rows]})
             worse += sum(not row.is_at_least_as_good for row in rows)
     if options.json:
@@ -97,17 +97,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def problem_of(model: nn.Module, batch: Mapping[str, torch.Tensor], fidelity: str) -> Problem:
-    """The step as the solvers see it. Returns the loss alone."""
-    return capture_and_formulate(model, (), dict(batch), Options(fidelity, ("loss",), costs="flops")).posed.problem
+    """Return the problem of a step whose only output is the loss."""
+    return capture_and_formulate(model, (), dict(batch), Options(fidelity, ("loss",), costs="flops")).mapping.problem
 
 
 def without_encodings(problem: Problem) -> Problem:
-    """The same step with nothing to encode."""
+    """Return the same problem without encoding options."""
     return replace(problem, values=tuple(replace(value, encodings=()) for value in problem.values))
 
 
 def rows_of(problem: Problem, count: int) -> list[Row]:
-    """A row for each of so many budgets, the largest first."""
+    """Return a row for each of `count` budgets, the largest first."""
     plain, portfolio = without_encodings(problem), Portfolio(cache=None)
     before = problem.resident_bytes
     plans = portfolio.frontier(problem, 2)
@@ -116,7 +116,7 @@ def rows_of(problem: Problem, count: int) -> list[Row]:
     budgets = [high, *(before + round(low * ratio**power) for power in range(count - 2, 0, -1)), before + low]
     rows = []
     for budget_bytes in budgets:
-        off, on = (_solved(portfolio, one, budget_bytes) for one in (plain, problem))
+        off, on = (_solved(portfolio, step, budget_bytes) for step in (plain, problem))
         rows.append(
             Row(
                 budget_bytes - before,
@@ -136,8 +136,8 @@ def _solved(portfolio: Portfolio, problem: Problem, budget_bytes: int) -> Plan |
         return None
 
 
-def told(name: str, fidelity: str, rows: Sequence[Row]) -> str:
-    """The rows, and what they come to."""
+def format_rows(name: str, fidelity: str, rows: Sequence[Row]) -> str:
+    """Format the rows and a summary."""
     lines = [f"{name}, {fidelity}: budget above the start, extra operations"]
     lines.append(f"{'MiB':>10} {'off':>9} {'on':>9} {'encoded':>8} {'added':>7}")
     for row in rows:

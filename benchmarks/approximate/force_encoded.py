@@ -1,4 +1,4 @@
-"""Models with every value of a kind encoded, whatever the planner would choose: to compare codecs by themselves."""
+"""Models with every value of a kind encoded, regardless of what the planner would choose, to compare codecs alone."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ from lowtide.solvers.problem.simulate import make_plan
 from benchmarks.eager_baseline import clear_gradients
 
 Batch = Mapping[str, torch.Tensor]
-Wanted = Callable[[Problem, int], int | None]
+EncodingPicker = Callable[[Problem, int], int | None]
 
 
-def named(suffix: str, *, only_products: bool = False) -> Wanted:
-    """Picks the encoding whose name ends so; only_products: of values that in backward nothing but products read."""
+def named(suffix: str, *, only_products: bool = False) -> EncodingPicker:
+    """Return a function that picks the encoding whose name ends in `suffix`.
 
-    def wanted(problem: Problem, value: int) -> int | None:
+    only_products: whether to pick only for values that nothing but products read in backward.
+    """
+
+    def pick(problem: Problem, value: int) -> int | None:
         readers = [reader for reader in problem.readers[value] if reader >= problem.forward_length]
         if only_products and not all(problem.ops[reader].intensive for reader in readers):
             return None
         names = [encoding.name for encoding in problem.values[value].encodings]
         return next((number for number, name in enumerate(names) if name.endswith(suffix)), None)
 
-    return wanted
+    return pick
 
 
-def all_encoded(model: torch.nn.Module, batch: Batch, *kinds: Wanted, copied: bool = True) -> tuple[Any, Plan]:
-    """The model rewritten so that all is kept, each value by the first of `kinds` that picks an encoding for it.
+def all_encoded(model: torch.nn.Module, batch: Batch, *kinds: EncodingPicker, copied: bool = True) -> tuple[Any, Plan]:
+    """Rewrite the model to keep all values, each by the first of `kinds` that picks an encoding for it.
 
-    Gives the plan too. Raises ValueError where no value has such an encoding.
+    Return the plan too. Raises ValueError where no value has such an encoding.
     """
-    clear_gradients(model)  # a copy has none either, and a plan is for one or the other
+    clear_gradients(model)  # a copy has none, and a plan is for gradients either present or absent
     options = {"fidelity": "approximate", "outputs": ["loss"], "costs": "flops", "error_budget": math.inf}
     problem = lowtide.plan(model, "100%", (), dict(batch), **options).problem
     picked = {

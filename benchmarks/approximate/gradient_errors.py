@@ -1,14 +1,14 @@
-"""How far approximate gradients are from exact ones, for each kind of code by itself, predicted and measured.
+"""The distance of approximate gradients from exact ones, for each kind of code alone, predicted and measured.
 
     python -m benchmarks.approximate.gradient_errors [--steps 300] [--learning-rate 1e-3] [--batch 16] [--only TEXT ...]
         [--json FILE]
 
 A byte-level language model (GPT-2's architecture, 4 layers, d 128) is trained for 300 steps on the sources of the
-standard library; then, on 6 batches that it has not seen, ‖ĝ − g‖² / ‖g‖² over all gradients, with every value that has
-the code encoded and nothing else. "predicted" is what one step on the first of them foretells
-(`rewriter/noise/sensitivity.py`), "added" what counts for the error budget: the same as a share of the variance that
-the gradient has between batches, or its elements have in the mean, whichever is more. Rows of "levels" are GELU's
-derivative in levels that fit no data (`peer_levels.py`), put into eager: nothing is planned or predicted.
+standard library. Then ‖ĝ − g‖² / ‖g‖² over all gradients is measured on 6 batches that it has not seen. Every value
+that has the code is encoded, and nothing else. "predicted" comes from one step on the first of them
+(`rewriter/noise/sensitivity.py`). "added" is what counts for the error budget: the same as a share of the gradient's
+variance between batches, or of its elements' in the mean, whichever is more. Rows of "levels" are GELU's derivative in
+levels that fit no data (`peer_levels.py`), put into eager: nothing is planned or predicted.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ import torch
 from lowtide.rewriter.models.build import build_model
 from lowtide.rewriter.models.corpus import sample_bytes
 
-from benchmarks.approximate.force_encoded import Batch, Wanted, all_encoded, named
+from benchmarks.approximate.force_encoded import Batch, EncodingPicker, all_encoded, named
 from benchmarks.approximate.kept_bytes import kept_bytes
 from benchmarks.approximate.peer_levels import Levels, peers, with_levels
 from benchmarks.eager_baseline import gradient_error
 
 _TOKENS, _BATCH, _HELD_OUT = 128, 16, 6
 _SIZES = {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": _TOKENS, "vocab_size": 256}
-GELUS: Mapping[str, tuple[Wanted, ...]] = {
+GELUS: Mapping[str, tuple[EncodingPicker, ...]] = {
     "nothing": (),
     **{f"GELU's derivative, {bits} bits": (named(f"{bits}-bit gelu_tanh'"),) for bits in (1, 2, 3, 4)},
 }
-OTHERS: Mapping[str, tuple[Wanted, ...]] = {
+OTHERS: Mapping[str, tuple[EncodingPicker, ...]] = {
     **{f"inputs of products, {bits} bits": (named(f"{bits}-bit groups", only_products=True),) for bits in (8, 4, 3, 2)},
     **{f"the same, spread, {bits} bits": (named(f"{bits}-bit groups, spread", only_products=True),) for bits in (4, 2)},
     **{f"everything, {bits} bits": (named(f"{bits}-bit groups"),) for bits in (8, 4, 2)},
@@ -46,7 +46,7 @@ OTHERS: Mapping[str, tuple[Wanted, ...]] = {
 
 
 def main() -> None:
-    """Trains, measures and prints a table."""
+    """Train, measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300, help="of training before gradients are compared")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of training: wider activations if larger")
@@ -59,18 +59,18 @@ def main() -> None:
     training, held_out = byte_batches(options.steps, options.batch)
     model = trained(training, options.learning_rate)
     print(f"{'':<32} {'kept, MB':>9} {'error²':>9} {'predicted':>10} {'added':>9}")
-    perturbed_runs: dict[str, Callable[[str], dict[str, Any]]] = {
+    row_makers: dict[str, Callable[[str], dict[str, Any]]] = {
         **{name: partial(row, model, held_out, kinds=kinds) for name, kinds in GELUS.items()},
-        **{name: partial(peer_row, model, held_out, told=told) for name, told in peers().items()},
+        **{name: partial(peer_row, model, held_out, levels=levels) for name, levels in peers().items()},
         **{name: partial(row, model, held_out, kinds=kinds) for name, kinds in OTHERS.items()},
     }
-    rows = [lane(name) for name, lane in perturbed_runs.items() if any(text in name for text in options.only)]
+    rows = [make_row(name) for name, make_row in row_makers.items() if any(text in name for text in options.only)]
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def byte_batches(steps: int, batch: int) -> tuple[list[Batch], list[Batch]]:
-    """Bytes of the standard library's sources, without overlap: to train on, and in batches of another size to test."""
+    """Return bytes of the standard library's sources without overlap, to train on and to test on."""
     count = steps * _BATCH + _HELD_OUT * batch
     text = bytearray(sample_bytes(count * _TOKENS))
     ids = torch.frombuffer(text, dtype=torch.uint8).long().view(-1, _TOKENS)
@@ -80,11 +80,11 @@ def byte_batches(steps: int, batch: int) -> tuple[list[Batch], list[Batch]]:
 
 
 def _as_batches(ids: torch.Tensor, size: int) -> list[Batch]:
-    return [{"input_ids": one, "labels": one} for one in ids.split(size)]
+    return [{"input_ids": part, "labels": part} for part in ids.split(size)]
 
 
 def trained(batches: Sequence[Batch], learning_rate: float) -> Any:
-    """The model after a step of AdamW on each batch, in eager."""
+    """Return the model after a step of AdamW on each batch, in eager."""
     torch.manual_seed(0)
     model: Any = build_model("gpt2", overrides=_SIZES).train()
     model.config.use_cache = False
@@ -96,8 +96,8 @@ def trained(batches: Sequence[Batch], learning_rate: float) -> Any:
     return model
 
 
-def row(model: Any, batches: Sequence[Batch], name: str, kinds: Sequence[Wanted]) -> dict[str, Any]:
-    """One line of the table, printed: of all values that one of the kinds encodes."""
+def row(model: Any, batches: Sequence[Batch], name: str, kinds: Sequence[EncodingPicker]) -> dict[str, Any]:
+    """Print and return one line of the table, for all values that one of the kinds encodes."""
     small, plan = all_encoded(model, batches[0], *kinds)
     sensitivity = small.lowtide.planned.costs.sensitivity
     return printed(
@@ -112,24 +112,24 @@ def row(model: Any, batches: Sequence[Batch], name: str, kinds: Sequence[Wanted]
     )
 
 
-def peer_row(model: Any, batches: Sequence[Batch], name: str, told: Levels) -> dict[str, Any]:
-    """One line of the table, printed: of GELU's derivative in levels known beforehand."""
-    return printed({"name": name, "squared_error": mean_error(model, with_levels(model, told), batches)})
+def peer_row(model: Any, batches: Sequence[Batch], name: str, levels: Levels) -> dict[str, Any]:
+    """Print and return one line of the table, for GELU's derivative in levels known beforehand."""
+    return printed({"name": name, "squared_error": mean_error(model, with_levels(model, levels), batches)})
 
 
 def mean_error(model: Any, other: Any, batches: Sequence[Batch]) -> float:
-    """‖ĝ − g‖² / ‖g‖², the mean over batches."""
+    """Return the mean over batches of ‖ĝ − g‖² / ‖g‖²."""
     return statistics.fmean(gradient_error(model, other, batch, seed) ** 2 for seed, batch in enumerate(batches))
 
 
-def printed(found: dict[str, Any]) -> dict[str, Any]:
-    """What was found, after its line of the table."""
+def printed(figures: dict[str, Any]) -> dict[str, Any]:
+    """Print a line of the table and return its figures."""
     kept, predicted, added = "–", "–", "–"
-    if "kept_bytes" in found:
-        kept, predicted = f"{found['kept_bytes'] / 1e6:.1f}", f"{found['predicted']:.1e}"
-        added = f"{found['added']:.2%}"
-    print(f"{found['name']:<32} {kept:>9} {found['squared_error']:>9.1e} {predicted:>10} {added:>9}", flush=True)
-    return found
+    if "kept_bytes" in figures:
+        kept, predicted = f"{figures['kept_bytes'] / 1e6:.1f}", f"{figures['predicted']:.1e}"
+        added = f"{figures['added']:.2%}"
+    print(f"{figures['name']:<32} {kept:>9} {figures['squared_error']:>9.1e} {predicted:>10} {added:>9}", flush=True)
+    return figures
 
 
 if __name__ == "__main__":

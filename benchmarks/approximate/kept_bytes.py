@@ -1,17 +1,17 @@
-"""What backward keeps from forward: eager, lowtide without running any matrix product again, and what must be kept.
+"""The bytes kept for backward: in eager, in lowtide with no matrix product run twice, and the least possible.
 
     python -m benchmarks.approximate.kept_bytes [NAME ...] [--rounds 9] [--json FILE]
 
 gpt2, roberta (eager attention, default dropout) and llama (fused attention, intermediate 688): 4 layers, d 256, 8
 heads, vocabulary 2500, batch 8 × 256. Counted are storages alive between forward and backward, parameters, buffers and
 inputs excluded: for eager what `saved_tensors_hooks` sees, for lowtide what lies on its tape. lowtide is planned with
-`outputs=["loss"]` to keep as little as it can with no matrix product, convolution or attention run twice: with those
-marked as not repeatable, and with a moment between forward and backward that takes so many bytes besides that it is the
-peak. Times are medians over rounds, all in turn, of a step's time divided by eager's in the same round.
+`outputs=["loss"]` to keep as little as it can with no matrix product, convolution or attention run twice. Those are
+marked as not repeatable, and enough bytes are added at the boundary between forward and backward to make it the peak.
+Times are medians over rounds, all in turn, of a step's time divided by eager's in the same round.
 
-The ceiling is arithmetic: of what matrix products and attention make, and of the streams between layers, each value
-that backward needs once (masks are drawn again; of a normalization its input or output; of the logits, which need not
-be returned, only the gradients of the last product's operands).
+The ceiling is arithmetic: each value that backward needs once, among the results of matrix products and attention and
+the streams between layers. Masks are drawn again. A normalization needs its input or its output. The logits need not be
+returned, so only the gradients of the last product's operands count for them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(MODELS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds in which each runs once, in turn")
@@ -64,10 +64,10 @@ def main() -> None:
     if options.rounds < 2:
         parser.error(f"--rounds {options.rounds} has no quartiles: pass 2 at least")
     print(f"{'':<22} {'kept, MB':>9} {'eager /':>8} {'products again':>15} {'step time / eager':>24}  gradients")
-    told = {name: _rows(name, options.rounds) for name in options.names or MODELS}
+    reports = {name: _rows(name, options.rounds) for name in options.names or MODELS}
     print(rounds_text(options.rounds))
     if options.json:
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+        options.json.write_text(json.dumps(reports, indent=1) + "\n")
 
 
 def _rows(name: str, rounds: int) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def _rows(name: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def eager_kept_bytes(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
-    """Bytes of the distinct storages that autograd saves in a forward, parameters, buffers and inputs left out."""
+    """Return the bytes of the distinct storages that autograd saves in a forward, without what is there before it."""
     given = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *batch.values())}
     seen: dict[int, torch.Tensor] = {}
 
@@ -124,51 +124,54 @@ def eager_kept_bytes(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> 
 
 
 def kept_bytes(plan: Plan) -> int:
-    """What a plan keeps alive between forward and backward, beyond what is there before the step."""
+    """Return the bytes that a plan keeps between forward and backward, beyond those before the step."""
     return plan.live_bytes[plan.schedule.forward_length - 1] - plan.problem.resident_bytes
 
 
 def products_again(plan: Plan) -> int:
-    """How many runs of matrix products, convolutions and attention are second ones."""
+    """Count the recomputed matrix products, convolutions and attentions."""
     runs = Counter(instruction.op for instruction in plan.schedule.instructions if isinstance(instruction, Run))
     return sum(count - 1 for op, count in runs.items() if plan.problem.ops[op].intensive)
 
 
 def built(name: str, seed: int = 0) -> torch.nn.Module:
-    """One of `MODELS` with random weights, in training mode."""
+    """Build one of `MODELS` with random weights, in training mode."""
     model: Any = build_model(name, overrides={**MODELS[name], "vocab_size": _VOCABULARY}, seed=seed).train()
     model.config.use_cache = False
     return model
 
 
-def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str, **told: Any) -> Any:
-    """The model rewritten for the plan that keeps least without a product run twice. told: options of `rewrite`."""
-    options = {"fidelity": fidelity, "outputs": ("loss",), **told}
-    ways = capture_and_formulate(model, (), batch, Options(**options)).ways
-    plan = min((least_kept_plan(way.posed.problem) for way in ways), key=kept_bytes)
+def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity: str, **overrides: Any) -> Any:
+    """Rewrite the model for the plan that keeps least without a product run twice.
+
+    overrides: options of `rewrite`.
+    """
+    options = {"fidelity": fidelity, "outputs": ("loss",), **overrides}
+    variants = capture_and_formulate(model, (), batch, Options(**options)).variants
+    plan = min((least_kept_plan(variant.mapping.problem) for variant in variants), key=kept_bytes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (), batch, plan=plan, **options)
 
 
 def least_kept_plan(problem: Problem) -> Plan:
-    """The plan that keeps least without a product run twice."""
-    turn, room = problem.forward_length, baseline_of(problem).peak_bytes
-    posed = replace(
-        problem,
-        ops=tuple(
-            replace(
-                op, repeatable=op.repeatable and not op.intensive, working_bytes=op.working_bytes + room * (i == turn)
-            )
-            for i, op in enumerate(problem.ops)
-        ),
+    """Return the plan that keeps least without a product run twice."""
+    boundary, room = problem.forward_length, baseline_of(problem).peak_bytes
+    ops = tuple(
+        replace(
+            op,
+            repeatable=op.repeatable and not op.intensive,
+            working_bytes=op.working_bytes + room * (index == boundary),
+        )
+        for index, op in enumerate(problem.ops)
     )
-    schedule = Portfolio(cache=None).frontier(posed, 2)[-1].schedule
+    restricted = replace(problem, ops=ops)
+    schedule = Portfolio(cache=None).frontier(restricted, 2)[-1].schedule
     return make_plan(problem, schedule, solver="least kept")
 
 
 def ceiling_bytes(name: str) -> int:
-    """The least that backward needs with every product run once, by arithmetic."""
+    """Compute the least bytes that backward needs with every product run once."""
     stream = 4 * _TOKENS * _WIDTH
     scores = 4 * _TOKENS * 256 * _HEADS
     wide = 688 if name == "llama" else 4 * _WIDTH

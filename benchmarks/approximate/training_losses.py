@@ -1,20 +1,21 @@
-"""Where training ends with approximate gradients, beside exact ones: the loss of language models over several seeds.
+"""The loss at which training ends with approximate gradients, compared with exact ones, over several seeds.
 
     python -m benchmarks.approximate.training_losses [--names gpt2 roberta llama] [--steps 120] [--seeds 3]
         [--error-budget 0.01] [--json FILE]
 
-The models of `kept_bytes.py` (4 layers, d 256) with the dropout of their configurations, on the standard
-library's sources, batches of 4 × 128 tokens without overlap; GPT-2 and Llama tell the next token, RoBERTa (built as
-RobertaForMaskedLM) the 15 % that are masked. AdamW, its learning rate rising to 5e-4 over the first quarter, gradients
-clipped to a norm of 1: with 1e-3 from the first step on, exact losses of two seeds differ by half a nat. Exact is
-eager; approximate is lowtide with the plan that keeps least within the error budget with no matrix product run twice,
-made once, at the first seed's start. A seed stands for the weights and for each step's random numbers, the same for
-both; all seeds see the same batches in the same order. The loss is the mean over the last fifth of the steps.
+The models of `kept_bytes.py` (4 layers, d 256) have the dropout of their configurations. They train on the standard
+library's sources, in batches of 4 × 128 tokens without overlap. GPT-2 and Llama predict the next token, RoBERTa (built
+as RobertaForMaskedLM) the 15 % that are masked. The optimizer is AdamW. Its learning rate rises to 5e-4 over the first
+quarter, and gradients are clipped to a norm of 1. With 1e-3 from the first step on, exact losses of two seeds differ by
+half a nat. Exact is eager. Approximate is lowtide with the plan that keeps least within the error budget and runs no
+matrix product twice. That plan is made once, at the first seed's start. A seed sets the weights and each step's random
+numbers, the same for both. All seeds see the same batches in the same order. The loss is the mean over the last fifth
+of the steps.
 
-"added" is the variance that codes add to the gradient, as a share of that which it has from batch to batch: as
-predicted at the start; as measured there on some of the batches; and where exact training ended. "of an element" is
-the share of a single element's variance that is noise of codes, in the mean: what AdamW sees, which divides each by its
-own size, and what a sum over all parameters hides where some have much smaller gradients than others.
+"added" is the variance that codes add to the gradient, as a share of its variance from batch to batch: predicted at the
+start, measured there on some of the batches, and measured where exact training ended. "of an element" is the share of a
+single element's variance that is noise of codes, in the mean. AdamW divides each element by its own size, so this is
+what it sees. A sum over all parameters hides it where some have much smaller gradients than others.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Batches = Sequence[dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Report:
-    """One model: the last losses of each seed, what is encoded, and what that adds (shares of the own variance).
+    """The last losses of each seed of one model, what is encoded, and what that adds (shares of the own variance).
 
     measured: at the start and at the end, of all together and of single elements.
     """
@@ -72,25 +73,25 @@ class Report:
 
     @property
     def is_within(self) -> bool:
-        """Whether the means differ by at most one standard deviation of the exact losses."""
+        """Return whether the means differ by at most one standard deviation of the exact losses."""
         return abs(self.difference) <= self.deviation
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains and prints a table."""
+    """Train and print a table."""
     options = _options(arguments)
     reports = []
     for name in options.names:
         reports.append(report_of(name, options.steps, options.seeds, options.error_budget))
-        print(told(reports[-1]), flush=True)
+        print(format_report(reports[-1]), flush=True)
         if options.json:
-            options.json.write_text(json.dumps([asdict(one) for one in reports], indent=1) + "\n")
-    held = sum(one.is_within for one in reports)
+            options.json.write_text(json.dumps([asdict(report) for report in reports], indent=1) + "\n")
+    held = sum(report.is_within for report in reports)
     print(f"within one standard deviation of exact: {held} of {len(reports)}; torch {torch.__version__}")
 
 
 def report_of(name: str, steps: int, seeds: int, error_budget: float) -> Report:
-    """Trains one model with each seed, exactly and approximately. seeds: at least 2."""
+    """Train one model with each seed, exactly and approximately. seeds: at least 2."""
     model: Any = built(name)
     batches = batches_of(model, steps)
     small = least_kept(model, batches[0], "approximate", error_budget=error_budget)
@@ -99,12 +100,12 @@ def report_of(name: str, steps: int, seeds: int, error_budget: float) -> Report:
     ended: dict[str, Tensor] = {}
     for seed in range(seeds):
         start = built(name, seed).state_dict()
-        for how, one in (("exact", model), ("approximate", small)):
-            one.load_state_dict(start)
-            losses[how].append(last_loss(one, batches, seed))
-            if how == "exact":
+        for method, trained_model in (("exact", model), ("approximate", small)):
+            trained_model.load_state_dict(start)
+            losses[method].append(last_loss(trained_model, batches, seed))
+            if method == "exact":
                 ended = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-            print(f"  {name}, seed {seed}, {how}: {losses[how][-1]:.4f}", file=sys.stderr, flush=True)
+            print(f"  {name}, seed {seed}, {method}: {losses[method][-1]:.4f}", file=sys.stderr, flush=True)
     model.load_state_dict(ended)
     small.load_state_dict(ended)
     measured.append(added_variance(model, small, batches[-_COMPARED:]))
@@ -122,14 +123,14 @@ def report_of(name: str, steps: int, seeds: int, error_budget: float) -> Report:
 
 
 def batches_of(model: Any, steps: int) -> list[dict[str, Tensor]]:
-    """As many batches of running text without overlap, their rows in random order."""
+    """Return `steps` batches of running text without overlap, their rows in random order."""
     rows = sample_batch(model, _ROWS * steps, _TOKENS)
     order = torch.randperm(_ROWS * steps, generator=torch.Generator().manual_seed(0)).split(_ROWS)
     return [{name: tensor[some].contiguous() for name, tensor in rows.items()} for some in order]
 
 
 def last_loss(model: Any, batches: Batches, seed: int) -> float:
-    """A step of AdamW on each batch, each with random numbers of its own; the mean loss over the last fifth."""
+    """Take a step of AdamW on each batch, each with its own random numbers; return the mean loss of the last fifth."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, 1.0, total_iters=max(len(batches) // 4, 1))
     losses = []
@@ -146,16 +147,16 @@ def last_loss(model: Any, batches: Batches, seed: int) -> float:
 
 
 def added_variance(model: Any, small: Any, batches: Batches) -> tuple[float, float]:
-    """The mean of ‖ĝ − g‖² over the batches beside the variance of g from one batch to the next.
+    """Compare the mean of ‖ĝ − g‖² over the batches with the variance of g from one batch to the next.
 
-    Of the whole gradient their ratio; of single elements the share of both that is noise, in the mean over those that
-    are not the same in all batches.
+    Return their ratio for the whole gradient, and the share of both that is noise for single elements. The share is the
+    mean over the elements that are not the same in all batches.
     """
     gradients, errors = [], []
     for seed, batch in enumerate(batches):
-        exact, found = (_gradient(one, batch, seed) for one in (model, small))
+        exact, approximate = (_gradient(module, batch, seed) for module in (model, small))
         gradients.append(exact)
-        errors.append((found - exact).square_())
+        errors.append((approximate - exact).square_())
     variance, error = torch.stack(gradients).var(0).double(), torch.stack(errors).mean(0).double()
     single = (error / (error + variance))[variance > 0]
     return float(error.sum() / variance.sum()), float(single.mean())
@@ -170,8 +171,8 @@ def _gradient(model: Any, batch: dict[str, Tensor], seed: int) -> Tensor:
     return gradient
 
 
-def told(report: Report) -> str:
-    """A line for each seed, and what they come to."""
+def format_report(report: Report) -> str:
+    """Return a line for each seed, and a summary."""
     at_start, at_end = (f"{whole:.2%} ({single:.0%} of an element)" for whole, single in report.measured)
     lines = [
         f"{report.name}: {report.steps} steps; {report.encoded} values in {report.kept_ratio:.2f} of their bytes, "
@@ -179,15 +180,17 @@ def told(report: Report) -> str:
         f"{'':<9} added: {report.predicted:.2%} predicted; measured {at_start}, and {at_end} where exact ended",
         f"{'':<9} {'exact':>17} {'approximate':>17} {'difference':>11}",
     ]
-    for seed, (exact, found) in enumerate(zip(report.exact, report.approximate, strict=True)):
-        lines.append(f"{f'seed {seed}':<9} {exact:>17.4f} {found:>17.4f} {found - exact:>+11.4f}")
-    exact, found = (
-        f"{statistics.fmean(one):.4f} ± {statistics.stdev(one):.4f}" for one in (report.exact, report.approximate)
+    for seed, (exact, approximate) in enumerate(zip(report.exact, report.approximate, strict=True)):
+        lines.append(f"{f'seed {seed}':<9} {exact:>17.4f} {approximate:>17.4f} {approximate - exact:>+11.4f}")
+    exact, approximate = (
+        f"{statistics.fmean(losses):.4f} ± {statistics.stdev(losses):.4f}"
+        for losses in (report.exact, report.approximate)
     )
     verdict = "within" if report.is_within else "NOT within"
     share = abs(report.difference) / report.deviation
     lines.append(
-        f"{'mean ± sd':<9} {exact:>17} {found:>17} {report.difference:>+11.4f}  {share:.2f} sd of exact: {verdict} one"
+        f"{'mean ± sd':<9} {exact:>17} {approximate:>17} {report.difference:>+11.4f}  "
+        f"{share:.2f} sd of exact: {verdict} one"
     )
     return "\n".join(lines)
 

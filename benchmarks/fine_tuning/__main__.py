@@ -1,16 +1,17 @@
-"""Fine-tuning with approximate gradients beside exact ones: accuracy, peak, step time and the variance foretold.
+"""Fine-tuning with approximate gradients compared with exact ones: accuracy, peak, step time, predicted variance.
 
     python -m benchmarks.fine_tuning [TASK ...] [--seeds 3] [--rounds 15] [--quick] [--json FILE] [--picture FILE.png]
 
 In the form of "Few-bit Backward" (arXiv 2202.00441) and "Memory-Efficient Backpropagation through Large Linear Layers"
-(arXiv 2201.13195): a TASK of benchmarks/fine_tuning/tasks.py is trained for some epochs with exact gradients, and from
-there on with each setting of benchmarks/fine_tuning/settings.py, by AdamW, in the same order of samples, its learning
-rate falling to 0 in a line. Accuracy is that of the held-out samples after the last epoch, "- exact" what it is above
-that with exact gradients of the same seed, loss the mean over the last epoch's steps, all mean ± standard deviation
-over seeds (of weights, order and noise). "kept" is what lies between forward and backward; peaks are bytes above the
-start of the step, measured to the byte; times are medians over rounds, all settings in turn in one process, each
-divided by exact's in the same round. "exact" keeps everything and encodes nothing. "added" is the predicted variance
-that the codes add to the gradient, as a share of the variance that it has between batches, at the start of fine-tuning.
+(arXiv 2201.13195): a TASK of benchmarks/fine_tuning/tasks.py is trained for some epochs with exact gradients. From
+there it is trained with each setting of benchmarks/fine_tuning/settings.py, in the same order of samples. The optimizer
+is AdamW with a learning rate that falls linearly to 0. Accuracy is that of the held-out samples after the last epoch.
+"- exact" is the difference to exact gradients of the same seed. Loss is the mean over the last epoch's steps. All are
+mean ± standard deviation over seeds (of weights, order and noise). "kept" is what lies between forward and backward.
+Peaks are bytes above the start of the step, measured to the byte. Times are medians over rounds, all settings in turn
+in one process, each divided by exact's in the same round. "exact" keeps everything and encodes nothing. "added" is the
+predicted variance that the codes add to the gradient, as a share of its variance between batches, at the start of
+fine-tuning.
 """
 
 from __future__ import annotations
@@ -45,8 +46,13 @@ State = Mapping[str, Tensor]
 
 @dataclass
 class Row:
-    """A line of the table. accuracies, losses: one for each seed. encoded: how many values have the code; 0 and no
-    measurement where none could. kept_bytes: that backward finds when it begins. Ratios are to exact's."""
+    """A line of the table.
+
+    encoded: how many values have the code; 0, without a measurement, where none could.
+    kept_bytes: what is kept when backward begins.
+    kept_ratio, peak_ratio, time_ratio: relative to exact's.
+    accuracies, losses: one for each seed.
+    """
 
     name: str
     family: str
@@ -63,13 +69,13 @@ class Row:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains, measures, prints and saves."""
+    """Train, measure, print and save."""
     options = _options(arguments)
     reports = []
     for name in options.tasks or TASKS:
         started = time.perf_counter()
         task = TASKS[name]()
-        settings = [one for one in SETTINGS if one.name in _QUICK] if options.quick else SETTINGS
+        settings = [setting for setting in SETTINGS if setting.name in _QUICK] if options.quick else SETTINGS
         report = fine_tuning(task, settings, seeds=options.seeds, rounds=options.rounds)
         print_table(report)
         print(f"{time.perf_counter() - started:.0f} s\n", flush=True)
@@ -81,30 +87,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def fine_tuning(task: Task, settings: Sequence[Setting], *, seeds: int, rounds: int) -> dict[str, Any]:
-    """Everything that is measured of one task. settings: exact first.
+    """Measure everything about one task.
 
-    Each setting is planned once, at the start that the first seed leads to, and trained from each seed's start.
+    settings: exact first. Each is planned once, at the first seed's start, and trained from each seed's start.
     """
-    _tell(f"{task.name}: exact epochs")
+    _show_progress(f"{task.name}: exact epochs")
     starts = [_start(task, seed) for seed in range(seeds)]
     model = task.build(0)
     model.load_state_dict(starts[0])
     batch = next(task.batches(0))
     rows, runners = [], {"eager": model}
     for setting in settings:
-        _tell(f"{task.name}: {setting.name}")
+        _show_progress(f"{task.name}: {setting.name}")
         rows.append(Row(setting.name, setting.family, setting.amount))
         small = _planned(setting, model, batch, rows[-1])
         if small is not None:
             _train_from(starts, small, task, rows[-1])
             runners[setting.name] = small
-    _tell(f"{task.name}: step times")
+    _show_progress(f"{task.name}: step times")
     eager = {"peak_ratio": peak_bytes(model, batch) / rows[0].peak_bytes}
     eager["time_ratio"] = _compare(rows, time_ratios(runners, batch, rounds))
-    _tell("")
+    _show_progress("")
     return {
         "task": task.name,
-        "told": task.told,
+        "told": task.description,
         "epochs": task.epochs,
         "samples": [len(task.train["labels"]), len(task.test["labels"])],
         "batch_size": task.batch_size,
@@ -120,7 +126,7 @@ def fine_tuning(task: Task, settings: Sequence[Setting], *, seeds: int, rounds: 
 
 
 def _planned(setting: Setting, model: nn.Module, batch: dict[str, Tensor], row: Row) -> Any:
-    """The model with the setting's codes, its bytes written into the row; None where no value has such a code."""
+    """Return the model with the setting's codes, or None if no value has them; write its bytes into the row."""
     try:
         small, plan = all_encoded(model, batch, *setting.kinds)
     except ValueError as error:
@@ -134,7 +140,7 @@ def _planned(setting: Setting, model: nn.Module, batch: dict[str, Tensor], row: 
 
 
 def _train_from(starts: Sequence[State], small: Any, task: Task, row: Row) -> None:
-    """Trains from each start, and comes back to the first."""
+    """Train from each start, and go back to the first."""
     for seed, start in enumerate(starts):
         small.load_state_dict(start)
         row.losses.append(train(small, task, range(task.epochs[0], sum(task.epochs)), seed, decays=True))
@@ -143,9 +149,9 @@ def _train_from(starts: Sequence[State], small: Any, task: Task, row: Row) -> No
 
 
 def train(model: Any, task: Task, epochs: range, seed: int, *, decays: bool) -> float:
-    """A step of AdamW on each batch of these epochs, a new optimizer; gives the mean loss of the last epoch.
+    """Take a step of AdamW on each batch of these epochs; return the mean loss of the last epoch.
 
-    decays: whether the learning rate falls to 0 in a line.
+    decays: whether the learning rate falls linearly to 0.
     """
     model.train()
     torch.manual_seed(seed)
@@ -167,7 +173,7 @@ def train(model: Any, task: Task, epochs: range, seed: int, *, decays: bool) -> 
 
 
 def accuracy(model: Any, data: Data) -> float:
-    """The share of samples whose class the model finds, in evaluation mode."""
+    """Return the share of samples whose class the model predicts, in evaluation mode."""
     model.eval()
     right = 0
     with torch.no_grad():
@@ -179,7 +185,7 @@ def accuracy(model: Any, data: Data) -> float:
 
 
 def _start(task: Task, seed: int) -> State:
-    """Parameters and buffers after the exact epochs."""
+    """Return parameters and buffers after the exact epochs."""
     model = task.build(seed)
     train(model, task, range(task.epochs[0]), seed, decays=False)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -192,17 +198,17 @@ def _accuracy_at(task: Task, start: State) -> float:
 
 
 def _compare(rows: Sequence[Row], ratios: Mapping[str, Sequence[float]]) -> float:
-    """Writes each row's bytes and time beside exact's; gives eager's time beside it."""
+    """Write each row's bytes and time relative to exact's; return eager's time relative to it."""
     exact = ratios[rows[0].name]
     for row in rows:
         if row.peak_bytes:
             row.kept_ratio = row.kept_bytes / rows[0].kept_bytes
             row.peak_ratio = row.peak_bytes / rows[0].peak_bytes
             row.time_ratio = statistics.median(map(float.__truediv__, ratios[row.name], exact))
-    return statistics.median(1 / one for one in exact)
+    return statistics.median(1 / ratio for ratio in exact)
 
 
-def _tell(text: str) -> None:
+def _show_progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r{text:<60}", end="\n" if not text else "", file=sys.stderr, flush=True)
 
@@ -210,7 +216,7 @@ def _tell(text: str) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)}; by default all")
-    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each setting")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each setting")
     parser.add_argument("--rounds", type=int, default=15, help="rounds in which a step of each is timed, in turn")
     parser.add_argument("--json", type=Path, help="where to write everything measured")
     parser.add_argument("--picture", type=Path, help="where to draw accuracy against peak")

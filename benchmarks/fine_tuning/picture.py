@@ -1,4 +1,4 @@
-"""Draws accuracy with approximate gradients, beside exact ones, against the bytes kept: a panel for each task."""
+"""Draws accuracy with approximate gradients, relative to exact ones, against the bytes kept: a panel for each task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.fine_tuning.settings import ALL, DERIVATIVES, PRODUCTS, ROWS, TOLD
+from benchmarks.fine_tuning.settings import ALL, DERIVATIVES, FAMILY_LABELS, PRODUCTS, ROWS
 from benchmarks.fine_tuning.table import points_against_exact
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _CLOSE = 3  # marks that lie closer, in points, share a name
 
 
 def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Marks are means over seeds of accuracy above exact's, bars standard deviations; numbers are bits, or shares."""
+    """Draw means over seeds of accuracy above exact's, with standard deviations; numbers are bits, or shares."""
     from matplotlib.figure import Figure
 
     columns = min(_COLUMNS, len(reports))
@@ -35,7 +35,9 @@ def draw(reports: Sequence[Mapping[str, Any]], path: Path) -> None:
         _panel(axes, report)
     for axes in panels[len(reports) :]:
         axes.set_visible(False)
-    handles = {label: one for axes in panels for one, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(
         list(handles.values()), list(handles), frameon=False, loc="outside lower center", ncols=3 if columns > 1 else 1
     )
@@ -47,16 +49,16 @@ def _panel(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.axhline(0, color="#9a9a9a", linewidth=1, zorder=1)
     axes.plot([100], [0], "*", color="black", markersize=11, zorder=6, label="exact, all kept")
     for family, (marker, colour) in _STYLES.items():
-        found = [row for row in report["rows"] if row["family"] == family and row["accuracies"]]
-        if not found:
+        rows = [row for row in report["rows"] if row["family"] == family and row["accuracies"]]
+        if not rows:
             continue
-        kept = [100 * row["kept_ratio"] for row in found]
-        points = [points_against_exact(row, exact) for row in found]
+        kept = [100 * row["kept_ratio"] for row in rows]
+        points = [points_against_exact(row, exact) for row in rows]
         means = list(map(statistics.fmean, points))
-        spreads = [statistics.stdev(one) if len(one) > 1 else 0.0 for one in points]
+        spreads = [statistics.stdev(spread_points) if len(spread_points) > 1 else 0.0 for spread_points in points]
         style: dict[str, Any] = {"color": colour, "markersize": 5, "linewidth": 1.3, "elinewidth": 0.9, "capsize": 2}
-        axes.errorbar(kept, means, yerr=spreads, fmt=f"{marker}-", zorder=4, label=TOLD[family], **style)
-        _name(axes, sorted(zip(kept, means, spreads, [row["amount"] for row in found], strict=True)), colour)
+        axes.errorbar(kept, means, yerr=spreads, fmt=f"{marker}-", zorder=4, label=FAMILY_LABELS[family], **style)
+        _name(axes, sorted(zip(kept, means, spreads, [row["amount"] for row in rows], strict=True)), colour)
     accuracy = 100 * statistics.fmean(exact["accuracies"])
     axes.set_title(f"{report['task']} (exact: {accuracy:.1f} %)", loc="left", fontsize=11)
     axes.set_xlim(0, 105)
@@ -68,7 +70,7 @@ def _panel(axes: Axes, report: Mapping[str, Any]) -> None:
 
 
 def _name(axes: Axes, marks: Sequence[tuple[float, float, float, str]], colour: str) -> None:
-    """Bits or shares beside the marks (kept, mean, spread, amount); one text above them where they lie too close."""
+    """Write bits or shares next to the marks (kept, mean, spread, amount); one text above marks that lie too close."""
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.4}
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": colour, "zorder": 3, "bbox": box}
     if marks[-1][0] - marks[0][0] < _CLOSE:

@@ -19,21 +19,22 @@ from torch import Tensor, nn
 Data = Mapping[str, Tensor]
 PACKAGES = ("asyncio", "email", "idlelib", "importlib", "logging", "multiprocessing", "tkinter", "unittest", "xml")
 _LEAST_PACKAGES = 6
-_LEAST_WORDS, _MOST_TEXTS = 6, 240  # of a docstring; of a package, so that classes are of similar size
-_TEST_SHARE = 5  # one in so many is held out
-_SEED = 0  # of the split
+_LEAST_WORDS, _MOST_TEXTS = 6, 240  # words of a docstring; texts of a package, so that classes are of similar size
+_TEST_SHARE = 5  # one in five is held out
+_SEED = 0  # of the split into training and test data
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained: a model of random weights, on `train` data, judged on `test` data that it never sees.
+    """A model of random weights, trained on `train` data and tested on `test` data that it never sees.
 
-    build: takes the seed of the weights. train, test: by argument of the model, samples first; "labels" are classes.
+    build: takes the seed of the weights.
+    train, test: tensors by argument of the model, samples first; "labels" are classes.
     epochs: how many with exact gradients, shared by all settings, and how many with each setting's.
     """
 
     name: str
-    told: str
+    description: str
     build: Callable[[int], nn.Module]
     train: Data
     test: Data
@@ -42,7 +43,7 @@ class Task:
     epochs: tuple[int, int]
 
     def batches(self, seed: int) -> Iterator[dict[str, Tensor]]:
-        """One epoch of batches in an order by the seed, all of one shape: what is left over is dropped."""
+        """Yield one epoch of batches in an order by the seed, all of one shape; leftover samples are dropped."""
         order = torch.randperm(len(self.train["labels"]), generator=torch.Generator().manual_seed(seed))
         for chosen in order.split(self.batch_size):
             if len(chosen) == self.batch_size:
@@ -50,7 +51,7 @@ class Task:
 
 
 def vit_of_digits(epochs: tuple[int, int] = (2, 5), layers: int = 4, width: int = 64) -> Task:
-    """A ViT over 16 patches of 2 × 2."""
+    """Build the task of a ViT over 16 patches of 2 × 2."""
     train, test = digits(1)
 
     def build(seed: int) -> nn.Module:
@@ -66,12 +67,12 @@ def vit_of_digits(epochs: tuple[int, int] = (2, 5), layers: int = 4, width: int 
         )
         return _built(transformers.ViTForImageClassification, config, seed)
 
-    told = f"transformers' ViT, {layers} layers, d {width}, digits of 8 × 8 in patches of 2 × 2"
-    return Task("vit", told, build, train, test, 32, 1e-3, epochs)
+    description = f"transformers' ViT, {layers} layers, d {width}, digits of 8 × 8 in patches of 2 × 2"
+    return Task("vit", description, build, train, test, 32, 1e-3, epochs)
 
 
 def resnet_of_digits(epochs: tuple[int, int] = (1, 2), activation: str = "relu") -> Task:
-    """A ResNet of basic blocks over the digits four times as large, which its stem makes smaller again."""
+    """Build the task of a ResNet of basic blocks on digits enlarged four times, which its stem reduces."""
     train, test = digits(4)
 
     def build(seed: int) -> nn.Module:
@@ -87,14 +88,16 @@ def resnet_of_digits(epochs: tuple[int, int] = (1, 2), activation: str = "relu")
         return _built(transformers.ResNetForImageClassification, config, seed)
 
     name = "resnet" if activation == "relu" else f"resnet-{activation}"
-    told = f"transformers' ResNet, 6 basic blocks of 16, 32 and 64 channels, {activation}, digits enlarged to 32 × 32"
-    return Task(name, told, build, train, test, 32, 3e-4, epochs)
+    description = (
+        f"transformers' ResNet, 6 basic blocks of 16, 32 and 64 channels, {activation}, digits enlarged to 32 × 32"
+    )
+    return Task(name, description, build, train, test, 32, 3e-4, epochs)
 
 
 def bert_of_docstrings(
     epochs: tuple[int, int] = (1, 5), layers: int = 2, width: int = 64, tokens: int = 32, most: int = _MOST_TEXTS
 ) -> Task:
-    """A BERT that tells from a docstring which package it is from. most: docstrings of a package."""
+    """Build the task of a BERT that predicts the package of a docstring. most: docstrings of a package."""
     vocabulary = 2048
     train, test, names = docstrings(tokens, vocabulary, most)
 
@@ -110,8 +113,10 @@ def bert_of_docstrings(
         )
         return _built(transformers.BertForSequenceClassification, config, seed)
 
-    told = f"transformers' BERT, {layers} layers, d {width}, {tokens} words of a docstring, {len(names)} packages"
-    return Task("bert", told, build, train, test, 32, 1e-3, epochs)
+    description = (
+        f"transformers' BERT, {layers} layers, d {width}, {tokens} words of a docstring, {len(names)} packages"
+    )
+    return Task("bert", description, build, train, test, 32, 1e-3, epochs)
 
 
 def _built(kind: Any, config: Any, seed: int) -> nn.Module:
@@ -121,14 +126,16 @@ def _built(kind: Any, config: Any, seed: int) -> nn.Module:
 
 
 def digits(scale: int) -> tuple[Data, Data]:
-    """scikit-learn's 1,797 digits: pixel_values float32 [samples, 1, 8 scale, 8 scale], labels int64 [samples].
+    """Load scikit-learn's 1,797 digits: pixel_values float32 [samples, 1, 8 scale, 8 scale], labels int64 [samples].
 
     Raises SystemExit where scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise SystemExit("the digits come with scikit-learn, which is not here: pip install scikit-learn") from error
+        raise SystemExit(
+            "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
+        ) from error
     pictures, labels = load_digits(return_X_y=True)
     pixels = (torch.tensor(pictures, dtype=torch.float32).view(-1, 1, 8, 8) - 8) / 8  # 0 to 16 as -1 to 1
     large = pixels if scale == 1 else nn.functional.interpolate(pixels, scale_factor=scale, mode="bilinear")
@@ -136,19 +143,21 @@ def digits(scale: int) -> tuple[Data, Data]:
 
 
 def docstrings(tokens: int, vocabulary: int, most: int) -> tuple[Data, Data, list[str]]:
-    """Docstrings of `PACKAGES` and the package of each: input_ids int64 [samples, tokens], labels; names of classes.
+    """Load docstrings of `PACKAGES`: input_ids int64 [samples, tokens], the package of each as label, names of classes.
 
-    Words are numbered by hash, 1 to vocabulary - 1, with 0 after the last. No two samples have equal input_ids, so
-    nothing that is tested on has been trained on; what two packages have is left out. Python's versions differ.
+    Words are numbered by hash, 1 to vocabulary - 1, with 0 after the last. No two samples have equal input_ids, so no
+    test sample has been trained on. Docstrings that two packages share are left out. Python's versions differ.
     Raises SystemExit where fewer than 6 of the packages are installed.
     """
-    found = {name: _texts(name) for name in PACKAGES}
-    names = [name for name, texts in found.items() if texts]
+    texts_by_package = {name: _texts(name) for name in PACKAGES}
+    names = [name for name, texts in texts_by_package.items() if texts]
     if len(names) < _LEAST_PACKAGES:
-        raise SystemExit(f"of the standard library only {', '.join(names) or 'nothing'} is here: 6 packages are needed")
+        raise SystemExit(
+            f"of the standard library only {', '.join(names) or 'nothing'} is installed: 6 packages are needed"
+        )
     owners: dict[tuple[int, ...], set[int]] = {}
     for label, name in enumerate(names):
-        for words in found[name]:
+        for words in texts_by_package[name]:
             ids = hashed(words[:tokens], vocabulary, frozenset({0}))
             owners.setdefault((*ids, *[0] * (tokens - len(ids))), set()).add(label)
     generator = torch.Generator().manual_seed(_SEED)
@@ -162,8 +171,8 @@ def docstrings(tokens: int, vocabulary: int, most: int) -> tuple[Data, Data, lis
 
 @cache
 def _texts(package: str) -> tuple[Sequence[str], ...]:
-    """The words and marks of each docstring of a package that says something, in the order of the sources."""
-    found = []
+    """Return the words and marks of each docstring of a package that is long enough, in the order of the sources."""
+    texts = []
     folder = Path(sysconfig.get_paths()["stdlib"]) / package
     for file in sorted(folder.rglob("*.py")):
         if any("test" in part for part in file.relative_to(folder).parts[:-1]):
@@ -172,12 +181,12 @@ def _texts(package: str) -> tuple[Sequence[str], ...]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
                 words = re.findall(r"\w+|[^\w\s]", (ast.get_docstring(node) or "").lower())
                 if len(words) >= _LEAST_WORDS:
-                    found.append(words)
-    return tuple(found)
+                    texts.append(words)
+    return tuple(texts)
 
 
 def _split(data: Data) -> tuple[Data, Data]:
-    """The data for training and for the test, by a draw that is always the same."""
+    """Split the data into training and test data, always by the same draw."""
     order = torch.randperm(len(data["labels"]), generator=torch.Generator().manual_seed(_SEED))
     held_out = len(order) // _TEST_SHARE
     train, test = order[held_out:], order[:held_out]

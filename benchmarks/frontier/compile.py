@@ -1,7 +1,7 @@
-"""torch's own memory budget: `activation_memory_budget` with `torch.compile`; what is private of it, in one place.
+"""torch's own memory budget: `activation_memory_budget` with `torch.compile`, and all uses of its private parts.
 
-Every budget is compiled through a function with a code object of its own, so that compiled steps do not replace each
-other and all can be timed in turn.
+Every budget is compiled through a function with a code object of its own. So compiled steps do not replace each other,
+and all can be timed in turn.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ KIND = "memory budget"
 
 
 def start_afresh() -> None:
-    """Forgets everything compiled so far."""
+    """Discard everything compiled so far."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 
 
 def budget_peer(subject: Subject, memory_budget: float, name: str) -> Runner:
-    """The step compiled under a budget, a share of what torch would keep anyway. Raises what compiling raises."""
-    model, batch = subject.twin(), subject.batch
+    """Compile the step under a budget, a share of what torch would keep otherwise. Raises what compiling raises."""
+    model, batch = subject.shadow_copy(), subject.batch
     compiled: Any = torch.compile(_own_function(f"step_{int(1000 * memory_budget)}"), backend="aot_eager")
     breaks_before = _graph_breaks()
     with torch._functorch.config.patch(activation_memory_budget=memory_budget):
@@ -49,16 +49,16 @@ def budget_peer(subject: Subject, memory_budget: float, name: str) -> Runner:
 
 @contextmanager
 def nothing_compiled_again() -> Iterator[None]:
-    """Raises where a compiled step would be compiled once more, under whatever budget is set then."""
+    """Raise if a compiled step would be compiled again, under the budget that is set at that time."""
     with torch.compiler.set_stance("fail_on_recompile"):
         yield
 
 
 @contextmanager
 def compiled_steps_counted() -> Iterator[None]:
-    """Lets `FlopCounterMode` count what compiled steps run.
+    """Let `FlopCounterMode` count what compiled steps run.
 
-    By itself, torch.compile gives way to it: the step runs in eager, then and ever after.
+    Without this, torch.compile steps aside for it: the step runs in eager, then and afterwards.
     """
     mode: Any = flop_counter._FlopCounterMode
     with mock.patch.object(mode, "ignore_compile_internals", classmethod(lambda cls: True)):

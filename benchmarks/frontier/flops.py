@@ -1,7 +1,7 @@
 """Counts the operations of a step as it runs, by torch's own counter with a formula for the CPU's attention.
 
-`FlopCounterMode` counts matrix products, convolutions and most attention kernels, and nothing for the one that the CPU
-runs: here it is 4·B·H·T·S·D forward and 2.5 times that backward, causal or not, as for torch's other ones.
+`FlopCounterMode` counts matrix products, convolutions and most attention kernels, but not the CPU's. Here that counts
+4·B·H·T·S·D forward and 2.5 times that backward, causal or not, like torch's other attention kernels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 
 
 def count_flops(step: Callable[[], object]) -> dict[str, int]:
-    """Operations of one step by kernel."""
+    """Count the operations of one step by kernel."""
     counter = flop_counter.FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     with compiled_steps_counted(), counter:
         step()
@@ -43,6 +43,6 @@ def count_flops(step: Callable[[], object]) -> dict[str, int]:
 
 
 def matmul_flops(flops: dict[str, int]) -> int:
-    """Those of products and convolutions alone: what the counter counts without the formula for attention."""
+    """Sum those of products and convolutions alone: what the counter counts without the formula for attention."""
     own = {str(kernel) for kernel in _FORMULAS}
     return sum(count for kernel, count in flops.items() if kernel not in own)

@@ -19,7 +19,7 @@ class RootMeanSquareNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scales the last dimension to a root mean square of 1, then by the weight."""
+        """Scale the last dimension to a root mean square of 1, then by the weight."""
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
 
 
@@ -36,7 +36,7 @@ class LlamaBlock(nn.Module):
         self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, tokens, width] to the same shape."""
+        """Map [batch, tokens, width] to the same shape."""
         batch, tokens, width = x.shape
         together = self.query_key_value(self.before_attention(x)).view(batch, tokens, 3, self.heads, -1)
         query, key, value = together.permute(2, 0, 3, 1, 4).unbind(0)
@@ -56,7 +56,7 @@ class LlamaStyle(nn.Module):
         self.norm, self.head = RootMeanSquareNorm(width), nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Token ids and the ids that follow them, both [batch, tokens]."""
+        """Return the loss for token ids and the ids that follow them, both [batch, tokens]."""
         x = self.embed(input_ids)
         for block in self.blocks:
             x = block(x)
@@ -64,20 +64,20 @@ class LlamaStyle(nn.Module):
 
 
 class UNet(nn.Module):
-    """Stages of two convolutions each, four on the way down and four up, each way up joined with a skip."""
+    """Stages of two convolutions each, four down and four up; each stage up is joined with a skip."""
 
     def __init__(self, channels: int = 16, levels: int = 4, classes: int = 5) -> None:
         super().__init__()
         sizes = [channels * 2**level for level in range(levels + 1)]
         self.down = nn.ModuleList(_stage(a, b) for a, b in zip([1, *sizes[:-2]], sizes[:-1], strict=True))
         self.lowest = _stage(sizes[-2], sizes[-1])
-        ways_up = list(zip(sizes[:0:-1], sizes[-2::-1], strict=True))
-        self.widen = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in ways_up)
-        self.up = nn.ModuleList(_stage(2 * b, b) for _, b in ways_up)
+        sizes_up = list(zip(sizes[:0:-1], sizes[-2::-1], strict=True))
+        self.widen = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in sizes_up)
+        self.up = nn.ModuleList(_stage(2 * b, b) for _, b in sizes_up)
         self.head = nn.Conv2d(channels, classes, 1)
 
     def forward(self, image: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Images [batch, 1, side, side] and classes [batch, side, side]."""
+        """Return the loss for images [batch, 1, side, side] and classes [batch, side, side]."""
         skips = []
         for stage in self.down:
             skips.append(stage(image if not skips else functional.max_pool2d(skips[-1], 2)))
@@ -97,7 +97,7 @@ def _convolution(inside: int, outside: int) -> nn.Sequential:
 
 
 def llama_style(blocks: int, width: int, batch: int, tokens: int, vocabulary: int = 512) -> tuple[nn.Module, Batch]:
-    """A Llama-style model with 4 heads, and text for it."""
+    """Build a Llama-style model with 4 heads, and text for it."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = LlamaStyle(blocks, width, vocabulary=vocabulary)
@@ -107,7 +107,7 @@ def llama_style(blocks: int, width: int, batch: int, tokens: int, vocabulary: in
 
 
 def u_net(channels: int, batch: int, side: int) -> tuple[nn.Module, Batch]:
-    """A U-Net with four skips, and pictures of text whose classes are five steps of brightness."""
+    """Build a U-Net with four skips, and pictures of text whose classes are five steps of brightness."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = UNet(channels)

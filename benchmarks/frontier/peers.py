@@ -1,4 +1,4 @@
-"""What lowtide is compared with: torch's checkpointing of every block, of groups, selective, and mixtures of both."""
+"""The peers that lowtide is compared with: torch's checkpointing of blocks, of groups, selective, and mixtures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEPT: list[Any] = [
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
 ]
-"""Whose outputs selective checkpointing keeps: matrix products, convolutions and attention."""
+"""The operations whose outputs selective checkpointing keeps: matrix products, convolutions and attention."""
 
 _GROUP_SIZES = (2, 3, 4, 6)
 _MIXTURES = 6
@@ -39,14 +39,14 @@ class Group(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, first: Any, *args: Any, **kwargs: Any) -> Any:
-        """Each block gets what the one before returned, and the same other arguments."""
+        """Call each block on the result of the block before it, with the same other arguments."""
         for block in self.blocks:
             first = block(first, *args, **kwargs)
         return first
 
 
 def checkpointing_peers(network: Network, subject: Subject) -> Iterator[Callable[[], Runner]]:
-    """Makers of the peers, in the order of the table."""
+    """Yield functions that build the peers, in the order of the table."""
     blocks = network.blocks(subject.model)
     most = max(len(list(subject.model.get_submodule(name).children())) for name in network.containers)
     yield lambda: _in_full(subject, blocks)
@@ -60,15 +60,15 @@ def checkpointing_peers(network: Network, subject: Subject) -> Iterator[Callable
 
 
 def _in_full(subject: Subject, blocks: Sequence[str]) -> Runner:
-    model = subject.twin()
+    model = subject.shadow_copy()
     for name in blocks:
         _wrap(model.get_submodule(name))
     return runner_of("checkpoint every block", "checkpoint", model, subject.batch)
 
 
 def _in_groups(network: Network, subject: Subject, size: int) -> Runner:
-    """Every `size` blocks of a container are one checkpoint; the last group may be smaller."""
-    model = subject.twin()
+    """Make every `size` blocks of a container one checkpoint; the last group may be smaller."""
+    model = subject.shadow_copy()
     for name in network.containers:
         container: Any = model.get_submodule(name)
         blocks = list(container.children())
@@ -81,18 +81,18 @@ def _in_groups(network: Network, subject: Subject, size: int) -> Runner:
 
 
 def _selective(subject: Subject, blocks: Sequence[str], count: int) -> Runner:
-    """The last `count` blocks keep the outputs of what is expensive, the others only their inputs."""
-    model = subject.twin()
+    """Have the last `count` blocks keep the outputs of expensive operations, the others only their inputs."""
+    model = subject.shadow_copy()
     kept = blocks[len(blocks) - count :]
     for name in blocks:
         _wrap(model.get_submodule(name), selective=name in kept)
     is_all = count == len(blocks)
-    told = "selective in every block" if is_all else f"last {count} selective, others full"
-    return runner_of(told, "selective" if is_all else "mixture", model, subject.batch)
+    title = "selective in every block" if is_all else f"last {count} selective, others full"
+    return runner_of(title, "selective" if is_all else "mixture", model, subject.batch)
 
 
 def _wrap(module: nn.Module, selective: bool = False) -> None:
-    """Has `module.forward` run under torch's checkpoint."""
+    """Make `module.forward` run under torch's checkpoint."""
     forward = module.forward
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": True}
     if selective:

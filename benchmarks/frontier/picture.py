@@ -24,7 +24,7 @@ _KINDS = {
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Two panels with one axis of peaks: extra operations above, step time below."""
+    """Draw two panels with one axis of peaks: extra operations above, step time below."""
     from matplotlib.figure import Figure
 
     rows = [row for row in report["rows"] if row.failure is None and row.peak_bytes is not None]
@@ -42,40 +42,45 @@ def draw(report: dict[str, Any], path: Path) -> None:
     below.set_xlabel("peak, MiB above the start of the step")
     above.set_title(f"{report['model']}: {report['told']}", loc="left", fontsize=11)
     handles = {
-        label: one for axes in (above, below) for one, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        label: handle
+        for axes in (above, below)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(list(handles.values()), list(handles), frameon=False, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=150)
 
 
-def _panel(axes: Axes, rows: Sequence[Row], height_of: Callable[[Row], float | None], told: str) -> None:
-    """The peers as marks with names, lowtide as a line; the axis ends a little above the highest peer."""
+def _panel(axes: Axes, rows: Sequence[Row], height_of: Callable[[Row], float | None], label_format: str) -> None:
+    """Draw the peers as marks with names, lowtide as a line; the axis ends a little above the highest peer."""
     places = {row.name: (_peak(row), height) for row in rows if (height := height_of(row)) is not None}
     peers = [height for name, (_, height) in places.items() if not name.startswith(LOWTIDE)]
     low = min(height for _, height in places.values())
     top = low + 1.25 * (max(peers) - low) or low + 1
     for kind, (marker, colour, size, label) in _KINDS.items():
-        found = {row.name: places[row.name] for row in rows if row.kind == kind and row.name in places}
-        if found:
-            peaks, heights = zip(*found.values(), strict=True)
+        marks = {row.name: places[row.name] for row in rows if row.kind == kind and row.name in places}
+        if marks:
+            peaks, heights = zip(*marks.values(), strict=True)
             axes.scatter(peaks, heights, size, color=colour, marker=marker, zorder=4, label=label)
-            _name(axes, kind, found, colour)
+            _name(axes, kind, marks, colour)
     _draw_ours(
-        axes, sorted({places[row.name] for row in rows if row.kind == LOWTIDE and row.name in places}), top, told
+        axes,
+        sorted({places[row.name] for row in rows if row.kind == LOWTIDE and row.name in places}),
+        top,
+        label_format,
     )
     axes.set_ylim(low - 0.08 * (top - low), top)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#f0f0f0", zorder=0)
 
 
-def _draw_ours(axes: Axes, places: Sequence[tuple[float, float]], top: float, told: str) -> None:
-    """The plans that were measured, joined by a line; what is above `top` is told in words."""
+def _draw_ours(axes: Axes, places: Sequence[tuple[float, float]], top: float, label_format: str) -> None:
+    """Draw the plans that were measured, joined by a line; those above `top` are listed as text."""
     if not places:
         return
     peaks, heights = zip(*places, strict=True)
     style: dict[str, Any] = {"color": _LINE, "markersize": 4.5, "linewidth": 1.6}
     axes.plot(peaks, heights, "o-", zorder=5, label="lowtide", **style)
-    above = [f"{told.format(height)} at {peak:.1f}" for peak, height in places if height > top]
+    above = [f"{label_format.format(height)} at {peak:.1f}" for peak, height in places if height > top]
     if above:
         text = "↑ " + ", ".join(above)
         place: dict[str, Any] = {"xytext": (2, -2), "textcoords": "offset points", "va": "top", "zorder": 7}
@@ -84,14 +89,14 @@ def _draw_ours(axes: Axes, places: Sequence[tuple[float, float]], top: float, to
 
 
 def _peak(row: Row) -> float:
-    """In MiB."""
+    """Return a row's peak in MiB."""
     return (row.peak_bytes or 0) / MIB
 
 
-def _name(axes: Axes, kind: str, found: dict[str, tuple[float, float]], colour: str) -> None:
-    """A short name beside each mark, the n, k or share; one for marks in one place."""
+def _name(axes: Axes, kind: str, marks: dict[str, tuple[float, float]], colour: str) -> None:
+    """Write a short name next to each mark, the n, k or share; one for marks in the same place."""
     names: dict[tuple[float, float], list[str]] = {}
-    for name, place in found.items():
+    for name, place in marks.items():
         number = next((word for word in name.split() if word.replace(".", "").isdigit()), "1")
         names.setdefault(place, []).append(number)
     start = {"checkpoint": "n = ", "mixture": "k = ", "memory budget": ""}.get(kind)
@@ -102,7 +107,7 @@ def _name(axes: Axes, kind: str, found: dict[str, tuple[float, float]], colour: 
 
 
 def _shade(axes: Axes, report: dict[str, Any], offset: float, scale: float) -> None:
-    """What no schedule reaches, in the unit that was planned with."""
+    """Shade the region that no schedule reaches, in the unit that was planned with."""
     if not report["bound"]:
         return
     peaks = [budget / MIB for budget, _ in report["bound"]]

@@ -1,4 +1,4 @@
-"""One row of the frontier: everything that is measured of one way to run the step."""
+"""One row of the frontier: everything that is measured about one method to run the step."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from benchmarks.frontier.flops import count_flops, matmul_flops
 from benchmarks.frontier.step import Result, Runner, Subject, buffers_equal, gradient_error, peak_bytes, result_of
 
 LOWTIDE = "lowtide"
-_OTHER_ORDER = 1e-3  # as far as gradients may be from eager's by adding up in another order
+_OTHER_ORDER = 1e-3  # how far summing in another order may move gradients from eager's
 
 
 @dataclass
 class Row:
-    """A line of the table; what is None does not apply or could not be measured, `failure` says why.
+    """A line of the table; None means that a field does not apply or could not be measured.
 
-    Peaks and budgets are bytes above the start of the step. extra_*share: beyond eager, as a share of eager's.
-    predicted_extra_share, bound_share: extra time in the unit of the costs planned with, as a share of the step with
-    everything kept; no schedule within the budget takes less than the bound. same_plan_as: the row whose plan, and so
-    measurements, these are. seconds: of each round.
+    Peaks and budgets are bytes above the start of the step.
+
+    budget_of: the names of the peers whose peak the budget is.
+    extra_flops_share, extra_matmul_share: beyond eager, as a share of eager's.
+    predicted_extra_share: extra time in the unit of the costs planned with, as a share of the step with all kept.
+    bound_share: in the same unit; no schedule within the budget takes less.
+    seconds: one number per round.
+    same_plan_as: the row that has the same plan, and so the same measurements.
+    failure: why the row could not be measured.
     """
 
     name: str
@@ -58,19 +63,19 @@ class Row:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the gradients are others than eager's, not just rounded otherwise."""
+        """Return whether the gradients differ from eager's by more than rounding."""
         return self.gradient_error is not None and self.gradient_error > _OTHER_ORDER
 
     @property
     def gap_share(self) -> float | None:
-        """How far the plan may be from the best there is, as a share of the step with everything kept."""
+        """The largest possible distance to the optimum, as a share of the step with everything kept."""
         if self.predicted_extra_share is None or self.bound_share is None:
             return None
         return self.predicted_extra_share - self.bound_share
 
 
 def measure(subject: Subject, runner: Runner, reference: Result, row: Row) -> None:
-    """Fills in peak, operations and bits; a step that fails is told in the row."""
+    """Fill in peak, operations and bits; where the step fails, fill in `failure`."""
     try:
         result = result_of(subject, runner)
         row.gradient_error = gradient_error(reference, result)
@@ -79,26 +84,26 @@ def measure(subject: Subject, runner: Runner, reference: Result, row: Row) -> No
         row.peak_bytes = peak_bytes(subject, runner)
         subject.reset()
         row.flops = count_flops(runner.step)
-    except Exception as error:  # a peer that torch cannot run is a finding, not the end
+    except Exception as error:  # a peer that torch cannot run is a result, not the end
         row.failure = error_text(error)
 
 
 def compare_flops(row: Row, eager: Row) -> None:
-    """Fills in the operations beyond eager's."""
+    """Fill in the operations beyond eager's."""
     if row.flops:
         row.extra_flops_share = row.total_flops / eager.total_flops - 1
         row.extra_matmul_share = matmul_flops(row.flops) / matmul_flops(eager.flops) - 1
 
 
 def compare_seconds(row: Row, eager: Row) -> None:
-    """Fills in the time relative to eager's in the same round."""
+    """Fill in the time relative to eager's in the same round."""
     if row.seconds:
         row.time_ratio, row.time_ratio_quartiles = paired(row, eager)
 
 
-def paired(one: Row, other: Row) -> tuple[float, tuple[float, float]]:
-    """Median and quartiles over rounds of one's seconds divided by the other's."""
-    ratios = [a / b for a, b in zip(one.seconds, other.seconds, strict=True)]
+def paired(row: Row, reference: Row) -> tuple[float, tuple[float, float]]:
+    """Return median and quartiles over rounds of one row's seconds divided by the reference's."""
+    ratios = [a / b for a, b in zip(row.seconds, reference.seconds, strict=True)]
     if len(ratios) < 2:
         return ratios[0], (ratios[0], ratios[0])
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
@@ -106,13 +111,13 @@ def paired(one: Row, other: Row) -> tuple[float, tuple[float, float]]:
 
 
 def error_text(error: BaseException) -> str:
-    """The kind of an error and its first line."""
+    """Return the kind of an error and its first line."""
     lines: list[Any] = [line for line in str(error).splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
-def tell(text: str) -> None:
-    """Says on stderr what is being done: over what was said before on a terminal, else on a line of its own."""
+def show_progress(text: str) -> None:
+    """Print progress on stderr: in place of the previous text on a terminal, otherwise on its own line."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text[:110]}", end="", file=sys.stderr, flush=True)
     elif text:
@@ -120,7 +125,7 @@ def tell(text: str) -> None:
 
 
 def attempt(make: Callable[[], Runner], name: str, kind: str) -> tuple[Row, Runner | None]:
-    """A runner with its row, or a row that says why there is none."""
+    """Return a runner with its row, or a row that says why there is none."""
     try:
         runner = make()
     except Exception as error:  # as above

@@ -13,14 +13,14 @@ import lowtide
 import torch
 from torch import Tensor, nn
 
-SEED = 0
+MEASURE_SEED = 0
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model all rows train, on one batch.
+    """The model that all rows train, on one batch. It does not run itself: rows run shadow copies.
 
-    gradients_present: whether `.grad` is there, zeroed, at each start. The model itself is not run: rows run twins.
+    gradients_present: whether `.grad` is there, zeroed, at each start.
     """
 
     model: nn.Module
@@ -29,15 +29,15 @@ class Subject:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Those that train; the same objects in every row."""
+        """The parameters that train; the same objects in every row."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def twin(self) -> nn.Module:
-        """A copy of the modules over the same parameters, with buffers of its own."""
+    def shadow_copy(self) -> nn.Module:
+        """Copy the modules over the same parameters, with buffers of their own."""
         return copy.deepcopy(self.model, {id(parameter): parameter for parameter in self.model.parameters()})
 
     def reset(self) -> None:
-        """Puts gradients to what they are before a step."""
+        """Set gradients to what they are before a step."""
         for parameter in self.parameters:
             if not self.gradients_present:
                 parameter.grad = None
@@ -49,7 +49,11 @@ class Subject:
 
 @dataclass
 class Runner:
-    """One way to run the step. forward: gives the loss. module: whose buffers a step changes."""
+    """A method to run the step.
+
+    module: the one whose buffers a step changes.
+    forward: returns the loss.
+    """
 
     name: str
     kind: str
@@ -58,20 +62,20 @@ class Runner:
     notes: list[str] = field(default_factory=list)
 
     def step(self) -> Tensor:
-        """Forward and backward; gives the loss."""
+        """Run forward and backward; return the loss."""
         loss = self.forward()
         loss.backward()
         return loss.detach()
 
 
 def runner_of(name: str, kind: str, module: nn.Module, batch: dict[str, Tensor], notes: Sequence[str] = ()) -> Runner:
-    """A runner that calls a module whose output has a loss."""
+    """Build a runner that calls a module whose output has a loss."""
     return Runner(name, kind, module, lambda: module(**batch)["loss"], list(notes))
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one step leaves: the loss, gradients of the subject's parameters, and buffers of the module that ran."""
+    """The loss of one step, gradients of the subject's parameters, and buffers of the module that ran."""
 
     loss: Tensor
     gradients: list[Tensor | None]
@@ -79,20 +83,20 @@ class Result:
 
 
 def result_of(subject: Subject, runner: Runner) -> Result:
-    """Runs one step from the original's buffers and the same random numbers."""
+    """Run one step from the original's buffers and the same random numbers."""
     own = list(runner.module.buffers())  # by position: groups of blocks have other names
     with torch.no_grad():
         for buffer, start in zip(own, subject.model.buffers(), strict=True):
             buffer.copy_(start)
     subject.reset()
-    torch.manual_seed(SEED)
+    torch.manual_seed(MEASURE_SEED)
     loss = runner.step()
     gradients = [None if p.grad is None else p.grad.clone() for p in subject.parameters]
     return Result(loss.clone(), gradients, [buffer.clone() for buffer in own])
 
 
 def gradient_error(reference: Result, other: Result) -> float:
-    """The largest ‖g − reference‖ / ‖reference‖ over parameters; 0 only where all are equal bit for bit."""
+    """Return the largest ‖g − reference‖ / ‖reference‖ over parameters; 0 only if all are equal bit for bit."""
     return max(map(_relative_error, reference.gradients, other.gradients), default=0.0)
 
 
@@ -107,18 +111,18 @@ def _relative_error(reference: Tensor | None, other: Tensor | None) -> float:
 
 
 def buffers_equal(reference: Result, other: Result) -> bool:
-    """Whether running statistics and the like are what they are after eager's step."""
+    """Return whether all buffers are what they are after eager's step."""
     return all(map(torch.equal, reference.buffers, other.buffers))
 
 
 def peak_bytes(subject: Subject, runner: Runner) -> int:
-    """The most bytes of one step above its start."""
+    """Measure the most bytes of one step above its start."""
     subject.reset()
     return lowtide.measure_peak(runner.step)
 
 
 def seconds_in_turn(subject: Subject, runners: Sequence[Runner], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each runner, one per round; all run in turn, each round in the other direction than the last.
+    """Return the seconds of each runner, one per round; all run in turn, in alternating direction.
 
     A round before the first warms up, and so does one step before each round.
     """
@@ -136,7 +140,7 @@ def seconds_in_turn(subject: Subject, runners: Sequence[Runner], rounds: int) ->
 
 
 def _timed(step: Callable[[], Any]) -> float:
-    """Seconds of one step, without the garbage collector's."""
+    """Return the seconds of one step, with the garbage collector off."""
     gc.disable()
     try:
         started = time.perf_counter()

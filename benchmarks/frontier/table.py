@@ -1,4 +1,4 @@
-"""Prints what the frontier measured: all rows, who is better than whom, and what went wrong."""
+"""Prints what the frontier measured: all rows, which method is better, and what failed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WIDTH = 113
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """One section after the other."""
+    """Print the report section by section."""
     rows: list[Row] = report["rows"]
     print(f"\n{report['model']}: {report['told']}")
     print(
@@ -30,8 +30,8 @@ def print_table(report: dict[str, Any]) -> None:
     print("─" * _WIDTH)
     _print_notes(rows)
     _print_domination(report["domination"], report["costs"])
-    told = "; ".join(report["failures"]) or "none"
-    print(f"failures of lowtide: {told}")
+    failures = "; ".join(report["failures"]) or "none"
+    print(f"failures of lowtide: {failures}")
     resident = ""
     if report["resident_bytes"] is not None:
         resident = (
@@ -79,34 +79,38 @@ def _percent(share: float | None, unit: str = " %") -> str:
 
 
 def _print_notes(rows: Sequence[Row]) -> None:
-    """What the columns do not say, each once with the rows that it is true of; of lowtide's plans nothing."""
+    """Print notes that the columns do not show, each once with its rows; lowtide's plans have none."""
     notes: dict[str, list[str]] = {}
     for row in rows:
-        told = list(row.notes) if row.kind != LOWTIDE else []
+        row_notes = list(row.notes) if row.kind != LOWTIDE else []
         if row.buffers_equal is False:
-            told.append("running statistics differ from eager's (updated again when forward runs again)")
+            row_notes.append("running statistics differ from eager's (updated again when forward runs again)")
         if row.is_wrong and row.loss_equal:
-            told.append("eager's loss bit for bit, but wrong gradients (dropout drawn anew when forward runs again)")
+            row_notes.append(
+                "eager's loss bit for bit, but wrong gradients (dropout drawn anew when forward runs again)"
+            )
         elif row.is_wrong:
-            told.append("wrong gradients, or other random numbers than eager's")
-        for note in told:
+            row_notes.append("wrong gradients, or other random numbers than eager's")
+        for note in row_notes:
             notes.setdefault(note, []).append(row.name)
     for note, names in notes.items():
         print(f"{note}: {', '.join(names) if len(names) < 4 else f'{names[0]} … {names[-1]}, {len(names)} rows'}")
 
 
-def _print_domination(found: Sequence[Domination], costs: str) -> None:
-    """At each peer's peak lowtide's operations and time; at its operations (or time) lowtide's lowest peak."""
+def _print_domination(dominations: Sequence[Domination], costs: str) -> None:
+    """Print lowtide's operations and time at each peer's peak, and its lowest peak at the peer's operations or time."""
     at = "FLOPs" if costs == "flops" else "time"
     print(f"\n{'lowtide beside each peer':<32} {'peak':>8} {'extra FLOPs':>22} {'time':>20} {'lowest':>10}  verdict")
     heading = f"{'at its':>8} {'lowtide’s':>10} {'the peer’s':>11} {'lowtide’s / peer’s':>20} {'at its ' + at:>12}"
     print(f"{'':<32} {heading}")
-    for one in found:
+    for domination in dominations:
         time = ""
-        if one.time_ratio is not None and one.time_ratio_quartiles is not None:
-            time = "{:.3f} ({:.3f}–{:.3f})".format(one.time_ratio, *one.time_ratio_quartiles)
+        if domination.time_ratio is not None and domination.time_ratio_quartiles is not None:
+            time = "{:.3f} ({:.3f}–{:.3f})".format(domination.time_ratio, *domination.time_ratio_quartiles)
+        own_extra = _percent(domination.extra_flops_share) or "none"
+        lowest = _mebibytes(domination.lowest_peak_bytes) or "none"
         print(
-            f"{one.peer:<32} {_mebibytes(one.peer_peak_bytes):>8} {_percent(one.extra_flops_share) or 'none':>10} "
-            f"{_percent(one.peer_extra_flops_share):>11} {time:>20} {_mebibytes(one.lowest_peak_bytes) or 'none':>12}"
-            f"  {one.verdict}{', its gradients are wrong' if one.is_peer_wrong else ''}"
+            f"{domination.peer:<32} {_mebibytes(domination.peer_peak_bytes):>8} {own_extra:>10} "
+            f"{_percent(domination.peer_extra_flops_share):>11} {time:>20} {lowest:>12}"
+            f"  {domination.verdict}{', its gradients are wrong' if domination.is_peer_wrong else ''}"
         )

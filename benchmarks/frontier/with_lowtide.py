@@ -1,4 +1,4 @@
-"""lowtide's rows of the frontier: plans for budgets of its own and for every peer's peak, and the bound on all."""
+"""lowtide's rows of the frontier: plans for budgets of its own and for every peer's peak, and the lower bound."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _BOUND_POINTS = 48
 
 
 class Planner:
-    """Rewrites one subject for many budgets; candidates that hold for all budgets are made once."""
+    """Rewrites one subject for many budgets; candidates, which hold for all budgets, are made once."""
 
     def __init__(self, subject: Subject, costs: str) -> None:
         self.subject, self.costs = subject, costs
         self._portfolio: Any = None
 
     def rewritten(self, budget: int | str) -> Any:
-        """A rewritten module, planned for the subject's batch. Raises what `lowtide.rewrite` raises."""
+        """Return a rewritten module, planned for the subject's batch. Raises what `lowtide.rewrite` raises."""
         self.subject.reset()
-        small: Any = lowtide.rewrite(self.subject.twin(), budget, outputs=["loss"], costs=self.costs)
+        small: Any = lowtide.rewrite(self.subject.shadow_copy(), budget, outputs=["loss"], costs=self.costs)
         self._portfolio = small.lowtide.portfolio = self._portfolio or small.lowtide.portfolio
         prepare(small, (), self.subject.batch)
         return small
@@ -38,9 +38,10 @@ class Planner:
 
 @dataclass(frozen=True)
 class Range:
-    """Where lowtide's budgets lie, in bytes above the start of the step.
+    """The range of lowtide's budgets, in bytes above the start of the step.
 
-    plan: the one that keeps everything, the first that was made; planning_seconds: what it took, with capturing.
+    plan: the first plan, which keeps everything.
+    planning_seconds: the time of that plan, with capturing.
     """
 
     plan: Plan
@@ -50,18 +51,18 @@ class Range:
 
     @property
     def resident_bytes(self) -> int:
-        """What is there at the start: parameters, buffers, inputs and gradients that exist."""
+        """The bytes at the start: parameters, buffers, inputs and gradients that exist."""
         return self.plan.problem.resident_bytes
 
     def spread(self, count: int) -> list[int]:
-        """Budgets from the largest to the smallest, each the same share of the one before."""
+        """Return budgets from the largest to the smallest, each the same share of the one before."""
         share = (self.smallest_bytes / self.largest_bytes) ** (1 / max(count - 1, 1))
         budgets = [round(self.largest_bytes * share**number) for number in range(count)]
         return [max(budget_bytes, self.smallest_bytes) for budget_bytes in budgets]
 
 
 def range_of(planner: Planner) -> Range:
-    """Plans with everything kept and finds the smallest budget that can be met."""
+    """Plan with everything kept and find the smallest budget that can be met."""
     started = time.perf_counter()
     plan: Plan = planner.rewritten("100%").plan
     planning_seconds = time.perf_counter() - started
@@ -75,7 +76,7 @@ def range_of(planner: Planner) -> Range:
 
 
 def lowtide_rows(planner: Planner, span: Range, budgets: dict[int, list[str]]) -> Iterator[tuple[Row, Runner | None]]:
-    """A row for each budget above the start, from the largest; a runner where its plan is new.
+    """Yield a row for each budget, from the largest, with a runner where its plan is new.
 
     budgets: bytes above the start, each with the names of the peers whose peak it is.
     """
@@ -96,32 +97,32 @@ def lowtide_rows(planner: Planner, span: Range, budgets: dict[int, list[str]]) -
 
 
 def _names(budgets: Iterable[int]) -> dict[int, str]:
-    """A name for each, with as many digits as tell it from the others."""
+    """Return a name for each budget, with enough digits to distinguish it from the others."""
     names: dict[int, str] = {}
     for digits in range(7, 0, -1):
-        told = {budget_bytes: f"{budget_bytes / MIB:.{digits}f}" for budget_bytes in budgets}
-        times = Counter(told.values())
-        names |= {b: f"{LOWTIDE} ≤ {text} MiB" for b, text in told.items() if times[text] == 1}
+        texts = {budget_bytes: f"{budget_bytes / MIB:.{digits}f}" for budget_bytes in budgets}
+        counts = Counter(texts.values())
+        names |= {b: f"{LOWTIDE} ≤ {text} MiB" for b, text in texts.items() if counts[text] == 1}
     return names
 
 
 def _planned(planner: Planner, span: Range, row: Row) -> Any:
-    """Rewrites for a row's budget and fills in what the plan says; None where that fails, which the row tells."""
+    """Rewrite for a row's budget and fill in the plan's figures; return None and fill in `failure` if that fails."""
     started = time.perf_counter()
     try:
         small = planner.rewritten(span.resident_bytes + (row.budget_bytes or 0))
     except lowtide.InfeasibleBudget as error:
         row.failure = f"infeasible: the smallest is {(error.smallest_bytes - span.resident_bytes) / MIB:.2f} MiB"
         return None
-    except Exception as error:  # a finding, as with a peer
+    except Exception as error:  # a result, as with a peer
         row.failure = error_text(error)
         return None
     row.planning_seconds = time.perf_counter() - started
-    _tell_plan(row, small.plan, span)
+    _record_plan(row, small.plan, span)
     return small
 
 
-def _tell_plan(row: Row, plan: Plan, span: Range) -> None:
+def _record_plan(row: Row, plan: Plan, span: Range) -> None:
     row.predicted_peak_bytes = plan.peak_bytes - span.resident_bytes
     row.predicted_extra_share = plan.extra_share
     row.solve_seconds, row.solver = plan.solve_seconds, plan.solver
@@ -131,7 +132,7 @@ def _tell_plan(row: Row, plan: Plan, span: Range) -> None:
 
 
 def copy_measurements(row: Row, rows: Sequence[Row]) -> None:
-    """Fills in a row whose plan another one has."""
+    """Fill in a row that has the same plan as another one."""
     same = next((other for other in rows if other.name == row.same_plan_as), None)
     if same is None:
         return
@@ -140,7 +141,7 @@ def copy_measurements(row: Row, rows: Sequence[Row]) -> None:
 
 
 def bound_curve(span: Range) -> list[tuple[int, float]]:
-    """(budget above the start, the share of extra time below which no schedule stays), from small to large."""
+    """Return pairs of budget above the start and lower bound on the share of extra time, from small to large."""
     problem, seconds = span.plan.problem, span.plan.baseline_seconds
     step = (span.largest_bytes - span.smallest_bytes) / (_BOUND_POINTS - 1)
     budgets = [span.smallest_bytes + round(number * step) for number in range(_BOUND_POINTS)]

@@ -1,11 +1,12 @@
-"""Damages plan files, measured costs, solvers' entries and compiled kernels at random, and sees what reading them does.
+"""Damages plan files, measured costs, solvers' entries and compiled kernels at random, and checks reading them.
 
     python -m benchmarks.fuzz.files [--plans 10000] [--caches 2000] [--seed 0]
 
-Right is: a damaged plan is refused with PlanError, or is a plan that makes the same gradients within its budget; what
-is damaged in a cache is measured, solved or compiled again. Wrong is any other error, anything run, anything imported,
-a text that would reach a terminal raw, and whatever takes longer than ten seconds. Half of the damage is to bytes, half
-to what the JSON says; of caches a half is sealed again with a right digest, as only this user could.
+A damaged plan must be refused with PlanError, or be a plan that makes the same gradients within its budget. Damaged
+parts of a cache must be measured, solved or compiled again. Failures are any other error, anything run, anything
+imported, text that would reach a terminal unescaped, and whatever takes longer than ten seconds. Half of the damage is
+to bytes, half to the content of the JSON. Half of the damaged caches get a correct digest, as only this user could
+write it.
 """
 
 from __future__ import annotations
@@ -44,21 +45,21 @@ from torch import nn
 from benchmarks.fuzz.mutations import mutated_bytes, mutated_json, mutated_schedule
 
 _LONGEST_SECONDS = 10.0
-_MOST_TRAINED = 40  # of the plans that are taken: how many are run beside eager
+_MOST_TRAINED = 40  # plans among those accepted that are run and compared with eager
 _RUNS = ("exec", "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "ctypes.dlopen", "import")
 _listening: list[list[str]] = []
 
 
 @dataclass
 class Report:
-    """What happened, counted, and every failure by the seed that repeats it."""
+    """Counts of what happened, and every failure with the seed that repeats it."""
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     longest_seconds: float = 0.0
 
     def failed(self, what: str) -> None:
-        """Counts a failure."""
+        """Count a failure."""
         self.counts["wrong"] += 1
         self.failures.append(what)
 
@@ -70,7 +71,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def nothing_run(report: Report, label: str) -> Iterator[None]:
-    """Fails if anything is executed, imported or loaded meanwhile, or it takes too long."""
+    """Record a failure if anything is executed, imported or loaded inside, or it takes too long."""
     if not getattr(sys, "_lowtide_hears", False):
         sys._lowtide_hears = True  # pyright: ignore[reportAttributeAccessIssue]
         sys.addaudithook(_hear)
@@ -90,7 +91,7 @@ def nothing_run(report: Report, label: str) -> Iterator[None]:
 
 
 class Subject:
-    """A small model with a plan at a tight budget, and what reading a plan for it needs."""
+    """A small model with a plan at a tight budget, and what reading a plan for it requires."""
 
     def __init__(self, fidelity: str) -> None:
         torch.manual_seed(0)
@@ -104,30 +105,30 @@ class Subject:
         if fidelity == "approximate" and not self.plan.encoded:
             raise SystemExit("the plan with codes has none: choose another budget")
         self.budget_bytes = self.plan.budget_bytes or 0
-        self.posed: StepProblem = capture_and_formulate(self.model, (self.x,), {}, Options(**self.options))
+        self.step_problem: StepProblem = capture_and_formulate(self.model, (self.x,), {}, Options(**self.options))
         self.portfolio = Portfolio(cache=None)
 
     def gradients(self, model: nn.Module) -> list[torch.Tensor]:
-        """Those of one step, with the same random numbers each time."""
+        """Return the gradients of one step, with the same random numbers each time."""
         torch.manual_seed(1)
         model(self.x).square().sum().backward()
-        found = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
         model.zero_grad()
-        return found
+        return gradients
 
 
 def fuzz_plans(subject: Subject, count: int, seed: int, report: Report, folder: Path) -> Report:
-    """Damages a plan's file `count` times, reads it, and takes what is a plan still."""
+    """Damage a plan's file `count` times, read it, and accept what is still a plan."""
     path = folder / "plan.json"
     lowtide.save_plan(subject.plan, path, made_by={"model": "gpt2", "settings": {"n_layer": "2"}, "batch": 2})
     whole = path.read_bytes()
-    told = json.loads(whole)
+    document = json.loads(whole)
     trained = 0
-    _read_plan(path), request_of(path)  # whatever is imported at the first time
+    _read_plan(path), request_of(path)  # the first calls import modules
     for number in range(count):
         label = f"plan {seed} {number}"
         chance = random.Random(label)
-        damaged = mutated_bytes(whole, chance) if number % 2 else mutated_json(told, chance).encode()
+        damaged = mutated_bytes(whole, chance) if number % 2 else mutated_json(document, chance).encode()
         path.write_bytes(damaged)
         plan = None
         with nothing_run(report, label), expecting(report, label, PlanError):
@@ -137,7 +138,7 @@ def fuzz_plans(subject: Subject, count: int, seed: int, report: Report, folder: 
         if plan is None:
             continue
         with expecting(report, label, PlanError):
-            taken = solve_step(subject.posed, subject.budget_bytes, subject.portfolio, None, plan)
+            taken = solve_step(subject.step_problem, subject.budget_bytes, subject.portfolio, None, plan)
             report.counts["plans taken"] += 1
             if taken.plan.peak_bytes > subject.budget_bytes:
                 report.failed(f"{label}: taken above its budget")
@@ -148,12 +149,12 @@ def fuzz_plans(subject: Subject, count: int, seed: int, report: Report, folder: 
 
 
 def fuzz_schedules(subject: Subject, count: int, seed: int, report: Report, folder: Path) -> Report:
-    """Moves a plan's instructions about `count` times; what is a plan still is run, and its bits and bytes compared."""
+    """Move a plan's instructions `count` times; run what is still a plan, and compare its bits and bytes."""
     path = folder / "plan.json"
-    told = plan_to_dict(subject.plan)
+    document = plan_to_dict(subject.plan)
     for number in range(count):
         label = f"schedule {seed} {number}"
-        path.write_text(json.dumps(mutated_schedule(told, random.Random(label))))
+        path.write_text(json.dumps(mutated_schedule(document, random.Random(label))))
         plan = None
         with nothing_run(report, label), expecting(report, label, PlanError):
             plan = lowtide.load_plan(path)
@@ -170,7 +171,7 @@ def _read_plan(path: Path) -> lowtide.Plan:
 
 
 def _train(subject: Subject, plan: lowtide.Plan, report: Report, label: str, budget_bytes: int) -> None:
-    """Runs a plan beside eager."""
+    """Run a plan and compare it with eager."""
     small = lowtide.rewrite(copy.deepcopy(subject.model), budget_bytes, (subject.x,), plan=plan, **subject.options)
     report.counts["plans run"] += 1
     predicted = small.plan.peak_bytes
@@ -180,7 +181,7 @@ def _train(subject: Subject, plan: lowtide.Plan, report: Report, label: str, bud
     if measured > predicted:
         report.failed(f"{label}: measured {measured}, predicted {predicted}")
     if plan.encoded and subject.options["fidelity"] == "approximate":
-        return  # not eager's bits by intention
+        return  # intentionally not eager's bits
     same = map(torch.equal, subject.gradients(subject.model), subject.gradients(small))
     if not all(same):
         report.failed(f"{label}: other gradients than eager's")
@@ -188,7 +189,7 @@ def _train(subject: Subject, plan: lowtide.Plan, report: Report, label: str, bud
 
 @contextmanager
 def expecting(report: Report, label: str, *allowed: type[Exception]) -> Iterator[None]:
-    """Fails for any error but those allowed, and for a message that is not one printable line."""
+    """Record a failure for any error that is not allowed, and for a message that is not one printable line."""
     try:
         yield
     except allowed as error:
@@ -201,7 +202,7 @@ def expecting(report: Report, label: str, *allowed: type[Exception]) -> Iterator
 
 
 def fuzz_costs(count: int, seed: int, report: Report) -> Report:
-    """Damages the file of measured costs, reads it, and looks at every number read."""
+    """Damage the file of measured costs, read it, and check every number read."""
     device = torch.device("cpu")
     cache = cost_cache.CostCache.load(device)
     for number in range(20):
@@ -211,45 +212,46 @@ def fuzz_costs(count: int, seed: int, report: Report) -> Report:
     path = cache.path
     assert path is not None
     whole = path.read_bytes()
-    told = json.loads(whole)
+    document = json.loads(whole)
     for number in range(count):
         label = f"costs {seed} {number}"
         chance = random.Random(label)
         sealed = number % 2 == 0
-        damaged = _sealed_costs(told, chance) if sealed else mutated_bytes(whole, chance)
+        damaged = _sealed_costs(document, chance) if sealed else mutated_bytes(whole, chance)
         path.write_bytes(damaged)
         with nothing_run(report, label), expecting(report, label):
-            found = cost_cache.CostCache.load(device).measurements
-            report.counts["costs read" if found else "costs measured again"] += 1
-            if not sealed and found and found != cache.measurements:
+            measurements = cost_cache.CostCache.load(device).measurements
+            report.counts["costs read" if measurements else "costs measured again"] += 1
+            if not sealed and measurements and measurements != cache.measurements:
                 report.failed(f"{label}: damage was read")
-            for one in found.values():
-                fits = one.seconds is None or (type(one.seconds) is float and 0 <= one.seconds < 1e4)
-                fits &= one.working_bytes is None or (type(one.working_bytes) is int and 0 <= one.working_bytes < 2**60)
+            for measurement in measurements.values():
+                seconds, working_bytes = measurement.seconds, measurement.working_bytes
+                fits = seconds is None or (type(seconds) is float and 0 <= seconds < 1e4)
+                fits &= working_bytes is None or (type(working_bytes) is int and 0 <= working_bytes < 2**60)
                 if not fits:
-                    report.failed(f"{label}: {one}")
+                    report.failed(f"{label}: {measurement}")
             if number % 50 == 0:
-                again = cost_cache.CostCache.load(device)
-                again.add("aten.new(x)", cost_cache.Measurement(1.0, 1))
-                again.save()
+                reloaded = cost_cache.CostCache.load(device)
+                reloaded.add("aten.new(x)", cost_cache.Measurement(1.0, 1))
+                reloaded.save()
                 if "aten.new(x)" not in cost_cache.CostCache.load(device).measurements:
-                    report.failed(f"{label}: not written anew")
+                    report.failed(f"{label}: not written again")
     path.write_bytes(whole)
     return report
 
 
-def _sealed_costs(told: Any, chance: random.Random) -> bytes:
-    """Changed costs with the digest that belongs to them."""
-    parts = {name: told[name] for name in ("environment", "kernels")}
+def _sealed_costs(document: Any, chance: random.Random) -> bytes:
+    """Return changed costs with the digest that belongs to them."""
+    parts = {name: document[name] for name in ("environment", "kernels")}
     changed = mutated_json({"kernels": parts["kernels"]} if chance.random() < 0.8 else parts, chance)
     rest = (json.dumps(parts | json.loads(changed)) if changed.startswith("{") else f"{{{changed}}}")[1:].encode()
     return b'{"digest": "' + hashlib.sha256(rest).hexdigest().encode() + b'", ' + rest
 
 
 def fuzz_entries(subject: Subject, count: int, seed: int, report: Report, folder: Path) -> Report:
-    """Damages what solvers keep, and solves with it."""
+    """Damage the solvers' cached entries, and solve with them."""
     cache = DiskCache(folder / "solved")
-    problem = subject.posed.posed.problem
+    problem = subject.step_problem.mapping.problem
     usual = Portfolio(cache=cache).solve(problem, subject.budget_bytes)
     files = {path: path.read_bytes() for path in sorted((folder / "solved").iterdir())}
     for number in range(count):
@@ -272,23 +274,23 @@ def fuzz_entries(subject: Subject, count: int, seed: int, report: Report, folder
 
 
 def _sealed_entry(content: bytes, chance: random.Random) -> bytes:
-    """A changed entry with the digest that belongs to it."""
-    entry = disk_cache._unpacked(content)
+    """Return a changed entry with the digest that belongs to it."""
+    entry = disk_cache._unpack(content)
     if not entry.packed or chance.random() < 0.6:
-        told, arrays = (
+        mutated, arrays = (
             json.loads(mutated_json([entry.content], chance)),
             [entry.array(n) for n in range(len(entry.packed))],
         )
-        return disk_cache._packed(told[0] if isinstance(told, list) and told else told, arrays)
+        return disk_cache._pack(mutated[0] if isinstance(mutated, list) and mutated else mutated, arrays)
     arrays = [entry.array(n).copy() for n in range(len(entry.packed))]
     changed = arrays[chance.randrange(len(arrays))]
     if len(changed):
         changed[chance.randrange(len(changed))] = chance.choice((0, 1, -1, 2**31 - 1, -(2**31), 7, 10**6))
-    return disk_cache._packed(entry.content, arrays)
+    return disk_cache._pack(entry.content, arrays)
 
 
 def fuzz_libraries(count: int, seed: int, report: Report) -> Report:
-    """Damages a compiled kernel: what is not whole is never handed to the loader."""
+    """Damage a compiled kernel, and check that the loader never gets it unless it is whole."""
     library, made_from = bytes(range(256)) * 64, b"some C"
     whole = native._sealed(library, made_from)
     for number in range(count):
@@ -302,13 +304,13 @@ def fuzz_libraries(count: int, seed: int, report: Report) -> Report:
 
 
 def main() -> None:
-    """Prints what was counted, and every failure."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--plans", type=int, default=10_000, help="mutations of plan files")
-    asked.add_argument("--schedules", type=int, default=500, help="of a plan's instructions, twice")
-    asked.add_argument("--caches", type=int, default=2_000, help="of costs and of solvers' entries, half each")
-    asked.add_argument("--seed", type=int, default=0)
-    told = asked.parse_args()
+    """Run everything, and print the counts and every failure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plans", type=int, default=10_000, help="mutations of plan files")
+    parser.add_argument("--schedules", type=int, default=500, help="of a plan's instructions, twice")
+    parser.add_argument("--caches", type=int, default=2_000, help="of costs and of solvers' entries, half each")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
     torch.set_num_threads(1)
     failed = False
     with tempfile.TemporaryDirectory() as name:
@@ -316,19 +318,21 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = name
         exact, coded = Subject("bitwise"), Subject("approximate")
         runs: dict[str, Callable[[Report], Report]] = {
-            f"{told.plans // 2} of a plan": lambda r: fuzz_plans(exact, told.plans // 2, told.seed, r, folder),
-            f"{told.plans // 2} of a plan with codes": lambda r: fuzz_plans(
-                coded, told.plans - told.plans // 2, told.seed + 1, r, folder
+            f"{options.plans // 2} of a plan": lambda r: fuzz_plans(exact, options.plans // 2, options.seed, r, folder),
+            f"{options.plans // 2} of a plan with codes": lambda r: fuzz_plans(
+                coded, options.plans - options.plans // 2, options.seed + 1, r, folder
             ),
-            f"{told.schedules} of a schedule": lambda r: fuzz_schedules(exact, told.schedules, told.seed, r, folder),
-            f"{told.schedules} of one with codes": lambda r: fuzz_schedules(
-                coded, told.schedules, told.seed + 1, r, folder
+            f"{options.schedules} of a schedule": lambda r: fuzz_schedules(
+                exact, options.schedules, options.seed, r, folder
             ),
-            f"{told.caches // 2} of costs": lambda r: fuzz_costs(told.caches // 2, told.seed, r),
-            f"{told.caches // 2} of entries": lambda r: fuzz_entries(
-                exact, told.caches - told.caches // 2, told.seed, r, folder
+            f"{options.schedules} of one with codes": lambda r: fuzz_schedules(
+                coded, options.schedules, options.seed + 1, r, folder
             ),
-            f"{told.caches} of compiled kernels": lambda r: fuzz_libraries(told.caches, told.seed, r),
+            f"{options.caches // 2} of costs": lambda r: fuzz_costs(options.caches // 2, options.seed, r),
+            f"{options.caches // 2} of entries": lambda r: fuzz_entries(
+                exact, options.caches - options.caches // 2, options.seed, r, folder
+            ),
+            f"{options.caches} of compiled kernels": lambda r: fuzz_libraries(options.caches, options.seed, r),
         }
         for title, run in runs.items():
             started = time.perf_counter()

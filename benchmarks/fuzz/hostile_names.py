@@ -1,4 +1,4 @@
-"""Names that would do harm if they became code, markup or terminal commands, and how to notice that one did."""
+"""Names that would do harm if they became code, markup or terminal commands, and a canary that notices it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 CANARY = "lowtide_canary"
 
-# What harmful names are made of: CALL calls the canary, and would leave a mark if it were run.
+# The pieces of harmful names. CALL calls the canary, and would leave a mark if it were run.
 _PIECES = (
     "CALL",
     "\nCALL\n",
@@ -76,7 +76,7 @@ _PIECES = (
     "self",
     "loss",
 )
-# What generated code, fx and Python themselves mean by a name.
+# Names that generated code, fx and Python use themselves.
 _TAKEN = (
     *keyword.kwlist,
     *keyword.softkwlist,
@@ -87,7 +87,7 @@ _TAKEN = (
 
 
 def hostile_names(count: int, call: str, seed: int = 0) -> list[str]:
-    """Distinct names: all pieces and taken names, then pieces put together at random. call: what they try to run."""
+    """Return distinct names: all pieces and taken names, then random combinations. call: what they try to run."""
     chosen = random.Random(seed)
     names = dict.fromkeys(piece.replace("CALL", call) for piece in (*_PIECES, *_TAKEN))
     while len(names) < count:
@@ -98,7 +98,7 @@ def hostile_names(count: int, call: str, seed: int = 0) -> list[str]:
 
 @dataclass
 class Canary:
-    """What has been run that should not have been. call: the expression that would be noticed."""
+    """Records code that was run although it came from a name. call: the expression that it notices."""
 
     folder: Path
     sung: list[str] = field(default_factory=list)
@@ -106,16 +106,16 @@ class Canary:
 
     @property
     def call(self) -> str:
-        """Calls the canary, and leaves a mark in case that another process runs it."""
+        """An expression that calls the canary, and leaves a mark in case another process runs it."""
         return f"({CANARY}('run'),open({str(self.folder / 'mark')!r},'w'))"
 
     @property
     def harm(self) -> list[str]:
-        """What was run, in words."""
+        """Descriptions of what was run."""
         return [*self.sung, *(f"made {path.name}" for path in self.folder.iterdir())]
 
     def hear(self, event: str, arguments: tuple[object, ...]) -> None:
-        """An audit hook: processes that are started, and files that are opened in the canary's folder."""
+        """Record, as an audit hook, processes that are started and files that are opened in the canary's folder."""
         if not self.watching:
             return
         if event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pty.spawn"):
@@ -126,7 +126,7 @@ class Canary:
 
 @contextmanager
 def listening(folder: Path) -> Iterator[Canary]:
-    """A context in which a canary listens. folder: an empty one of its own."""
+    """Enter a context in which a canary listens. folder: an empty one of its own."""
     canary = Canary(folder)
     setattr(builtins, CANARY, canary.sung.append)
     sys.addaudithook(canary.hear)  # stays for as long as the process does

@@ -1,4 +1,4 @@
-"""Damages files at random: bytes, and what JSON says, as accidents and malice do."""
+"""Damages files at random, their bytes and the content of their JSON, as accidents and malice do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-# What a part of a file is replaced by: other kinds, other bounds, what a terminal or a shell would act on.
+# Replacements for parts of a file: other kinds, other bounds, text that a terminal or a shell would act on.
 ODD: tuple[Any, ...] = (
     *(
         None,
@@ -37,27 +37,27 @@ ODD: tuple[Any, ...] = (
 
 
 def mutated_bytes(content: bytes, chance: random.Random) -> bytes:
-    """The content with one to three pieces of it changed."""
+    """Return the content with one to three pieces of it changed."""
     for _ in range(chance.randint(1, 3)):
         content = chance.choice(_ON_BYTES)(content, chance)
     return content
 
 
-def mutated_json(told: Any, chance: random.Random) -> str:
-    """What JSON says with one to four of its parts changed, as JSON again (with what only Python's has)."""
-    told = json.loads(json.dumps(told))
+def mutated_json(document: Any, chance: random.Random) -> str:
+    """Return a JSON document with one to four of its parts changed (with NaN and Infinity, as Python writes it)."""
+    document = json.loads(json.dumps(document))
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
-        chance.choice(_ON_PARTS)(told, chance)
-    return json.dumps(told)
+        chance.choice(_ON_PARTS)(document, chance)
+    return json.dumps(document)
 
 
-def mutated_schedule(told: dict[str, Any], chance: random.Random) -> dict[str, Any]:
-    """A plan as `plan_to_dict` gives it, with a few instructions or the bounds of segments moved about.
+def mutated_schedule(plan: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """Return a plan as `plan_to_dict` gives it, with a few instructions or bounds of segments moved.
 
-    Many of these are plans still, if odd ones: something runs once more, earlier or later, or in another segment.
+    Many results are still plans, if odd ones: something runs once more, earlier or later, or in another segment.
     """
-    steps: list[list[Any]] = [[*one] for one in told["instructions"]]
-    segments = [[*one] for one in told["segments"]]
+    steps: list[list[Any]] = [[*step] for step in plan["instructions"]]
+    segments = [[*segment] for segment in plan["segments"]]
     for _ in range(chance.choice((1, 1, 2, 3))):
         place, other = chance.randrange(len(steps)), chance.randrange(len(segments))
         kind = chance.choice(("move", "copy", "swap", "drop", "bound", "bound", "run", "free"))
@@ -75,14 +75,14 @@ def mutated_schedule(told: dict[str, Any], chance: random.Random) -> dict[str, A
             bound = segments[other][1] + chance.randint(-4, 4)
             segments[other][1] = segments[other - 1][2] = bound
         elif kind == "run":
-            steps[place:place] = [["run", chance.randrange(len(told["problem"]["ops"]))]]
+            steps[place:place] = [["run", chance.randrange(len(plan["problem"]["ops"]))]]
             _shift(segments, place, 1)
         elif kind == "free":
-            frees = [n for n, one in enumerate(steps) if one[0] in ("free", "free_code", "forget")]
+            frees = [n for n, step in enumerate(steps) if step[0] in ("free", "free_code", "forget")]
             if frees:
                 at = chance.choice(frees)
                 steps.insert(chance.randrange(len(steps)), steps.pop(at))
-    return {**told, "instructions": steps, "segments": segments}
+    return {**plan, "instructions": steps, "segments": segments}
 
 
 def _shift(segments: list[list[Any]], place: int, by: int) -> None:
@@ -132,9 +132,9 @@ def _swap(content: bytes, chance: random.Random) -> bytes:
 _ON_BYTES: tuple[Callable[[bytes, random.Random], bytes], ...] = (_flip, _flip, _cut, _repeat, _insert, _swap)
 
 
-def _somewhere(told: Any, chance: random.Random) -> tuple[Any, Any] | None:
-    """A list or dict within, and a place in it; the deeper ones as often as those above."""
-    here, deeper = told, []
+def _somewhere(document: Any, chance: random.Random) -> tuple[Any, Any] | None:
+    """Return a list or dict inside the document and a place in it; deeper ones are as likely as those above."""
+    here, deeper = document, []
     while isinstance(here, (dict, list)) and here:
         place = chance.choice([*here]) if isinstance(here, dict) else chance.randrange(len(here))
         deeper.append((here, place))
@@ -142,48 +142,50 @@ def _somewhere(told: Any, chance: random.Random) -> tuple[Any, Any] | None:
     return chance.choice(deeper) if deeper else None
 
 
-def _replace(told: Any, chance: random.Random) -> None:
-    if (at := _somewhere(told, chance)) is not None:
-        at[0][at[1]] = chance.choice(ODD)
+def _replace(document: Any, chance: random.Random) -> None:
+    if (place := _somewhere(document, chance)) is not None:
+        place[0][place[1]] = chance.choice(ODD)
 
 
-def _nudge(told: Any, chance: random.Random) -> None:
-    if (at := _somewhere(told, chance)) is None:
+def _nudge(document: Any, chance: random.Random) -> None:
+    if (place := _somewhere(document, chance)) is None:
         return
-    before = at[0][at[1]]
+    before = place[0][place[1]]
     if type(before) in (int, float):
-        at[0][at[1]] = chance.choice(
+        place[0][place[1]] = chance.choice(
             (before + 1, before - 1, -before, before * 2, before // 2, before + 0.5, str(before))
         )
     elif type(before) is bool:
-        at[0][at[1]] = not before
+        place[0][place[1]] = not before
     elif isinstance(before, str):
-        at[0][at[1]] = chance.choice((before[1:], before + "x", before.upper(), before + "\x1b[0m", before * 2))
+        place[0][place[1]] = chance.choice((before[1:], before + "x", before.upper(), before + "\x1b[0m", before * 2))
 
 
-def _remove(told: Any, chance: random.Random) -> None:
-    if (at := _somewhere(told, chance)) is not None:
-        del at[0][at[1]]
+def _remove(document: Any, chance: random.Random) -> None:
+    if (place := _somewhere(document, chance)) is not None:
+        del place[0][place[1]]
 
 
-def _copy(told: Any, chance: random.Random) -> None:
-    first, second = _somewhere(told, chance), _somewhere(told, chance)
+def _copy(document: Any, chance: random.Random) -> None:
+    first, second = _somewhere(document, chance), _somewhere(document, chance)
     if first is not None and second is not None:
         first[0][first[1]] = json.loads(json.dumps(second[0][second[1]]))
 
 
-def _exchange(told: Any, chance: random.Random) -> None:
-    if (at := _somewhere(told, chance)) is not None:
-        other = chance.choice([*at[0]]) if isinstance(at[0], dict) else chance.randrange(len(at[0]))
-        at[0][at[1]], at[0][other] = at[0][other], at[0][at[1]]
+def _exchange(document: Any, chance: random.Random) -> None:
+    if (place := _somewhere(document, chance)) is not None:
+        other = chance.choice([*place[0]]) if isinstance(place[0], dict) else chance.randrange(len(place[0]))
+        place[0][place[1]], place[0][other] = place[0][other], place[0][place[1]]
 
 
-def _add(told: Any, chance: random.Random) -> None:
-    if (at := _somewhere(told, chance)) is not None:
-        if isinstance(at[0], dict):
-            at[0][chance.choice(("__class__", "kind", "reads", "\x1b", "", "encodings", "error"))] = chance.choice(ODD)
+def _add(document: Any, chance: random.Random) -> None:
+    if (place := _somewhere(document, chance)) is not None:
+        if isinstance(place[0], dict):
+            place[0][chance.choice(("__class__", "kind", "reads", "\x1b", "", "encodings", "error"))] = chance.choice(
+                ODD
+            )
         else:
-            at[0].insert(at[1], chance.choice((*ODD, at[0][at[1]])))
+            place[0].insert(place[1], chance.choice((*ODD, place[0][place[1]])))
 
 
 _ON_PARTS: tuple[Callable[[Any, random.Random], None], ...] = (

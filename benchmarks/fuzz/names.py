@@ -1,11 +1,11 @@
-"""Rewrites models whose classes, parts, arguments and outputs bear hostile names, and looks for harm done by any.
+"""Rewrites models whose classes, parts, arguments and outputs have hostile names, and looks for harm.
 
     python -m benchmarks.fuzz.names [--names 2000] [--each 10] [--seed 0]
 
-Each name is a class, a part, a parameter, a buffer, an attribute, a key of the batch, a named argument and an output
-of a model that is trained for two steps, in eager and rewritten; its code, plan, tables and plan file are shown. Wrong
-is a gradient or output that is not eager's, code that holds anything but calls of operations, and a control character
-that is printed. Harm is what a canary hears: its own call, a process started, a file opened in its folder.
+Each name is a class, a part, a parameter, a buffer, an attribute, a key of the batch, a named argument and an output of
+a model. The model is trained for two steps, in eager and rewritten. Its code, plan, tables and plan file are shown.
+Failures are a gradient or output that is not eager's, code with anything but calls of operations, and a control
+character that is printed. Harm is what a canary notices: its own call, a process started, a file opened in its folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.named_models import tried
 
 
 def main() -> None:
-    """Tries all names and prints what they did."""
+    """Try all names and print what they did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", type=int, default=2000)
     parser.add_argument("--each", type=int, default=10, help="names in one model")
@@ -39,7 +39,7 @@ def main() -> None:
         names = hostile_names(options.names, canary.call, options.seed)
         for start in range(0, len(names), options.each):
             outcome = tried(names[start : start + options.each], Path(plans))
-            wrong += [f"names {start} on: {one}" for one in outcome.wrong]
+            wrong += [f"names {start} on: {fault}" for fault in outcome.wrong]
             refused.update([outcome.refused] if outcome.refused else [])
         harm = canary.harm
     models = -(-len(names) // options.each)

@@ -1,17 +1,17 @@
-"""Every operation that torch tests itself with: fake layouts beside real ones, and rewritten beside eager.
+"""Compares fake layouts with real ones, and rewritten with eager, for every operation that torch tests itself with.
 
     python -m benchmarks.layouts [--samples 3] [--operations NAME ...] [--dtypes float32 ...] [--only layouts | bits]
                                  [--part 1/4] [--json FILE]
 
-layouts: forward and backward of each sample run with tensors laid out in nine ways and incoming gradients in four; each
-ATen call below autograd runs on tensors without data too, and a line tells of each operation whose results lie
-otherwise there: in how many distinct calls, in how many of these the table of
-`rewriter/capture/eager/fake_kernel_fixes.py` puts that right (the others are seen where a step is measured, at the cost
-of another capture), and one that it does not.
+layouts: forward and backward of each sample run with tensors in nine layouts and incoming gradients in four. Each ATen
+call below autograd runs on tensors without data too. A line is printed for each operation whose results have another
+layout there. It counts the distinct calls, and those that the table of `rewriter/capture/eager/fake_kernel_fixes.py`
+corrects. The others are noticed where a step is measured, at the cost of another capture. It shows one uncorrected
+call.
 
-bits: a module that is one operation is rewritten, and outputs, gradients and the generator compared with eager's: with
-the sample's numbers, with zeros among them, and with rounded ones. A line tells of each operation that differs, is
-refused or fails.
+bits: a module that is one operation is rewritten. Outputs, gradients and the generator are compared with eager's: with
+the sample's numbers, with zeros among them, and with rounded ones. A line is printed for each operation that differs,
+is refused or fails.
 
 Needs expecttest (`pip install expecttest`), which torch's samples import.
 """
@@ -36,18 +36,18 @@ _ALL = 1000
 
 
 def main() -> None:
-    """Runs what the command line asks for, and prints and writes tables."""
-    told = _arguments()
+    """Run what the command line asks for, and print and write tables."""
+    options = _arguments()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tables: dict[str, Any] = {}
-    for name in told.dtypes:
-        if told.only != "bits":
-            tables[f"layouts {name}"] = _layouts(name, _samples(told, name))
-        if told.only != "layouts":
-            tables[f"bits {name}"] = _bits(name, _samples(told, name))
-    if told.json:
-        Path(told.json).write_text(json.dumps(tables, indent=1), encoding="utf-8")
+    for name in options.dtypes:
+        if options.only != "bits":
+            tables[f"layouts {name}"] = _layouts(name, _samples(options, name))
+        if options.only != "layouts":
+            tables[f"bits {name}"] = _bits(name, _samples(options, name))
+    if options.json:
+        Path(options.json).write_text(json.dumps(tables, indent=1), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -61,42 +61,47 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _samples(told: argparse.Namespace, dtype: str) -> Iterable[Sample]:
-    number, of = map(int, told.part.split("/"))
+def _samples(options: argparse.Namespace, dtype: str) -> Iterable[Sample]:
+    number, of = map(int, options.part.split("/"))
     part = slice(_ALL * (number - 1) // of, _ALL * number // of)
-    return samples(getattr(torch, dtype), told.samples, told.operations, part)
+    return samples(getattr(torch, dtype), options.samples, options.operations, part)
 
 
 def _layouts(dtype: str, calls: Iterable[Sample]) -> dict[str, Any]:
     comparing = Comparing()
     for sample in calls:
         run_laid_out(sample, comparing)
-    seen = {name: one for name, one in comparing.by_operation.items() if one.calls}
-    print(f"\n{dtype}: {len(seen)} ATen operations, {sum(one.calls for one in seen.values())} distinct calls")
+    seen = {name: comparison for name, comparison in comparing.by_operation.items() if comparison.calls}
+    calls_in_all = sum(comparison.calls for comparison in seen.values())
+    differ_in_all = sum(comparison.differ for comparison in seen.values())
+    print(f"\n{dtype}: {len(seen)} ATen operations, {calls_in_all} distinct calls")
     print(f"{'operation':<60} {'calls':>6} {'differ':>6} {'corrected':>9}")
-    for name, one in sorted(seen.items()):
-        if one.differ or one.example:
-            print(f"{name:<60} {one.calls:>6} {one.differ:>6} {one.corrected:>9}")
-            if one.example:
-                print(f"   {one.example}")
-    rest = sum(one.differ - one.corrected for one in seen.values())
-    print(f"{sum(one.differ for one in seen.values())} calls differ, {rest} of them after the table's corrections")
-    return {name: vars(one) for name, one in sorted(seen.items())}
+    for name, comparison in sorted(seen.items()):
+        if comparison.differ or comparison.example:
+            print(f"{name:<60} {comparison.calls:>6} {comparison.differ:>6} {comparison.corrected:>9}")
+            if comparison.example:
+                print(f"   {comparison.example}")
+    rest = sum(comparison.differ - comparison.corrected for comparison in seen.values())
+    print(f"{differ_in_all} calls differ, {rest} of them after the table's corrections")
+    return {name: vars(comparison) for name, comparison in sorted(seen.items())}
 
 
 def _bits(dtype: str, calls: Iterable[Sample]) -> dict[str, Any]:
     outcomes: dict[str, list[tuple[int, Outcome]]] = defaultdict(list)
     for sample in calls:
         outcomes[sample.name].append((sample.number, compared(sample)))
-    kinds = Counter(one.kind for several in outcomes.values() for _, one in several)
+    kinds = Counter(outcome.kind for outcomes_of_name in outcomes.values() for _, outcome in outcomes_of_name)
     print(f"\n{dtype}: {len(outcomes)} operations, {sum(kinds.values())} samples: {dict(kinds)}")
     for kind in ("different", "fails", "refused"):
-        for name, several in sorted(outcomes.items()):
-            which = [(number, one.told) for number, one in several if one.kind == kind]
-            if which:
-                numbers = ", ".join(str(number) for number, _ in which)
-                print(f"{kind:<10} {name:<40} samples {numbers}: {which[0][1][:300]}")
-    return {name: [(number, one.kind, one.told) for number, one in several] for name, several in outcomes.items()}
+        for name, outcomes_of_name in sorted(outcomes.items()):
+            matches = [(number, outcome.explanation) for number, outcome in outcomes_of_name if outcome.kind == kind]
+            if matches:
+                numbers = ", ".join(str(number) for number, _ in matches)
+                print(f"{kind:<10} {name:<40} samples {numbers}: {matches[0][1][:300]}")
+    return {
+        name: [(number, outcome.kind, outcome.explanation) for number, outcome in outcomes_of_name]
+        for name, outcomes_of_name in outcomes.items()
+    }
 
 
 if __name__ == "__main__":

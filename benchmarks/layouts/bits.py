@@ -19,10 +19,10 @@ _DRAWS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sample fared: "equal", "different", "refused", "fails", or "none" where eager has no gradient either."""
+    """The result for a sample: "equal", "different", "refused", "fails", or "none" if eager has no gradient either."""
 
     kind: str
-    told: str = ""
+    explanation: str = ""
 
 
 class OneOperation(nn.Module):
@@ -33,12 +33,12 @@ class OneOperation(nn.Module):
         self.calls = _Call(sample)
 
     def forward(self, *tensors: Tensor) -> Any:
-        """What the operation returns."""
+        """Return what the operation returns."""
         return self.calls.sample(*tensors)
 
 
 class _Call:
-    """Holds a sample, whose own tensors the module is not to be asked for."""
+    """Holds a sample, so that the module does not own the sample's tensors."""
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
@@ -52,18 +52,18 @@ class _Step:
 
 
 def compared(sample: Sample) -> Outcome:
-    """Runs a sample in eager and rewritten, with its own numbers, with zeros among them, and with equal ones."""
-    if not any(one.requires_grad for one in sample.tensors):
+    """Run a sample in eager and rewritten, with its own numbers, with zeros among them, and with equal ones."""
+    if not any(tensor.requires_grad for tensor in sample.tensors):
         return Outcome("none")
     module = OneOperation(sample)
     small: Any = None
     for draw in range(_DRAWS):
-        tensors = [_drawn(one, draw) for one in sample.tensors]
+        tensors = [_drawn(tensor, draw) for tensor in sample.tensors]
         try:
             expected = _step(module, tensors)
         except Exception as error:
             if draw:
-                continue  # no operand of this operation
+                continue  # not an operand of this operation
             return Outcome("none", str(error))
         if not expected.gradients:
             return Outcome("none")
@@ -71,20 +71,20 @@ def compared(sample: Sample) -> Outcome:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 small = small or lowtide.rewrite(module, "100%", costs="flops")
-                found = _step(small, tensors)
+                actual = _step(small, tensors)
         except CaptureError as error:
             return Outcome("refused", str(error))
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            return Outcome("refused" if isinstance(error, LowtideError) else "fails", told)
-        differing = _differing(expected, found)
+            explanation = f"{type(error).__name__}: {error}"
+            return Outcome("refused" if isinstance(error, LowtideError) else "fails", explanation)
+        differing = _differing(expected, actual)
         if differing:
             return Outcome("different", f"{', '.join(differing)}, draw {draw}")
     return Outcome("equal")
 
 
 def _drawn(tensor: Tensor, draw: int) -> Tensor:
-    """A tensor's own numbers, or some of them zero, or all of them rounded, so that some are equal."""
+    """Return a tensor's own numbers, or some of them zero, or all of them rounded, so that some are equal."""
     generator = torch.Generator().manual_seed(draw)
     plain = tensor.detach()
     if draw and plain.layout == torch.strided and (plain.is_floating_point() or plain.is_complex()):
@@ -95,35 +95,37 @@ def _drawn(tensor: Tensor, draw: int) -> Tensor:
 
 def _step(module: nn.Module, tensors: list[Tensor]) -> _Step:
     torch.manual_seed(3)
-    given = [one.detach().requires_grad_(one.requires_grad) for one in tensors]
-    outputs = [one for one in tree_leaves(module(*given)) if isinstance(one, Tensor)]
-    able = [one for one in outputs if one.requires_grad]
-    leaves = [one for one in given if one.requires_grad]
+    given = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+    outputs = [tensor for tensor in tree_leaves(module(*given)) if isinstance(tensor, Tensor)]
+    differentiable = [tensor for tensor in outputs if tensor.requires_grad]
+    leaves = [tensor for tensor in given if tensor.requires_grad]
     generator = torch.Generator().manual_seed(5)
-    wide = [torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in able]
-    incoming = [one.to(output.dtype) for one, output in zip(wide, able, strict=True)]
-    gradients = torch.autograd.grad(able, leaves, incoming, allow_unused=True) if able and leaves else ()
+    wide = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for tensor in differentiable]
+    incoming = [tensor.to(output.dtype) for tensor, output in zip(wide, differentiable, strict=True)]
+    gradients = (
+        torch.autograd.grad(differentiable, leaves, incoming, allow_unused=True) if differentiable and leaves else ()
+    )
     return _Step(outputs, list(gradients), torch.get_rng_state())
 
 
-def _differing(expected: _Step, found: _Step) -> list[str]:
-    """What is not the same to the bit; NaN is equal to NaN, and 0 to -0."""
-    if len(expected.outputs) != len(found.outputs):
-        return [f"{len(found.outputs)} outputs for {len(expected.outputs)}"]
+def _differing(expected: _Step, actual: _Step) -> list[str]:
+    """List what is not the same to the bit; NaN is equal to NaN, and 0 to -0."""
+    if len(expected.outputs) != len(actual.outputs):
+        return [f"{len(actual.outputs)} outputs for {len(expected.outputs)}"]
     pairs = {
-        **{f"output {i}": pair for i, pair in enumerate(zip(expected.outputs, found.outputs, strict=True))},
-        **{f"gradient {i}": pair for i, pair in enumerate(zip(expected.gradients, found.gradients, strict=True))},
-        "generator": (expected.generator, found.generator),
+        **{f"output {i}": pair for i, pair in enumerate(zip(expected.outputs, actual.outputs, strict=True))},
+        **{f"gradient {i}": pair for i, pair in enumerate(zip(expected.gradients, actual.gradients, strict=True))},
+        "generator": (expected.generator, actual.generator),
     }
-    return [name for name, (one, other) in pairs.items() if not _same(one, other)]
+    return [name for name, (left, right) in pairs.items() if not _same(left, right)]
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
+def _same(left: Tensor | None, right: Tensor | None) -> bool:
+    if left is None or right is None:
+        return left is right
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
-    if one.layout != torch.strided or other.layout != torch.strided:
-        return one.layout == other.layout and _same(one.to_dense(), other.to_dense())
-    one, other = (part.detach().resolve_conj().resolve_neg() for part in (one, other))
-    return bool(((one == other) | ((one != one) & (other != other))).all())
+    if left.layout != torch.strided or right.layout != torch.strided:
+        return left.layout == right.layout and _same(left.to_dense(), right.to_dense())
+    left, right = (tensor.detach().resolve_conj().resolve_neg() for tensor in (left, right))
+    return bool(((left == right) | ((left != left) & (right != right))).all())

@@ -1,4 +1,4 @@
-"""Compares how real and fake results of every ATen call lie in memory, wherever such calls come from."""
+"""Compares the memory layouts of real and fake results of every ATen call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lowtide.rewriter.capture.eager.fake_kernel_fixes import as_eager_makes_it
-from lowtide.rewriter.capture.operands.layouts_seen import Layouts, layouts_of, lie_alike, operands_of, written
+from lowtide.rewriter.capture.operands.layouts_seen import Layouts, format_layouts, layouts_of, lie_alike, operands_of
 from lowtide.rewriter.capture.torch_internals import OperationMode, tensors_without_data
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -19,8 +19,14 @@ from .samples import LAYOUTS, Sample, laid_out
 
 @dataclass
 class Compared:
-    """What was seen of one operation: distinct calls; calls with a fake result that lies otherwise; of these, those
-    that the table of `fake_results` puts right; one that it does not, in words; and what could not be compared."""
+    """The comparisons of one operation.
+
+    calls: distinct calls.
+    differ: calls with a fake result of another layout.
+    corrected: those of them that the table of `fake_kernel_fixes.py` corrects.
+    example: a description of one that it does not.
+    failures: errors where nothing could be compared.
+    """
 
     calls: int = 0
     differ: int = 0
@@ -42,14 +48,14 @@ class Comparing(OperationMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        tensors = [one for one in tree_leaves((args, kwargs, out)) if isinstance(one, Tensor)]
-        plain = all(one.layout == torch.strided and not one.is_quantized for one in tensors)
+        tensors = [tensor for tensor in tree_leaves((args, kwargs, out)) if isinstance(tensor, Tensor)]
+        plain = all(tensor.layout == torch.strided and not tensor.is_quantized for tensor in tensors)
         if plain and not func._schema.is_mutable and func.namespace != "prim":
             self._compare(func, args, kwargs, out)
         return out
 
     def _compare(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        key = (func, repr(tree_map_only(Tensor, _told, (args, kwargs))))
+        key = (func, repr(tree_map_only(Tensor, _describe, (args, kwargs))))
         if key in self._seen:
             return
         self._seen.add(key)
@@ -57,7 +63,7 @@ class Comparing(OperationMode):
         compared.calls += 1
         made: dict[int, Tensor] = {}
         with self._without_data:
-            positional, named = tree_map_only(Tensor, lambda one: _fake(one, made), (args, kwargs))
+            positional, named = tree_map_only(Tensor, lambda tensor: _fake(tensor, made), (args, kwargs))
             try:
                 raw = func(*positional, **named)
                 fixed = as_eager_makes_it(func, positional, raw)
@@ -72,17 +78,19 @@ class Comparing(OperationMode):
         if not lie_alike(fixed, seen, operands, False):
             compared.example = compared.example or self._shown(key[1], seen, layouts_of(fixed, operands))
 
-    def _shown(self, call: str, seen: Layouts, told: Layouts) -> str:
-        return f"{self.where}: {call[:300]}\n      real {written(seen)}\n      fake {written(told)}"
+    def _shown(self, call: str, seen: Layouts, fake_layouts: Layouts) -> str:
+        return (
+            f"{self.where}: {call[:300]}\n      real {format_layouts(seen)}\n      fake {format_layouts(fake_layouts)}"
+        )
 
 
-def _told(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     lazy = "*" * tensor.is_conj() + "-" * tensor.is_neg()
     return f"{str(tensor.dtype)[6:]}{list(tensor.shape)}{tensor.stride()}{lazy}".replace(" ", "")
 
 
 def _fake(tensor: Tensor, made: dict[int, Tensor]) -> Tensor:
-    """The fake tensor for a real one, whose storage holds as much."""
+    """Return the fake tensor for a real one, with a storage of the same size."""
     if id(tensor) not in made:
         length = tensor.untyped_storage().nbytes() // tensor.element_size()
         whole = torch.empty(length, dtype=tensor.dtype, device=tensor.device)
@@ -91,30 +99,30 @@ def _fake(tensor: Tensor, made: dict[int, Tensor]) -> Tensor:
 
 
 def run_laid_out(sample: Sample, comparing: Comparing) -> None:
-    """Runs a call and its backward, its tensors and the incoming gradients laid out in every way."""
+    """Run a call and its backward, with its tensors and the incoming gradients in every layout."""
     for layout in LAYOUTS:
         comparing.where = f"{sample.name} {sample.number}, {layout}"
         try:
-            other = laid_out(sample, layout)
-            if other is not None:
+            variant = laid_out(sample, layout)
+            if variant is not None:
                 with comparing:
-                    _run(other)
-        except Exception as error:  # some layouts are no operands of some operations
+                    _run(variant)
+        except Exception as error:  # some operations do not take some layouts
             comparing.by_operation[f"({sample.name})"].failures[type(error).__name__] += 1
 
 
 def _run(sample: Sample) -> None:
     returned = tree_leaves(sample(*sample.tensors))
-    outputs = [one for one in returned if isinstance(one, Tensor) and one.requires_grad]
-    leaves = [one for one in sample.tensors if one.requires_grad]
+    outputs = [tensor for tensor in returned if isinstance(tensor, Tensor) and tensor.requires_grad]
+    leaves = [tensor for tensor in sample.tensors if tensor.requires_grad]
     for gradients in _gradients(outputs) if leaves and outputs else ():
         torch.autograd.grad(outputs, leaves, gradients, allow_unused=True, retain_graph=True)
 
 
 def _gradients(outputs: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Incoming gradients, all laid out in one way."""
+    """Yield incoming gradients, all in the same layout."""
     for layout in ("contiguous", "turned", "channels last", "expanded"):
         can, change = LAYOUTS[layout]
-        ones = [torch.ones_like(one, memory_format=torch.contiguous_format).detach() for one in outputs]
-        if layout == "contiguous" or any(can(one) for one in ones):
-            yield [change(one) if can(one) else one for one in ones]
+        ones = [torch.ones_like(output, memory_format=torch.contiguous_format).detach() for output in outputs]
+        if layout == "contiguous" or any(can(output) for output in ones):
+            yield [change(output) if can(output) else output for output in ones]

@@ -1,4 +1,4 @@
-"""Sample calls of all operations that torch tests itself with, their tensors laid out in several ways."""
+"""Sample calls of all operations that torch tests itself with, their tensors in several layouts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """A call of an operation. arguments: input, positional and named ones, flattened; spec: how they were nested."""
+    """A call of an operation.
+
+    arguments: input, positional and named ones, flattened.
+    spec: how they were nested.
+    """
 
     name: str
     number: int
@@ -25,36 +29,37 @@ class Sample:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Its tensors, in order."""
+        """The call's tensors, in order."""
         return [argument for argument in self.arguments if isinstance(argument, Tensor)]
 
     def changed(self, change: Change) -> Sample:
-        """The same call on other tensors."""
-        arguments = tuple(change(one) if isinstance(one, Tensor) else one for one in self.arguments)
+        """Return the same call on other tensors."""
+        arguments = tuple(change(argument) if isinstance(argument, Tensor) else argument for argument in self.arguments)
         return Sample(self.name, self.number, self.operation, arguments, self.spec)
 
     def __call__(self, *tensors: Tensor) -> Any:
-        """Calls the operation with other tensors in the place of its own."""
+        """Call the operation with other tensors in place of its own."""
         given = iter(tensors)
-        arguments = [next(given) if isinstance(one, Tensor) else one for one in self.arguments]
+        arguments = [next(given) if isinstance(argument, Tensor) else argument for argument in self.arguments]
         first, positional, named = tree_unflatten(arguments, self.spec)
         return self.operation(first, *positional, **named)
 
 
 def samples(dtype: torch.dtype, most: int, names: Sequence[str] = (), part: slice = slice(None)) -> Iterator[Sample]:
-    """Up to `most` calls of each operation that takes a dtype on a CPU, spread over all that torch has.
+    """Yield up to `most` calls of each operation that takes a dtype on a CPU, spread over all samples of torch.
 
-    names: of which operations, all by default; part: of the list of all.
+    names: the operations to take, all by default.
+    part: a slice of the list of all operations.
     """
     for entry in _database()[part]:
         name = f"{entry.name}.{entry.variant_test_name}" if entry.variant_test_name else entry.name
         if (names and name not in names) or not entry.supports_dtype(dtype, "cpu"):
             continue
-        able = entry.supports_autograd and (dtype.is_floating_point or dtype.is_complex)
-        calls = list(entry.sample_inputs("cpu", dtype, requires_grad=able))
+        differentiable = entry.supports_autograd and (dtype.is_floating_point or dtype.is_complex)
+        calls = list(entry.sample_inputs("cpu", dtype, requires_grad=differentiable))
         for number in range(0, len(calls), max(1, len(calls) // most))[:most]:
-            one = calls[number]
-            flat, spec = tree_flatten((one.input, one.args, one.kwargs))
+            call = calls[number]
+            flat, spec = tree_flatten((call.input, call.args, call.kwargs))
             yield Sample(name, number, entry, tuple(flat), spec)
 
 
@@ -63,7 +68,7 @@ def _database() -> list[Any]:
         from torch.testing._internal import common_methods_invocations as operations
     except ImportError as error:
         raise SystemExit(f"torch's samples of operations need {error.name}: pip install {error.name}") from error
-    # Some set the generator's state around each call, which no module does; they are called as they are.
+    # Some set the generator's state around each call, which no module does; this calls them directly.
     operations.wrapper_set_seed = lambda operation, *args, **kwargs: operation(*args, **kwargs)
     return operations.op_db
 
@@ -89,28 +94,28 @@ def _odd_ones(tensor: Tensor) -> Tensor:
 
 
 LAYOUTS: dict[str, tuple[Callable[[Tensor], bool], Change]] = {
-    "contiguous": (lambda one: True, lambda one: one.contiguous()),
-    "turned": (lambda one: one.dim() > 1, _turned),
-    "channels last": (lambda one: one.dim() > 2, _channels_last),
-    "expanded": (lambda one: one.dim() > 0 and one.shape[0] > 1, lambda one: one[:1].expand_as(one)),
-    "with gaps": (lambda one: one.dim() > 0, _with_gaps),
-    "odd ones": (lambda one: 1 in one.shape and one.is_contiguous(), _odd_ones),
-    "one channel": (lambda one: one.dim() > 2, lambda one: one[:, :1]),
-    "one pixel": (lambda one: one.dim() > 2, lambda one: one[..., :1, :1]),
-    "conjugated": (lambda one: one.is_complex(), lambda one: one.conj().resolve_conj().conj()),
+    "contiguous": (lambda tensor: True, lambda tensor: tensor.contiguous()),
+    "turned": (lambda tensor: tensor.dim() > 1, _turned),
+    "channels last": (lambda tensor: tensor.dim() > 2, _channels_last),
+    "expanded": (lambda tensor: tensor.dim() > 0 and tensor.shape[0] > 1, lambda tensor: tensor[:1].expand_as(tensor)),
+    "with gaps": (lambda tensor: tensor.dim() > 0, _with_gaps),
+    "odd ones": (lambda tensor: 1 in tensor.shape and tensor.is_contiguous(), _odd_ones),
+    "one channel": (lambda tensor: tensor.dim() > 2, lambda tensor: tensor[:, :1]),
+    "one pixel": (lambda tensor: tensor.dim() > 2, lambda tensor: tensor[..., :1, :1]),
+    "conjugated": (lambda tensor: tensor.is_complex(), lambda tensor: tensor.conj().resolve_conj().conj()),
 }
-"""By name: which tensors can be laid out so, and how."""
+"""For each name: which tensors can have the layout, and how to change them."""
 
 
 def laid_out(sample: Sample, layout: str) -> Sample | None:
-    """A sample with all tensors laid out in a way, as far as they can be; None if none can."""
+    """Return a sample with its tensors in a layout, as far as they can be; None if none can."""
     can, change = LAYOUTS[layout]
 
     def changed(tensor: Tensor) -> Tensor:
         plain = tensor.detach()
         return (change(plain) if can(plain) else plain).detach().requires_grad_(tensor.requires_grad)
 
-    strided = [one for one in sample.tensors if one.layout == torch.strided and not one.is_quantized]
-    if len(strided) < len(sample.tensors) or not any(can(one.detach()) for one in strided):
+    strided = [tensor for tensor in sample.tensors if tensor.layout == torch.strided and not tensor.is_quantized]
+    if len(strided) < len(sample.tensors) or not any(can(tensor.detach()) for tensor in strided):
         return None
     return sample.changed(changed)

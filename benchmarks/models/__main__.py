@@ -3,10 +3,10 @@
     python -m benchmarks.models [--family NAME ...] [--only PATTERN ...] [--limit N] [--jobs N] [--out FILE.jsonl]
 
 Each model is built small, with random weights, and trained for two steps: in eager twice and rewritten once for a
-budget of 60 %. Whatever differs by a bit is a failure, and so is a peak above prediction or budget. Models run in
-processes of their own with a limit of time and memory. `--resume FILE` leaves out what FILE already has and adds to it;
-`--retry VERDICT` tries those again. `--table docs/models.md` writes the page of the docs. Packages that are not
-installed are left out. Returns 1 if a model broke the promise: other bits, or a peak above prediction or budget.
+budget of 60 %. Any difference of a bit is a failure, and so is a peak above prediction or budget. Models run in
+separate processes with a limit of time and memory. `--resume FILE` leaves out the models in FILE and adds to it;
+`--retry VERDICT` tries those with that verdict again. `--table docs/models.md` writes the page of the docs. Packages
+that are not installed are left out. Returns 1 if a model has other bits, or a peak above prediction or budget.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from .worker import Bounds, Worker, serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tries models, prints what came out, and saves it; 1 if a model broke the promise."""
+    """Try models, print and save the results; return 1 if a model broke the promise."""
     options = _options(arguments)
     if options.worker:
         _serve(options)
         return 0
     known = _read(options.resume) if options.resume else {}
-    wanted = matching(options.family, options.only)
+    selected = matching(options.family, options.only)
     if options.list:
-        print("\n".join(case.name for case in wanted))
+        print("\n".join(case.name for case in selected))
         return 0
-    names = [case.name for case in wanted]
+    names = [case.name for case in selected]
     names = [name for name in names if name not in known or known[name].verdict in options.retry]
     if options.shuffle:
         names.sort(key=lambda name: zlib.crc32(name.encode()))
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Sweep:
-    """Models that are tried by a few workers; each record is written as it comes."""
+    """Tries models with a few workers, and writes each record as soon as it is there."""
 
     def __init__(
         self, names: Sequence[str], options: argparse.Namespace, out: Path | None, known: dict[str, Record]
@@ -71,7 +71,7 @@ class Sweep:
             out.write_text("".join(json.dumps(record.plain()) + "\n" for record in known.values()))
 
     def run(self) -> None:
-        """Ends when all have been tried."""
+        """Try all models."""
         with tempfile.TemporaryDirectory(prefix="lowtide-models-") as cache:
             threads = [threading.Thread(target=self._work, args=(cache,)) for _ in range(self.options.jobs)]
             for thread in threads:
@@ -102,14 +102,15 @@ class Sweep:
                 with self.out.open("a") as file:
                     file.write(json.dumps(record.plain()) + "\n")
             seconds = sum(record.seconds.values())
-            told = f"{record.stage}: {record.text.splitlines()[0][:90]}" if record.text else ""
+            details = f"{record.stage}: {record.text.splitlines()[0][:90]}" if record.text else ""
             print(
-                f"{self.done:>4}/{self.total}  {seconds:5.1f} s  {record.verdict:<15} {record.name}  {told}", flush=True
+                f"{self.done:>4}/{self.total}  {seconds:5.1f} s  {record.verdict:<15} {record.name}  {details}",
+                flush=True,
             )
 
 
 def _serve(options: argparse.Namespace) -> None:
-    """The far end of a worker: tries the models that it is told."""
+    """Run the far end of a worker, which tries the models whose names it reads."""
     import torch
 
     from .trial import Limits, Trial
@@ -117,17 +118,17 @@ def _serve(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     limits = Limits(options.budget, options.time_limit, options.eager)
 
-    def attempt(name: str, tell: Callable[[str], object]) -> Record:
+    def attempt(name: str, report_stage: Callable[[str], object]) -> Record:
         (case,) = (case for case in cases_of(name.split("/")[0]) if case.name == name)
         gc.collect()
-        gc.freeze()  # measuring a peak looks at all objects: what packages have made need not be among them
-        return Trial(case, limits, tell).run()
+        gc.freeze()  # measuring a peak scans all objects: leave out those that packages have made
+        return Trial(case, limits, report_stage).run()
 
     serve(attempt, Bounds().memory_bytes)
 
 
 def _read(path: Path) -> dict[str, Record]:
-    """The records of a file by name, the last of each."""
+    """Return the records of a file by name, the last of each."""
     if not path.exists():
         return {}
     rows = (json.loads(line) for line in path.read_text().splitlines() if line.strip())

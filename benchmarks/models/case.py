@@ -1,4 +1,4 @@
-"""What the sweep runs: models by name, each with the batches that it trains on."""
+"""The models that the sweep runs, by name, each with the batches that it trains on."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class NotBuilt(Exception):
 class Subject:
     """A model with random weights and the batches for it.
 
-    batch: makes the arguments of step `number`, new tensors at each call, the same ones for the same number. Shapes
-    are the same in all steps.
+    batch: makes the arguments of step `number`: new tensors at each call, equal ones for the same number, with the same
+        shapes in all steps.
     """
 
     model: nn.Module
@@ -32,8 +32,9 @@ class Subject:
 class Case:
     """A model to be tried.
 
-    name: `family/model` or `family/model/class`. task: what it is trained to do, in a few words.
-    build: makes it with the random numbers of torch's generator; raises NotBuilt, or whatever the package raises.
+    name: `family/model` or `family/model/class`.
+    task: what it is trained to do, in a few words.
+    build: makes it with the random numbers of torch's generator; raises NotBuilt, or what the package raises.
     """
 
     name: str

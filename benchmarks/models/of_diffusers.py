@@ -18,7 +18,7 @@ _TIMES, _CLASSES = 1000, 8
 
 @dataclass(frozen=True)
 class _Made:
-    """An argument that is not drawn from the normal distribution. make: gets the generator."""
+    """An argument that is not drawn from the normal distribution. make: takes the generator."""
 
     make: Callable[[torch.Generator], Any]
 
@@ -48,14 +48,14 @@ def _several(count: int, *size: int) -> _Made:
 
 
 def _sizes(rows: int) -> dict[str, _Made]:
-    """What CogView is told of its pictures."""
+    """Return the sizes of pictures that CogView takes as arguments."""
     return {name: _given(torch.tensor([[64, 64]] * rows)) for name in ("original_size", "target_size")} | {
         "crop_coords": _given(torch.tensor([[0, 0]] * rows))
     }
 
 
 def _places(height: int, width: int, axes: int) -> _Made:
-    """Where each patch lies [height · width, axes]."""
+    """Return the position of each patch [height · width, axes]."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     ids = torch.zeros(height * width, axes)
     ids[:, 1], ids[:, 2] = rows.flatten(), columns.flatten()
@@ -92,7 +92,7 @@ _AUTOENCODER = {
 }
 _DOWN_UP = (("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D"))
 
-# Class, configuration, and arguments: a tuple is the size of what is drawn from the normal distribution.
+# Class, configuration, and arguments: a tuple is the size of a tensor drawn from the normal distribution.
 _MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "unet-1d": (
         "UNet1DModel",
@@ -817,7 +817,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all models."""
     for name, (class_name, _, _) in _MODELS.items():
         yield Case(f"diffusers/{name}/{class_name}", "noise", partial(_build, name))
 

@@ -25,7 +25,7 @@ _ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 
 
 def _config(kind: str, **fields: Any) -> Callable[[], Any]:
-    """Made when it is needed, as peft's versions differ in what they have."""
+    """Return a function that makes the configuration when it is needed, because peft's versions differ."""
 
     def make() -> Any:
         if not hasattr(peft, kind):
@@ -75,7 +75,7 @@ _VARIANTS: dict[str, tuple[Head, Callable[[], Any]]] = {
 
 
 def cases() -> Iterator[Case]:
-    """Each adapter on a model that it is made for."""
+    """Yield each adapter on a model that it is made for."""
     for name, (head, config) in _VARIANTS.items():
         yield Case(f"peft/{name}/{head.class_name}", head.task, partial(_build, head, config))
 

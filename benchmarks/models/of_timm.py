@@ -21,7 +21,7 @@ _SIZES = (64, 96, 128, 224, 256)
 _ROWS, _CLASSES = 2, 10
 _OF_EACH = 2
 _MOST_PARAMETERS = 40_000_000
-# What marks a small variant in a name, the smallest first.
+# Marks of small variants in names, the smallest first.
 _SMALL = (
     *(
         "test_",
@@ -46,7 +46,7 @@ _SMALL = (
 
 
 def cases() -> Iterator[Case]:
-    """The models, file by file."""
+    """Yield the models, file by file."""
     by_file: dict[str, list[str]] = defaultdict(list)
     for name in timm.list_models():
         by_file[timm.model_entrypoint(name).__module__.split(".")[-1]].append(name)
@@ -80,7 +80,7 @@ def _build(name: str) -> Subject:
 
 
 def _options(side: int) -> Iterator[dict[str, Any]]:
-    """Dropout and depth at random where the model knows them, pictures of a given size where it must be told."""
+    """Yield options: dropout and random depth if the model takes them, the pictures' size if it requires it."""
     dropout = {"drop_rate": 0.1, "drop_path_rate": 0.1}
     yield {"img_size": side, **dropout}
     yield {"img_size": side}

@@ -24,7 +24,7 @@ class Classifier(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """x: whatever the layers take; labels [rows]."""
+        """Return loss and logits. x: the input of the layers; labels [rows]."""
         y = self.layers(x)
         y = y[0] if isinstance(y, tuple) else y
         if y.dim() > 2:
@@ -42,7 +42,7 @@ class Sequences(nn.Module):
         self.head = nn.Linear(width, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The loss of tokens [rows, tokens]."""
+        """Return the loss of tokens [rows, tokens]."""
         y = self.inner(self.embed(tokens))
         y = y[0] if isinstance(y, tuple) else y
         return functional.cross_entropy(self.head(y[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
@@ -58,7 +58,7 @@ class Translator(nn.Module):
         self.head = nn.Linear(_WIDTH, 100)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """The loss of target given source, both [rows, tokens]; 0 is padding."""
+        """Return the loss of target given source, both [rows, tokens]; 0 is padding."""
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1] - 1)
         y = self.inner(
             self.embed(source),
@@ -80,7 +80,7 @@ class Autoencoder(nn.Module):
         self.decode = nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 64))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """x [rows, 64] in [0, 1]."""
+        """Return the loss of x [rows, 64] in [0, 1]."""
         mean, log_variance = self.encode(x).chunk(2, -1)
         code = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         built = self.decode(code)
@@ -90,7 +90,7 @@ class Autoencoder(nn.Module):
 
 
 class DeepAndCross(nn.Module):
-    """A recommender: bags of embeddings beside numbers, crossed, then a perceptron."""
+    """A recommender: bags of embeddings and numbers, crossed, then a perceptron."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class DeepAndCross(nn.Module):
         self.deep = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 1))
 
     def forward(self, ids: Tensor, numbers: Tensor, clicked: Tensor) -> Tensor:
-        """ids [rows, 3, 5], numbers [rows, 8], clicked [rows]."""
+        """Return the loss of ids [rows, 3, 5], numbers [rows, 8], clicked [rows]."""
         start = x = torch.cat([numbers, *(bag(ids[:, i]) for i, bag in enumerate(self.bags))], -1)
         for layer in self.cross:
             x = start * layer(x) + x
@@ -115,7 +115,7 @@ class GraphConvolution(nn.Module):
         self.head = nn.Linear(32, 4)
 
     def forward(self, nodes: Tensor, edges: Tensor, labels: Tensor) -> Tensor:
-        """nodes [count, 16], edges [2, many], labels [count]."""
+        """Return the loss of nodes [count, 16], edges [2, many], labels [count]."""
         sender, receiver = edges
         messages = self.send(nodes).relu()[sender]
         summed = torch.zeros(len(nodes), 32).index_add(0, receiver, messages)
@@ -134,7 +134,7 @@ class WaveNet(nn.Module):
         self.last = nn.Conv1d(16, 32, 1)
 
     def forward(self, wave: Tensor) -> Tensor:
-        """wave [rows, samples] in [−1, 1]."""
+        """Return the loss of wave [rows, samples] in [−1, 1]."""
         x, total = self.first(wave[:, None, :-1]), 0.0
         for i, (gate, skip) in enumerate(zip(self.gates, self.skips, strict=True)):
             left, right = gate(functional.pad(x, (2**i, 0))).chunk(2, 1)
@@ -151,11 +151,11 @@ class Siamese(nn.Module):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(32, 64), nn.BatchNorm1d(64), nn.PReLU(), nn.Linear(64, 16))
 
-    def forward(self, one: Tensor, other: Tensor) -> dict[str, Tensor]:
-        """Both [rows, 32]."""
-        a, b = (functional.normalize(self.net(x), dim=-1) for x in (one, other))
+    def forward(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        """Return loss and embedding of two inputs [rows, 32]."""
+        a, b = (functional.normalize(self.net(x), dim=-1) for x in (first, second))
         logits = a @ b.mT / 0.1
-        targets = torch.arange(len(one))
+        targets = torch.arange(len(first))
         loss = (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.mT, targets)) / 2
         return {"loss": loss, "embedding": a}
 
@@ -171,7 +171,7 @@ class Experts(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[rows, tokens, width] to the same."""
+        """Map [rows, tokens, width] to the same shape."""
         flat = x.flatten(0, 1)
         weights, chosen = self.route(flat).softmax(-1).topk(2)
         out = torch.zeros_like(flat)
@@ -190,7 +190,7 @@ class Spectral(nn.Module):
         self.norm = nn.LayerNorm(_WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[rows, 12, width] to the same."""
+        """Map [rows, 12, width] to the same shape."""
         return self.norm(x + torch.fft.irfft(torch.fft.rfft(x, dim=1) * self.weight, n=x.shape[1], dim=1))
 
 
@@ -202,7 +202,7 @@ class StateSpace(nn.Module):
         self.decay, self.enter = nn.Parameter(torch.rand(_WIDTH)), nn.Linear(_WIDTH, 2 * _WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[rows, tokens, width] to the same."""
+        """Map [rows, tokens, width] to the same shape."""
         gate, value = self.enter(x).chunk(2, -1)
         state, states = torch.zeros_like(x[:, 0]), []
         for token in range(x.shape[1]):
@@ -219,7 +219,7 @@ class Ctc(nn.Module):
         self.net = nn.Sequential(nn.Conv1d(8, 32, 3, padding=1), nn.GELU(), nn.Conv1d(32, 20, 1))
 
     def forward(self, x: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
-        """x [rows, 8, frames], targets [rows, 5], target_lengths [rows]."""
+        """Return the loss of x [rows, 8, frames], targets [rows, 5], target_lengths [rows]."""
         scores = self.net(x).permute(2, 0, 1).log_softmax(-1)
         frames = torch.full((x.shape[0],), x.shape[2])
         return functional.ctc_loss(scores, targets, frames, target_lengths)
@@ -272,8 +272,8 @@ def _waves(number: int) -> Call:
 
 
 def _two(number: int) -> Call:
-    one, other = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(100 + number))
-    return (one, other), {}
+    first, second = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(100 + number))
+    return (first, second), {}
 
 
 def _unit(number: int) -> Call:
@@ -365,7 +365,7 @@ _NETWORKS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """Yield all models."""
     for name, (make, batch) in _NETWORKS.items():
         yield Case(f"torch/{name}", "of torch alone", partial(_subject, make, batch))
 

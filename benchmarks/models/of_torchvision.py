@@ -34,7 +34,7 @@ _TOO_LARGE = ("101", "ssd300", "swin3d_b", "swin3d_s", "mvit_v2")
 
 
 def cases() -> Iterator[Case]:
-    """All of them, kind by kind."""
+    """Yield all models, kind by kind."""
     for name in _CLASSIFIERS:
         yield Case(f"torchvision/{name}", "picture class", partial(_classifier, name))
     kinds = (
@@ -121,7 +121,7 @@ def _video(name: str) -> Subject:
 
 
 def _multiscale() -> nn.Module:
-    """MViT with three small blocks, of which the second halves the resolution."""
+    """Build MViT with three small blocks; the second halves the resolution."""
     blocks = [
         models.video.mvit.MSBlockConfig(1, 16, 32, [3, 3, 3], [1, 2, 2], [], []),
         models.video.mvit.MSBlockConfig(2, 16, 32, [3, 3, 3], [1, 1, 1], [3, 3, 3], [1, 2, 2]),
@@ -136,7 +136,7 @@ def _flow() -> Subject:
     model = models.optical_flow.raft_small(weights=None)
 
     def batch(number: int) -> Call:
-        one, other = pictures(2 * _ROWS, 3, 128, 128, number).view(2, _ROWS, 3, 128, 128)
-        return (one.clone(), other.clone()), {"num_flow_updates": 2}
+        first, second = pictures(2 * _ROWS, 3, 128, 128, number).view(2, _ROWS, 3, 128, 128)
+        return (first.clone(), second.clone()), {"num_flow_updates": 2}
 
     return Subject(model, batch)

@@ -24,7 +24,7 @@ from .transformers_sizes import Shrinking, Size
 
 transformers.logging.set_verbosity_error()
 
-# For each group of alike tasks: the mappings in order; of a group a type is tried with its first head only.
+# The mappings of each group of similar tasks, in order. A type is tried with its first head in each group only.
 _GROUPS: tuple[tuple[tuple[str, str], ...], ...] = (
     (
         ("text to text", "SEQ_TO_SEQ_CAUSAL_LM"),
@@ -72,7 +72,7 @@ _GROUPS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("spectrogram", "TEXT_TO_SPECTROGRAM"), ("wave", "TEXT_TO_WAVEFORM"), ("mask", "MASK_GENERATION")),
     (("retrieval", "RETRIEVAL"), ("text", "TEXT_ENCODING"), ("causal picture", "CAUSAL_IMAGE_MODELING")),
 )
-# Types that transformers' mappings know as bare models only, though they have a head with a loss.
+# Types that transformers' mappings know as bare models only, although they have a head with a loss.
 _UNMAPPED = {
     "autoformer": ("time series", "AutoformerForPrediction"),
     "informer": ("time series", "InformerForPrediction"),
@@ -107,7 +107,7 @@ class Head:
 
 
 def heads() -> list[Head]:
-    """All that are tried: first each type with one head, then the other heads, then types without any."""
+    """Return all that are tried: first each type with one head, then the other heads, then types without any."""
     first: list[Head] = []
     others: list[Head] = []
     seen: set[str] = set()
@@ -119,9 +119,9 @@ def heads() -> list[Head]:
                 if class_name not in seen:
                     seen.add(class_name)
                     head = Head(model_type, task, class_name)
-                    (others if any(one.model_type == model_type for one in first) else first).append(head)
+                    (others if any(known.model_type == model_type for known in first) else first).append(head)
     typed = {head.model_type for head in first}
-    first += [Head(kind, *told) for kind, told in _UNMAPPED.items() if kind not in typed]
+    first += [Head(kind, *fields) for kind, fields in _UNMAPPED.items() if kind not in typed]
     typed |= set(_UNMAPPED)
     bare = []
     for model_type, class_name in modeling_auto.MODEL_MAPPING_NAMES.items():
@@ -133,14 +133,14 @@ def heads() -> list[Head]:
 
 
 def cases() -> Iterator[Case]:
-    """Each head as a case."""
+    """Yield each head as a case."""
     for head in heads():
         name = f"transformers/{head.model_type}/{head.class_name}"
         yield Case(name, head.task, partial(build, head))
 
 
 def build(head: Head) -> Subject:
-    """The first of a few small sizes and batches that trains in eager. Raises NotBuilt where none does."""
+    """Return the first of a few small sizes and batches that trains in eager. Raises NotBuilt if none does."""
     if not hasattr(transformers, head.class_name):
         raise NotBuilt(f"transformers has no {head.class_name}")
     started = time.monotonic()
@@ -158,12 +158,12 @@ def build(head: Head) -> Subject:
                 return subject
         if time.monotonic() - started > _PATIENCE_SECONDS:
             break
-    raise NotBuilt(" | ".join(one.replace("\n", " ")[:160] for one in dict.fromkeys(reasons)))
+    raise NotBuilt(" | ".join(reason.replace("\n", " ")[:160] for reason in dict.fromkeys(reasons)))
 
 
 def _is_wide(head: Head) -> bool:
     config = CONFIG_MAPPING[head.model_type]()
-    widths = (getattr(one, "hidden_size", 0) for one in (config, config.get_text_config(decoder=True)))
+    widths = (getattr(part, "hidden_size", 0) for part in (config, config.get_text_config(decoder=True)))
     return any(isinstance(width, int) and width >= 2048 for width in widths)
 
 
@@ -184,19 +184,23 @@ def _model(head: Head, size: Size) -> nn.Module:
 
 
 def _complete(config: Any, head: Head) -> None:
-    """Fields that training needs and defaults leave open."""
+    """Set the fields that training needs and defaults leave open."""
     if head.task == "sound to characters" and getattr(config, "vocab_size", 0) is None:
         config.vocab_size = 32
     text = config.get_text_config(decoder=True)
-    for one in (config, text):
-        if getattr(one, "pad_token_id", None) is None and head.task in ("text class", "text to text", "speech to text"):
-            one.pad_token_id = 0
+    for part in (config, text):
+        if getattr(part, "pad_token_id", None) is None and head.task in (
+            "text class",
+            "text to text",
+            "speech to text",
+        ):
+            part.pad_token_id = 0
     if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
 
 
 def _trainable(model: nn.Module, head: Head, reasons: list[str], size: Size) -> Subject | None:
-    """The model with the first batch that eager trains on."""
+    """Return the model with the first batch that eager trains on."""
     inputs = Inputs(model, head.task)
     waiting = list(variants(head.task, inputs.names))
     tried: set[Shape] = set()
@@ -206,28 +210,28 @@ def _trainable(model: nn.Module, head: Head, reasons: list[str], size: Size) -> 
             continue
         tried.add(shape)
         inputs = Inputs(model, head.task, shape)
-        twin = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
         try:
             seed_all(0)
             started = time.process_time()
-            run_step(twin, inputs(0))
+            run_step(copied, inputs(0))
             seconds = time.process_time() - started
             if seconds > _MOST_SECONDS:
                 raise NotBuilt(f"a step takes {seconds:.0f} s")
-            if any(p.grad is not None for p in twin.parameters()):
+            if any(p.grad is not None for p in copied.parameters()):
                 return Subject(model, inputs)
             reasons.append("no parameter gets a gradient")
         except Exception as error:
             reasons.append(f"{size.divisor} {shape}: {type(error).__name__}: {error}")
-            again = _with_placeholders(shape, str(error))
-            if again is not None:
-                waiting.insert(0, again)
+            larger = _with_placeholders(shape, str(error))
+            if larger is not None:
+                waiting.insert(0, larger)
     return None
 
 
 def _with_placeholders(shape: Shape, message: str) -> Shape | None:
-    """Another batch, where the message says how many tokens must stand for a picture."""
-    told = re.search(r"tokens:?\s*(\d+)\D+(?:features|embeddings)\D*(\d+)", message)
-    if told is None or shape.placeholders:
+    """Return another batch, if the message says how many tokens must stand for a picture."""
+    counts = re.search(r"tokens:?\s*(\d+)\D+(?:features|embeddings)\D*(\d+)", message)
+    if counts is None or shape.placeholders:
         return None
-    return replace(shape, placeholders=-(-int(told[2]) // ROWS))
+    return replace(shape, placeholders=-(-int(counts[2]) // ROWS))

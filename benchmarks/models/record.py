@@ -1,4 +1,4 @@
-"""What is known about one model of the sweep once it has been tried, as it stands in the JSON lines."""
+"""The record of one model of the sweep, as it is written to the JSON lines."""
 
 from __future__ import annotations
 
@@ -33,11 +33,14 @@ NOT_COUNTED = (NOT_BUILT, EAGER_VARIES)
 
 @dataclass
 class Record:
-    """One model's verdict, with what was measured on the way.
+    """One model's verdict, with its measurements. `*_bytes` count everything, resident bytes too.
 
-    stage: what was being done last. text: the error's message, or what differs most. kind: the same without names and
-    numbers, so that alike failures count together. budget: the share asked for, or "smallest" where that was
-    infeasible. `*_bytes` count everything, residents too; `eager_peak_bytes` is measured. seconds: of the processor.
+    stage: the last stage that began.
+    text: the error's message, or what differs most.
+    kind: the same without names and numbers, so that similar failures count together.
+    budget: the requested share, or "smallest" where that was infeasible.
+    eager_peak_bytes: measured.
+    seconds: of the processor.
     """
 
     name: str
@@ -75,16 +78,16 @@ class Record:
 
     @property
     def is_counted(self) -> bool:
-        """Whether it builds, trains in eager, and does there always the same."""
+        """Return whether it builds, trains in eager, and always gives the same results there."""
         return self.verdict not in NOT_COUNTED
 
     def plain(self) -> dict[str, Any]:
-        """In types that JSON knows."""
+        """Convert to types that JSON knows."""
         return asdict(self)
 
 
 def kind_of(text: str) -> str:
-    """A message without what is particular to a model: names in quotes, dotted names, numbers; at most 100 letters."""
+    """Return at most 100 letters of a message, without what depends on the model: quoted and dotted names, numbers."""
     text = text.split("\n")[0]
     text = re.sub(r"0x[0-9a-f]+", "…", text)
     text = re.sub(r"\[[^\]]*\]|\([^()]*\)", "(…)", text)

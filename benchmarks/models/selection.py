@@ -1,4 +1,4 @@
-"""Which models there are: by family, as far as its package is installed, and by pattern."""
+"""Selects models by family, as far as its package is installed, and by pattern."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FAMILIES = {
 
 @cache
 def cases_of(family: str) -> Sequence[Case]:
-    """The models of a family in order; none where its package is not installed."""
+    """Return the models of a family in order; none if its package is not installed."""
     if find_spec(family) is None:
         return ()
     return tuple(import_module(f".{FAMILIES[family]}", __package__).cases())
 
 
 def matching(families: Iterable[str] | None, patterns: Sequence[str] | None) -> list[Case]:
-    """The models of some families (all by default) whose names match a pattern, or have it as a part."""
+    """Return the models of some families (all by default) whose names match or contain a pattern."""
     every = [case for family in families or FAMILIES for case in cases_of(family)]
     if not patterns:
         return every

@@ -11,7 +11,7 @@ _SHOWN_NAMES = 4
 
 
 def summary(records: Sequence[Record]) -> str:
-    """Verdicts by family, then what failed by kind, most frequent first."""
+    """Return verdicts by family, then failures by kind, most frequent first."""
     lines = _by_family(records)
     for verdict in VERDICTS:
         kinds = _kinds(record for record in records if record.verdict == verdict != EXACT)
@@ -25,7 +25,7 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def planned_whole(records: Iterable[Record]) -> tuple[int, int]:
-    """How many are exact and within prediction and budget, and how many count at all."""
+    """Count the models that are exact and within prediction and budget, and all that count."""
     counted = [record for record in records if record.is_counted]
     return sum(record.verdict == EXACT for record in counted), len(counted)
 
@@ -60,7 +60,7 @@ def _kinds(records: Iterable[Record]) -> list[tuple[str, list[str]]]:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The page for the docs: how it was measured, verdicts by family, all failures, all models."""
+    """Return the page for the docs: how it was measured, verdicts by family, all failures, all models."""
     whole, counted = planned_whole(records)
     packages = sorted(
         {record.package for record in records} | {f"torch {record.torch}" for record in records if record.torch}
@@ -123,5 +123,5 @@ def _model_table(records: Sequence[Record]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """One line of a message that cannot end its cell."""
+    """Return one line of a message that cannot end its cell."""
     return text.split("\n")[0][:100].replace("|", "\\|")

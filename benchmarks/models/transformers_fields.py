@@ -1,4 +1,4 @@
-"""Fields of small configurations that cannot be told from names alone, by model type; dotted names are not needed."""
+"""Fields of small configurations that cannot be inferred from names alone, by model type."""
 
 from __future__ import annotations
 

@@ -22,11 +22,13 @@ _PATCHES = 4  # along a side, where patches are given instead of pictures
 
 @dataclass(frozen=True)
 class Shape:
-    """Choices between batches that a signature does not settle; those that eager runs on are taken.
+    """Choices between batches that a signature leaves open; those that eager runs on are taken.
 
-    placeholders: how many tokens stand for each picture or sound. dimensions: of pictures. has_labels, has_mask: which
-    optional arguments are given. frames_first: sound features as [rows, frames, features]. has_wave_channel: sound as
-    [rows, 1, samples].
+    placeholders: how many tokens stand for each picture or sound.
+    dimensions: of pictures.
+    has_labels, has_mask: which optional arguments are given.
+    frames_first: whether sound features are [rows, frames, features].
+    has_wave_channel: whether sound is [rows, 1, samples].
     """
 
     placeholders: int = 0
@@ -55,7 +57,7 @@ class Inputs:
         self.tokens = min(_TOKENS, positions) if isinstance(positions, int) and positions > 4 else _TOKENS
 
     def __call__(self, number: int) -> Call:
-        """The keyword arguments of step `number`."""
+        """Return the keyword arguments of step `number`."""
         self.seed = number
         self.draw = torch.Generator().manual_seed(1000 + number)
         kwargs = {name: make(self) for name, make in _MAKERS.items() if name in self.names and self._wants(name)}
@@ -69,10 +71,10 @@ class Inputs:
     def _wants(self, name: str) -> bool:
         return self.shape.has_mask or name != "attention_mask"
 
-    # What the configuration says.
+    # The configuration.
 
     def number(self, *names: str, default: int = 0) -> int:
-        """The first of these fields that is a whole number, looked up in all parts of the configuration."""
+        """Return the first of these fields that is a whole number, in all parts of the configuration."""
         for config in parts_of(self.config):
             for name in names:
                 value = _value(config, name)
@@ -84,13 +86,13 @@ class Inputs:
 
     @property
     def side(self) -> int:
-        """Of pictures, in pixels."""
+        """The side of pictures, in pixels."""
         return self.shape.side or min(self.number("image_size", "input_size", default=64), 384)
 
     # Tensors.
 
     def ids(self, rows: int = ROWS, seed: int = 0, vocabulary: int | None = None) -> Tensor:
-        """Running text without special tokens [rows, tokens]."""
+        """Return running text without special tokens [rows, tokens]."""
         size = vocabulary or _value(self.text, "vocab_size") or self.number("vocab_size", default=100)
         special = {
             value
@@ -102,19 +104,19 @@ class Inputs:
         return torch.tensor(hashed(words, min(size, 100), frozenset(special | {0, 1, 2, 3}))).view(rows, -1)
 
     def pictures(self, *front: int, channels: int | None = None) -> Tensor:
-        """Smooth pictures [*front, channels, side, side]."""
+        """Return smooth pictures [*front, channels, side, side]."""
         channels = channels or self.number("num_channels", "in_channels", "in_chans", default=3)
         count = 1
-        for one in front:
-            count *= one
+        for size in front:
+            count *= size
         return pictures(count, channels, self.side, self.side, self.seed).view(*front, channels, self.side, self.side)
 
     def floats(self, *size: int) -> Tensor:
-        """Drawn from the normal distribution."""
+        """Draw from the normal distribution."""
         return torch.randn(*size, generator=self.draw)
 
     def below(self, end: int, *size: int) -> Tensor:
-        """Whole numbers from 0."""
+        """Draw whole numbers from 0."""
         return torch.randint(max(end, 1), size, generator=self.draw)
 
 
@@ -132,7 +134,7 @@ def _input_ids(inputs: Inputs) -> Tensor | None:
     if inputs.task == "multiple choice":
         return torch.stack([ids, inputs.ids(seed=3)], 1)
     if inputs.task == "text class" and getattr(inputs.config, "is_encoder_decoder", False):
-        ids[:, -1] = inputs.number("eos_token_id")  # such models read the class off there
+        ids[:, -1] = inputs.number("eos_token_id")  # these models read the class at this token
     if inputs.shape.placeholders:
         token = _placeholder_id(inputs)
         ids = torch.cat([ids[:, :2], torch.full((ROWS, inputs.shape.placeholders), token), ids[:, 2:]], 1)
@@ -349,11 +351,11 @@ def _future(inputs: Inputs, kwargs: Kwargs) -> Kwargs:
     past = kwargs["past_values"]
     length = inputs.number("prediction_length", "horizon_length", default=8)
     future = inputs.floats(ROWS, length, *past.shape[2:])
-    told: Kwargs = {"future_values": future.abs(), "past_observed_mask": torch.ones_like(past)}
+    arguments: Kwargs = {"future_values": future.abs(), "past_observed_mask": torch.ones_like(past)}
     features = inputs.number("num_time_features", default=0) + inputs.number("num_dynamic_real_features", default=0)
-    told["past_time_features"] = inputs.floats(ROWS, past.shape[1], features)
-    told["future_time_features"] = inputs.floats(ROWS, length, features)
-    return told
+    arguments["past_time_features"] = inputs.floats(ROWS, past.shape[1], features)
+    arguments["future_time_features"] = inputs.floats(ROWS, length, features)
+    return arguments
 
 
 _SOUND = ("sound class", "sound to characters", "frame class", "speaker")
@@ -381,7 +383,7 @@ _LABELS: dict[str, Callable[[Inputs, Kwargs], Kwargs]] = {
 
 
 def variants(task: str, names: list[str]) -> Iterator[Shape]:
-    """Batches to try one after the other."""
+    """Yield batches to try one after the other."""
     plain = Shape(dimensions=5 if "video" in task else 4)
     yield plain
     if "input_features" in names:

@@ -1,4 +1,4 @@
-"""Makes small configurations of transformers' models out of their defaults, by the names of their fields."""
+"""Makes small configurations of transformers' models from their defaults, by the names of their fields."""
 
 from __future__ import annotations
 
@@ -66,10 +66,12 @@ _MOST = {
 
 @dataclass(frozen=True)
 class Size:
-    """How small a configuration is to be made.
+    """The target size of a configuration.
 
-    divisor: of all widths. images: side of pictures in patches, at least; None leaves pictures and patches as they
-    are. layers: how many of them, where all of a kind. has_dropout: puts 0.1 where dropout is 0.
+    divisor: of all widths.
+    images: the least side of pictures in patches; None leaves pictures and patches unchanged.
+    layers: how many of them, where all are alike.
+    has_dropout: whether to set dropout of 0 to 0.1.
     """
 
     divisor: int = 16
@@ -80,14 +82,14 @@ class Size:
 
 @dataclass
 class Shrinking:
-    """One configuration with all inside it, made small; equal special ids stay equal."""
+    """Shrinks one configuration with all inside it; equal special ids stay equal."""
 
     size: Size
     _new_ids: dict[int, int] = field(default_factory=dict)
     _new_widths: dict[int, int] = field(default_factory=dict)
 
     def shrink(self, config: PreTrainedConfig, overrides: dict[str, Any] | None = None) -> PreTrainedConfig:
-        """A new configuration of the same class. overrides: fields by name that are given instead."""
+        """Return a new configuration of the same class. overrides: fields by name that are used instead."""
         self._new_widths = _widths_of_heads(config, self.size.divisor)
         small = self._shrink(config, overrides)
         for part in parts_of(small):
@@ -99,19 +101,19 @@ class Shrinking:
         fresh = type(config)()
         kwargs: dict[str, Any] = {}
         chosen = _chosen_layers(config, self.size.layers)
-        for one in dataclasses.fields(config):
-            if not one.init or one.name in _PASSED_OVER:
+        for setting in dataclasses.fields(config):
+            if not setting.init or setting.name in _PASSED_OVER:
                 continue
-            value = _read(config, one.name)
-            inner = overrides.get(one.name)
+            value = _read(config, setting.name)
+            inner = overrides.get(setting.name)
             if isinstance(value, PreTrainedConfig):
-                kwargs[one.name] = self._shrink(value, inner)
+                kwargs[setting.name] = self._shrink(value, inner)
             elif inner is not None:
-                kwargs[one.name] = inner
+                kwargs[setting.name] = inner
             elif value is not None and (
-                one.default is not None or value != _read(fresh, one.name) or chosen.has(value)
+                setting.default is not None or value != _read(fresh, setting.name) or chosen.has(value)
             ):
-                kwargs[one.name] = self._small(one.name, value, config, chosen)
+                kwargs[setting.name] = self._small(setting.name, value, config, chosen)
         kwargs |= _features(config, chosen)
         kwargs |= {name: value for name, value in overrides.items() if name not in kwargs}
         return type(config)(**kwargs)
@@ -194,10 +196,11 @@ _PASSED_OVER = frozenset(
 
 @dataclass(frozen=True)
 class _Layers:
-    """Which of a configuration's layers are kept.
+    """The layers of a configuration that are kept.
 
-    count: how many it has; indices: those that show each kind of layer once; least: how many are needed so that
-    features can be taken at as many places as now.
+    count: how many it has.
+    indices: those that show each kind of layer once.
+    least: how many are needed to take features at as many places as before.
     """
 
     count: int
@@ -205,11 +208,11 @@ class _Layers:
     least: int
 
     def has(self, value: Any) -> bool:
-        """Whether a value is a list with one entry for each layer."""
+        """Return whether a value is a list with one entry for each layer."""
         return bool(self.indices) and isinstance(value, (list, tuple)) and len(value) == self.count > 4
 
     def spread(self, places: list[int]) -> list[int]:
-        """Numbers of layers, brought into the range of those kept, in the same order."""
+        """Map numbers of layers to the range of those kept, in the same order."""
         kept = max(len(self.indices), self.least)
         last = kept if max(places) >= self.count else kept - 1
         first = max(0, last - len(places) + 1)
@@ -220,7 +223,7 @@ def _chosen_layers(config: PreTrainedConfig, layers: int) -> _Layers:
     count = _read(config, "num_hidden_layers") or _read(config, "depth") or _read(config, "num_layers") or 0
     if not isinstance(count, int) or count < 1:
         return _Layers(0, (), 0)
-    values = {one.name: _read(config, one.name) for one in dataclasses.fields(config)}
+    values = {setting.name: _read(config, setting.name) for setting in dataclasses.fields(config)}
     by_layer = [v for v in values.values() if isinstance(v, (list, tuple)) and len(v) == count > 4]
     first: dict[tuple[int, str], int] = {}
     for number, kinds in enumerate(by_layer):
@@ -250,17 +253,17 @@ def _small_rope(value: dict[str, Any], divisor: int) -> dict[str, Any]:
 
 
 def parts_of(config: PreTrainedConfig) -> list[Any]:
-    """A configuration and those inside it, outermost first."""
-    found, waiting = [], [config]
+    """Return a configuration and those inside it, outermost first."""
+    parts, waiting = [], [config]
     while waiting:
         part = waiting.pop(0)
-        found.append(part)
+        parts.append(part)
         waiting += [value for value in vars(part).values() if isinstance(value, PreTrainedConfig)]
-    return found
+    return parts
 
 
 def _widths_of_heads(config: PreTrainedConfig, divisor: int) -> dict[int, int]:
-    """New widths of hidden states, each a multiple of twice its heads; whatever is as wide follows."""
+    """Return new widths of hidden states, each a multiple of twice its heads; fields of equal width follow."""
     heads: dict[int, set[int]] = {}
     for part in parts_of(config):
         count = next((n for n in (_read(part, name) for name in _HEADS) if isinstance(n, int) and n > 0), None)
@@ -276,12 +279,12 @@ _HEADS = ("num_attention_heads", "num_heads", "encoder_attention_heads", "attent
 
 
 def _fit_rotation(config: Any) -> None:
-    """Makes the sections of a rotation over several axes fill half of a head."""
+    """Make the sections of a rotation over several axes fill half of a head."""
     rope = _read(config, "rope_parameters")
     width, heads = _read(config, "hidden_size"), _read(config, "num_attention_heads")
     if not isinstance(rope, dict) or not width or not heads:
         return
-    for part in (rope, *(one for one in rope.values() if isinstance(one, dict))):
+    for part in (rope, *(inner for inner in rope.values() if isinstance(inner, dict))):
         sections = part.get("mrope_section")
         if sections:
             head = _read(config, "head_dim") or width // heads
@@ -291,7 +294,7 @@ def _fit_rotation(config: Any) -> None:
 
 
 def _features(config: PreTrainedConfig, chosen: _Layers) -> dict[str, Any]:
-    """The stages whose features a backbone hands on: the same where there are as many, else as many of those left."""
+    """Return the stages whose features a backbone returns: the same if they exist, otherwise as many as are left."""
     names = _read(config, "out_features")
     if not names or not hasattr(config, "stage_names"):
         return {}
@@ -302,8 +305,8 @@ def _features(config: PreTrainedConfig, chosen: _Layers) -> dict[str, Any]:
 
 
 def _read(config: PreTrainedConfig, name: str) -> Any:
-    """A field's value; None where it is not there, or differs from layer to layer."""
+    """Return a field's value; None if it does not exist, or differs from layer to layer."""
     try:
         return getattr(config, name, None)
-    except Exception:  # per-layer attributes refuse to be read as one
+    except Exception:  # attributes per layer cannot be read as one
         return None

@@ -49,7 +49,12 @@ _TEXT = 400
 
 @dataclass(frozen=True)
 class Limits:
-    """How models are tried. budget: of the peak with everything kept; time_limit: seconds of solving."""
+    """The limits under which models are tried.
+
+    budget: a share of the peak with everything kept.
+    time_limit: seconds of solving.
+    is_eager_only: whether to train in eager alone.
+    """
 
     budget: str = "60%"
     time_limit: float = 2.0
@@ -58,11 +63,11 @@ class Limits:
 
 @dataclass
 class Trial:
-    """A trial under way: fills `record`, and tells each stage's name as it begins."""
+    """A trial in progress: fills `record`, and reports each stage's name when it begins."""
 
     case: Case
     limits: Limits
-    tell: Callable[[str], object]
+    report_stage: Callable[[str], object]
     record: Record = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +75,7 @@ class Trial:
         self.record.package = _package(self.case.family)
 
     def run(self) -> Record:
-        """The filled record; no exception of the model or of lowtide passes through."""
+        """Return the filled record; no exception of the model or of lowtide passes through."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -79,14 +84,14 @@ class Trial:
                     self._rewritten(subject, eager, unstable)
             except Exception as error:
                 self._failed(error)
-        said = [str(w.message) for w in caught if issubclass(w.category, lowtide.LowtideWarning)]
-        self.record.warnings = [text[:_TEXT] for text in dict.fromkeys(said)][:_SHOWN]
+        messages = [str(w.message) for w in caught if issubclass(w.category, lowtide.LowtideWarning)]
+        self.record.warnings = [text[:_TEXT] for text in dict.fromkeys(messages)][:_SHOWN]
         if self.record.text and not self.record.kind:
             self.record.kind = kind_of(self.record.text)
         return self.record
 
     def _eager(self) -> tuple[Subject, list[Seen], set[str]]:
-        """Builds and trains in eager, twice; gives what the first left, and what the second left otherwise."""
+        """Build and train in eager, twice; return the first results, and the names of those that vary."""
         with self._stage("building"):
             seed_all(0)
             subject = self.case.build()
@@ -95,17 +100,17 @@ class Trial:
             self.record.parameters = sum(parameter.numel() for parameter in model.parameters())
         with self._stage("eager"):
             eager, again = (trained(self._copy(model), subject) for _ in range(2))
-            unstable = {one.what for one in differences(eager, again)}
+            unstable = {difference.what for difference in differences(eager, again)}
             self._check_worth(eager)
             self.record.varying = sorted(unstable)[:_SHOWN]
-            twin = self._copy(model)
-            start_bytes = resident_bytes(twin, subject.batch(0))
-            self.record.eager_peak_bytes = start_bytes + peak_above_start(twin, subject)
+            copied = self._copy(model)
+            start_bytes = resident_bytes(copied, subject.batch(0))
+            self.record.eager_peak_bytes = start_bytes + peak_above_start(copied, subject)
         self.record.verdict = EXACT
         return subject, eager, unstable
 
     def _copy(self, model: nn.Module) -> nn.Module:
-        """Another module with the same parameters; built anew where it holds tensors that refuse to be copied."""
+        """Return another module with equal parameters; build it again if its tensors cannot be copied."""
         try:
             return copy.deepcopy(model)
         except RuntimeError:
@@ -113,7 +118,7 @@ class Trial:
             return self.case.build().model.train()
 
     def _check_worth(self, eager: list[Seen]) -> None:
-        """A model without gradients, or with endless ones, shows nothing."""
+        """Raise NotBuilt for a model without gradients or with infinite ones, which would show nothing."""
         self.record.tensors, self.record.tensors_with_gradient, is_finite = gradient_counts(eager)
         if not self.record.tensors_with_gradient and self.record.tensors:
             raise NotBuilt("no parameter gets a gradient")
@@ -127,20 +132,22 @@ class Trial:
             small = self._planned(subject)
         with self._stage("running"):
             seen = trained(small, subject)
-        found = [one for one in differences(eager, seen) if one.what not in unstable]
-        self.record.different_count = len(found)
-        self.record.differences = [(one.step, one.what, one.error) for one in found[:_SHOWN]]
+        differing = [difference for difference in differences(eager, seen) if difference.what not in unstable]
+        self.record.different_count = len(differing)
+        self.record.differences = [
+            (difference.step, difference.what, difference.error) for difference in differing[:_SHOWN]
+        ]
         with self._stage("measuring"):
             self._measure(small, subject)
-        if found:
-            worst = max(found, key=lambda one: one.error)
+        if differing:
+            worst = max(differing, key=lambda difference: difference.error)
             self._judge(DIFFERENT, f"{worst.what} in step {worst.step}, relative error {worst.error:.2g}")
-            self.record.kind = _kind_of_difference(found, eager)
+            self.record.kind = _kind_of_difference(differing, eager)
         elif self.record.verdict == EXACT and unstable:
             self._judge(EAGER_VARIES, ", ".join(self.record.varying))
 
     def _planned(self, subject: Subject) -> Any:
-        """The rewritten model, for the share asked for or else the smallest budget that is feasible."""
+        """Return the rewritten model, for the requested share or else the smallest feasible budget."""
         options: dict[str, Any] = {"costs": "flops", "time_limit": self.limits.time_limit}
         budget: int | str = self.limits.budget
         self.record.budget = self.limits.budget
@@ -151,7 +158,7 @@ class Trial:
             except lowtide.InfeasibleBudget as error:
                 if budget == "100%":
                     raise
-                # A search that a clock ends need not come as low twice.
+                # A search under a time limit may not reach the same peak twice.
                 is_first = budget == self.limits.budget
                 budget = error.smallest_bytes if is_first else "100%"
                 self.record.budget = "smallest" if is_first else "100%"
@@ -162,7 +169,7 @@ class Trial:
         if plan is None:
             self._judge(NOT_PLANNED, "the original's forward ran")
             return
-        # Tensors that a module holds without registering them are known to the plan only.
+        # Only the plan knows tensors that a module holds without registering them.
         start_bytes = max(resident_bytes(small, subject.batch(0)), plan.problem.resident_bytes)
         record = self.record
         record.measured_peak_bytes = start_bytes + above_bytes
@@ -185,23 +192,23 @@ class Trial:
         self.record.verdict, self.record.text = verdict, text
 
     def _failed(self, error: Exception) -> None:
-        """Files an exception under who raised it, and when."""
-        told = f"{type(error).__name__}: {error}"
+        """Record an exception by who raised it and in which stage."""
+        message = f"{type(error).__name__}: {error}"
         if self.record.verdict == NOT_BUILT:
             verdict = NOT_BUILT
         else:
             verdict = REFUSED if isinstance(error, lowtide.LowtideError) else CRASHED
-        self._judge(verdict, told[:_TEXT])
+        self._judge(verdict, message[:_TEXT])
         frames = traceback.extract_tb(error.__traceback__)[-6:][::-1]
         places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
         self.record.where = " < ".join(places)
         if verdict == CRASHED:
-            self.record.kind = f"{kind_of(told)} in {Path(frames[0].filename).name} {frames[0].name}"
+            self.record.kind = f"{kind_of(message)} in {Path(frames[0].filename).name} {frames[0].name}"
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         self.record.stage = name
-        self.tell(name)
+        self.report_stage(name)
         started = time.process_time()
         try:
             yield
@@ -209,18 +216,18 @@ class Trial:
             self.record.seconds[name] = round(time.process_time() - started, 3)
 
 
-def _kind_of_difference(found: list[Difference], eager: list[Seen]) -> str:
-    """What sorts of tensors differ, and whether by more than rounding does, beside all of their sort together.
+def _kind_of_difference(differing: list[Difference], eager: list[Seen]) -> str:
+    """Return which sorts of tensors differ, and whether by more than rounding, relative to all of their sort together.
 
-    A single tensor may be nothing but what was rounded, as the gradient of a bias of keys is.
+    A single tensor may be nothing but rounding, for example the gradient of the bias of keys.
     """
-    sorts = sorted({one.what.split()[0] for one in found})
-    if any(math.isinf(one.distance) for one in found):
+    sorts = sorted({difference.what.split()[0] for difference in differing})
+    if any(math.isinf(difference.distance) for difference in differing):
         return f"{', '.join(sorts)}: lacking, or of another shape"
-    off = sum(one.distance**2 for one in found if one.step == found[0].step)
-    alike = (t for what, t in eager[found[0].step].items() if what.split()[0] in sorts and t is not None)
+    squared_distance = sum(difference.distance**2 for difference in differing if difference.step == differing[0].step)
+    alike = (t for what, t in eager[differing[0].step].items() if what.split()[0] in sorts and t is not None)
     whole = sum(float(torch.linalg.vector_norm(t.detach().abs().double())) ** 2 for t in alike)
-    return f"{', '.join(sorts)}: {'as by rounding' if off < 1e-8 * whole else 'wrong'}"
+    return f"{', '.join(sorts)}: {'as by rounding' if squared_distance < 1e-8 * whole else 'wrong'}"
 
 
 def _package(family: str) -> str:

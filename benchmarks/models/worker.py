@@ -19,16 +19,17 @@ from typing import Any
 from .record import CRASHED, NOT_BUILT, Record, kind_of
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LOOK_SECONDS = 0.5  # between two looks at the limit
+_LOOK_SECONDS = 0.5  # between two checks of the limit
 _PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a process may take.
+    """The resources that a process may take.
 
-    seconds: of the processor for one model, and ten times that by the clock, as others may be running beside it.
-    memory_bytes: of addresses. models: before a fresh process starts.
+    seconds: of the processor for one model, and ten times that by the clock, as other processes may be running.
+    memory_bytes: of addresses.
+    models: how many before a new process starts.
     """
 
     seconds: float = 120.0
@@ -37,7 +38,7 @@ class Bounds:
 
 
 class _Limit:
-    """When a process must be done: by its own time where the system tells that, and by the clock."""
+    """The time limit of a process: by its processor time if the system reports that, and by the clock."""
 
     def __init__(self, pid: int, seconds: float) -> None:
         self._pid, self._seconds = pid, seconds
@@ -51,7 +52,7 @@ class _Limit:
 
 
 def _used_seconds(pid: int) -> float | None:
-    """The processor's time that a process has had; None where there is no /proc."""
+    """Return the processor time that a process has used; None if there is no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
@@ -61,9 +62,9 @@ def _used_seconds(pid: int) -> float | None:
 
 @dataclass
 class Worker:
-    """The near end of a process that tries models; starts it when it is needed.
+    """The near end of a process that tries models; it starts the process when it is needed.
 
-    command: what is run; it reads names and writes lines as `serve` does.
+    command: the command to run, which reads names and writes lines as `serve` does.
     """
 
     command: list[str]
@@ -74,7 +75,7 @@ class Worker:
     _unread: bytes = b""
 
     def attempt(self, name: str) -> Record:
-        """What the process says of a model, or what became of the process."""
+        """Return the process's record of a model, or one that says how the process ended."""
         if self._process is None or self._tried >= self.bounds.models:
             self._start()
         process = self._process
@@ -90,10 +91,10 @@ class Worker:
         while (line := self._line(limit)) is not None:
             if not line:
                 return self._gone(name, stage)
-            told = json.loads(line)
-            if "stage" not in told or "verdict" in told:
-                return Record(**told)
-            stage = told["stage"]
+            message = json.loads(line)
+            if "stage" not in message or "verdict" in message:
+                return Record(**message)
+            stage = message["stage"]
         self.close()
         return _lost(name, stage, f"the limit of {self.bounds.seconds:g} s passed")
 
@@ -104,7 +105,7 @@ class Worker:
         self._tried, self._unread = 0, b""
 
     def _line(self, limit: _Limit) -> bytes | None:
-        """The next line; empty where the process has ended; None when the time is over."""
+        """Return the next line; empty if the process has ended, None when the time is over."""
         assert self._process is not None and self._process.stdout is not None
         source = self._process.stdout.fileno()
         while b"\n" not in self._unread:
@@ -126,7 +127,7 @@ class Worker:
         return _lost(name, stage, f"the process ended with {signal.Signals(-code).name if code < 0 else code}")
 
     def close(self) -> None:
-        """Ends the process with all that it has started."""
+        """End the process with all that it has started."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -140,23 +141,23 @@ class Worker:
 
 
 def _lost(name: str, stage: str, text: str) -> Record:
-    """A model that took its process with it: before eager has run that is not lowtide's doing."""
+    """Return the record of a model whose process ended; before eager has run, that is not lowtide's fault."""
     verdict = NOT_BUILT if stage in ("building", "eager") else CRASHED
     return Record(name, verdict=verdict, stage=stage, text=text, kind=f"{kind_of(text)}, {stage}")
 
 
 def serve(attempt: Callable[[str, Callable[[str], object]], Record], memory_bytes: int) -> None:
-    """The far end: reads names, writes a line for each stage and one with the record.
+    """Run the far end: read names, write a line for each stage and one with the record.
 
-    attempt: tries the model of a name, telling its stages.
+    attempt: tries the model of a name and reports its stages.
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     lines = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what models print must not be taken for an answer
+    os.dup2(2, 1)  # what models print must not be read as a record
 
-    def write(told: dict[str, Any]) -> None:
-        lines.write(json.dumps(told) + "\n")
+    def write(message: dict[str, Any]) -> None:
+        lines.write(json.dumps(message) + "\n")
 
     for name in sys.stdin:
         record = attempt(name.strip(), lambda stage: write({"stage": stage}))

@@ -1,9 +1,10 @@
-"""Random 64-bit words that depend on a seed and a place alone: drawn again, or by more threads, they are the same.
+"""Random 64-bit words that depend on a seed and a place alone, so that drawing them again, or by more threads, gives
+the same words.
 
-Word i of a stream is the finalizer of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", 2014) applied to `state + i * 0x9e3779b97f4a7c15`; a stream's state is its seed and number, finalized.
-Seeds beside each other will do therefore: a tensor's may be its step's plus its own number. One seed for two tensors
-gives them the same numbers.
+Word i of a stream is the finalizer of splitmix64 applied to `state + i * 0x9e3779b97f4a7c15` (Steele, Lea and Flood,
+"Fast splittable pseudorandom number generators", 2014). A stream's state is its seed and number, finalized. Adjacent
+seeds are therefore independent: a tensor's seed may be its step's plus the tensor's number. Two tensors with the same
+seed get the same numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _WORDS = (c_uint64, c_int64, c_void_p, c_int64)
 
 
 def signed_word(word: int) -> int:
-    """64 bits as torch's int64 holds them."""
+    """Return 64 bits as torch's int64 holds them."""
     word &= 2**64 - 1
     return word - 2**64 if word >= 2**63 else word
 
@@ -52,12 +53,15 @@ def _finalized(word: int) -> int:
 
 
 def state_of(seed: int, stream: int = 0) -> int:
-    """The state, 64 bits without a sign, of one of a seed's streams, which are independent for all that is known."""
+    """Return the state of one of a seed's streams, 64 bits without a sign.
+
+    No dependence between streams is known.
+    """
     return _finalized(_finalized(seed % 2**64) + (stream + 1) * _STEP & 2**64 - 1)
 
 
 def words_plainly(states: Tensor, places: Tensor) -> Tensor:
-    """`random_words` in plain torch: int64 in the broadcast shape of states and places, both int64."""
+    """Return `random_words` in plain torch: int64 in the broadcast shape of states and places, both int64."""
     words = places * signed_word(_STEP) + states
     for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1])):
         words.bitwise_xor_((words >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(signed_word(factor))
@@ -65,7 +69,7 @@ def words_plainly(states: Tensor, places: Tensor) -> Tensor:
 
 
 def random_words(state: int, start: int, count: int, device: torch.device) -> Tensor:
-    """Words `start` to `start + count` of a stream: int64 [count] of any 64 bits."""
+    """Return words `start` to `start + count` of a stream: int64 [count] of any 64 bits."""
     run = native(SOURCE, "random_words", _WORDS) if device.type == "cpu" else None
     if run is None:
         places = torch.arange(start, start + count, dtype=torch.int64, device=device)
@@ -76,16 +80,19 @@ def random_words(state: int, start: int, count: int, device: torch.device) -> Te
 
 
 def halves(state: int, start: int, count: int, device: torch.device) -> Tensor:
-    """Numbers of 24 bits, as float32 [count], for elements `start` (even) and on: two to a word, the low half first."""
+    """Return numbers of 24 bits for elements `start` (even) and following: float32 [count].
+
+    A word makes two of them, the low half first.
+    """
     words = random_words(state, start // 2, -(-count // 2), device)
     return words.view(torch.int32)[:count].bitwise_right_shift(8).bitwise_and_(2**24 - 1).float()
 
 
 def uniform(words: Tensor) -> Tensor:
-    """Words as float64 in [0, 1), by their upper 53 bits."""
+    """Return words as float64 in [0, 1), by their upper 53 bits."""
     return (words >> 11).bitwise_and_(2**53 - 1).double().mul_(2.0**-53)
 
 
 def signs(words: Tensor) -> Tensor:
-    """Words as 1 and -1, int64, by their highest bit."""
+    """Return words as 1 and -1, int64, by their highest bit."""
     return (words >> 63).bitwise_or_(1)

@@ -1,4 +1,4 @@
-"""Where the kernels are registered, so that FX, capture and `torch.compile` see through them: `torch.ops.lowtide`."""
+"""Registers the kernels as `torch.ops.lowtide`, so that FX, capture and `torch.compile` handle them as operations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ def define(
     random: bool = False,
     prepare: Callable[..., object] | None = None,
 ) -> Any:
-    """Registers an operation and returns it.
+    """Register an operation and return it.
 
-    schema: as in `native_functions.yaml`. run: computes it on any device. shapes: the same on tensors without data.
-    backward, setup: as for `torch.library.register_autograd`; without them it has no gradient. random: it draws from
-    the default generator of its device. prepare: does what is done once per process, such as to try a kernel against
-    torch's own or to make tables, and would else be part of the first run; called with those arguments of the operation
-    by name that are no tensors, any number of times.
+    schema: as in `native_functions.yaml`.
+    run: computes the operation on any device.
+    shapes: the same on tensors without data.
+    backward, setup: as for `torch.library.register_autograd`; without them the operation has no gradient.
+    random: whether it draws from the default generator of its device.
+    prepare: does what is done once per process and would otherwise be part of the first run. Examples are to compare a
+        kernel with torch's own, or to make tables. It is called any number of times, with the operation's arguments
+        that are not tensors, by name.
     """
     name = schema.partition("(")[0]
     tags = (torch.Tag.nondeterministic_seeded,) if random else ()
@@ -43,12 +46,15 @@ def define(
 
 
 def is_own(operation: object) -> bool:
-    """Whether an operation is one of these kernels."""
+    """Return whether an operation is one of these kernels."""
     return getattr(operation, "namespace", None) == LIBRARY.ns
 
 
 def prepare(operation: object, constants: Mapping[str, object]) -> None:
-    """Does now what the first run of an operation would do besides. constants: its arguments that are no tensors."""
+    """Do in advance what an operation would do once in its first run.
+
+    constants: its arguments that are not tensors.
+    """
     preparation = _PREPARATIONS.get(operation)
     if preparation is not None:
         preparation(**constants)

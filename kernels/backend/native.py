@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch  # its OpenMP library has to be loaded first: what is compiled here then shares its threads
+import torch  # its OpenMP library has to be loaded first, so that the kernels share its threads
 
 from ...storage.cache_folder import cache_folder
 from ...storage.private_files import read_private, remove_oldest, working_folder, write_private
 
-# Bits must be torch's own, so products and sums stay apart.
+# Bits must be torch's own, so products are not joined with sums.
 _FLAGS = (
     "-O2",
     "-ftree-vectorize",
@@ -33,12 +33,12 @@ _FLAGS = (
     "-std=c11",
 )
 _SECONDS = 120
-# A kept file is no library by itself: an opening, a digest of what it was made from and of the library, the library.
+# A cached file holds an opening, a digest of its inputs and of the library, and the library.
 _OPENING = b"lowtide compiled kernels\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _MOST_BYTES = 64 * 2**20
 _MOST_FILES = 256
-# What all of the C needs; where this cannot be compiled and loaded, plain torch serves everywhere.
+# All of the C needs this; where it cannot be compiled and loaded, plain torch is used everywhere.
 _PROBE = """
 #include <math.h>
 #include <stdint.h>
@@ -54,15 +54,16 @@ _numbers = itertools.count()
 
 
 def kernels_folder() -> Path | None:
-    """The folder of the user's own in which compiled kernels are kept for other processes; None where there is none."""
+    """Return the user's own folder that keeps compiled kernels for other processes; None if there is none."""
     folder = cache_folder()
     return folder and folder / "kernels"
 
 
 def native(source: str, name: str, argument_types: Sequence[Any]) -> Any:
-    """The function `name` of some C, which returns nothing; None where there is no compiler or it cannot compile it.
+    """Return the function `name` of some C, which itself returns nothing.
 
-    argument_types: ctypes. The function runs without the interpreter's lock.
+    None if there is no compiler or it cannot compile the C. argument_types: ctypes. The function runs without the
+    interpreter's lock.
     """
     library = _library(source)
     if library is None:
@@ -73,9 +74,9 @@ def native(source: str, name: str, argument_types: Sequence[Any]) -> Any:
 
 
 def state() -> Hashable:
-    """What serves in this process: plain torch, or the compiler and all that it could not compile so far.
+    """Return what is used in this process: plain torch, or the compiler and all that it failed to compile so far.
 
-    Kernels cost otherwise, and take other scratch, where it differs.
+    Kernels have other costs and other scratch memory where this differs.
     """
     compiler = _compiler()
     if compiler is None or _library(_PROBE) is None:
@@ -84,7 +85,7 @@ def state() -> Hashable:
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    """Where a tensor's elements begin."""
+    """Return the address of a tensor's first element."""
     return ctypes.c_void_p(tensor.data_ptr())
 
 
@@ -99,7 +100,7 @@ def _library(source: str) -> ctypes.CDLL | None:
     kept = folder and folder / f"{digest[:32]}{'.probe' if source == _PROBE else '.so'}"
     try:
         if kept is not None:
-            with suppress(OSError):  # missing, damaged, not ours, or made for other libraries than are here
+            with suppress(OSError):  # missing, damaged, not the user's own, or made for other libraries
                 return _loaded(_unsealed(read_private(kept, _MOST_BYTES), made_from))
         content = _compiled(compiler, source)
         library = _loaded(content)
@@ -118,16 +119,19 @@ def _sealed(library: bytes, made_from: bytes) -> bytes:
 
 
 def _unsealed(content: bytes, made_from: bytes) -> bytes:
-    """The library in a kept file. Raises OSError unless every bit of it is as it was compiled, from this."""
+    """Return the library in a cached file.
+
+    Raises OSError unless every bit of it is as it was compiled from these inputs.
+    """
     start = len(_OPENING) + _DIGEST_BYTES
     library = content[start:]
     if content[:start] != _OPENING + hashlib.sha256(made_from + library).digest():
-        raise OSError("damaged, or none of these kernels")
+        raise OSError("the file is damaged or does not hold these kernels")
     return library
 
 
 def _loaded(library: bytes) -> ctypes.CDLL:
-    """Loads exactly these bytes, from a copy that nobody else can change. Raises OSError."""
+    """Load exactly these bytes, from a copy that nobody else can change. Raises OSError."""
     for placed in (_in_memory, _in_a_file):
         try:
             with placed(library) as path:
@@ -140,12 +144,12 @@ def _loaded(library: bytes) -> ctypes.CDLL:
 @contextmanager
 def _in_memory(library: bytes) -> Iterator[str]:
     if not hasattr(os, "memfd_create"):
-        raise OSError("files in memory are there on Linux only")
+        raise OSError("files in memory exist on Linux only")
     descriptor = os.memfd_create("lowtide-kernels")
     with os.fdopen(descriptor, "wb") as file:
         file.write(library)
         file.flush()
-        # The loader takes equal paths for the same library, so the path of a number used again must not be equal.
+        # The loader takes equal paths for the same library, so a descriptor that is used again needs a new path.
         yield f"/proc/self/{'./' * next(_numbers)}fd/{descriptor}"
 
 
@@ -158,11 +162,14 @@ def _in_a_file(library: bytes) -> Iterator[str]:
 
 
 def _compiled(compiler: str, source: str) -> bytes:
-    """Raises OSError, or subprocess.SubprocessError, where it cannot be compiled."""
+    """Compile C to a library.
+
+    Raises OSError, or subprocess.SubprocessError, where it cannot be compiled.
+    """
     with working_folder(kernels_folder()) as folder:
-        made = folder / "kernels.so"
+        library = folder / "kernels.so"
         subprocess.run(
-            [compiler, *_FLAGS, "-x", "c", "-", "-o", str(made), "-lm"],
+            [compiler, *_FLAGS, "-x", "c", "-", "-o", str(library), "-lm"],
             input=source.encode(),
             check=True,
             capture_output=True,
@@ -170,12 +177,12 @@ def _compiled(compiler: str, source: str) -> bytes:
             cwd=folder,
             env={**os.environ, "TMPDIR": str(folder)},
         )
-        return made.read_bytes()
+        return library.read_bytes()
 
 
 @cache
 def _compiler() -> str | None:
-    """The C compiler that `$CC` names, or the system's."""
+    """Return the C compiler that `$CC` names, or the system's."""
     names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
     paths = (shutil.which(name) for name in names if name)
     return next((str(Path(path).absolute()) for path in paths if path), None)
@@ -183,17 +190,17 @@ def _compiler() -> str | None:
 
 @cache
 def _identity(compiler: str) -> tuple[Hashable, ...]:
-    """The compiler's path and what tells it from another one there."""
+    """Return the compiler's path, size and time of change, which distinguish it from another compiler there."""
     try:
-        known = Path(compiler).stat()
+        status = Path(compiler).stat()
     except OSError:
         return (compiler,)
-    return compiler, known.st_size, known.st_mtime_ns
+    return compiler, status.st_size, status.st_mtime_ns
 
 
 @cache
 def _processor() -> str:
-    """What `-march=native` depends on."""
+    """Return the processor's features, on which `-march=native` depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

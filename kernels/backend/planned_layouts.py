@@ -1,4 +1,4 @@
-"""Checks that what a kernel reads in the order of memory lies as it was planned, and copies it where it does not."""
+"""Checks that a kernel's operand lies in memory as planned, and copies it where it does not."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from torch import Tensor
 
 
 class LayoutWarning(UserWarning):
-    """A tensor that lies in memory unlike a plan expects: results stay right, but bytes and time were not planned."""
+    """A tensor's layout in memory differs from the planned one: results stay right, but bytes and time were not
+    planned.
+    """
 
 
 def laid_out(x: Tensor, stride: list[int] | None) -> Tensor:
-    """x where it lies as planned, or else a copy that does, with a `LayoutWarning`.
+    """Return x if it lies as planned, or else a copy that does, with a `LayoutWarning`.
 
     stride: the planned one, None if there is no plan. Codes and masks have no shape of their own: their elements are
-    in the order in which the tensor that they belong to lies in memory. A tensor in another order would be multiplied
-    by the wrong ones. Strides of dimensions of size 1 do not matter.
+    in the memory order of the tensor that they belong to. In another order they would be applied to the wrong elements.
+    Strides of dimensions of size 1 do not matter.
     """
     if stride is None or list(x.stride()) == stride:
         return x

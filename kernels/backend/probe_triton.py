@@ -18,7 +18,7 @@ def _square(numbers, squares, count, BLOCK: tl.constexpr):
 
 
 def squares(numbers: Tensor) -> Tensor:
-    """The squares of integers, by two programs at least where there are more than four."""
-    made = torch.empty_like(numbers)
-    launch(_square, -(-numbers.numel() // 4), numbers.device, numbers, made, numbers.numel(), BLOCK=4)
-    return made
+    """Return the squares of integers, computed by at least two programs if there are more than four."""
+    results = torch.empty_like(numbers)
+    launch(_square, -(-numbers.numel() // 4), numbers.device, numbers, results, numbers.numel(), BLOCK=4)
+    return results

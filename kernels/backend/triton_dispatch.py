@@ -1,4 +1,4 @@
-"""Says where the kernels written in Triton serve, and imports them when they first do."""
+"""Decides where the kernels written in Triton are used, and imports them on first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @cache
 def triton_version(module: str, device: torch.device) -> ModuleType | None:
-    """What a module's twin in Triton, `<module>_triton`, offers for tensors of a GPU; None where plain torch serves."""
+    """Return a module's variant in Triton, `<module>_triton`, for tensors of a GPU; None where plain torch is used."""
     if device.type != "cuda" or not works(device):
         return None
     return import_module(f"{module}_triton")
@@ -21,7 +21,7 @@ def triton_version(module: str, device: torch.device) -> ModuleType | None:
 
 @cache
 def works(device: torch.device) -> bool:
-    """Whether Triton is installed and its kernels run on a GPU: tried once, with a small one."""
+    """Return whether Triton is installed and its kernels run on a GPU; a small kernel tries it once."""
     if find_spec("triton") is None:
         return False
     try:
@@ -32,8 +32,8 @@ def works(device: torch.device) -> bool:
     except Exception as error:  # a driver, a compiler, a processor too old: each raises an error of its own kind
         reason = f"{type(error).__name__}: {error}"
     warnings.warn(
-        f"Triton is installed but does not work on {device}, so that kernels in plain torch serve there, which are "
-        f"slower and take more memory while they run ({reason})",
+        f"Triton is installed but does not work on {device}: kernels in plain torch run there instead, "
+        f"which are slower and take more memory ({reason})",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""Starts kernels written in Triton, and says how wide the numbers of their elements have to be."""
+"""Starts kernels written in Triton, and says how wide their element numbers have to be."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _INT32_ELEMENTS = 2**31 - 2**20  # so that the last block's places fit too
 
 
 def needs_int64(count: int) -> bool:
-    """Whether places among so many elements have to be computed in 64 bits."""
+    """Return whether element numbers up to a count have to be computed in 64 bits."""
     return count > _INT32_ELEMENTS
 
 
 def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **constants: Any) -> None:
-    """Runs that many programs of a kernel on a device's current stream; constants are compiled in."""
+    """Run a number of programs of a kernel on a device's current stream; constants are compiled in."""
     if not programs:
         return
     with torch.cuda.device(device if device.type == "cuda" else -1):

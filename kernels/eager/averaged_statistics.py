@@ -1,8 +1,8 @@
 """Batch normalization whose running statistics are the averages over all batches so far.
 
-Kernels take the weight of the present batch as a number, 1 / how many batches there have been. These take a tensor that
-counts the batches and look into it each time they run, so that one program serves all steps. As torch's own kernels
-they write their running statistics although their schema does not say so.
+Torch's kernels take the weight of the present batch as a number, 1 / the number of batches. These take a tensor that
+counts the batches and read it in each run, so that one program works for all steps. Like torch's own kernels they write
+their running statistics although their schema does not say so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KERNELS = {
 
 
 def _averaged(name: str, kernel: Any, results: int) -> Any:
-    """The operation that takes a count in the place of the number that `kernel` takes."""
+    """Return the operation that takes a count in the place of the number that `kernel` takes."""
 
     def run(
         x: Tensor,
@@ -36,18 +36,18 @@ def _averaged(name: str, kernel: Any, results: int) -> Any:
         count: Tensor,
         eps: float,
     ) -> tuple[Tensor, ...]:
-        # Without statistics to write nobody needs the number. A count of 0 only comes where kernels are measured.
+        # Without statistics to write the number is not used. A count of 0 only occurs where kernels are measured.
         batches = count.item() if training and mean is not None else 1
         return kernel(x, weight, bias, mean, variance, training, 1.0 / float(batches or 1), eps)
 
     def shapes(*args: Any) -> tuple[Tensor, ...]:
         return kernel(*args[:6], 1.0, args[7])
 
-    told = (
+    arguments = (
         "Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, bool training, Tensor count, float eps"
     )
-    return define(f"{name}_averaged({told}) -> ({', '.join(['Tensor'] * results)})", run, shapes)
+    return define(f"{name}_averaged({arguments}) -> ({', '.join(['Tensor'] * results)})", run, shapes)
 
 
 AVERAGED = {kernel: _averaged(name, kernel, results) for name, (kernel, results) in _KERNELS.items()}
-"""By each kernel of torch the operation that takes, in the place of its seventh argument, a tensor that counts."""
+"""For each of torch's kernels, the operation that takes a counting tensor as its seventh argument."""

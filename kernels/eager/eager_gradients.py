@@ -1,8 +1,9 @@
-"""Gradients as eager computes them on plain tensors, for operations whose backward takes another way while recorded.
+"""Eager's gradients on plain tensors, for operations whose backward is computed by another formula while it is
+recorded.
 
-ATen's formulas for these look at data (whether anything is zero, whether a value is NaN), but not where tensors are
-recorded: there they take a way that is right for any data, and rounds otherwise or takes longer. Each kernel here runs
-the operation again on plain tensors and then eager's own backward, so that its bits are those of eager in every release
+ATen's formulas for these look at data (whether anything is zero, whether a value is NaN), but not while tensors are
+recorded. There they use a formula that is right for any data, and rounds differently or takes longer. Each kernel here
+runs the operation again on plain tensors and then eager's own backward. So its bits are those of eager in every release
 of torch. Cost: a second run of the operation.
 """
 
@@ -17,7 +18,7 @@ from ..backend.library import define
 
 
 def _gradient(function: Callable[..., Tensor], x: Tensor, gradient: Tensor, *others: object) -> Tensor:
-    """The gradient of x from that of function(x, *others)."""
+    """Return the gradient of x from that of function(x, *others)."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         result = function(leaf, *others)
@@ -52,7 +53,8 @@ prod_gradient = define(
     lambda gradient, x, dim, keepdim: _like(x),
 )
 """The gradient of x from that of its product, over one dimension or, if that is None, all. It has the type of its
-gradient."""
+gradient.
+"""
 
 cumprod_gradient = define(
     "cumprod_gradient(Tensor gradient, Tensor x, int dim) -> Tensor",
@@ -73,4 +75,4 @@ filled_value_gradient = define(
     _filled_value,
     lambda gradient, mask: gradient.new_empty(()),
 )
-"""The gradient of the value that masked_fill wrote, from that of what it made."""
+"""The gradient of the value that masked_fill wrote, from that of its result."""

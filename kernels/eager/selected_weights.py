@@ -1,4 +1,6 @@
-"""The sum of the weights of all targets that count, as eager takes it: over those that are left, not over zeros too."""
+"""The sum of the weights of all counted targets, as eager takes it: over the selected ones only, without zeros for
+the others.
+"""
 
 from __future__ import annotations
 
@@ -16,4 +18,4 @@ selected_weights_sum = define(
     _sum,
     lambda weight, target, ignored: weight.new_empty(()),
 )
-"""The sum of weight[t], [classes], over all t of target (any shape) but those equal to `ignored`: a number."""
+"""The sum of weight[t], [classes], over all t of target (any shape) except those equal to `ignored`: a number."""

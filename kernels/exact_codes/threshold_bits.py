@@ -1,10 +1,10 @@
-"""What is only compared with thresholds, kept in a bit for each element: whether it lies inside or outside of them.
+"""Values that are only compared with thresholds, kept in one bit for each element: inside or outside of the thresholds.
 
-Kept: ceil(n / 8) bytes for n elements, where eager keeps 4 n in float32. Decoded is one number inside and one outside,
-for which the backward of a piecewise linear activation does what it does for the element itself, bit for bit.
+Kept: ceil(n / 8) bytes for n elements, where eager keeps 4 n in float32. Decoding gives one number inside and another
+outside. The backward of a piecewise linear activation computes the same bits from it as from the element itself.
 
-NaN counts to where `Thresholds` says, as in torch's kernels. Some of those for a CPU take it for inside where they work
-on vectors, and for outside in the last elements: for them a second plane of bits tells NaN, which is given back.
+`Thresholds` says on which side NaN is, as in torch's kernels. Some kernels for a CPU take NaN for inside where they
+work on vectors, and for outside in the last elements. For them a second plane of bits marks NaN, which is restored.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ PACK_INSIDE(inside_bfloat16, uint16_t, float, float_of)
 
 /* 8 bits to 8 bytes, all ones where the bit is 1 */
 static inline uint64_t spread(uint8_t bits) {
-    uint64_t one = bits * 0x0101010101010101ull & 0x8040201008040201ull;
-    return ((one + 0x007f7f7f7f7f7f7full | one) >> 7 & 0x0101010101010101ull) * 255;
+    uint64_t selected = bits * 0x0101010101010101ull & 0x8040201008040201ull;
+    return ((selected + 0x007f7f7f7f7f7f7full | selected) >> 7 & 0x0101010101010101ull) * 255;
 }
 
-/* sides: what stands for an element outside and for one inside */
+/* sides: the number for an element outside and the number for an element inside */
 #define UNPACK_INSIDE(name, word, whole)                                                                \
     static void name##_stretch(const uint8_t *bits, const word *sides, word *y, int count) {            \
         const word outside = sides[0], other = sides[0] ^ sides[1];                                     \
@@ -104,9 +104,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What is inside: low ≤ x ≤ high, or low < x < high if `is_open`. nan_inside: whether NaN is.
+    """An interval of values: low ≤ x ≤ high, or low < x < high if `is_open`.
 
-    nan_varies: whether a CPU's kernels take NaN now for inside, now for outside, by its place in memory.
+    nan_inside: whether NaN is inside.
+    nan_varies: whether a CPU's kernels take NaN sometimes for inside and sometimes for outside, by its place in memory.
     """
 
     low: float = -inf
@@ -116,13 +117,13 @@ class Thresholds:
     nan_varies: bool = False
 
     def contain(self, x: Tensor) -> Tensor:
-        """Truth values of x.shape: which elements are inside."""
+        """Return truth values of x.shape: which elements are inside."""
         inside = (x > self.low) & (x < self.high) if self.is_open else (x >= self.low) & (x <= self.high)
         return inside.logical_or_(x.isnan()) if self.nan_inside else inside
 
     def rounded_to(self, dtype: torch.dtype) -> Thresholds | None:
-        """The same as elements of a type are compared with them; None where that depends on the device."""
-        low, high = (float(torch.tensor(one, dtype=dtype)) for one in (self.low, self.high))
+        """Return the thresholds as elements of a type are compared with them; None where that depends on the device."""
+        low, high = (float(torch.tensor(threshold, dtype=dtype)) for threshold in (self.low, self.high))
         if dtype.itemsize < 4 and (low, high) != (self.low, self.high):
             return None  # some kernels round thresholds to 16 bits, some compare in float32
         return replace(self, low=low, high=high)
@@ -140,9 +141,9 @@ _NAN = Thresholds(inf, -inf, nan_inside=True)
 
 @cache
 def threshold_codec(thresholds: Thresholds, dtype: torch.dtype, device_type: str = "cpu") -> Codec | None:
-    """The codec for what is only compared with thresholds; None if the type does not tell its sides apart.
+    """Return the codec for what is only compared with thresholds; None if the type cannot represent both sides.
 
-    A bit for each element, and one more where NaN varies.
+    It keeps a bit for each element, and one more where NaN varies.
     """
     rounded = thresholds.rounded_to(dtype) if dtype in DTYPES else None
     sides = _sides(rounded, dtype) if rounded is not None else None
@@ -156,24 +157,24 @@ def threshold_codec(thresholds: Thresholds, dtype: torch.dtype, device_type: str
         (dtype,),
         encode_options=(rounded.low, rounded.high, rounded.is_open, rounded.nan_inside, tells_nan),
         decode_options=sides,
-        tells_dtype=True,
-        stands_in=True,
+        needs_dtype=True,
+        decodes_to_placeholder=True,
     )
 
 
 def _sides(thresholds: Thresholds, dtype: torch.dtype) -> tuple[float, float] | None:
-    """Finite numbers inside and outside, far from the thresholds where there is room."""
+    """Return finite numbers inside and outside, far from the thresholds if there is room."""
     low, high = thresholds.low, thresholds.high
     if low > high:
         return None
-    near = [one for one in (low, high) if isfinite(one)]
-    beyond = [one + side * max(1.0, abs(one)) for one in near for side in (1, -1)]
-    tried = torch.tensor([low / 2 + high / 2, *beyond, *near, 0.0], dtype=dtype)
-    tried = tried[tried.isfinite()]
-    inside = thresholds.contain(tried)
+    near = [threshold for threshold in (low, high) if isfinite(threshold)]
+    beyond = [threshold + side * max(1.0, abs(threshold)) for threshold in near for side in (1, -1)]
+    candidates = torch.tensor([low / 2 + high / 2, *beyond, *near, 0.0], dtype=dtype)
+    candidates = candidates[candidates.isfinite()]
+    inside = thresholds.contain(candidates)
     if inside.all() or not inside.any():
         return None
-    return float(tried[inside][0]), float(tried[~inside][0])
+    return float(candidates[inside][0]), float(candidates[~inside][0])
 
 
 def _pack(
@@ -191,18 +192,18 @@ def _pack(
     x, thresholds = flat(x.detach()), Thresholds(low, high, is_open, nan_inside)
     planes = (thresholds, _NAN) if tells_nan else (thresholds,)
     if fast := triton_version(__name__, x.device):
-        bits = [fast.pack_inside(x, one) for one in planes]
+        bits = [fast.pack_inside(x, plane) for plane in planes]
         return torch.cat(bits) if tells_nan else bits[0]
     plane_bytes = bytes_of_bits(len(x))
     bits = torch.empty(len(planes) * plane_bytes, dtype=torch.uint8, device=x.device)
     name = _NAMES.get(x.dtype)
     run = native(SOURCE, name, _INSIDE) if name and x.device.type == "cpu" else None
-    for plane, one in enumerate(planes):
-        there = bits[plane * plane_bytes : (plane + 1) * plane_bytes]
+    for index, plane in enumerate(planes):
+        plane_bits = bits[index * plane_bytes : (index + 1) * plane_bytes]
         if run is None:
-            there.copy_(pack_bits(one.contain(x)))
+            plane_bits.copy_(pack_bits(plane.contain(x)))
         else:
-            run(pointer(x), one.low, one.high, one.is_open, one.nan_inside, pointer(there), len(x))
+            run(pointer(x), plane.low, plane.high, plane.is_open, plane.nan_inside, pointer(plane_bits), len(x))
     return bits
 
 
@@ -213,8 +214,8 @@ def _unpack(
     plane_bytes = bytes_of_bits(count)
     if code.dtype != torch.uint8 or len(code) not in (plane_bytes, 2 * plane_bytes):
         raise ValueError(
-            f"the code is {code.dtype} of {len(code)} elements, for {count} bits and a plane for NaN or none: decode "
-            "with the size with which it was encoded"
+            f"the code is {code.dtype} of {len(code)} elements, for {count} bits with or without a plane for NaN: "
+            "decode with the size with which it was encoded"
         )
     y = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
     sides = torch.tensor([outside, inside], dtype=dtype)
@@ -241,7 +242,8 @@ pack_inside = define(
 )
 """x (dense) → uint8 [ceil(n / 8)]: which elements lie inside of `Thresholds`, in the order of memory.
 
-As many bytes again follow if it `tells_nan`: which elements are NaN. stride: how x is planned to lie (`laid_out`)."""
+With `tells_nan` as many bytes follow: which elements are NaN. stride: the planned stride of x (`laid_out`).
+"""
 
 unpack_inside = define(
     "unpack_inside(Tensor code, float inside, float outside, int[] size, int[] stride, ScalarType dtype) -> Tensor",
@@ -250,4 +252,4 @@ unpack_inside = define(
         size, stride, dtype=dtype, device=code.device
     ),
 )
-"""A number for each element that was inside and for each that was outside, of a size, (dense) stride and type."""
+"""Returns one number for each element inside and one for each outside, of a size, (dense) stride and type."""

@@ -1,6 +1,6 @@
-"""`threshold_codes.py` and `threshold_classes.py` in Triton: groups of eight elements to planes of bits, and back.
+"""`threshold_bits.py` and `threshold_classes.py` in Triton: groups of eight elements to planes of bits, and back.
 
-Truth values in bytes do not exist in between.
+No truth values in bytes are made in between.
 """
 
 from __future__ import annotations
@@ -72,25 +72,25 @@ def _computed(x: Tensor) -> tl.dtype:
 
 
 def pack_inside(x: Tensor, thresholds: Thresholds) -> Tensor:
-    """`pack_inside`, NaN on the side that the thresholds tell; x: dense. The thresholds are compiled in."""
+    """Return `pack_inside` with NaN on the side that the thresholds say; x: dense. The thresholds are compiled in."""
     bits = torch.empty(bytes_of_bits(x.numel()), dtype=torch.uint8, device=x.device)
-    told = {
+    constants = {
         "LOW": thresholds.low,
         "HIGH": thresholds.high,
         "OPEN": thresholds.is_open,
         "NAN_INSIDE": thresholds.nan_inside,
     }
-    over_groups(_pack_inside, x.numel(), x.device, flat(x), bits, **told, COMPUTED=_computed(x))
+    over_groups(_pack_inside, x.numel(), x.device, flat(x), bits, **constants, COMPUTED=_computed(x))
     return bits
 
 
 def unpack_inside(bits: Tensor, sides: Tensor, y: Tensor) -> None:
-    """Fills y (dense) in with sides[1] where a bit is 1, and sides[0] where it is not; sides: of y's type."""
+    """Fill y (dense) with sides[1] where a bit is 1, and sides[0] where it is not; sides: of y's type."""
     decode(bits, sides, 1, y)
 
 
 def pack_classes(x: Tensor, low: float, high: float) -> Tensor:
-    """`pack_classes`; x: dense. The thresholds are compiled in."""
+    """Return `pack_classes`; x: dense. The thresholds are compiled in."""
     plane_bytes = bytes_of_bits(x.numel())
     planes = torch.empty(2 * plane_bytes, dtype=torch.uint8, device=x.device)
     tensors = (flat(x), planes, plane_bytes)
@@ -99,6 +99,6 @@ def pack_classes(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def unpack_classes(planes: Tensor, sides: Tensor, y: Tensor) -> None:
-    """Fills y (dense) in with sides[b], b 1 for not below plus 2 for not above; sides: of y's type."""
+    """Fill y (dense) with sides[b], b being 1 for not below plus 2 for not above; sides: of y's type."""
     tensors = (planes, *placed(y.device, sides), flat(y), bytes_of_bits(y.numel()))
     over_groups(_unpack_classes, y.numel(), y.device, *tensors)

@@ -1,7 +1,9 @@
-"""What is compared with two thresholds, kept in two bits for each element: below, between, above, or NaN.
+"""Values that are compared with two thresholds, kept in two bits for each element: below, between, above, or NaN.
 
 Kept: 2 ceil(n / 8) bytes for n elements, where eager keeps 4 n in float32: a plane of bits for low ≤ x and one for
-x ≤ high. Only NaN is in neither, so that it is given back on every device. Plain torch around the bits, but on a GPU.
+x ≤ high. Only NaN is in neither, so that it is restored on every device. Apart from the bits this is plain torch,
+except
+on a GPU.
 """
 
 from __future__ import annotations
@@ -23,27 +25,30 @@ from .threshold_bits import DTYPES, Thresholds
 
 @cache
 def class_codec(low: float, high: float, dtype: torch.dtype) -> Codec | None:
-    """The codec for what is only asked whether low ≤ x and whether x ≤ high; None where the device decides on that."""
+    """Return the codec for a value that is only compared by low ≤ x and by x ≤ high.
+
+    None where the device decides how it compares.
+    """
     rounded = Thresholds(low, high).rounded_to(dtype) if dtype in DTYPES else None
     if rounded is None or not isfinite(low) or not isfinite(high) or rounded.low > rounded.high:
         return None
     below, above = rounded.low - max(1.0, abs(low)), rounded.high + max(1.0, abs(high))
-    if not all(isfinite(float(torch.tensor(one, dtype=dtype))) for one in (below, above)):
+    if not all(isfinite(float(torch.tensor(number, dtype=dtype))) for number in (below, above)):
         return None
     return Codec(
-        f"2-bit {_told(rounded.low, rounded.high)}",
+        f"2-bit {_describe_thresholds(rounded.low, rounded.high)}",
         pack_classes,
         unpack_classes,
         (dtype,),
         encode_options=(rounded.low, rounded.high),
         decode_options=(below, rounded.low, above),
-        tells_dtype=True,
-        stands_in=True,
+        needs_dtype=True,
+        decodes_to_placeholder=True,
     )
 
 
-def _told(low: float, high: float) -> str:
-    """What is asked; zeros without their signs."""
+def _describe_thresholds(low: float, high: float) -> str:
+    """Return the comparisons as text; zeros without their signs."""
     return f"x against {low + 0.0:g}" if low == high else f"{low + 0.0:g} ≤ x, x ≤ {high + 0.0:g}"
 
 
@@ -61,7 +66,7 @@ def _unpack(
     code: Tensor, below: float, between: float, above: float, size: list[int], stride: list[int], dtype: torch.dtype
 ) -> Tensor:
     y = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
-    lying, plane_bytes = flat(y), bytes_of_bits(y.numel())
+    elements, plane_bytes = flat(y), bytes_of_bits(y.numel())
     if code.dtype != torch.uint8 or len(code) != 2 * plane_bytes:
         raise ValueError(
             f"the code is {code.dtype} of {len(code)} elements, for {y.numel()} times two bits: decode with the size "
@@ -71,13 +76,13 @@ def _unpack(
         fast.unpack_classes(code, torch.tensor([nan, above, below, between], dtype=dtype), y)
         return y
     not_below, not_above = code.split(plane_bytes) if len(code) else (code, code)
-    lying.fill_(between)
+    elements.fill_(between)
     for bits, side in (
         (~not_below & not_above, below),
         (not_below & ~not_above, above),
         (~(not_below | not_above), nan),
     ):
-        lying.masked_fill_(unpack_bits(bits, [len(lying)], [1]), side)
+        elements.masked_fill_(unpack_bits(bits, [len(elements)], [1]), side)
     return y
 
 
@@ -88,7 +93,8 @@ pack_classes = define(
 )
 """x (dense) → uint8 [2 ceil(n / 8)]: which elements are at least `low`, then which are at most `high`.
 
-stride: how x is planned to lie (`laid_out`)."""
+stride: the planned stride of x (`laid_out`).
+"""
 
 unpack_classes = define(
     "unpack_classes(Tensor code, float below, float between, float above, int[] size, int[] stride, ScalarType dtype)"
@@ -98,4 +104,6 @@ unpack_classes = define(
         size, stride, dtype=dtype, device=code.device
     ),
 )
-"""A number for each element below `low`, between and above `high`, and NaN for NaN: of a size, stride and type."""
+"""Returns a number for each element below `low`, between and above `high`, and NaN for NaN: of a size, stride and
+type.
+"""

@@ -1,4 +1,4 @@
-"""Pointwise nonlinearities with their derivatives in float64, by torch's names, and those of a user's own functions."""
+"""Pointwise nonlinearities by torch's names, or a user's own functions, with their derivatives in float64."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ _SHRINK = 0.5
 class Activation:
     """A scalar function, applied to each element of a tensor, and its derivative.
 
-    function: on tensors of any shape and floating dtype. derivative: float64 → float64, same shape. breakpoints: where
-    the derivative jumps or has a kink, as far as known; others are found by bisection.
+    function: on tensors of any shape and floating dtype.
+    derivative: float64 → float64, same shape.
+    breakpoints: known inputs where the derivative jumps or has a kink; others are found by bisection.
     """
 
     name: str
@@ -37,13 +38,13 @@ class Activation:
     breakpoints: tuple[float, ...] = ()
 
     def slopes(self, x: np.ndarray) -> np.ndarray:
-        """The derivative at x (float64, any shape); raises ValueError where it is no finite number."""
+        """Return the derivative at x (float64, any shape); raises ValueError where it is not finite."""
         slopes = self.derivative(torch.from_numpy(np.require(x, np.float64, ["C", "W"]))).numpy()
         if not np.isfinite(slopes).all():
             at = x[~np.isfinite(slopes)].flat[0]
-            what = slopes[~np.isfinite(slopes)].flat[0]
+            slope = slopes[~np.isfinite(slopes)].flat[0]
             raise ValueError(
-                f"the derivative of {self.name} at {at:.6g} is {what}: "
+                f"the derivative of {self.name} at {at:.6g} is {slope}: "
                 "choose a weight over inputs at which it is a finite number"
             )
         return slopes
@@ -109,25 +110,27 @@ ACTIVATIONS = (
     Activation("hardshrink", F.hardshrink, lambda x: 1 - _inside(x, -_SHRINK, _SHRINK), (-_SHRINK, _SHRINK)),
     Activation("softshrink", F.softshrink, lambda x: 1 - _inside(x, -_SHRINK, _SHRINK), (-_SHRINK, _SHRINK)),
 )
-"""With torch's default parameters; with others, pass a function of your own to `activation_of`."""
+"""Torch's activations with its default parameters; for other parameters pass a function of your own to
+`activation_of`.
+"""
 
-NAMES = tuple(one.name for one in ACTIVATIONS)
+NAMES = tuple(activation.name for activation in ACTIVATIONS)
 
 
 def activation_of(named: str | Pointwise | Activation) -> Activation:
-    """The activation of a name, or a user's own function of tensors, whose derivative is then autograd's in float64.
+    """Return the activation of a name, or of a user's own function of tensors with autograd's derivative in float64.
 
-    Raises ValueError for a name that is not known, and for a function that is not one of each element alone or that
-    autograd cannot differentiate.
+    Raises ValueError for an unknown name, for a function that mixes elements and for one that autograd cannot
+    differentiate.
     """
     if isinstance(named, Activation):
         return named
     if isinstance(named, str):
-        for one in ACTIVATIONS:
-            if one.name == named:
-                return one
-        near = difflib.get_close_matches(named, NAMES, 1)
-        hint = f"did you mean {near[0]}? Known" if near else "known"
+        for activation in ACTIVATIONS:
+            if activation.name == named:
+                return activation
+        closest = difflib.get_close_matches(named, NAMES, 1)
+        hint = f"did you mean {closest[0]}? Known" if closest else "known"
         raise ValueError(
             f"no activation is called {named!r}: {hint} are {', '.join(NAMES)}, and functions of your own (module:name)"
         )
@@ -146,18 +149,22 @@ def _differentiated(name: str, function: Pointwise, x: Tensor) -> Tensor:
 
 
 def _check_pointwise(name: str, function: Pointwise) -> None:
-    """A function that mixes elements (softmax, a sum) has no scalar derivative."""
+    """Raise ValueError for a function that mixes elements (softmax, a sum), which has no scalar derivative."""
     if not callable(function):
-        raise ValueError(f"{function!r} is no activation: pass a name, or a function of a tensor")
-    # positive inputs, so that logarithms and roots can be asked too
+        raise ValueError(f"{function!r} is not an activation: pass a name, or a function of a tensor")
+    # positive inputs, so that logarithms and roots can be computed too
     x = torch.linspace(0.05, 1.95, 16, dtype=torch.float64)
     with torch.no_grad():
         whole = function(x.clone())
         if not isinstance(whole, Tensor) or whole.shape != x.shape or not whole.is_floating_point():
-            what = f"{whole.dtype} of shape {tuple(whole.shape)}" if isinstance(whole, Tensor) else type(whole).__name__
+            result = (
+                f"{whole.dtype} of shape {tuple(whole.shape)}" if isinstance(whole, Tensor) else type(whole).__name__
+            )
             raise ValueError(
-                f"{name} gives {what} for float64 of shape {tuple(x.shape)}: an activation gives a number per element"
+                f"{name} gives {result} for float64 of shape {tuple(x.shape)}: an activation gives a number per element"
             )
         parts = torch.cat([function(part.clone()) for part in x.flip(0).split(3)]).flip(0)
     if not torch.allclose(whole, parts, rtol=1e-9, atol=1e-12, equal_nan=True):
-        raise ValueError(f"{name} gives an element another value beside other elements: it is no scalar function")
+        raise ValueError(
+            f"{name} gives an element a different value next to other elements: it is not a scalar function"
+        )

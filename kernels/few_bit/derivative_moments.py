@@ -10,23 +10,25 @@ import numpy as np
 from .activations import Activation
 from .input_weights import InputWeight
 
-# Activations bend near zero: inputs there are looked at whatever the weight's own scale.
+# Activations bend near zero, so inputs there are sampled at any scale of the weight.
 _BENDS = np.linspace(-20.0, 20.0, 161)
 _PANELS = 64
 _MOST_PANELS = 100_000
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(10)
 _HALVINGS = 64
-# Of the inputs themselves: how near a crossing is found.
+# The precision of a crossing, relative to its input.
 _FINEST = 1e-14
 
 
 @dataclass(frozen=True)
 class SlopeMoments:
-    """f' under a weight w on its support, in panels within which both are smooth.
+    """The moments of f' under a weight w on its support, in panels within which both are smooth.
 
-    edges: of the panels [P + 1], increasing. sums [3, P + 1]: integrals of w, w (f' - center), w (f' - center)^2 up to
-    each edge. center: the mean of f', about which nothing cancels. turns [T + 1] and turn_slopes [T + 1]: f' is
-    monotone between two of these inputs, and what it is there; the first and the last are the support's ends.
+    edges: of the panels [P + 1], increasing.
+    sums: integrals of w, w (f' - center), w (f' - center)^2 up to each edge [3, P + 1].
+    center: the mean of f', subtracted so that nothing cancels.
+    turns: inputs between each two of which f' is monotone [T + 1]; the first and the last are the support's ends.
+    turn_slopes: f' at the turns [T + 1].
     """
 
     activation: Activation
@@ -39,32 +41,34 @@ class SlopeMoments:
 
     @property
     def lowest(self) -> float:
-        """The least value of f' on the support."""
+        """Return the least value of f' on the support."""
         return float(self.turn_slopes.min())
 
     @property
     def highest(self) -> float:
-        """The greatest."""
+        """Return the greatest value of f' on the support."""
         return float(self.turn_slopes.max())
 
     @property
     def spread(self) -> float:
-        """The integral of w (f' - its mean)^2: the error of one level for all inputs."""
+        """Return the integral of w (f' - its mean)^2: the error of one level for all inputs."""
         return float(squared_error(self.sums[:, -1]))
 
     @property
     def rounding(self) -> float:
-        """What sums of squared errors are uncertain by."""
+        """Return the uncertainty of sums of squared errors."""
         return 1e-12 * float(self.sums[2, -1]) + 1e-30
 
     def up_to(self, x: np.ndarray) -> np.ndarray:
-        """The three integrals up to x (float64, any shape, within the support): [3, *x.shape]."""
+        """Return the three integrals up to x (float64, any shape, within the support): [3, *x.shape]."""
         panel = np.clip(np.searchsorted(self.edges, x, "right") - 1, 0, len(self.edges) - 2)
         begun = integrate(self.activation, self.weight, self.center, self.edges[panel], x)
         return self.sums[:, panel] + begun
 
     def up_to_slope(self, slope: np.ndarray) -> np.ndarray:
-        """The three integrals over all inputs at which f' is not above a slope (any shape): [3, *slope.shape]."""
+        """Return the three integrals over all inputs at which f' is not above a slope (any shape): [3,
+        *slope.shape].
+        """
         at_ends = self.up_to(self.turns).reshape(3, -1, *[1] * slope.ndim)
         crossed = self.up_to(self.where(slope))
         rises = self.rises.reshape(-1, *[1] * slope.ndim)
@@ -72,22 +76,26 @@ class SlopeMoments:
 
     @cached_property
     def rises(self) -> np.ndarray:
-        """Whether f' rises from each turn to the next [T]."""
+        """Return whether f' rises from each turn to the next [T]."""
         return self.turn_slopes[1:] >= self.turn_slopes[:-1]
 
     @cached_property
     def _marks(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each stretch between turns, inputs from end to end and f' between the ends, monotone despite rounding."""
-        found = []
+        """Return, for each stretch between turns, inputs from end to end and f' between the ends.
+
+        f' is made monotone despite rounding.
+        """
+        stretches = []
         for low, high, rises in zip(self.turns[:-1], self.turns[1:], self.rises, strict=True):
             inner = self.edges[(self.edges > low) & (self.edges < high)]
             slopes = self.activation.slopes(inner)
             slopes = np.maximum.accumulate(slopes) if rises else -np.maximum.accumulate(-slopes)
-            found.append((np.concatenate([[low], inner, [high]]), slopes))
-        return found
+            stretches.append((np.concatenate([[low], inner, [high]]), slopes))
+        return stretches
 
     def where(self, slope: np.ndarray) -> np.ndarray:
-        """Where between each two turns f' passes a slope (any shape), or their nearer end [T, *slope.shape].
+        """Return the inputs between each two turns at which f' passes a slope (any shape), or their nearer end [T,
+        *slope.shape].
 
         More exactly, where f' rises: the end of the inputs at which f' <= slope; where it falls: their beginning.
         """
@@ -101,7 +109,7 @@ class SlopeMoments:
 
 
 def squared_error(sums: np.ndarray) -> np.ndarray:
-    """From the three integrals [3, ...] over a set of inputs, the error of the best single level for it [...]."""
+    """Return the error of the best single level for a set of inputs [...], from its three integrals [3, ...]."""
     weight, first, second = sums
     mean = np.divide(first, weight, out=np.zeros_like(first), where=weight > 0)
     return np.maximum(second - mean * first, 0.0)
@@ -109,7 +117,7 @@ def squared_error(sums: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def slope_moments(activation: Activation, weight: InputWeight) -> SlopeMoments:
-    """Panels found by bisection until ten Gauss-Legendre nodes and twice ten agree to rounding.
+    """Return the moments, with panels halved until ten Gauss-Legendre nodes and twice ten agree to rounding.
 
     Raises ValueError where f' is not finite, or so rough that a hundred thousand panels do not suffice.
     """
@@ -127,7 +135,7 @@ def slope_moments(activation: Activation, weight: InputWeight) -> SlopeMoments:
 def _crossing(
     activation: Activation, slope: np.ndarray, left: np.ndarray, right: np.ndarray, signs: np.ndarray
 ) -> np.ndarray:
-    """Where sign f' passes sign slope between left and right, having risen (all broadcast to the shape of left).
+    """Return the inputs at which sign f' passes sign slope between left and right (all broadcast to the shape of left).
 
     The ITP method: superlinear where f' is smooth, and never more than a step slower than bisection.
     Source: Oliveira and Takahashi, ACM TOMS 47 (2020), article 5.
@@ -158,7 +166,9 @@ def _crossing(
 def _next_guess(
     a: np.ndarray, b: np.ndarray, below: np.ndarray, above: np.ndarray, width: np.ndarray, step: int
 ) -> np.ndarray:
-    """ITP's next input between a and b, where the function is below and above zero: interpolate, truncate, project."""
+    """Return ITP's next input between a and b, where the function is below and above zero: interpolate, truncate,
+    project.
+    """
     middle, rise = 0.5 * (a + b), above - below
     safe = np.where(rise > 0, rise, 1.0)
     secant = np.where(rise > 0, (a * above - b * below) / safe, middle)
@@ -172,9 +182,9 @@ def _next_guess(
 def integrate(
     activation: Activation, weight: InputWeight, center: float | np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """The integrals of w, w (f' - center), w (f' - center)^2 from low to high, by Gauss and Legendre: [3, *low.shape].
+    """Return the integrals of w, w (f' - center), w (f' - center)^2 from low to high: [3, *low.shape].
 
-    center: a number, or one for each interval [*low.shape, 1].
+    They are computed by Gauss and Legendre. center: a number, or one for each interval [*low.shape, 1].
     """
     half = 0.5 * (high - low)
     x = (low + half)[..., None] + half[..., None] * _NODES
@@ -184,7 +194,7 @@ def integrate(
 
 
 def _resolved(activation: Activation, weight: InputWeight, center: float, start: np.ndarray) -> np.ndarray:
-    """The edges of panels that need no more halving."""
+    """Return the edges of panels that need no more halving."""
     low, high = start[:-1], start[1:]
     done = [start]
     total = np.abs(integrate(activation, weight, center, low, high)).sum(1)
@@ -206,22 +216,22 @@ def _resolved(activation: Activation, weight: InputWeight, center: float, start:
 
 
 def _turns(activation: Activation, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs at which f' turns from rising to falling or back, with both ends, and f' there."""
+    """Return the inputs at which f' turns from rising to falling or back, with both ends, and f' there."""
     inside = (edges[:-1] + 0.5 * (edges[1:] - edges[:-1]))[:, None] + 0.5 * np.diff(edges)[:, None] * _NODES
     x = np.unique(np.concatenate([edges, inside.ravel()]))
     slopes = activation.slopes(x)
     places = [0, *_extremes(slopes, 1e-11 * max(float(np.ptp(slopes)), 1e-300)), len(x) - 1]
-    turns, found = x[places], slopes[places]
+    turns, turn_slopes = x[places], slopes[places]
     for turn in range(1, len(places) - 1):
         peak = slopes[places[turn]] > slopes[places[turn - 1]]
         near = slice(max(places[turn] - 1, 0), places[turn] + 2)
-        turns[turn], found[turn] = _sharpened(activation, x[near], 1 if peak else -1)
-    return turns, found
+        turns[turn], turn_slopes[turn] = _sharpened(activation, x[near], 1 if peak else -1)
+    return turns, turn_slopes
 
 
 def _extremes(slopes: np.ndarray, noise: float) -> list[int]:
-    """Indices of the inner values from which the sequence turns by more than noise, highs and lows in turn."""
-    found: list[int] = []
+    """Return indices of the inner values from which the sequence turns by more than noise, highs and lows in turn."""
+    extremes: list[int] = []
     high = low = 0
     direction = 0
     for place, slope in enumerate(slopes.tolist()):
@@ -230,16 +240,18 @@ def _extremes(slopes: np.ndarray, noise: float) -> list[int]:
         if slope < slopes[low]:
             low = place
         if direction >= 0 and slope < slopes[high] - noise:
-            found += [high] if direction > 0 else []
+            extremes += [high] if direction > 0 else []
             direction, low, high = -1, place, place
         elif direction <= 0 and slope > slopes[low] + noise:
-            found += [low] if direction < 0 else []
+            extremes += [low] if direction < 0 else []
             direction, low, high = 1, place, place
-    return found
+    return extremes
 
 
 def _sharpened(activation: Activation, x: np.ndarray, sign: int) -> tuple[float, float]:
-    """The input between the first and the last of x at which sign f' is greatest, by ever finer samples, and f'."""
+    """Return the input between the first and the last of x at which sign f' is greatest, by ever finer samples, and
+    f' there.
+    """
     best, slope = x[1], activation.slopes(x[1:2])[0]
     low, high = x[0], x[-1]
     for _ in range(12):

@@ -1,24 +1,23 @@
-"""Derivatives of activations in 1 to 8 bits: of each element a level's number, and products with the levels.
+"""Derivatives of activations in 1 to 8 bits: the number of a level for each element, and products with the levels.
 
-Kept: ceil(n b / 8) bytes, where eager keeps the activation's input, 4 n. The way of "Few-Bit Backward: Quantized
-Gradients of Activation Functions for Memory Footprint Reduction" (arXiv 2202.00441): the derivative is replaced by one
-that is constant between borders. Given levels one may also round the derivative up or down at random, which is
-unbiased: with levels l ≤ f' ≤ u beside it the error's variance is (f' - l) (u - f') ("QSGD", arXiv 1610.02132).
+Kept: ceil(n b / 8) bytes, where eager keeps the activation's input, 4 n. The method is that of "Few-Bit Backward:
+Quantized Gradients of Activation Functions for Memory Footprint Reduction" (arXiv 2202.00441): the derivative is
+replaced by a function that is constant between borders.
 
-Codes cannot carry NaN: it falls into the last interval, or on the last level; infinities into the outer intervals. What
-forward computed from a NaN is NaN already.
+Codes cannot carry NaN: it falls into the last interval, and infinities into the outer intervals. The result that
+    forward
+computed from a NaN is NaN already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ctypes import c_int, c_int64, c_uint64, c_void_p
+from ctypes import c_int, c_int64, c_void_p
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..backend.counter_random import halves, state_of
 from ..backend.library import define
 from ..backend.native import native, pointer
 from ..backend.planned_layouts import laid_out
@@ -62,12 +61,12 @@ static inline void level_tile(const float *tile, const Intervals *intervals, con
     int32_t places[TILE];
     find(tile, intervals, places);
     if (intervals->count < 256) {
-        float found[TILE];
+        float chosen[TILE];
         #pragma omp simd
         for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)places[i];
-        look_up_floats(levels->numbers, intervals->count + 1, codes, found);
+        look_up_floats(levels->numbers, intervals->count + 1, codes, chosen);
         #pragma omp simd
-        for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)(int32_t)found[i];
+        for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)(int32_t)chosen[i];
     } else {
         for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)levels->all[places[i]];
     }
@@ -76,37 +75,13 @@ static inline void level_tile(const float *tile, const Intervals *intervals, con
 void encode_intervals(const void *x, int kind, const float *borders, int border_count, uint16_t *first,
                       const int32_t *levels, uint8_t *packed, int64_t count, int bits) {
     Intervals intervals = intervals_of(borders, border_count, first);
-    Levels told = levels_of(levels, border_count);
+    Levels table = levels_of(levels, border_count);
     #pragma omp parallel for schedule(static) if (count > 16384)
     for (int64_t start = 0; start < count; start += TILE) {
         float room[TILE];
         uint8_t codes[TILE];
         int64_t here = in_tile(start, count);
-        level_tile(load_tile(x, kind, start, here, room), &intervals, &told, codes);
-        pack_tile(codes, packed + start / 8 * bits, here, bits);
-    }
-}
-
-/* borders: the levels without the first and the last. factors: 2^24 over the distance between a level and the next. */
-void round_to_levels(const void *x, int kind, const float *borders, int border_count, uint16_t *first,
-                     const float *levels, const float *factors, uint64_t state, uint8_t *packed, int64_t count,
-                     int bits) {
-    Intervals intervals = intervals_of(borders, border_count, first);
-    #pragma omp parallel for schedule(static) if (count > 16384)
-    for (int64_t start = 0; start < count; start += TILE) {
-        float room[TILE], numbers[TILE], lower[TILE], factor[TILE];
-        int32_t places[TILE];
-        uint8_t codes[TILE];
-        int64_t here = in_tile(start, count);
-        const float *tile = load_tile(x, kind, start, here, room);
-        find(tile, &intervals, places);
-        random_tile(state, start, numbers);
-        #pragma omp simd
-        for (int i = 0; i < TILE; i++) codes[i] = (uint8_t)places[i];
-        look_up_floats(levels, border_count + 2, codes, lower);
-        look_up_floats(factors, border_count + 1, codes, factor);
-        #pragma omp simd
-        for (int i = 0; i < TILE; i++) codes[i] += !(numbers[i] >= (tile[i] - lower[i]) * factor[i]);
+        level_tile(load_tile(x, kind, start, here, room), &intervals, &table, codes);
         pack_tile(codes, packed + start / 8 * bits, here, bits);
     }
 }
@@ -157,23 +132,22 @@ void multiply_levels(const void *x, int kind, const uint8_t *packed, const float
 )
 
 _ENCODE = (c_void_p, c_int, c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_int64, c_int)
-_ROUND = (c_void_p, c_int, c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_uint64, c_void_p, c_int64, c_int)
 _DECODE = (c_void_p, c_void_p, c_void_p, c_int64, c_int)
 _MULTIPLY = (c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_int64, c_int)
 _CHUNK = 1 << 20  # elements that the plain versions work on at once
 
 
 def check_dense(x: Tensor) -> None:
-    """Raises ValueError unless x holds floating-point numbers that fill their stretch of memory."""
+    """Raise ValueError unless x holds floating-point numbers that fill their stretch of memory."""
     if not x.is_floating_point() or not dense(x):
         raise ValueError(
-            f"x is {x.dtype} with strides {x.stride()} for shape {tuple(x.shape)}: a code is made of floating-point "
+            f"x is {x.dtype} with strides {x.stride()} for shape {tuple(x.shape)}: codes are of floating-point "
             "numbers that fill their memory; pass x.contiguous()"
         )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type in which numbers of a type are compared and multiplied."""
+    """Return the type in which numbers of a type are compared and multiplied."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -182,40 +156,28 @@ def _check_levels(count: int, bits: int) -> None:
         raise ValueError(f"{count} levels in {bits} bits: there must be 1 to {2**bits}; give more bits or other levels")
 
 
-def _in_c(name: str, argument_types: tuple, x: Tensor):
-    """A function of the C, if there is one for such a tensor."""
+def _native_version(name: str, argument_types: tuple, x: Tensor):
+    """Return a function of the C, if there is one for a tensor like x."""
     return native(SOURCE, name, argument_types) if x.dtype in KINDS and x.device.type == "cpu" else None
 
 
 def _chunks(x: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Stretches of x in the order of memory, in their wide type, each after its first element's place."""
-    lying = flat(x.detach())
-    for start in range(0, len(lying), _CHUNK):
-        yield start, lying[start : start + _CHUNK].to(_wide(x.dtype))
+    """Yield stretches of x in the order of memory, in their wide type, each with the number of its first element."""
+    elements = flat(x.detach())
+    for start in range(0, len(elements), _CHUNK):
+        yield start, elements[start : start + _CHUNK].to(_wide(x.dtype))
 
 
 def encode_plainly(x: Tensor, borders: Tensor, levels: Tensor, bits: int) -> Tensor:
-    """`encode_by_borders` in plain torch."""
+    """Return `encode_by_borders` in plain torch."""
     borders, levels = borders.to(x.device), levels.to(x.device, torch.uint8)
     places = (torch.bucketize(part, borders, right=True) for _, part in _chunks(x))
     empty = torch.empty(0, dtype=torch.uint8, device=x.device)
     return torch.cat([empty, *(pack_codes_plainly(levels[part], bits) for part in places)])
 
 
-def round_plainly(derivative: Tensor, levels: Tensor, factors: Tensor, bits: int, state: int) -> Tensor:
-    """`round_to_levels` in plain torch."""
-    levels, factors = levels.to(derivative.device), factors.to(derivative.device)
-    parts = [torch.empty(0, dtype=torch.uint8, device=derivative.device)]
-    for start, part in _chunks(derivative):
-        places = torch.bucketize(part, levels[1:-1], right=True)
-        above = (part - levels[places]).mul_(factors[places])
-        up = ~(halves(state, start, len(part), part.device) >= above)
-        parts.append(pack_codes_plainly(places.add_(up).to(torch.uint8), bits))
-    return torch.cat(parts)
-
-
 def multiply_plainly(gradient: Tensor, code: Tensor, table: Tensor, bits: int) -> Tensor:
-    """`multiply_levels` in plain torch, a chunk at a time."""
+    """Return `multiply_levels` in plain torch, computed a chunk at a time."""
     product, table = torch.empty_like(gradient.detach()), table.to(gradient.device)
     for start, part in _chunks(gradient):
         codes = code[start // 8 * bits : bytes_of_codes(start + len(part), bits)]
@@ -231,16 +193,16 @@ def _encode(
     check_dense(x)
     size_bytes = bytes_of_codes(x.numel(), bits)
     if len(level_of_interval) != len(borders) + 1:
-        told = f"{len(borders)} borders and {len(level_of_interval)} intervals"
-        raise ValueError(f"{told}: there must be one interval more than borders; give each interval's level")
+        message = f"{len(borders)} borders and {len(level_of_interval)} intervals"
+        raise ValueError(f"{message}: there must be one interval more than borders; give each interval's level")
     if not 0 <= min(level_of_interval) <= max(level_of_interval) < 2**bits:
-        told = f"levels {min(level_of_interval)} to {max(level_of_interval)} in {bits} bits"
-        raise ValueError(f"{told}: they must be 0 to {2**bits - 1}; give more bits or other levels")
-    limits = ascending(borders, "border", _wide(x.dtype))
+        message = f"levels {min(level_of_interval)} to {max(level_of_interval)} in {bits} bits"
+        raise ValueError(f"{message}: they must be 0 to {2**bits - 1}; give more bits or other levels")
+    limits = ascending(borders, _wide(x.dtype))
     levels = torch.from_numpy(np.array(level_of_interval, dtype=np.uint8))
     if fast := triton_version(__name__, x.device):
         return fast.encode(x, limits, levels, bits)
-    run = _in_c("encode_intervals", _ENCODE, x)
+    run = _native_version("encode_intervals", _ENCODE, x)
     if run is None:
         return encode_plainly(x, limits, levels, bits)
     packed, (table, first) = torch.empty(size_bytes, dtype=torch.uint8), tables(limits)
@@ -250,28 +212,8 @@ def _encode(
     return packed
 
 
-def _round(derivative: Tensor, levels: list[float], bits: int, seed: int, stride: list[int] | None = None) -> Tensor:
-    derivative = laid_out(derivative, stride)
-    check_dense(derivative)
-    size_bytes = bytes_of_codes(derivative.numel(), bits)
-    _check_levels(len(levels), bits)
-    table = ascending(levels, "level", _wide(derivative.dtype))
-    if len(table) == 1:
-        return torch.zeros(size_bytes, dtype=torch.uint8, device=derivative.device)
-    factors = table.diff().reciprocal_().mul_(2.0**24)
-    if fast := triton_version(__name__, derivative.device):
-        return fast.round_at_random(derivative, table, factors, bits, state_of(seed))
-    run = _in_c("round_to_levels", _ROUND, derivative)
-    if run is None:
-        return round_plainly(derivative, table, factors, bits, state_of(seed))
-    packed, (borders, first) = torch.empty(size_bytes, dtype=torch.uint8), tables(table[1:-1])
-    intervals = pointer(borders), len(table) - 2, pointer(first), pointer(table), pointer(factors), state_of(seed)
-    run(pointer(derivative), KINDS[derivative.dtype], *intervals, pointer(packed), derivative.numel(), bits)
-    return packed
-
-
 def _table(levels: list[float], bits: int, dtype: torch.dtype) -> Tensor:
-    """The levels by their codes; NaN for codes that encoding does not make."""
+    """Return the levels by their codes, with NaN for codes that encoding does not make."""
     _check_levels(len(levels), bits)
     return torch.tensor(levels + [torch.nan] * (2**bits - len(levels)), dtype=torch.float64).to(dtype)
 
@@ -302,7 +244,7 @@ def _multiply(
     table = _table(levels, bits, _wide(gradient.dtype))
     if fast := triton_version(__name__, gradient.device):
         return fast.multiply(gradient, code, table, bits)
-    run = _in_c("multiply_levels", _MULTIPLY, gradient)
+    run = _native_version("multiply_levels", _MULTIPLY, gradient)
     if run is None:
         return multiply_plainly(gradient, code, table, bits)
     y = torch.empty_like(gradient)
@@ -317,24 +259,12 @@ encode_by_borders = define(
         (bytes_of_codes(x.numel(), bits),), dtype=torch.uint8
     ),
 )
-"""x (dense) → uint8 [ceil(n b / 8)]: the level of the interval that each element is in, in the order of memory.
+"""x (dense) → uint8 [ceil(n b / 8)]: the level of each element's interval, in the order of memory.
 
 Interval i goes from border i - 1, which belongs to it, to border i; the last holds NaN too. Borders are rounded to
-float32, or are float64 if x is. stride: how x is planned to lie (`laid_out`). Raises ValueError for borders that do not
+float32, or are float64 if x is. stride: the planned stride of x (`laid_out`). Raises ValueError for borders that do not
 ascend and for levels that do not fit.
 """
-
-round_to_levels = define(
-    "round_to_levels(Tensor derivative, float[] levels, int bits, int seed, int[]? stride=None) -> Tensor",
-    _round,
-    lambda derivative, levels, bits, seed, stride=None: derivative.new_empty(
-        (bytes_of_codes(derivative.numel(), bits),), dtype=torch.uint8
-    ),
-)
-"""The derivative (dense) → uint8 [ceil(n b / 8)]: one of the two levels beside each element, drawn so that the mean is
-the element (to 2^-24 of the levels' distance). Elements outside of the levels go to the outer ones, NaN to the last.
-
-stride: how it is planned to lie (`laid_out`)."""
 
 decode_levels = define(
     "decode_levels(Tensor code, float[] representatives, int bits, int[] size, int[] stride, ScalarType dtype)"
@@ -344,13 +274,15 @@ decode_levels = define(
         size, stride, dtype=dtype, device=code.device
     ),
 )
-"""A code's levels: representatives[code], of a size, (dense) stride and type."""
+"""Returns the levels of a code: representatives[code], of a size, (dense) stride and type."""
 
 multiply_levels = define(
     "multiply_levels(Tensor gradient, Tensor code, float[] levels, int bits, int[]? stride=None) -> Tensor",
     _multiply,
     lambda gradient, code, levels, bits, stride=None: torch.empty_like(gradient),
 )
-"""gradient (dense) times levels[code], in one pass: laid out like the gradient. The code's order is the gradient's in
-memory. Products are taken in float32, or float64, and rounded once. stride: how the gradient is planned to lie, as the
-code does; one that lies otherwise is copied into that order (`laid_out`)."""
+"""Returns gradient (dense) times levels[code], in one pass, laid out like the gradient.
+
+The code's order is the gradient's in memory. Products are taken in float32, or float64, and rounded once. stride: the
+planned stride of the gradient, to which the code belongs; a gradient that lies differently is copied (`laid_out`).
+"""

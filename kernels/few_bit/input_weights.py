@@ -1,4 +1,4 @@
-"""How much each input of an activation counts: evenly over an interval, normally distributed, or as samples lie."""
+"""Weights of an activation's inputs: even over an interval, normally distributed, or as counted in samples."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-# Beyond so many standard deviations lies 2e-23 of a normal distribution.
+# Only 2e-23 of a normal distribution lies beyond this many standard deviations.
 _DEVIATIONS = 10.0
 _BINS = 512
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every input from `low` to `high` alike, with density 1: errors are integrals over the interval, not means."""
+    """Every input from `low` to `high` counts alike, with density 1: errors are integrals over the interval, not
+    means.
+    """
 
     low: float
     high: float
@@ -31,16 +33,16 @@ class Uniform:
 
     @property
     def support(self) -> tuple[float, float]:
-        """The lowest and the highest input that counts."""
+        """Return the lowest and the highest input that counts."""
         return self.low, self.high
 
     @property
     def edges(self) -> tuple[float, ...]:
-        """Where the density jumps within the support."""
+        """Return the inputs at which the density jumps within the support: none."""
         return ()
 
     def density(self, x: np.ndarray) -> np.ndarray:
-        """Weight per unit of input at x (float64, any shape) within the support."""
+        """Return the weight per unit of input at x (float64, any shape) within the support."""
         return np.ones_like(x)
 
 
@@ -62,24 +64,25 @@ class Normal:
 
     @property
     def support(self) -> tuple[float, float]:
-        """The lowest and the highest input that counts."""
+        """Return the lowest and the highest input that counts."""
         return self.mean - _DEVIATIONS * self.std, self.mean + _DEVIATIONS * self.std
 
     @property
     def edges(self) -> tuple[float, ...]:
-        """Where the density jumps within the support: nowhere."""
+        """Return the inputs at which the density jumps within the support: none."""
         return ()
 
     def density(self, x: np.ndarray) -> np.ndarray:
-        """Weight per unit of input at x (float64, any shape)."""
+        """Return the weight per unit of input at x (float64, any shape)."""
         return np.exp(-0.5 * ((x - self.mean) / self.std) ** 2) / (self.std * math.sqrt(2 * math.pi))
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Inputs as they were counted, evenly within each bin: errors are expectations.
+    """Inputs distributed as counted, evenly within each bin: errors are expectations.
 
-    bin_edges: increasing, one more than `counts`; counts: not negative, not all zero, in any unit.
+    bin_edges: increasing, one more than `counts`.
+    counts: not negative, not all zero, in any unit.
     """
 
     bin_edges: tuple[float, ...] = field(repr=False)
@@ -103,14 +106,17 @@ class Histogram:
 
     @classmethod
     def of_samples(cls, samples: Tensor, bins: int = _BINS) -> Histogram:
-        """Of a tensor's elements (any shape and floating dtype), in at most so many bins that hold about as many each.
+        """Return the histogram of a tensor's elements (any shape and floating dtype), in bins that hold about as many
+        each.
 
-        A value that many elements share is spread over the bin above it. Raises ValueError for elements that are not
-        finite, or all the same.
+        bins: at most this many. A value that many elements share is spread over the bin above it. Raises ValueError for
+        elements that are not finite, or all the same.
         """
         values = samples.detach().double().flatten().cpu().numpy()
         if not values.size or not np.isfinite(values).all():
-            raise ValueError(f"{values.size} samples make no histogram: they must be finite numbers, at least two")
+            raise ValueError(
+                f"{values.size} samples cannot make a histogram: they must be finite numbers, at least two"
+            )
         edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
         if len(edges) < 2:
             raise ValueError(f"all {values.size} samples are {values[0]:g}: a histogram needs two different ones")
@@ -118,21 +124,23 @@ class Histogram:
 
     @property
     def support(self) -> tuple[float, float]:
-        """The lowest and the highest input that counts."""
+        """Return the lowest and the highest input that counts."""
         filled = np.flatnonzero(self.counts)
         return self.bin_edges[filled[0]], self.bin_edges[filled[-1] + 1]
 
     @property
     def edges(self) -> tuple[float, ...]:
-        """Where the density jumps within the support."""
+        """Return the inputs at which the density jumps within the support."""
         low, high = self.support
         return tuple(edge for edge in self.bin_edges if low < edge < high)
 
     def density(self, x: np.ndarray) -> np.ndarray:
-        """Weight per unit of input at x (float64, any shape) within the support; at an edge, the bin's above it."""
+        """Return the weight per unit of input at x (float64, any shape) within the support; at an edge, that of the
+        bin above.
+        """
         edges, counts = np.asarray(self.bin_edges), np.asarray(self.counts)
-        heights = counts / counts.sum() / np.diff(edges)
-        return heights[np.clip(np.searchsorted(edges, x, "right") - 1, 0, len(counts) - 1)]
+        densities = counts / counts.sum() / np.diff(edges)
+        return densities[np.clip(np.searchsorted(edges, x, "right") - 1, 0, len(counts) - 1)]
 
 
 InputWeight = Uniform | Normal | Histogram
@@ -140,31 +148,33 @@ _KINDS = {"uniform": (Uniform, "LOW,HIGH"), "normal": (Normal, "MEAN,STD")}
 
 
 def read_weight(text: str) -> InputWeight:
-    """The weight that `uniform:LOW,HIGH` or `normal:MEAN,STD` says; raises ValueError for any other text."""
+    """Return the weight that `uniform:LOW,HIGH` or `normal:MEAN,STD` describes; raises ValueError for any other
+    text.
+    """
     kind, _, rest = text.strip().partition(":")
     if kind not in _KINDS:
         raise ValueError(f"the weight {text!r} cannot be read: write uniform:LOW,HIGH or normal:MEAN,STD")
-    made, form = _KINDS[kind]
+    weight_type, form = _KINDS[kind]
     numbers = rest.split(",")
     if len(numbers) != 2:
         raise ValueError(f"the weight {text!r} needs two numbers: write {kind}:{form}")
     try:
         first, second = map(float, numbers)
     except ValueError:
-        raise ValueError(f"the weight {text!r} has something that is no number: write {kind}:{form}") from None
-    return made(first, second)
+        raise ValueError(f"the weight {text!r} has a part that is not a number: write {kind}:{form}") from None
+    return weight_type(first, second)
 
 
-def _check_finite(told: str, *numbers: float) -> None:
+def _check_finite(weight: str, *numbers: float) -> None:
     for number in numbers:
         if not math.isfinite(number):
-            raise ValueError(f"the weight {told} has {number} in it: its numbers must be finite")
+            raise ValueError(f"the weight {weight} has {number} in it: its numbers must be finite")
 
 
-def _check_apart(told: str, low: float, high: float) -> None:
-    """Between the ends there must be inputs enough to tell apart in float64."""
+def _check_apart(weight: str, low: float, high: float) -> None:
+    """Raise ValueError unless float64 can distinguish enough inputs between the ends."""
     if not (math.isfinite(high - low) and high - low > 1e-9 * max(abs(low), abs(high))):
         raise ValueError(
-            f"the weight {told} counts inputs from {low:.17g} to {high:.17g}, which float64 tells apart too badly: "
-            "its width must be above 1e-9 of its ends and finite"
+            f"the weight {weight} counts inputs from {low:.17g} to {high:.17g}, too few of which float64 "
+            "distinguishes: its width must be above 1e-9 of its ends and finite"
         )

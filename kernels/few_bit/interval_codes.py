@@ -16,16 +16,18 @@ from .step_functions import StepFunction, by_intervals
 MOST_BITS = 8
 _POINTS = 1536
 _POINTS_PER_CELL = 8
-_FINE = 24  # pieces of a panel in which the grid's density is looked at
+_FINE = 24  # pieces of a panel at which the grid's density is sampled
 
 
 @lru_cache(maxsize=64)
 def interval_codes(activation: Activation, bits: int, weight: InputWeight) -> StepFunction:
-    """The step function of 2^bits intervals with the least integral of w (f' - level)^2.
+    """Return the step function of 2^bits intervals with the least integral of w (f' - level)^2.
 
-    Intervals are fewer where more make no less error. Raises ValueError for bits outside of 1 to 8, and where f' is
-    not finite. Source: Few-bit Backward (arXiv 2202.00441), equation 2, here by a dynamic program over all borders on
-    a grid, then Newton's method: at the optimum f'(border) is the mean of the levels beside it.
+    There are fewer intervals where more do not lower the error. Raises ValueError for bits outside of 1 to 8, and where
+    f'
+    is not finite. Source: Few-bit Backward (arXiv 2202.00441), equation 2. Here it is solved by a dynamic program over
+    all
+    borders on a grid, then Newton's method: at the optimum f'(border) is the mean of the levels on both sides.
     """
     cells = cells_of(bits)
     moments = slope_moments(activation, weight)
@@ -55,17 +57,18 @@ class _IntervalCost:
 
 
 def cells_of(bits: int) -> int:
-    """How many levels so many bits tell apart; raises ValueError outside of 1 to 8."""
+    """Return the number of levels for a number of bits; raises ValueError outside of 1 to 8."""
     if not 1 <= bits <= MOST_BITS:
         raise ValueError(f"bits {bits} is outside of 1 to {MOST_BITS}: a code is kept in at most one byte")
     return 1 << bits
 
 
 def input_grid(moments: SlopeMoments, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs at which an interval may end, and those of them at which f' jumps or turns.
+    """Return inputs at which an interval may end, and those of them at which f' jumps or turns.
 
-    They are as dense as the borders of very many intervals would best be, which is the cube root of w f''^2 (Panter
-    and Dite's law), but for a tenth that lies evenly and a tenth as the weight does.
+    They are as dense as the best borders of very many intervals, which is the cube root of w f''^2 (Panter and Dite's
+    law).
+    A tenth of them lies evenly and a tenth as the weight does.
     """
     low, high = moments.edges[:-1, None], moments.edges[1:, None]
     fine = np.unique(np.append(low + (high - low) * (np.arange(_FINE) / _FINE), moments.edges[-1]))

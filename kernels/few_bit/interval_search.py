@@ -1,4 +1,4 @@
-"""In which of the intervals between ascending borders each element of a tensor lies: the C and its tables.
+"""Finds the interval between ascending borders in which each element of a tensor lies: the C and its tables.
 
 Interval i goes from border i - 1, which belongs to it, to border i; NaN lies in the last one.
 """
@@ -17,7 +17,7 @@ SOURCE = (
     "#include <math.h>\n"
     + TILES_SOURCE
     + r"""
-/* up to FEW borders each element is compared with all of them, beyond it is looked up: as fast there, by measurement */
+/* up to FEW borders each element is compared with all of them, with more it is looked up: as fast there, measured */
 #if defined(__AVX512F__)
 #include <immintrin.h>
 enum { FEW = 31 };
@@ -29,9 +29,9 @@ enum { FEW = 4 };
 
 enum { BUCKETS = 65536 };
 
-/* borders: `count` of them and a NaN; padded: as many as two registers hold, with infinities after them. Where they are
-   many: first[k] of them lie in buckets before bucket k, and at most
-   `most` in one bucket; a bucket is all floats of the same upper 16 bits. */
+/* borders: `count` of them and a NaN; padded: as many as two registers hold, with infinities after them. With more than
+   FEW borders first[k] of them lie in buckets before bucket k, and at most `most` in one bucket. A bucket is all floats
+   of the same upper 16 bits. */
 typedef struct {
     const float *borders;
     const uint16_t *first;
@@ -57,7 +57,7 @@ ALWAYS __m512i halve_once(__m512 x, Padded borders, __m512i place, int half, int
 }
 
 /* at most 31 borders in two registers; `wide`: whether there are more than ONE_REGISTER. Infinity and NaN pass the
-   padding. Not a loop, which -O2 would leave one: written out it takes half the time */
+   padding. Written out, since -O2 would keep a loop, which takes twice the time */
 ALWAYS __m512i halved(const float *numbers, Padded borders, int wide) {
     __m512 x = _mm512_loadu_ps(numbers);
     __m512i place = _mm512_setzero_si512();
@@ -84,14 +84,14 @@ static inline void count_borders(const float *tile, const Intervals *a, int32_t 
 static inline void count_borders(const float *tile, const Intervals *a, int32_t *places) {
     for (int i = 0; i < TILE; i += 4 * LANES) {
         Floats x[4];
-        Integers found[4];
+        Integers counts[4];
         memcpy(x, tile + i, sizeof x);
-        for (int j = 0; j < 4; j++) found[j] = (Integers){0} + a->count;
+        for (int j = 0; j < 4; j++) counts[j] = (Integers){0} + a->count;
         for (int k = 0; k < a->count; k++) {
             Floats border = (Floats){0} + a->borders[k];
-            for (int j = 0; j < 4; j++) found[j] += x[j] < border;
+            for (int j = 0; j < 4; j++) counts[j] += x[j] < border;
         }
-        memcpy(places + i, found, sizeof found);
+        memcpy(places + i, counts, sizeof counts);
     }
 }
 #endif
@@ -135,14 +135,14 @@ static Intervals intervals_of(const float *borders, int count, uint16_t *first) 
     return a;
 }
 
-/* a function of its own, since many processors gather slower than they load one by one */
+/* a separate function, since many processors gather slower than they load one by one */
 static __attribute__((noinline, optimize("no-tree-vectorize")))
-void look_up_one_by_one(const float *table, const uint8_t *places, float *found) {
-    for (int i = 0; i < TILE; i++) found[i] = table[places[i]];
+void look_up_one_by_one(const float *table, const uint8_t *places, float *values) {
+    for (int i = 0; i < TILE; i++) values[i] = table[places[i]];
 }
 
 /* table: of `count` entries, 256 at most */
-static inline void look_up_floats(const float *table, int count, const uint8_t *places, float *found) {
+static inline void look_up_floats(const float *table, int count, const uint8_t *places, float *values) {
 #ifdef __AVX512F__
     if (count <= 32) {
         float padded[32] = {0};
@@ -150,12 +150,12 @@ static inline void look_up_floats(const float *table, int count, const uint8_t *
         __m512 low = _mm512_loadu_ps(padded), high = _mm512_loadu_ps(padded + 16);
         for (int i = 0; i < TILE; i += 16) {
             __m512i place = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(places + i)));
-            _mm512_storeu_ps(found + i, _mm512_permutex2var_ps(low, place, high));
+            _mm512_storeu_ps(values + i, _mm512_permutex2var_ps(low, place, high));
         }
         return;
     }
 #endif
-    look_up_one_by_one(table, places, found);
+    look_up_one_by_one(table, places, values);
 }
 """
 )
@@ -164,19 +164,19 @@ BUCKETS = 1 << 16
 _IN_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-def ascending(numbers: list[float], what: str, wide: torch.dtype) -> Tensor:
-    """Borders or levels as a tensor of a type; raises ValueError unless each is greater than the one before.
+def ascending(borders: list[float], dtype: torch.dtype) -> Tensor:
+    """Return borders as a tensor of a type; raises ValueError unless each is greater than the one before.
 
-    numpy holds the numbers: how many there are is not known when peaks are foretold, and torch's allocator sees none.
+    numpy holds the numbers: their count is not known when peaks are predicted, and numpy's memory is not torch's.
     """
-    tensor = torch.from_numpy(np.array(numbers, dtype=_IN_NUMPY[wide]) + 0)  # no negative zeros
+    tensor = torch.from_numpy(np.array(borders, dtype=_IN_NUMPY[dtype]) + 0)  # no negative zeros
     for before, after in pairwise([-torch.inf, *tensor.tolist()]):
         if not before < after < torch.inf:
-            raise ValueError(f"{what} {after} follows {before}: they must be finite and ascend, in {wide} too")
+            raise ValueError(f"border {after} follows {before}: borders must be finite and ascend, in {dtype} too")
     return tensor
 
 
 def tables(borders: Tensor) -> tuple[Tensor, Tensor]:
-    """What C looks borders up in: they and a NaN, and room for the buckets."""
+    """Return the tables in which C looks borders up: the borders and a NaN, and room for the buckets."""
     closed = np.append(borders.numpy(), np.float32(np.nan))
     return torch.from_numpy(closed), torch.empty(BUCKETS, dtype=torch.uint16)

@@ -1,4 +1,4 @@
-"""Cuts an interval into few cells at the least total cost: exactly on a grid, and between its points from there."""
+"""Cuts an interval into few cells at the least total cost: exactly on a grid, then between the grid's points."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ _COARSE = 4
 _FEWEST = 96
 # Offsets tried around each cut, in units of its own step; the first of equals is taken.
 _OFFSETS = np.array([0.0, -0.25, 0.25, -0.5, 0.5, -1.0, 1.0])
-# Up to so many cuts the grid is fine enough to tell which number of them here or there is best.
+# Up to this many cuts the grid is fine enough to decide how many of them lie between marked places.
 _DECIDED = 20
 _EXCHANGES = 16
 _HOPELESS = 1e-3
 _SETTLED = 1e-9
 _TRIALS = 6
 _NEWTON_STEPS = 30
-_DIFFERENCE = 1e-3  # of the narrower cell beside a cut
+_DIFFERENCE = 1e-3  # of the narrower cell next to a cut
 _CONVERGED = 1e-13
 
 
 class CellCost(Protocol):
-    """What cells cost. A cell within another must not cost more than it: cells too costly are ruled out by that."""
+    """The cost of cells. A cell within another must not cost more than it, so that too costly cells can be ruled
+    out.
+    """
 
     @property
     def rounding(self) -> float:
-        """Differences of costs below this are rounding."""
+        """Return the size of differences of costs that are only rounding."""
         ...
 
     def sums(self, places: Places) -> np.ndarray:
-        """What is summed up to each place: [n, *places.shape]."""
+        """Return what is summed up to each place: [n, *places.shape]."""
         ...
 
     def cost(self, low: Places, high: Places, low_sums: np.ndarray, high_sums: np.ndarray) -> np.ndarray:
-        """Of the cells between two places each (broadcast), with the sums up to there."""
+        """Return the costs of the cells between two places each (broadcast), with the sums up to there."""
         ...
 
 
@@ -51,20 +53,23 @@ class Grid:
     sums: np.ndarray
 
     def cost(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Of the cells between two indices each."""
+        """Return the costs of the cells between two indices each."""
         return self.problem.cost(self.places[low], self.places[high], self.sums[:, low], self.sums[:, high])
 
     def total(self, chosen: np.ndarray) -> float:
-        """Of the cells between indices that follow each other."""
+        """Return the cost of the cells between successive indices."""
         return float(self.cost(chosen[:-1], chosen[1:]).sum())
 
 
 def best_partition(problem: CellCost, places: np.ndarray, marked: np.ndarray, cells: int) -> np.ndarray:
-    """Ends and cuts of at most so many cells of least total cost [cells + 1]; fewer where more save nothing.
+    """Return the ends and cuts of the cells of least total cost [cells + 1], or of fewer cells if more save nothing.
 
-    places: the grid to begin with (increasing, at least two). marked: places within it at which the cost is not smooth;
-    they are on the grid in any case. The dynamic program gives the optimum over all cuts on the grid, `settle` moves
-    them between its points, and `exchange` tells apart what costs nearly the same on the grid.
+    places: the initial grid (increasing, at least two).
+    marked: places within it at which the cost is not smooth; they are on the grid in any case.
+
+    The dynamic program gives the optimum over all cuts on the grid. `settle` moves them between its points, and
+    `exchange`
+    compares partitions that cost nearly the same on the grid.
     """
     places = np.union1d(places, marked)
     if len(places) < 2 or cells < 1:
@@ -76,11 +81,13 @@ def best_partition(problem: CellCost, places: np.ndarray, marked: np.ndarray, ce
 
 
 def best_on_grid(grid: Grid, cells: int) -> np.ndarray:
-    """Indices of the ends and the cuts of at most so many cells: the optimum over the grid, in O(cells n b) time.
+    """Return indices of the ends and the cuts of the best cells, `cells` at most: the optimum over the grid.
 
-    D_k(j) = min over i < j of D_{k-1}(i) + cost(i, j). A cell that alone costs more than some whole partition is in no
-    best one, nor is any cell around it: for each j only i from first(j) on are tried, b of them at most. The partition
-    that this takes is the optimum of every fourth point, found likewise.
+    It takes O(cells n b) time. D_k(j) = min over i < j of D_{k-1}(i) + cost(i, j). A cell that alone costs more than
+    some
+    whole partition is in no best one, nor is any cell around it. So for each j only i from first(j) on are tried, b of
+    them
+    at most. That partition is the optimum of every fourth point, found by the same method.
     """
     count = len(grid.places)
     cells = min(cells, count - 1)
@@ -107,10 +114,11 @@ def best_on_grid(grid: Grid, cells: int) -> np.ndarray:
 
 
 def settle(problem: CellCost, cuts: np.ndarray, steps: np.ndarray, turns: int = 6) -> np.ndarray:
-    """Moves the inner cuts of a partition [cells + 1] to where no small move lowers the cost; it never rises.
+    """Move the inner cuts of a partition [cells + 1] to where no small move lowers the cost; it never rises.
 
-    steps: how far each inner cut goes at first. Places tried in turn find the best where the cost has a kink, Newton's
-    method where cuts hang together; at most so many turns of both.
+    steps: the initial step of each inner cut. Trying places in turn finds the best where the cost has a kink, and
+        Newton's
+    method where cuts depend on each other. turns: the most rounds of both.
     """
     if len(cuts) == 2:
         return cuts
@@ -125,18 +133,20 @@ def settle(problem: CellCost, cuts: np.ndarray, steps: np.ndarray, turns: int = 
 
 
 def _try_places(problem: CellCost, cuts: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Seven places for every cut, within its step, in all combinations; one that goes less far gets half the step."""
+    """Try seven places for every cut, within its step, in all combinations; a cut that moves less than its step
+    halves it.
+    """
     cuts, steps = cuts.copy(), steps.copy()
     for _ in range(_TRIALS):
         tried = np.clip(cuts[1:-1, None] + steps[:, None] * _OFFSETS, cuts[0], cuts[-1])
-        chosen = _cheapest_way(problem, tried, cuts[[0, -1]])
+        chosen = _cheapest_places(problem, tried, cuts[[0, -1]])
         cuts[1:-1] = tried[np.arange(len(tried)), chosen]
         steps *= np.where(np.abs(_OFFSETS[chosen]) < 1, 0.5, 1.0)
     return cuts
 
 
 def _newton(problem: CellCost, cuts: np.ndarray) -> np.ndarray:
-    """Newton's method on all inner cuts, with derivatives by differences, as long as it lowers the cost."""
+    """Apply Newton's method to all inner cuts, with derivatives by differences, while it lowers the cost."""
     best = _total(problem, cuts)
     for _ in range(_NEWTON_STEPS):
         step = _newton_step(problem, cuts)
@@ -157,7 +167,8 @@ def _newton(problem: CellCost, cuts: np.ndarray) -> np.ndarray:
 
 
 def _newton_step(problem: CellCost, cuts: np.ndarray) -> np.ndarray | None:
-    """Where the quadratic through the cost at three places of every cut is least; None where it has no least point.
+    """Return the step to the minimum of the quadratic through the cost at three places of every cut; None if it has
+    none.
 
     The cost is a sum over cells, so that its second derivatives are a matrix of three diagonals.
     """
@@ -183,7 +194,7 @@ def _newton_step(problem: CellCost, cuts: np.ndarray) -> np.ndarray | None:
 
 
 def _cell_costs(problem: CellCost, places: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the cells between all places [cuts, choices] of cuts that follow each other: first, between, last.
+    """Return the costs of the cells between all places [cuts, choices] of successive cuts: first, between, last.
 
     First [choices] is the cell from the lower end, between [cuts - 1, choices, choices], last [choices].
     """
@@ -196,20 +207,24 @@ def _cell_costs(problem: CellCost, places: np.ndarray, ends: np.ndarray) -> tupl
 
 
 def exchange(problem: CellCost, cuts: np.ndarray, marked: np.ndarray) -> np.ndarray:
-    """Takes a cut away from between two marked places and puts one between two others, as long as that lowers the cost.
+    """Move a cut from between two marked places to between two others, while that lowers the cost.
 
-    Tried first is what promises most where the cost of k cells goes as 1 / k^2; what promises a loss is not tried.
+    The most promising move is tried first, assuming that the cost of k cells goes as 1 / k^2. Moves that promise a loss
+    are
+    not tried.
     """
     total = _total(problem, cuts)
     tried = 0
     while tried < _EXCHANGES:
         for emptier, fuller in _promising(problem, cuts, marked):
             tried += 1
-            other = _exchanged(problem, cuts, emptier, fuller)
-            other = settle(problem, other, 0.25 * np.minimum(np.diff(other)[:-1], np.diff(other)[1:]), turns=1)
-            found = _total(problem, other)
-            if found < total * (1 - _SETTLED) - problem.rounding:
-                cuts, total = other, found
+            candidate = _exchanged(problem, cuts, emptier, fuller)
+            candidate = settle(
+                problem, candidate, 0.25 * np.minimum(np.diff(candidate)[:-1], np.diff(candidate)[1:]), turns=1
+            )
+            candidate_total = _total(problem, candidate)
+            if candidate_total < total * (1 - _SETTLED) - problem.rounding:
+                cuts, total = candidate, candidate_total
                 break
         else:
             break
@@ -217,10 +232,10 @@ def exchange(problem: CellCost, cuts: np.ndarray, marked: np.ndarray) -> np.ndar
 
 
 def _promising(problem: CellCost, cuts: np.ndarray, marked: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of groups of cells: one that may lose a cut, one that may get it; the most promising first."""
+    """Return pairs of groups of cells, one that may lose a cut and one that may get it; the most promising first."""
     groups = np.searchsorted(marked, 0.5 * (cuts[:-1] + cuts[1:]))
     costs = _costs(problem, cuts)
-    found = []
+    exchanges = []
     for loser in np.unique(groups):
         for winner in np.unique(groups):
             members, others = np.flatnonzero(groups == loser), np.flatnonzero(groups == winner)
@@ -228,13 +243,15 @@ def _promising(problem: CellCost, cuts: np.ndarray, marked: np.ndarray) -> list[
             if loser != winner and k > 1:
                 lost = costs[members].sum() * ((k / (k - 1)) ** 2 - 1)
                 won = costs[others].sum() * (1 - (n / (n + 1)) ** 2)
-                found.append((lost - won, members, others))
-    found.sort(key=lambda pair: pair[0])
-    return [(members, others) for loss, members, others in found if loss < _HOPELESS * costs.sum()]
+                exchanges.append((lost - won, members, others))
+    exchanges.sort(key=lambda pair: pair[0])
+    return [(members, others) for loss, members, others in exchanges if loss < _HOPELESS * costs.sum()]
 
 
 def _exchanged(problem: CellCost, cuts: np.ndarray, emptier: np.ndarray, fuller: np.ndarray) -> np.ndarray:
-    """Without the cut between two cells of `emptier` that matters least, and with the costliest of `fuller` halved."""
+    """Return the cuts without the least useful one between two cells of `emptier`, and with the costliest of
+    `fuller` halved.
+    """
     pairs = emptier[:-1]
     sums = problem.sums(cuts)
     joined = problem.cost(cuts[pairs], cuts[pairs + 2], sums[:, pairs], sums[:, pairs + 2])
@@ -245,7 +262,7 @@ def _exchanged(problem: CellCost, cuts: np.ndarray, emptier: np.ndarray, fuller:
 
 
 def _costs(problem: CellCost, cuts: np.ndarray) -> np.ndarray:
-    """What each cell of a partition costs."""
+    """Return the cost of each cell of a partition."""
     sums = problem.sums(cuts)
     return problem.cost(cuts[:-1], cuts[1:], sums[:, :-1], sums[:, 1:])
 
@@ -255,7 +272,7 @@ def _total(problem: CellCost, cuts: np.ndarray) -> float:
 
 
 def _rough(grid: Grid, cells: int) -> np.ndarray:
-    """A good partition, found on every fourth point."""
+    """Return a good partition, found on every fourth point."""
     count = len(grid.places)
     if count < max(_FEWEST, 2 * _COARSE * cells):
         return np.unique(np.linspace(0, count - 1, cells + 1).round().astype(int))
@@ -264,7 +281,7 @@ def _rough(grid: Grid, cells: int) -> np.ndarray:
 
 
 def _first_within(grid: Grid, high: np.ndarray, ceiling: float) -> np.ndarray:
-    """For each index the least one from which the cell up to it costs at most `ceiling`, by bisection."""
+    """Return, for each index, the least one from which the cell up to it costs at most `ceiling`, by bisection."""
     low, fits = np.zeros_like(high), high.copy()
     while (low < fits).any():
         middle = (low + fits) // 2
@@ -273,14 +290,16 @@ def _first_within(grid: Grid, high: np.ndarray, ceiling: float) -> np.ndarray:
     return np.minimum(fits, np.maximum(high - 1, 0))
 
 
-def _cheapest_way(problem: CellCost, tried: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """For each cut, which of the places tried [cuts, choices] is on the cheapest way from one end to the other."""
+def _cheapest_places(problem: CellCost, tried: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return, for each cut, which of its tried places [cuts, choices] is on the cheapest path from one end to the
+    other.
+    """
     best, between, last = _cell_costs(problem, tried, ends)
     sources = []
     for costs in between:
-        ways = best[:, None] + costs
-        sources.append(np.argmin(ways, axis=0))
-        best = np.min(ways, axis=0)
+        totals = best[:, None] + costs
+        sources.append(np.argmin(totals, axis=0))
+        best = np.min(totals, axis=0)
     chosen = [int(np.argmin(best + last))]
     for source in reversed(sources):
         chosen.append(int(source[chosen[-1]]))

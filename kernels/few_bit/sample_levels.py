@@ -1,21 +1,25 @@
-"""The best few levels for samples: as good as those for their distribution (`value_codes`), and found in no time."""
+"""Finds the best few levels for samples: as good as those for their distribution (`value_codes`), in very little
+time.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-_GRID = 384  # places at which a dynamic program may end a level's samples
+_GRID = 384  # the places at which a dynamic program may end a level's samples
 _EVEN_BINS = 4096
-_MOST_CELLS = 16  # beyond, levels as dense as the cube root of the samples are as good
+_MOST_CELLS = 16  # for more cells, levels as dense as the cube root of the samples' density are as good
 _ROUNDS = 40
 
 
 def levels_of_samples(samples: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` levels (float64, increasing) with the least sum of w (sample - nearest level)^2.
+    """Return at most `count` levels (float64, increasing) with the least sum of w (sample - nearest level)^2.
 
-    samples, weights: float64 [n], finite, weights not negative and not all 0. k-means in one dimension: up to 16
-    levels by dynamic programming over a grid (Wang and Song 2011), beyond by Panter and Dite's density, then Lloyd's
-    iteration from there.
+    samples, weights: float64 [n], finite; weights are not negative and not all 0.
+
+    This is k-means in one dimension. Up to 16 levels start from a dynamic program over a grid (Wang and Song 2011),
+    more
+    from Panter and Dite's density; Lloyd's iteration follows.
     """
     kept = weights > 0
     order = np.argsort(samples[kept])
@@ -37,7 +41,9 @@ def levels_of_samples(samples: np.ndarray, weights: np.ndarray, count: int) -> n
 
 
 def _grid(values: np.ndarray, weights: np.ndarray, cells: int) -> np.ndarray:
-    """Ends of cells of increasing values, from before the first to the last, dense as the cube root of the weight."""
+    """Return ends of cells of increasing values, from before the first to the last, as dense as the cube root of the
+    weight.
+    """
     low, high = values[0], values[-1]
     if low == high:
         return np.array([low - 1.0, high])
@@ -49,23 +55,23 @@ def _grid(values: np.ndarray, weights: np.ndarray, cells: int) -> np.ndarray:
 
 
 def _best_ends(sums: np.ndarray, ends: np.ndarray, count: int) -> np.ndarray:
-    """Which of the ends to take for cells, so that one level for each makes the least error."""
+    """Return the ends of cells for which one level each makes the least error."""
     weight, first, second = sums[:, None, :] - sums[:, :, None]  # from the one end (rows) to the other
     means = np.divide(first, weight, out=np.zeros_like(first), where=weight > 0)
     cost = np.where(weight >= 0, np.maximum(second - means * first, 0.0), np.inf)
     cost[np.tril_indices(len(ends), -1)] = np.inf
-    best, ways = cost[0], []
+    best, choices = cost[0], []
     for _ in range(count - 1):
         tried = best[:, None] + cost
-        ways.append(tried.argmin(0))
-        best = tried[ways[-1], np.arange(len(ends))]
+        choices.append(tried.argmin(0))
+        best = tried[choices[-1], np.arange(len(ends))]
     places = [len(ends) - 1]
-    for way in reversed(ways):
-        places.append(int(way[places[-1]]))
+    for choice in reversed(choices):
+        places.append(int(choice[places[-1]]))
     return ends[np.array([0, *reversed(places)])]
 
 
 def _means(sums: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The mean of each cell's values, of cells that have any."""
+    """Return the mean of each cell's values, for the cells that have any."""
     weight, first, _ = np.diff(sums[:, ends], axis=1)
     return np.unique(first[weight > 0] / weight[weight > 0])

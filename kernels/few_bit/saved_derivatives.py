@@ -1,4 +1,4 @@
-"""The derivative that an activation's backward multiplies by, as a function of what it reads: an input or an output."""
+"""The derivative that an activation's backward multiplies by, as a function of the saved input or output."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _LOOKED_AT = 257  # inputs
 
 @dataclass(frozen=True)
 class SavedDerivative:
-    """What tells one derivative from others, and can be pickled.
+    """The key of a derivative, which can be pickled.
 
-    name: the activation's (`derivatives.NAMES`). saved: what of it backward reads, "input", "output" or "buffer" (of
-    logsigmoid: exp(-|x|)). parameters: those that its backward is told, in the order of `_FORMS`.
+    name: the activation's (`activations.NAMES`).
+    saved: what backward reads, "input", "output" or "buffer" (of logsigmoid: exp(-|x|)).
+    parameters: those that its backward takes, in the order of `_FORMS`.
     """
 
     name: str
@@ -31,13 +32,15 @@ class SavedDerivative:
 
     @property
     def activation(self) -> Activation:
-        """A function of what is saved, the derivative."""
+        """Return the activation whose derivative is a function of what is saved."""
         return _form(self)[0]
 
     @property
     def has_levels(self) -> bool:
-        """Whether it is a finite number wherever what is saved usually lies, and not the same one everywhere: SoftPlus
-        with beta = 0 multiplies by a half, ELU with an infinite alpha by what is no number."""
+        """Return whether the derivative is finite on the usual support of what is saved, and not constant there.
+
+        SoftPlus with beta = 0 multiplies by a half, ELU with an infinite alpha by NaN.
+        """
         try:
             slopes = self.activation.slopes(np.linspace(*self.usual_weight.support, _LOOKED_AT))
         except ValueError:
@@ -46,11 +49,13 @@ class SavedDerivative:
 
     @property
     def usual_weight(self) -> InputWeight:
-        """How what is saved may be distributed, as long as nobody has looked."""
+        """Return the assumed distribution of what is saved, used while nothing has been measured."""
         return _form(self)[1]
 
 
-Form = tuple[Callable[[Tensor], Tensor], InputWeight, tuple[float, ...]]  # the derivative, where, and its breakpoints
+Form = tuple[
+    Callable[[Tensor], Tensor], InputWeight, tuple[float, ...]
+]  # the derivative, the weight of its inputs, and its breakpoints
 
 
 def _elu_of_input(alpha: float, scale: float, input_scale: float) -> Form:
@@ -86,10 +91,12 @@ _FORMS: dict[tuple[str, str], Callable[..., Form]] = {
 
 
 @lru_cache(maxsize=64)
-def _form(told: SavedDerivative) -> tuple[Activation, InputWeight]:
-    form = _FORMS.get((told.name, told.saved))
+def _form(saved_derivative: SavedDerivative) -> tuple[Activation, InputWeight]:
+    form = _FORMS.get((saved_derivative.name, saved_derivative.saved))
     if form is None:
-        return activation_of(told.name), Normal(0.0, 1.0)
-    derivative, weight, breakpoints = form(*told.parameters)
+        return activation_of(saved_derivative.name), Normal(0.0, 1.0)
+    derivative, weight, breakpoints = form(*saved_derivative.parameters)
     breakpoints = tuple(filter(isfinite, breakpoints))
-    return Activation(f"{told.name} of its {told.saved}", torch.nn.Identity(), derivative, breakpoints), weight
+    return Activation(
+        f"{saved_derivative.name} of its {saved_derivative.saved}", torch.nn.Identity(), derivative, breakpoints
+    ), weight

@@ -1,4 +1,4 @@
-"""A derivative in few levels: which inputs get which level, and an input at which the derivative is that level."""
+"""A derivative in few levels: the level of each input, and an input at which the derivative is each level."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import numpy as np
 
 from .derivative_moments import SlopeMoments, integrate
 
-# Borders so near to where f' is known to break are meant to be there.
+# Borders this near to a known breakpoint of f' are moved onto it.
 _NEAR = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
 class StepFunction:
-    """What stands for f': inputs above borders[i - 1] and up to borders[i] get levels[level_of_interval[i]].
+    """An approximation of f': inputs above borders[i - 1] and up to borders[i] get levels[level_of_interval[i]].
 
     borders: float64 [m], increasing; the first interval has no lower end and the last no upper one.
-    level_of_interval: int64 [m + 1]. levels: float64 [K]. representatives: float64 [K], inputs at which f' is each
-    level, to 1e-7 also if they are rounded to float32; where f' jumps over a level, those at which it is nearest.
+    level_of_interval: int64 [m + 1].
+    levels: float64 [K].
+    representatives: float64 [K], inputs at which f' is each level, to 1e-7 also if they are rounded to float32; where
+        f' jumps over a level, those at which it is nearest.
     error: the integral of w (f' - level)^2.
     """
 
@@ -30,24 +32,24 @@ class StepFunction:
 
     def __post_init__(self) -> None:
         for array in (self.borders, self.level_of_interval, self.levels, self.representatives):
-            array.flags.writeable = False  # shared by all who ask for the same codes
+            array.flags.writeable = False  # shared by all callers that need the same codes
 
     def codes(self, x: np.ndarray) -> np.ndarray:
-        """The index of each input's level (int64, the shape of x)."""
+        """Return the index of each input's level (int64, the shape of x)."""
         return self.level_of_interval[np.searchsorted(self.borders, x, "left")]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """The level of each input (float64, the shape of x)."""
+        """Return the level of each input (float64, the shape of x)."""
         return self.levels[self.codes(x)]
 
 
 def by_intervals(moments: SlopeMoments, borders: np.ndarray, levels: np.ndarray) -> StepFunction:
-    """One level for each interval between borders."""
+    """Return the step function with one level for each interval between borders."""
     return _step_function(moments, borders, np.arange(len(levels)), levels)
 
 
 def by_nearest_level(moments: SlopeMoments, levels: np.ndarray) -> StepFunction:
-    """The nearest of some levels (increasing) for each input."""
+    """Return the step function with the nearest of some levels (increasing) for each input."""
     thresholds = 0.5 * (levels[:-1] + levels[1:])
     low, high = moments.weight.support
     ends = np.unique(np.concatenate([[low, high], moments.turns, moments.where(thresholds).ravel()]))
@@ -66,7 +68,7 @@ def _step_function(moments: SlopeMoments, borders: np.ndarray, index: np.ndarray
 
 
 def _error(moments: SlopeMoments, borders: np.ndarray, index: np.ndarray, levels: np.ndarray) -> float:
-    """The integral of w (f' - level)^2, by itself: as a difference of sums it would not be right where it is near 0."""
+    """Return the integral of w (f' - level)^2, computed directly: a difference of sums would be inexact near 0."""
     ends = np.union1d(moments.edges, borders)
     middles = 0.5 * (ends[:-1] + ends[1:])
     level = levels[index[np.searchsorted(borders, middles, "left")]]
@@ -74,14 +76,17 @@ def _error(moments: SlopeMoments, borders: np.ndarray, index: np.ndarray, levels
 
 
 def _representatives(moments: SlopeMoments, borders: np.ndarray, index: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Of the middle of each level's widest interval, crossings and turns, where f' is nearest to the level."""
+    """Return the inputs at which f' is nearest to each level.
+
+    Candidates are the middle of the level's widest interval, crossings and turns.
+    """
     low, high = moments.weight.support
     ends = np.clip(np.concatenate([[low], borders, [high]]), low, high)
     middles = np.full(len(levels), 0.5 * (low + high))
     order = np.argsort(np.diff(ends))  # the widest comes last, and stays
     middles[index[order]] = (0.5 * (ends[:-1] + ends[1:]))[order]
     turns = np.broadcast_to(moments.turns[:, None], (len(moments.turns), len(levels)))
-    found = np.concatenate([middles[None], moments.where(levels), turns])
-    rounded = np.clip(found.astype(np.float32).astype(np.float64), low, high)
-    far = [np.abs(moments.activation.slopes(inputs) - levels) for inputs in (found, rounded)]
-    return found[np.argmin(np.maximum(*far), axis=0), np.arange(len(levels))]
+    candidates = np.concatenate([middles[None], moments.where(levels), turns])
+    rounded = np.clip(candidates.astype(np.float32).astype(np.float64), low, high)
+    far = [np.abs(moments.activation.slopes(inputs) - levels) for inputs in (candidates, rounded)]
+    return candidates[np.argmin(np.maximum(*far), axis=0), np.arange(len(levels))]

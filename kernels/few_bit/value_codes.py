@@ -1,4 +1,4 @@
-"""The best few levels for the values of an activation's derivative, to the nearest or rounded without bias."""
+"""Finds the best few levels for the values of an activation's derivative, to the nearest or rounded without bias."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from .step_functions import StepFunction, by_nearest_level
 
 @dataclass(frozen=True, eq=False)
 class UnbiasedLevels:
-    """Levels for f'(x), each input getting one of its two neighbours at random so that the mean is f'(x).
+    """Levels for f'(x): each input gets one of its two neighbours at random so that the mean is f'(x).
 
     levels: float64 [K], increasing, from the least to the greatest f' on the support; K is at most 2^bits, less where
-    f' takes fewer values. variance: the integral of w (f' - l) (u - f'), l and u the levels below and above f'.
+        f' takes fewer values.
+    variance: the integral of w (f' - l) (u - f'), l and u being the levels below and above f'.
     """
 
     levels: np.ndarray
@@ -29,33 +30,36 @@ class UnbiasedLevels:
 
 @lru_cache(maxsize=64)
 def value_codes(activation: Activation, bits: int, weight: InputWeight) -> StepFunction:
-    """At most 2^bits levels (increasing) with the least integral of w (f' - nearest level)^2.
+    """Return at most 2^bits levels (increasing) with the least integral of w (f' - nearest level)^2.
 
-    This is k-means in one dimension, of the values that f' takes: equal values share a level wherever their inputs
-    lie, so that it is never worse than `interval_codes` of equal bits. Raises ValueError as that does.
+    This is k-means in one dimension over the values of f'. Equal values share a level wherever their inputs lie, so it
+    is
+    never worse than `interval_codes` of equal bits. Raises ValueError as that does.
     """
     cells = cells_of(bits)
     moments = slope_moments(activation, weight)
     problem = _NearestCost(moments)
-    # equal values may be a part of all that counts, the least ones too: the first cell begins below them
+    # equal values may carry much of the weight, the least value too: the first cell begins below it
     begin = moments.lowest - (1e-3 * (moments.highest - moments.lowest) or 1.0)
     places, marked = slope_grid(moments, cells)
     cuts = best_partition(problem, np.append(begin, places), np.append(begin, marked), cells)
     sums = np.diff(problem.sums(cuts), axis=1)
     sums = sums[:, sums[0] > 0]
-    found = by_nearest_level(moments, np.unique(moments.center + sums[1] / sums[0]))
-    # the levels of the best intervals are levels too, and may not be the better ones
-    other = interval_codes(activation, bits, weight)
-    if other.error < found.error - moments.rounding:
-        return by_nearest_level(moments, np.unique(other.levels))
-    return found
+    by_value = by_nearest_level(moments, np.unique(moments.center + sums[1] / sums[0]))
+    # the levels of the best intervals are candidates too, and may be better
+    by_interval = interval_codes(activation, bits, weight)
+    if by_interval.error < by_value.error - moments.rounding:
+        return by_nearest_level(moments, np.unique(by_interval.levels))
+    return by_value
 
 
 @lru_cache(maxsize=64)
 def unbiased_levels(activation: Activation, bits: int, weight: InputWeight) -> UnbiasedLevels:
-    """At most 2^bits levels with the least variance of rounding at random to a neighbour; raises as `value_codes`.
+    """Return at most 2^bits levels with the least variance of rounding at random to a neighbour.
 
-    Source: stochastic rounding with optimal levels (ZipML, arXiv 1611.05402, section 4.1), by the same dynamic program.
+    Raises as `value_codes`. Source: stochastic rounding with optimal levels (ZipML, arXiv 1611.05402, section 4.1), by
+    the
+    same dynamic program.
     """
     cells = cells_of(bits)
     moments = slope_moments(activation, weight)
@@ -98,7 +102,8 @@ class _RandomCost(_SlopeCost):
 
 
 def slope_grid(moments: SlopeMoments, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values of f', dense as the cube root of their density, as very many levels would best be; a tenth lies evenly.
+    """Return values of f', as dense as the best levels of very many: the cube root of their density; a tenth lies
+    evenly.
 
     Values that f' has over a whole stretch of inputs, and those at which it turns, are among them.
     """

@@ -136,11 +136,13 @@ _ARGUMENTS = (*(c_void_p,) * 4, *(c_double,) * 3, c_int64, c_void_p, c_int64, c_
 
 
 class Rows(NamedTuple):
-    """What the loss of each row depends on beside its logits.
+    """The inputs of each row's loss apart from its logits; all but the targets are in the dtype of the computation.
 
-    targets: int64 [N]. of_targets: w_t [N] times the row's own weight, 0 where ignored. class_weight: w [V] or None.
-    weight_sum: sum of w, or V. divisor: what the reduction divides by. All but the targets in the dtype of the
-    computation.
+    targets: int64 [N].
+    of_targets: w_t [N] times the row's own weight, 0 where ignored.
+    class_weight: w [V] or None.
+    weight_sum: sum of w, or V.
+    divisor: the number by which the reduction divides.
     """
 
     targets: Tensor
@@ -163,9 +165,10 @@ def rows_of(
     row_weight: Tensor | None,
     dtype: torch.dtype,
 ) -> Rows:
-    """The rows of targets int64 [N], for the mean of their losses or for the sum.
+    """Return the rows of targets int64 [N], for the mean of their losses or for the sum.
 
-    class_weight [V] and row_weight [N], where there are any, of any dtype. dtype: that of the computation.
+    class_weight, row_weight: [V] and [N] if present, of any dtype.
+    dtype: that of the computation.
     """
     ignores = target == ignored
     if class_weight is None:
@@ -181,7 +184,7 @@ def rows_of(
 
 
 def softmax_rows_plainly(logits: Tensor, rows: Rows, losses: Tensor) -> None:
-    """Turns a chunk's logits [n, V] into the gradient of the loss, in place, and fills in losses [n]; plain torch."""
+    """Turn a chunk's logits [n, V] into the gradient of the loss, in place, and fill in losses [n]; plain torch."""
     ignored = rows.targets == rows.ignored
     at = rows.targets.masked_fill(ignored, 0)[:, None]
     classes, smoothing = logits.shape[1], rows.smoothing
@@ -209,7 +212,7 @@ def softmax_rows_plainly(logits: Tensor, rows: Rows, losses: Tensor) -> None:
 
 
 def softmax_rows(logits: Tensor, rows: Rows, losses: Tensor) -> None:
-    """`softmax_rows_plainly`, in Triton or C where there is any; logits and losses are contiguous."""
+    """Run `softmax_rows_plainly`, in Triton or C if available; logits and losses are contiguous."""
     if fast := triton_version(__name__, logits.device):
         fast.softmax_rows(logits, *rows, losses)
         return
@@ -226,5 +229,5 @@ def softmax_rows(logits: Tensor, rows: Rows, losses: Tensor) -> None:
 
 
 def takes_16_bits(device: torch.device) -> bool:
-    """Whether `softmax_rows` takes logits in 16 bits there, to compute in float32 on them."""
+    """Return whether `softmax_rows` takes logits in 16 bits on a device, to compute on them in float32."""
     return triton_version(__name__, device) is not None

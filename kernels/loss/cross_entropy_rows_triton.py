@@ -1,8 +1,9 @@
 """`softmax_rows` of `cross_entropy_rows.py` in Triton: a program turns a row of logits into the loss's gradient.
 
-The row is read three times, for its maximum, its sums and its gradient, and written once, in place; all but the first
-reading find it in the cache. Sums are of single precision within a lane and of double precision over lanes, as is all
-that is computed once for a row.
+The row is read three times, for its maximum, its sums and its gradient, and written once, in place. The second and
+third
+reading find it in the cache. Sums are of single precision within a lane and of double precision over lanes. What is
+computed once for a row has double precision too.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ _MOST_BLOCK = 4096  # classes at once, 8 to a thread
 
 @triton.jit
 def _exponential(x):
-    """e^x for x <= 0. In float32 within 1 unit in the last place, and 0 below e^-87.33: Cephes' polynomial, since the
-    processor's own exponential is less exact."""
+    """Return e^x for x <= 0; in float32 within 1 unit in the last place, and 0 below e^-87.33.
+
+    It is Cephes' polynomial, since the processor's own exponential is less exact.
+    """
     if x.dtype == tl.float64:
         result = tl.exp(x)
     else:
@@ -120,10 +123,11 @@ def softmax_rows(
     ignored: int,
     losses: Tensor,
 ) -> None:
-    """Turns logits [n, V] into the loss's gradient in place, and fills in losses [n].
+    """Turn logits [n, V] into the loss's gradient in place, and fill in losses [n].
 
-    The computation is in losses' dtype, float64 for logits in float64 and otherwise float32. The others are those of a
-    chunk's `Rows`, in that dtype too but for targets, int64.
+    The computation is in losses' dtype, float64 for logits in float64 and otherwise float32. The other arguments are
+    those
+    of a chunk's `Rows`, in that dtype too except for targets, int64.
     """
     count, classes = logits.shape
     block = min(_MOST_BLOCK, triton.next_power_of_2(classes))

@@ -1,11 +1,11 @@
-"""A linear layer and the cross-entropy of what it gives, some rows at a time: the logits never exist as a whole.
+"""A linear layer and the cross-entropy of its result, some rows at a time: the logits never exist as a whole.
 
-hidden [N, d] and weight [V, d] (and bias [V]) make logits [N, V]; only a chunk of rows of them exists at once, and the
-gradients are computed in it before the next. So no product is computed twice, and backward only multiplies what
-forward left by the incoming gradient.
+hidden [N, d] and weight [V, d] (and bias [V]) make logits [N, V]. Only a chunk of rows of them exists at once, and the
+gradients are computed in it before the next. So no product is computed twice, and backward only multiplies forward's
+gradients by the incoming gradient.
 
 Kept: the gradients themselves, N d + V d + V elements, where eager keeps log-probabilities of N V elements (and makes
-their gradient as large beside them). At work: one chunk, about 4 MiB, and vectors of N or V elements.
+their equally large gradient). At work: one chunk, about 4 MiB, and vectors of N or V elements.
 
 The formulas are in `cross_entropy_rows.py`. Computing gradients in forward, a chunk at a time: Hsu et al., "Liger
 Kernel" (arXiv:2410.10989).
@@ -23,8 +23,9 @@ from .cross_entropy_rows import rows_of, softmax_rows, takes_16_bits
 HIDDEN, WEIGHT, BIAS = 1, 2, 4  # bits of `gradients`
 MEAN, SUM = 1, 2  # values of `reduction`, as ATen numbers them
 
-# A step's time on one thread beside plain torch's, with N = 2048, d = 384, V = 8000: 1.15, 0.97, 0.85, 0.80 and 0.78 at
-# 1, 2, 4, 8 and 16 MiB. Where other programs hold the cores, every product waits for its threads, and 4 MiB took 1.4.
+# A step's time on one thread relative to plain torch's, with N = 2048, d = 384, V = 8000: 1.15, 0.97, 0.85, 0.80 and
+# 0.78 at 1, 2, 4, 8 and 16 MiB. Where other programs hold the cores, every product waits for its threads, and 4 MiB
+# took 1.4.
 _CHUNK_BYTES = 4 << 20
 # Fewer rows leave the products waiting for weight: 1.31, 1.07, 0.97 and 0.88 at 16, 32, 64 and 128 rows, with N = 512,
 # d = 384, V = 50257.
@@ -32,7 +33,7 @@ _LEAST_ROWS = 64
 
 
 def chunk_rows(count: int, bytes_per_row: int) -> int:
-    """How many of N rows a chunk has: all chunks alike, about 4 MiB, but never under 64 rows."""
+    """Return the rows of a chunk: all chunks alike, about 4 MiB, but never under 64 rows."""
     most = max(_LEAST_ROWS, _CHUNK_BYTES // bytes_per_row)
     chunks = max(1, -(-count // most))
     return max(1, -(-count // chunks))
@@ -50,7 +51,9 @@ def linear_cross_entropy_plainly(
     logits_dtype: torch.dtype | None = None,
     row_weight: Tensor | None = None,
 ) -> Tensor:
-    """The loss of `linear_cross_entropy` as torch computes it, all logits at once; its gradients are autograd's."""
+    """Return the loss of `linear_cross_entropy` as torch computes it, all logits at once; its gradients are
+    autograd's.
+    """
     logits = functional.linear(hidden, weight, bias).to(logits_dtype or hidden.dtype)
     loss = functional.cross_entropy(
         logits,
@@ -64,9 +67,9 @@ def linear_cross_entropy_plainly(
 
 
 def _results(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gradients: int):
-    """The loss and the gradients, not filled in; one that is not wanted has no elements.
+    """Return tensors for the loss and the gradients, not filled in; a gradient that is not requested has no elements.
 
-    Weight's is laid out like weight, so that a transposed view's gradient is one of a contiguous tensor.
+    Weight's is laid out like weight, so that a transposed view's gradient is that of a contiguous tensor.
     """
     return (
         hidden.new_empty((), dtype=dtype),
@@ -88,7 +91,7 @@ def _check(
     gradients: int,
     row_weight: Tensor | None,
 ) -> None:
-    """Refuses what the operation does not do; reads no data."""
+    """Refuse arguments that the operation does not support; reads no data."""
     operands = f"hidden is {list(hidden.shape)}, weight {list(weight.shape)}, target {list(target.shape)}"
     if hidden.dim() != 2 or weight.dim() != 2 or target.dim() != 1:
         raise ValueError(f"hidden must be [rows, features], weight [classes, features], target [rows]; {operands}")
@@ -120,7 +123,9 @@ def _check(
 
 
 def _check_targets(target: Tensor, classes: int, ignored: int) -> None:
-    """Refuses a target that is no class, as torch does; on an accelerator an assertion fails there, as torch's does."""
+    """Refuse a target that is not a class, as torch does; on an accelerator an assertion fails there, as torch's
+    does.
+    """
     if target.device.type != "cpu":
         target.new_zeros(()).expand(classes).gather(0, target.masked_fill(target == ignored, 0))
         return
@@ -130,7 +135,7 @@ def _check_targets(target: Tensor, classes: int, ignored: int) -> None:
 
 
 def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor) -> None:
-    """Fills in the logits of some rows."""
+    """Fill in the logits of some rows."""
     if bias is None:
         torch.mm(hidden, weight.t(), out=logits)
     else:
@@ -172,14 +177,14 @@ def _run(
         weight_gradient.zero_()
     losses = torch.empty(count, dtype=computed, device=hidden.device)
     bias_sum = torch.zeros(bias_gradient.shape, dtype=computed, device=hidden.device)
-    held = hidden.dtype if takes_16_bits(hidden.device) else computed
-    for chunk, logits, values in _chunks(hidden, classes, held):
+    values_dtype = hidden.dtype if takes_16_bits(hidden.device) else computed
+    for chunk, logits, values in _chunks(hidden, classes, values_dtype):
         part = hidden[chunk]
         _linear(part, weight, bias, logits)
         if values is not logits:
             values.copy_(logits)
-        these = rows._replace(targets=rows.targets[chunk], of_targets=rows.of_targets[chunk])
-        softmax_rows(values, these, losses[chunk])
+        part_rows = rows._replace(targets=rows.targets[chunk], of_targets=rows.of_targets[chunk])
+        softmax_rows(values, part_rows, losses[chunk])
         if values is not logits:
             logits.copy_(values)  # autograd of the upcast rounds the gradient here too
         if gradients & HIDDEN:
@@ -195,9 +200,9 @@ def _run(
 
 
 def _chunks(hidden: Tensor, classes: int, computed: torch.dtype):
-    """Slices of the rows, each with the chunk's logits in hidden's dtype and in that of the computation.
+    """Yield slices of the rows, each with the chunk's logits in hidden's dtype and in that of the computation.
 
-    The two are the same tensor where the dtypes are, and the same memory for every slice.
+    The two are the same tensor where the dtypes are equal, and the same memory for every slice.
     """
     count, sizes = len(hidden), {hidden.dtype: hidden.dtype.itemsize, computed: computed.itemsize}
     step = chunk_rows(count, classes * sum(sizes.values()))
@@ -242,8 +247,8 @@ def _backward(ctx, incoming, *_):
     if torch.is_grad_enabled():  # the saved gradients know nothing of what they were computed from
         raise RuntimeError("linear_cross_entropy has no second derivative: do not call it with create_graph=True")
     needed = ctx.needs_input_grad
-    found = [saved * incoming if needed[i] else None for i, saved in enumerate(ctx.saved_tensors)]
-    return *found, *(None,) * 8
+    gradients = [saved * incoming if needed[i] else None for i, saved in enumerate(ctx.saved_tensors)]
+    return *gradients, *(None,) * 8
 
 
 linear_cross_entropy = define(
@@ -258,10 +263,14 @@ linear_cross_entropy = define(
 )
 """The loss (a scalar in the logits' dtype) and its gradients, those for an incoming gradient of 1.
 
-hidden [N, d] and weight [V, d] with any strides, bias [V], target int64 [N], class_weight [V] in the logits' dtype;
-reduction 1 (mean) or 2 (sum). Logits are computed in hidden's dtype and then cast to logits_dtype. gradients: a sum of
-1 (hidden's [N, d]), 2 (weight's, laid out like weight), 4 (bias's [V]); others have size [0]. row_weight [N]: by what
-each row's loss is multiplied in the sum, where nothing is smoothed; it gets no gradient. In 16 bits the incoming
-gradient comes after their rounding, so a loss that is scaled against underflow gains nothing here; and weight's
-gradient is rounded once for each chunk that is added to it.
+hidden, weight, bias: [N, d] and [V, d] with any strides, [V].
+target: int64 [N].
+class_weight: [V] in the logits' dtype.
+reduction: 1 (mean) or 2 (sum).
+logits_dtype: logits are computed in hidden's dtype and then cast to it.
+gradients: a sum of 1 (hidden's [N, d]), 2 (weight's, laid out like weight), 4 (bias's [V]); others have size [0].
+row_weight: factors [N] of each row's loss in the sum, where nothing is smoothed; it gets no gradient.
+
+In 16 bits the incoming gradient is applied after rounding, so scaling a loss against underflow gains nothing here.
+Weight's gradient is rounded once for each chunk that is added to it.
 """

@@ -1,4 +1,4 @@
-"""Truth values in a bit each: packing, unpacking, and products with a mask that is kept so.
+"""Truth values in one bit each: packing, unpacking, and products with a mask that is kept in bits.
 
 Kept: ceil(n / 8) bytes for n truth values, where eager keeps n bytes, or 4 n for the masks of dropout on a CPU. Bit i
 lies in byte i // 8 with the weight 2^(i % 8).
@@ -69,12 +69,12 @@ _CHUNK = 1 << 20  # elements that the plain versions unpack at once
 
 
 def bytes_of_bits(count: int) -> int:
-    """Bytes that so many truth values take."""
+    """Return the bytes of a number of truth values in bits."""
     return -(-count // 8)
 
 
 def dense(tensor: Tensor) -> bool:
-    """Whether a tensor's elements fill its stretch of memory, in whatever order."""
+    """Return whether a tensor's elements fill its stretch of memory, in any order."""
     if not tensor.numel():
         return True
     size = 1
@@ -86,12 +86,12 @@ def dense(tensor: Tensor) -> bool:
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """A dense tensor's elements in the order in which they lie in memory, as a view."""
+    """Return a dense tensor's elements in the order of memory, as a view."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def pack_plainly(truths: Tensor) -> Tensor:
-    """`pack_bits` in plain torch: shifts and a sum."""
+    """Return `pack_bits` in plain torch: shifts and a sum."""
     padded = torch.zeros(8 * bytes_of_bits(truths.numel()), dtype=torch.uint8, device=truths.device)
     padded[: truths.numel()] = truths
     weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=truths.device)
@@ -99,13 +99,13 @@ def pack_plainly(truths: Tensor) -> Tensor:
 
 
 def unpack_plainly(bits: Tensor, count: int) -> Tensor:
-    """`unpack_bits` in plain torch."""
+    """Return `unpack_bits` in plain torch."""
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (bits[:, None] >> shifts).bitwise_and_(1).view(-1)[:count].bool()
 
 
 def multiply_plainly(x: Tensor, bits: Tensor, scale: float) -> Tensor:
-    """`multiply_bits` in plain torch, a chunk of mask at a time."""
+    """Return `multiply_bits` in plain torch, computed a chunk of mask at a time."""
     y, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
     source, target = flat(x), flat(y)
     for start in range(0, len(source), _CHUNK):
@@ -174,9 +174,10 @@ pack_bits = define(
     _pack,
     lambda truths, stride=None: truths.new_empty((bytes_of_bits(truths.numel()),), dtype=torch.uint8),
 )
-"""Truth values (bool, dense, any shape) → uint8 [ceil(n / 8)], in the order in which they lie in memory.
+"""Truth values (bool, dense, any shape) → uint8 [ceil(n / 8)], in the order of memory.
 
-stride: how they are planned to lie (`laid_out`)."""
+stride: their planned stride (`laid_out`).
+"""
 
 unpack_bits = define(
     "unpack_bits(Tensor bits, int[] size, int[] stride) -> Tensor",
@@ -194,6 +195,7 @@ multiply_bits = define(
 )
 """x (dense) times a mask of 0 and `scale` in bits: x.shape, laid out like x. The bits' order is x's in memory.
 
-stride: how x is planned to lie, as the bits do; one that lies otherwise is copied into that order (`laid_out`).
+stride: the planned stride of x, to which the bits belong; an x that lies differently is copied (`laid_out`).
 
-16-bit x is multiplied in float32 and rounded once, as aten.native_dropout_backward does it."""
+16-bit x is multiplied in float32 and rounded once, as aten.native_dropout_backward does it.
+"""

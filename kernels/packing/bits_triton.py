@@ -54,7 +54,7 @@ def _multiply(x, bits, y, count, SCALE: tl.constexpr, COMPUTED: tl.constexpr, IN
 
 
 def pack(truths: Tensor) -> Tensor:
-    """`pack_bits`; truths: dense."""
+    """Return `pack_bits`; truths: dense."""
     count = truths.numel()
     bits = torch.empty(bytes_of_bits(count), dtype=torch.uint8, device=truths.device)
     _over_bytes(_pack, count, truths.device, flat(truths).view(torch.uint8), bits)
@@ -62,12 +62,12 @@ def pack(truths: Tensor) -> Tensor:
 
 
 def unpack(bits: Tensor, truths: Tensor) -> None:
-    """`unpack_bits` into truths (bool, dense)."""
+    """Write `unpack_bits` into truths (bool, dense)."""
     _over_bytes(_unpack, truths.numel(), bits.device, bits, flat(truths).view(torch.uint8))
 
 
 def multiply(x: Tensor, bits: Tensor, scale: float) -> Tensor:
-    """`multiply_bits`; the scale is compiled in, one for each probability of dropout."""
+    """Return `multiply_bits`; the scale is compiled in, once for each probability of dropout."""
     y = torch.empty_like(x)
     computed = tl.float64 if x.dtype == torch.float64 else tl.float32
     _over_bytes(_multiply, x.numel(), x.device, flat(x), bits, flat(y), SCALE=scale, COMPUTED=computed)

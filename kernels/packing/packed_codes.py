@@ -1,7 +1,7 @@
-"""Codes of 1 to 8 bits without gaps between them: packing and unpacking.
+"""Packs and unpacks codes of 1 to 8 bits without gaps between them.
 
-Kept: exactly ceil(n b / 8) bytes for n codes of b bits. Code i lies in bits i b to (i + 1) b of the bytes read as one
-little-endian number, so that eight codes fill b bytes; with b = 1 it is the order of `bits`.
+Kept: exactly ceil(n b / 8) bytes for n codes of b bits. Code i lies in bits i b to (i + 1) b of the bytes, read as one
+little-endian number. So eight codes fill b bytes; with b = 1 it is the order of `bits`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ALWAYS uint64_t gathered(uint64_t word, int b) {
 }
 
 ALWAYS uint64_t scattered(uint64_t word, int b) {
-    uint64_t four = (1ull << 4 * b) - 1, two = ((1ull << 2 * b) - 1) * 0x100000001ull;
-    uint64_t one = ((1ull << b) - 1) * 0x0001000100010001ull;
-    word = (word & four) | (word >> 4 * b & four) << 32;
-    word = (word & two) | (word >> 2 * b & two) << 16;
-    return (word & one) | (word >> b & one) << 8;
+    uint64_t fours = (1ull << 4 * b) - 1, twos = ((1ull << 2 * b) - 1) * 0x100000001ull;
+    uint64_t ones = ((1ull << b) - 1) * 0x0001000100010001ull;
+    word = (word & fours) | (word >> 4 * b & fours) << 32;
+    word = (word & twos) | (word >> 2 * b & twos) << 16;
+    return (word & ones) | (word >> b & ones) << 8;
 }
 
 ALWAYS void packed_by(const uint8_t *codes, uint8_t *packed, int64_t count, int b) {
@@ -101,14 +101,14 @@ _POINTERS = (c_void_p, c_void_p, c_int64, c_int)
 
 
 def bytes_of_codes(count: int, bits: int) -> int:
-    """Bytes that so many codes take. Raises ValueError unless a code has 1 to 8 bits."""
+    """Return the bytes of a number of codes. Raises ValueError unless a code has 1 to 8 bits."""
     if not 1 <= bits <= 8:
-        raise ValueError(f"codes of {bits} bits: they have 1 to 8; give another number of bits")
+        raise ValueError(f"codes of {bits} bits: a code has 1 to 8; give another number of bits")
     return -(-count * bits // 8)
 
 
 def pack_codes_plainly(codes: Tensor, bits: int) -> Tensor:
-    """`pack_codes` in plain torch: codes (uint8 [n]) → uint8 [ceil(n b / 8)]."""
+    """Return `pack_codes` in plain torch: codes (uint8 [n]) → uint8 [ceil(n b / 8)]."""
     padded = codes.new_zeros(-(-len(codes) // 8) * 8, dtype=torch.int64)
     padded[: len(codes)] = codes.bitwise_and(2**bits - 1)
     shifts = torch.arange(0, 8 * bits, bits, device=codes.device)
@@ -117,7 +117,7 @@ def pack_codes_plainly(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_codes_plainly(packed: Tensor, bits: int, count: int) -> Tensor:
-    """`unpack_codes` in plain torch: uint8 [ceil(n b / 8)] → codes (uint8 [n])."""
+    """Return `unpack_codes` in plain torch: uint8 [ceil(n b / 8)] → codes (uint8 [n])."""
     padded = packed.new_zeros(-(-count // 8) * bits)
     padded[: len(packed)] = packed
     words = packed.new_zeros(-(-count // 8), 8)
@@ -127,7 +127,7 @@ def unpack_codes_plainly(packed: Tensor, bits: int, count: int) -> Tensor:
 
 
 def check_packed(packed: Tensor, size_bytes: int) -> None:
-    """Raises ValueError unless a code is a uint8 tensor of so many bytes, one after another."""
+    """Raise ValueError unless a code is a uint8 tensor of this many bytes, one after another."""
     if packed.dtype != torch.uint8 or packed.shape != (size_bytes,) or not packed.is_contiguous():
         kind = f"{packed.dtype} of shape {tuple(packed.shape)}"
         raise ValueError(f"the code is {kind}, not {size_bytes} bytes of uint8: decode with what it was encoded with")
@@ -164,7 +164,9 @@ pack_codes = define(
     _pack,
     lambda codes, bits: codes.new_empty((bytes_of_codes(codes.numel(), bits),), dtype=torch.uint8),
 )
-"""Codes (uint8, dense, any shape) → uint8 [ceil(n b / 8)] in the order in which they lie; of each its b lowest bits."""
+"""Codes (uint8, dense, any shape) → uint8 [ceil(n b / 8)] in the order of memory; each code's b lowest bits are
+kept.
+"""
 
 unpack_codes = define(
     "unpack_codes(Tensor packed, int bits, int count) -> Tensor",

@@ -1,6 +1,6 @@
 """`packed_codes.py` in Triton: a program packs or unpacks groups of eight codes, which fill b bytes.
 
-The other kernels that make or read such codes do it by the functions here.
+The other kernels that make or read such codes use the functions here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GROUPS = 256  # of eight codes, to a program of 4 warps: 16 codes to a thread
 
 @triton.jit
 def groups_here(INT64: tl.constexpr, BLOCK: tl.constexpr):
-    """The groups of eight that this program works on: [BLOCK]."""
+    """Return the groups of eight that this program works on: [BLOCK]."""
     block = tl.program_id(0)
     if INT64:
         block = block.to(tl.int64)
@@ -28,25 +28,25 @@ def groups_here(INT64: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def elements_of(group):
-    """The elements of groups of eight: [groups, 8]."""
+    """Return the elements of groups of eight: [groups, 8]."""
     return group[:, None] * 8 + tl.arange(0, 8)[None, :]
 
 
 @triton.jit
 def _numbers(BITS: tl.constexpr):
-    """The bytes of a group's codes, counted from its first, and more that make them a power of two: [1, bytes]."""
+    """Return the bytes of a group's codes, counted from its first, rounded up to a power of two: [1, bytes]."""
     return tl.arange(0, triton.next_power_of_2(BITS))[None, :]
 
 
 @triton.jit
 def _held(group, count, BITS: tl.constexpr):
-    """Which of them hold codes of elements before `count`: [groups, bytes]."""
+    """Return which of these bytes hold codes of elements before `count`: [groups, bytes]."""
     return _numbers(BITS) * 8 < tl.minimum(count - group * 8, 8)[:, None] * BITS
 
 
 @triton.jit
 def store_codes(packed, codes, group, count, BITS: tl.constexpr):
-    """Packs codes, integers [groups, 8] of so many bits; those behind `count` elements are left out."""
+    """Pack codes, integers [groups, 8] of BITS bits; those behind `count` elements are left out."""
     number, shift = _numbers(BITS), (tl.arange(0, 8) * BITS)[None, :]
     word = tl.sum(tl.where(elements_of(group) < count, codes, 0).to(tl.int64) << shift, axis=1)
     byte = ((word[:, None] >> number * 8) & 255).to(tl.uint8)
@@ -55,7 +55,7 @@ def store_codes(packed, codes, group, count, BITS: tl.constexpr):
 
 @triton.jit
 def load_codes(packed, group, count, BITS: tl.constexpr):
-    """The inverse of `store_codes`: int32 [groups, 8]."""
+    """Return the codes that `store_codes` packed: int32 [groups, 8]."""
     number, shift = _numbers(BITS), (tl.arange(0, 8) * BITS)[None, :]
     byte = tl.load(packed + (group[:, None] * BITS + number), mask=_held(group, count, BITS), other=0)
     word = tl.sum(byte.to(tl.int64) << number * 8, axis=1)
@@ -78,21 +78,21 @@ def _unpack(packed, codes, count, BITS: tl.constexpr, INT64: tl.constexpr, BLOCK
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """`pack_codes`; codes: uint8, dense."""
+    """Return `pack_codes`; codes: uint8, dense."""
     packed = torch.empty(bytes_of_codes(codes.numel(), bits), dtype=torch.uint8, device=codes.device)
     over_groups(_pack, codes.numel(), codes.device, flat(codes), packed, BITS=bits)
     return packed
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """`unpack_codes`."""
+    """Return `unpack_codes`."""
     codes = torch.empty(count, dtype=torch.uint8, device=packed.device)
     over_groups(_unpack, count, packed.device, packed, codes, BITS=bits)
     return codes
 
 
 def over_groups(kernel, count: int, device: torch.device, *arguments, block: int = _GROUPS, **constants) -> None:
-    """Runs a kernel over all groups of eight of `count` elements, so many groups to a program."""
+    """Run a kernel over all groups of eight of `count` elements; block: groups to a program."""
     launch(
         kernel, -(-count // (8 * block)), device, *arguments, count, **constants, INT64=needs_int64(count), BLOCK=block
     )

@@ -1,4 +1,4 @@
-"""What codecs in C share: stretches of 256 elements read as float, written from float, and random numbers for them."""
+"""C that codecs share: stretches of 256 elements read as float, written from float, and random numbers for them."""
 
 from __future__ import annotations
 
@@ -67,4 +67,4 @@ static inline void random_tile(uint64_t state, int64_t start, float *numbers) {
 )
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
-"""The types that `load_tile` and `store_tile` know, by the number they know them by."""
+"""The types that `load_tile` and `store_tile` take, with the number of each in the C."""

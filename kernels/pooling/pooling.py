@@ -1,15 +1,18 @@
-"""Max pooling that keeps, of each window, which of its places held the maximum, and not the input.
+"""Max pooling that keeps the place of the maximum in each window, and not the input.
 
 Kept: ceil(b n / 8) bytes for n windows of kh x kw places, b = ceil(log2(kh kw)): 2 bits for 2 x 2, 4 bits for 3 x 3.
-Eager keeps the input and 64 bits for each window. The numbers are torch's own, to the bit: forward calls its kernel, a
-few planes at a time, and turns its indices into codes. Backward turns them back for its kernel, again a few planes at a
-time; or, in C, adds each window's gradient where its code says, in the same order.
+Eager keeps the input and 64 bits for each window. The numbers are torch's own, to the bit. Forward calls torch's
+kernel,
+a few planes at a time, and turns its indices into codes. Backward turns them back for torch's kernel, again a few
+planes
+at a time; or, in C, it adds each window's gradient where its code says, in the same order.
 
-Code c = i kw + j stands for the place (i, j) of a window. A window that starts at (top, left), which padding may put
-before the input's first row or column, has that place at the index (top + i dh) W + left + j dw of a plane W wide, dh
-and dw being the dilation: the window's start, top W + left, and a distance that depends on the code alone. Codes lie in
-the order of the output in memory, code k in the bits k b to k b + b - 1, bit i of all in byte i // 8 with the weight
-2^(i % 8).
+Code c = i kw + j stands for the place (i, j) of a window. A window starts at (top, left), which padding may put before
+the input's first row or column. It has that place at the index (top + i dh) W + left + j dw of a plane W wide, dh and
+dw
+being the dilation. The index is the window's start, top W + left, plus a distance that depends on the code alone. Codes
+lie in the order of the output in memory. Code k lies in the bits k b to k b + b - 1, bit i of all in byte i // 8 with
+the weight 2^(i % 8).
 """
 
 from __future__ import annotations
@@ -118,19 +121,19 @@ _backward = torch.ops.aten.max_pool2d_with_indices_backward.grad_input
 
 
 def bits_of_code(kernel: Sequence[int]) -> int:
-    """Bits that tell the places of a window apart."""
+    """Return the number of bits that distinguish the places of a window."""
     return (prod(kernel) - 1).bit_length()
 
 
 def bytes_of_codes(count: int, kernel: Sequence[int]) -> int:
-    """Bytes that the codes of so many windows take."""
+    """Return the bytes of the codes of a number of windows."""
     return -(-count * bits_of_code(kernel) // 8)
 
 
 def window_starts(size: Sequence[int], width: int, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """Where each window of a plane starts, as an index into an input plane of a width: int64 [prod(size)].
+    """Return the start of each window of a plane, as an index into an input plane of a width: int64 [prod(size)].
 
-    size: rows and columns of the output. Negative where padding goes before the plane's first element.
+    size: rows and columns of the output. Starts are negative where padding goes before the plane's first element.
     """
     rows = torch.arange(size[0], device="cpu") * stride[0] - padding[0]
     columns = torch.arange(size[1], device="cpu") * stride[1] - padding[1]
@@ -138,12 +141,12 @@ def window_starts(size: Sequence[int], width: int, stride: Sequence[int], paddin
 
 
 def place_distances(kernel: Sequence[int], dilation: Sequence[int], width: int) -> Tensor:
-    """How far from the start of its window each place lies: int64 [kh * kw]."""
+    """Return the distance of each place from the start of its window: int64 [kh * kw]."""
     return window_starts(kernel, width, dilation, (0, 0))
 
 
 def code_table(distances: Tensor) -> Tensor:
-    """The inverse of `place_distances`: the code of each distance, and 0 for those that are no place's.
+    """Return the inverse of `place_distances`: the code of each distance, and 0 for distances that belong to no place.
 
     Two places can share a distance where a window is wider than the plane; either code leads back to the same index.
     """
@@ -153,10 +156,10 @@ def code_table(distances: Tensor) -> Tensor:
 
 
 def encode_plainly(indices: Tensor, starts: Tensor, table: Tensor, bits: int, inner: int) -> Tensor:
-    """Indices (int64, flat, in the order of the output in memory) → codes, packed, in plain torch."""
+    """Return the packed codes of indices (int64, flat, in the order of the output in memory), in plain torch."""
     device = indices.device
     distances = indices.view(-1, len(starts), inner) - starts.to(device)[:, None]
-    # of a channels-last window with nothing but -inf torch on CUDA gives the first place of the plane: any code will do
+    # torch on CUDA gives the plane's first place for a channels-last window of -inf alone: any code is right there
     codes = table.to(device)[distances.clamp_(0, len(table) - 1)].view(-1, 1)
     return pack_plainly((codes >> torch.arange(bits, device=device)).bitwise_and_(1).flatten())
 
@@ -164,7 +167,7 @@ def encode_plainly(indices: Tensor, starts: Tensor, table: Tensor, bits: int, in
 def decode_plainly(
     codes: Tensor, starts: Tensor, distances: Tensor, bits: int, inner: int, area: int, count: int
 ) -> Tensor:
-    """The inverse of `encode_plainly` for `count` indices, -1 for those that lie behind the plane."""
+    """Return the inverse of `encode_plainly` for `count` indices, -1 for those that lie behind the plane."""
     device = codes.device
     weights = 1 << torch.arange(bits, device=device)
     numbers = (unpack_plainly(codes, count * bits).view(count, bits) * weights).sum(1)
@@ -193,14 +196,14 @@ def _decode(codes: Tensor, starts: Tensor, distances: Tensor, bits: int, inner: 
 
 
 def _units(tensor: Tensor, channels_last: bool) -> Tensor:
-    """A view whose first dimension can be cut anywhere: of planes, or of samples if channels come last."""
+    """Return a view whose first dimension can be cut anywhere: planes, or samples if channels come last."""
     if channels_last:
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor.contiguous().view(prod(tensor.shape[:-2]), *tensor.shape[-2:])
 
 
 def _cuts(units: int, windows: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts units of so many windows each into slices, beside those of their windows, which start at whole bytes."""
+    """Cut units of `windows` windows each into slices, with the slices of their windows, which start at whole bytes."""
     step = 8 // gcd(8, windows)
     step *= max(1, _CHUNK // (windows * step))
     for start in range(0, units, step):
@@ -242,7 +245,7 @@ def _pool(
 
 
 def _pooled_like(x: Tensor, *window: object) -> Tensor:
-    """What torch's output looks like, and its complaints: of its own kernel, on tensors without data."""
+    """Return an example of torch's output without data; torch's own kernel raises its errors here."""
     return _forward(x.new_empty(0, device="meta").new_empty_strided(x.shape, x.stride()), *window)[0]
 
 
@@ -275,7 +278,7 @@ def _pool_backward(
         return result
     starts = window_starts(gradient.shape[-2:], input_size[-1], stride or kernel, padding)
     distances = place_distances(kernel, dilation, input_size[-1])
-    # codes that no window has lead nowhere, so that nothing is written outside of the result whatever is given
+    # codes that no window has lead nowhere, so that no input makes it write outside of the result
     nowhere = distances.new_full((2**bits - len(distances),), 2**62)
     distances = torch.cat((distances, nowhere))
     area = input_size[-2] * input_size[-1]
@@ -287,10 +290,10 @@ def _pool_backward(
         return result
     for units, windows in _cuts(len(sources), prod(sources.shape[1:])):
         source, target = sources[units], targets[units]
-        lying = codes[windows.start * bits // 8 : -(-windows.stop * bits // 8)]
+        part_codes = codes[windows.start * bits // 8 : -(-windows.stop * bits // 8)]
         indices = torch.empty_like(source, dtype=torch.int64)
-        flat(indices).copy_(_decode(lying, starts, distances, bits, inner, area, source.numel()))
-        # of the input, torch's backward reads the shape alone: what is about to be written has that too
+        flat(indices).copy_(_decode(part_codes, starts, distances, bits, inner, area, source.numel()))
+        # torch's backward reads only the shape of the input, which the target has too
         _backward(source, target, kernel, stride, padding, dilation, ceil_mode, indices, grad_input=target)
     return result
 
@@ -306,10 +309,12 @@ max_pool2d_codes = define(
     _pool,
     _pool_shapes,
 )
-"""x [N, C, H, W] or [C, H, W] → aten.max_pool2d_with_indices' y, and the codes of its indices: uint8
-[ceil(b y.numel() / 8)], b = ceil(log2(kh kw)). An empty stride is the kernel's size.
-channels_last: whether y is planned to be so and not contiguous, by which the codes are ordered; an x that would make it
-otherwise is copied (`laid_out`)."""
+"""x [N, C, H, W] or [C, H, W] → aten.max_pool2d_with_indices' y, and the codes of its indices.
+
+The codes are uint8 [ceil(b y.numel() / 8)], b = ceil(log2(kh kw)). An empty stride is the kernel's size.
+channels_last: whether y is planned to be channels-last and not contiguous, which orders the codes; an x that would make
+    it otherwise is copied (`laid_out`).
+"""
 
 max_pool2d_backward_from_codes = define(
     "max_pool2d_backward_from_codes(Tensor gradient, Tensor codes, int[] input_size, int[2] kernel, int[2] stride,"
@@ -317,6 +322,10 @@ max_pool2d_backward_from_codes = define(
     _pool_backward,
     _pool_backward_shapes,
 )
-"""The gradient of x, input_size, from that of y and the codes: what aten.max_pool2d_with_indices_backward gives, to the
-bit. channels_last: whether x was so and not contiguous; the result then is, too. Where a dilated window has no place
-inside the input at all, torch's backward writes outside of its result and this one writes nothing."""
+"""The gradient of x, input_size, from that of y and the codes: aten.max_pool2d_with_indices_backward's, to the bit.
+
+channels_last: whether x was channels-last and not contiguous; the result then is, too.
+
+Where a dilated window has no place inside the input at all, torch's backward writes outside of its result; this one
+writes nothing.
+"""

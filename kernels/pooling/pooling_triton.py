@@ -1,10 +1,10 @@
 """`pooling.py` in Triton: the codes straight from the input, and the input's gradient straight from them.
 
-No 64-bit index exists, not even for a few planes. Both kernels do what torch's on CUDA do, in their order
-(ATen/native/cuda/DilatedMaxPool2d.cu): forward takes a window's places row by row, the first of equal ones and the last
-that is not a number; backward adds, for each place of the input, the gradients of the windows over it row by row, in
-single precision at least. One case differs: of a window that holds nothing but -inf, torch's kernel for channels-last
-inputs gives the input's first place, which mostly lies outside of it; here it is the window's first.
+No 64-bit index exists, not even for a few planes. Both kernels compute as torch's on CUDA, in the same order
+(ATen/native/cuda/DilatedMaxPool2d.cu). Forward takes a window's places row by row, the first of equal ones and the last
+NaN. Backward adds, for each place of the input, the gradients of the windows over it row by row, in single precision at
+least. One case differs: for a window that holds nothing but -inf, torch's kernel for channels-last inputs gives the
+input's first place, which is usually outside of it. Here it is the window's first place.
 
 Places are computed as in `pooling.py`: unit, window and `inner` elements in a row, as channels-last has it.
 """
@@ -108,7 +108,7 @@ def _pool_backward(
     place, within = element // inner, element % inner
     unit, h, w = place // width // height, place // width % height, place % width
     extent_h, extent_w = (KERNEL_H - 1) * dilation_h + 1, (KERNEL_W - 1) * dilation_w + 1
-    # the first window that reaches so far, and the first one that begins behind it
+    # the first window that reaches the place, and the first one that begins behind it
     first_row = (tl.maximum(h + padding_h - extent_h, -stride_h) + stride_h) // stride_h
     first_column = (tl.maximum(w + padding_w - extent_w, -stride_w) + stride_w) // stride_w
     end_row = tl.minimum((h + padding_h) // stride_h + 1, rows)
@@ -146,7 +146,7 @@ def pool(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> None:
-    """Fills in y and the codes, uint8 [ceil(b y.numel() / 8)] with at most MOST_BITS bits a code.
+    """Fill in y and the codes, uint8 [ceil(b y.numel() / 8)] with at most MOST_BITS bits a code.
 
     x: units [U, H, W] or, with inner channels that come last in memory, [N, C, H, W]; y likewise.
     """
@@ -176,9 +176,9 @@ def pool_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> None:
-    """Fills in the gradient of x from that of y, each laid out as in `pool`."""
+    """Fill in the gradient of x from that of y, each laid out as in `pool`."""
     bits, count = (kernel[0] * kernel[1] - 1).bit_length(), result.numel()
-    # as many windows at most lie over one place
+    # the most windows that lie over one place
     over = [(kernel[i] - 1) * dilation[i] // stride[i] + 1 for i in range(2)]
     launch(
         _pool_backward,

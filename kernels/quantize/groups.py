@@ -1,19 +1,24 @@
-"""Tensors in 8, 4, 3, 2 or 1 bits to an element: groups of elements, each with an offset and a scale of its own.
+"""Tensors in 1 to 8 bits per element: groups of elements, each with its own offset and scale.
 
 Kept: ceil(n b / 8) + 4 ceil(n / group) bytes: offset and scale of each group in bfloat16, then the codes. The offset is
 rounded down and the scale up, so that a group lies within its levels ("ActNN", arXiv 2104.14129, section 3; "GACT",
-arXiv 2206.11357). Rounding to the nearest, an element is decoded to offset + code * scale. Rounding at random, it is
-rounded up if a number u of [0, 1) is below the part of a level that it lies above one, and decoded to offset +
-(code + u - 1/2) * scale, with the same u, drawn again: the error is then even over a level and independent of the
-element (subtractive dither: Roberts, "Picture coding using pseudo-random noise", 1962; Schuchman, "Dither signals and
-their effect on quantization noise", 1964), without bias and with the variance scale² / 12, half of what rounding at
-random has over an even spread when nothing is taken off. Where that errs less, in groups that mostly lie on levels
-(zeros of ReLU, of attention's probabilities), nothing is: a negative scale tells, and an element that lies the part f
-of a level above one has the variance scale² f (1 - f). A randomized Hadamard transform before it makes scales of
-tensors with outliers smaller ("QuaRot", arXiv 2404.00456).
+arXiv 2206.11357).
+
+Rounded to the nearest, an element is decoded to offset + code * scale. Rounded at random, it is rounded up if a number
+u of [0, 1) is below its distance from the level below, as a fraction of a level. It is decoded to
+offset + (code + u - 1/2) * scale, with the same u, drawn again. The error is then even over a level and independent of
+the element, without bias and with the variance scale² / 12. This is subtractive dither (Roberts, "Picture coding using
+pseudo-random noise", 1962; Schuchman, "Dither signals and their effect on quantization noise", 1964). Rounding at
+random
+without subtracting has twice that variance over an even spread.
+
+In groups that mostly lie on levels (zeros of ReLU, of attention's probabilities) not subtracting errs less, and nothing
+is subtracted. A negative scale marks such a group; an element at the fraction f of a level then has the variance
+scale² f (1 - f). A randomized Hadamard transform before encoding makes scales of tensors with outliers smaller
+("QuaRot", arXiv 2404.00456).
 
 A group with an infinity or NaN, or one so wide that half a level beyond its levels overflows, is decoded to NaN
-throughout. float64 and float16 are encoded as float32; what would be beyond a dtype's numbers is decoded to its last.
+throughout. float64 and float16 are encoded as float32; decoding clamps to the largest number of the dtype.
 """
 
 from __future__ import annotations
@@ -49,7 +54,7 @@ typedef struct {
     uint64_t state, signs;
     int64_t group;
     int32_t bits, stochastic, transformed, kind;
-} Way;
+} Spec;
 
 static inline uint32_t word_of(float x) { uint32_t word; memcpy(&word, &x, 4); return word; }
 static inline float float_of(uint32_t word) { float x; memcpy(&x, &word, 4); return x; }
@@ -94,67 +99,67 @@ static int quantize(const float *x, int64_t count, int levels, float offset, flo
     return scale > 0 && 12 * variance < 65536 * (int32_t)count;
 }
 
-/* a unit: whole tiles and whole groups, as few as can be */
-static inline int64_t unit_of(const Way *way) { return way->group > TILE ? way->group : TILE; }
+/* a unit: the fewest whole tiles that are whole groups */
+static inline int64_t unit_of(const Spec *spec) { return spec->group > TILE ? spec->group : TILE; }
 
-static void encode_unit(const void *x, const Way *way, int64_t start, int64_t count, uint16_t *parameters,
+static void encode_unit(const void *x, const Spec *spec, int64_t start, int64_t count, uint16_t *parameters,
                         uint8_t *packed) {
     float room[LARGEST], numbers[LARGEST];
     uint8_t codes[LARGEST];
-    int levels = (1 << way->bits) - 1;
+    int levels = (1 << spec->bits) - 1;
     const float *values = room;
-    if (way->kind == FLOAT && !way->transformed) values = (const float *)x + start;
+    if (spec->kind == FLOAT && !spec->transformed) values = (const float *)x + start;
     else for (int64_t i = 0; i < count; i += TILE) {
         int64_t here = in_tile(i, count);
-        const float *tile = load_tile(x, way->kind, start + i, here, room + i);
+        const float *tile = load_tile(x, spec->kind, start + i, here, room + i);
         if (tile != room + i) memcpy(room + i, tile, sizeof(float) * TILE);
-        if (way->transformed) spread_tile(room + i, here, 0, way->signs, start + i);
+        if (spec->transformed) spread_tile(room + i, here, 0, spec->signs, start + i);
     }
     for (int64_t i = 0; i < count; i += TILE) {
-        if (way->stochastic) random_tile(way->state, start + i, numbers + i);
+        if (spec->stochastic) random_tile(spec->state, start + i, numbers + i);
         else for (int k = 0; k < TILE; k++) numbers[i + k] = 8388607.5f;  /* up from a half on */
     }
-    for (int64_t i = 0; i < count; i += way->group) {
-        int64_t here = count - i < way->group ? count - i : way->group, place = 2 * ((start + i) / way->group);
+    for (int64_t i = 0; i < count; i += spec->group) {
+        int64_t here = count - i < spec->group ? count - i : spec->group, place = 2 * ((start + i) / spec->group);
         float offset, scale;
         int on_levels = 0;
         if (measure(values + i, here, levels, &offset, &scale))
             on_levels = quantize(values + i, here, levels, offset, scale, numbers + i, codes + i);
         else memset(codes + i, 0, here);
         parameters[place] = word_of(offset) >> 16;
-        parameters[place + 1] = word_of(scale) >> 16 | (way->stochastic && on_levels) << 15;
+        parameters[place + 1] = word_of(scale) >> 16 | (spec->stochastic && on_levels) << 15;
     }
     for (int64_t i = 0; i < count; i += TILE)
-        pack_tile(codes + i, packed + (start + i) / 8 * way->bits, in_tile(i, count), way->bits);
+        pack_tile(codes + i, packed + (start + i) / 8 * spec->bits, in_tile(i, count), spec->bits);
 }
 
-void encode_groups(const void *x, const Way *way, uint8_t *code, int64_t count) {
-    int64_t unit = unit_of(way), groups = (count + way->group - 1) / way->group;
+void encode_groups(const void *x, const Spec *spec, uint8_t *code, int64_t count) {
+    int64_t unit = unit_of(spec), groups = (count + spec->group - 1) / spec->group;
     #pragma omp parallel for schedule(static) if (count > 16384)
     for (int64_t start = 0; start < count; start += unit)
-        encode_unit(x, way, start, count - start < unit ? count - start : unit, (uint16_t *)code, code + 4 * groups);
+        encode_unit(x, spec, start, count - start < unit ? count - start : unit, (uint16_t *)code, code + 4 * groups);
 }
 
-static void decode_tile(const uint8_t *code, const Way *way, int64_t start, int64_t count, int64_t all, float *to) {
+static void decode_tile(const uint8_t *code, const Spec *spec, int64_t start, int64_t count, int64_t all, float *to) {
     const uint16_t *parameters = (const uint16_t *)code;
     uint8_t codes[TILE] = {0};
-    int64_t groups = (all + way->group - 1) / way->group;
+    int64_t groups = (all + spec->group - 1) / spec->group;
     float numbers[TILE] = {0};
-    unpack_tile(code + 4 * groups + start / 8 * way->bits, codes, count, way->bits);
-    if (way->stochastic) random_tile(way->state, start, numbers);
+    unpack_tile(code + 4 * groups + start / 8 * spec->bits, codes, count, spec->bits);
+    if (spec->stochastic) random_tile(spec->state, start, numbers);
     for (int64_t i = 0; i < count;) {
-        int64_t group = (start + i) / way->group, end = (group + 1) * way->group - start;
+        int64_t group = (start + i) / spec->group, end = (group + 1) * spec->group - start;
         float offset = float_of((uint32_t)parameters[2 * group] << 16);
         uint32_t word = parameters[2 * group + 1];
-        float scale = float_of((word & 0x7fffu) << 16), taken = way->stochastic && !(word >> 15) ? 1 : 0;
+        float scale = float_of((word & 0x7fffu) << 16), taken = spec->stochastic && !(word >> 15) ? 1 : 0;
         if (end > TILE) end = TILE;
         #pragma omp simd
         for (int64_t k = i; k < end; k++)
             to[k] = offset + ((float)(int32_t)codes[k] + taken * (numbers[k] * 0x1p-24f - 0.5f)) * scale;
         i = end;
     }
-    if (way->transformed) spread_tile(to, count, 1, way->signs, start);
-    if (way->kind == FLOAT) return;
+    if (spec->transformed) spread_tile(to, count, 1, spec->signs, start);
+    if (spec->kind == FLOAT) return;
     #pragma omp simd
     for (int k = 0; k < TILE; k++) {  /* NaN stays */
         float low = to[k] < -LARGEST_BFLOAT16 ? -LARGEST_BFLOAT16 : to[k];
@@ -162,14 +167,14 @@ static void decode_tile(const uint8_t *code, const Way *way, int64_t start, int6
     }
 }
 
-void decode_groups(const uint8_t *code, const Way *way, void *x, int64_t count) {
+void decode_groups(const uint8_t *code, const Spec *spec, void *x, int64_t count) {
     #pragma omp parallel for schedule(static) if (count > 16384)
     for (int64_t start = 0; start < count; start += TILE) {
         float room[TILE];
         int64_t here = in_tile(start, count);
-        float *to = new_tile(x, way->kind, start, here, room);
-        decode_tile(code, way, start, here, count, to);
-        store_tile(to, way->kind, start, here, x);
+        float *to = new_tile(x, spec->kind, start, here, room);
+        decode_tile(code, spec, start, here, count, to);
+        store_tile(to, spec->kind, start, here, x);
     }
 }
 """
@@ -181,8 +186,8 @@ _LARGEST = 4096
 _NEAREST = 2.0**23 - 0.5
 
 
-class _Way(Structure):
-    """`Way` of the C."""
+class _Spec(Structure):
+    """The parameters of a code, as `Spec` in the C."""
 
     _fields_ = (
         ("state", c_uint64),
@@ -196,9 +201,14 @@ class _Way(Structure):
 
 
 def bytes_of_groups(count: int, bits: int, group: int) -> int:
-    """Bytes of the code of so many elements. Raises ValueError unless a group is a power of two from 8 to 4096."""
+    """Return the bytes of the code of a number of elements.
+
+    Raises ValueError unless a group is a power of two from 8 to 4096.
+    """
     if not 8 <= group <= _LARGEST or group & (group - 1):
-        raise ValueError(f"groups of {group} elements: they have a power of two from 8 to {_LARGEST}; 256 is usual")
+        raise ValueError(
+            f"groups of {group} elements: the size must be a power of two from 8 to {_LARGEST}; 256 is usual"
+        )
     return bytes_of_codes(count, bits) + 4 * -(-count // group)
 
 
@@ -207,7 +217,9 @@ def _words(x: Tensor) -> Tensor:
 
 
 def parameters_plainly(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Offsets and scales, float32 [groups, 1] with 16 bits that count, of float32 [groups, elements]; NaN if unfit."""
+    """Return offsets and scales, float32 [groups, 1] with 16 significant bits, of float32 [groups, elements]; NaN if
+    unfit.
+    """
     low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
     levels = torch.tensor(2.0**bits - 1, device=groups.device)
     word = _words(low)
@@ -223,31 +235,34 @@ def parameters_plainly(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _grouped(x: Tensor, group: int) -> Tensor:
-    """float32 [n] as [groups, group]; the last element fills the last group up."""
+    """Return float32 [n] as [groups, group]; the last element is repeated to fill the last group."""
     missing = -len(x) % group
     return (torch.cat([x, x[-1:].expand(missing)]) if missing else x).view(-1, group)
 
 
 def _chunks(x: Tensor, hadamard: bool, seed: int) -> Iterator[tuple[int, Tensor]]:
-    """What is quantized, float32, in stretches of whole groups, each after its first element's place."""
-    lying = flat(x.detach())
-    for start in range(0, len(lying), _CHUNK):
-        part = lying[start : start + _CHUNK].float()
+    """Yield what is quantized, float32, in stretches of whole groups, each with the number of its first element."""
+    elements = flat(x.detach())
+    for start in range(0, len(elements), _CHUNK):
+        part = elements[start : start + _CHUNK].float()
         yield start, spread_plainly(part, False, state_of_signs(seed), start) if hadamard else part
 
 
 def _above(groups: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
-    """How many levels each element lies above the offset."""
+    """Return the distance of each element above the offset, in levels."""
     return (groups - offset).div_(torch.where(scale > 0, scale, 1))
 
 
 def _left(above: Tensor) -> Tensor:
-    """The part of a level that each element lies above one, times 2^24."""
+    """Return the fraction of a level that each element lies above a level, times 2^24."""
     return (above - above.floor()).mul_(2.0**24)
 
 
 def _on_levels(left: Tensor, scale: Tensor, count: int) -> Tensor:
-    """Whether each group errs less with nothing taken off: bool [groups, 1]. count: elements without what fills up."""
+    """Return whether each group errs less without subtraction: bool [groups, 1].
+
+    count: elements, without those that fill the last group.
+    """
     part = left.int() >> 16
     variance = (part * (256 - part)).view(-1)
     variance[count:] = 0
@@ -257,12 +272,12 @@ def _on_levels(left: Tensor, scale: Tensor, count: int) -> Tensor:
 
 
 def _numbers(seed: int, start: int, groups: Tensor) -> Tensor:
-    """Numbers of 24 bits for the elements of groups, the first of which is `start`."""
+    """Return numbers of 24 bits for the elements of groups, the first of which is `start`."""
     return halves(state_of(seed), start, groups.numel(), groups.device).view_as(groups)
 
 
 def encode_plainly(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:
-    """`encode_groups` in plain torch."""
+    """Return `encode_groups` in plain torch."""
     parameters, codes = [], []
     for start, part in _chunks(x, hadamard, seed):
         groups = _grouped(part, group)
@@ -280,7 +295,7 @@ def encode_plainly(x: Tensor, bits: int, group: int, stochastic: bool, hadamard:
 
 
 def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> None:
-    """`decode_groups` in plain torch, into x, a tensor of one dimension."""
+    """Write `decode_groups` in plain torch into x, a tensor of one dimension."""
     groups = -(-len(x) // group)
     parameters = (code[: 4 * groups].clone().view(torch.int16).int() << 16).view(torch.float32).view(-1, 2, 1)
     packed = code[4 * groups :]
@@ -292,10 +307,10 @@ def decode_plainly(code: Tensor, x: Tensor, bits: int, group: int, stochastic: b
         if stochastic:
             number = _numbers(seed, start, codes).mul_(2.0**-24).sub_(0.5)
             codes += torch.where(scale.signbit(), 0, number)
-        found = (offset + codes * scale.abs()).view(-1)[:count]
-        found = spread_plainly(found, True, state_of_signs(seed), start) if hadamard else found
+        values = (offset + codes * scale.abs()).view(-1)[:count]
+        values = spread_plainly(values, True, state_of_signs(seed), start) if hadamard else values
         most = torch.finfo(x.dtype).max
-        x[start : start + count] = found.clamp_(-most, most) if most < torch.finfo(torch.float32).max else found
+        x[start : start + count] = values.clamp_(-most, most) if most < torch.finfo(torch.float32).max else values
 
 
 def _encode(
@@ -311,8 +326,8 @@ def _encode(
     if run is None:
         return encode_plainly(x, bits, group, stochastic, hadamard, seed)
     code = torch.empty(size_bytes, dtype=torch.uint8)
-    way = _Way(state_of(seed), state_of_signs(seed), group, bits, stochastic, hadamard, kind)
-    run(pointer(x), byref(way), pointer(code), x.numel())
+    spec = _Spec(state_of(seed), state_of_signs(seed), group, bits, stochastic, hadamard, kind)
+    run(pointer(x), byref(spec), pointer(code), x.numel())
     return code
 
 
@@ -337,24 +352,25 @@ def _decode(
     if run is None:
         decode_plainly(code, flat(x), bits, group, stochastic, hadamard, seed)
     else:
-        way = _Way(state_of(seed), state_of_signs(seed), group, bits, stochastic, hadamard, kind)
-        run(pointer(code), byref(way), pointer(x), x.numel())
+        spec = _Spec(state_of(seed), state_of_signs(seed), group, bits, stochastic, hadamard, kind)
+        run(pointer(code), byref(spec), pointer(x), x.numel())
     return x
 
 
 def expected_squared_error(
     x: Tensor, bits: int, group: int = 256, stochastic: bool = True, hadamard: bool = False, seed: int = 0
 ) -> Tensor:
-    """The squared error that encoding x (dense) would make, of each element: float32, laid out like x.
+    """Return the squared error of encoding x (dense), for each element: float32, laid out like x.
 
-    Rounding at random: its expectation, scale² / 12, or scale² f (1 - f) in groups on their levels. To the nearest: the
-    error itself, which is not random. With the transform, the mean over a block, which is each element's expectation.
-    NaN where decoding gives NaN. The error of Xᵀ Y for X of (rows, columns) is then the sum over rows of the row's
-    errors times |y|².
+    Rounded at random it is the expectation, scale² / 12, or scale² f (1 - f) in groups on their levels. Rounded to the
+    nearest it is the error itself, which is not random. With the transform it is the mean over a block, which is each
+    element's expectation. It is NaN where decoding gives NaN. The error of Xᵀ Y for X of (rows, columns) is then the
+    sum
+    over rows of the row's errors times |y|².
     """
     check_dense(x)
-    bytes_of_groups(x.numel(), bits, group)  # raises for groups and bits that are not
-    errors = torch.empty_like(x, dtype=torch.float32)
+    bytes_of_groups(x.numel(), bits, group)  # raises for invalid groups and bits
+    squared_errors = torch.empty_like(x, dtype=torch.float32)
     for start, part in _chunks(x, hadamard, seed):
         groups = _grouped(part, group)
         offset, scale = parameters_plainly(groups, bits)
@@ -369,8 +385,8 @@ def expected_squared_error(
         for begin, end, size in blocks(len(error)) if hadamard else ():
             mean = error[begin:end].view(-1, size).mean(1, keepdim=True)
             error[begin:end] = mean.expand(-1, size).reshape(-1)
-        flat(errors)[start : start + len(error)] = error
-    return errors
+        flat(squared_errors)[start : start + len(error)] = error
+    return squared_errors
 
 
 encode_groups = define(
@@ -383,9 +399,11 @@ encode_groups = define(
 )
 """x (dense) → uint8 [4 ceil(n / group) + ceil(n b / 8)]: offsets and scales, then codes in the order of memory.
 
-bits: 1 to 8. group: elements, a power of two from 8 to 4096. stochastic: rounded at random by the seed, without bias,
-or else to the nearest. hadamard: transformed before, with signs by the seed. stride: how x is
-planned to lie (`laid_out`).
+bits: 1 to 8.
+group: elements, a power of two from 8 to 4096.
+stochastic: whether to round at random by the seed, without bias, or else to the nearest.
+hadamard: whether to transform before, with signs by the seed.
+stride: the planned stride of x (`laid_out`).
 """
 
 decode_groups = define(
@@ -396,4 +414,4 @@ decode_groups = define(
         size, stride, dtype=dtype, device=code.device
     ),
 )
-"""What `encode_groups` made a code of, told the same, of a size, (dense) stride and type."""
+"""Returns the tensor of a code of `encode_groups`, with the same options, of a size, (dense) stride and type."""

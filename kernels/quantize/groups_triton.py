@@ -1,7 +1,7 @@
-"""`group_quantization.py` in Triton: a program reads whole groups once, transforms, measures, rounds and packs them.
+"""`groups.py` in Triton: a program reads whole groups once, transforms, measures, rounds and packs them.
 
-Codes and what is decoded from them are bit for bit those of the plain version and of C: quotients are rounded as IEEE
-has it, and products are not joined with sums.
+Codes and decoded tensors are bit for bit those of the plain version and of C: quotients are rounded as IEEE has it, and
+products are not joined with sums.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _word(x):
 
 @triton.jit
 def _offsets(low):
-    """The lowest of groups rounded down to bfloat16: float32."""
+    """Return the lowest elements of groups rounded down to bfloat16: float32."""
     word = _word(low)
     away = tl.where((word < 0) & ((word & 0xFFFF) != 0), 0x10000, 0)
     return ((word & -0x10000) + away).to(tl.float32, bitcast=True) + 0.0
@@ -37,7 +37,7 @@ def _offsets(low):
 
 @triton.jit
 def _scales(width, BITS: tl.constexpr):
-    """Distances between the levels of groups so wide, rounded up to bfloat16: float32."""
+    """Return the distances between the levels of groups of some widths, rounded up to bfloat16: float32."""
     levels = tl.full(width.shape, (1 << BITS) - 1, tl.float32)  # pyright: ignore[reportOperatorIssue]
     word = _word(tl.div_rn(width, levels))
     word = tl.where((width > 0) & (word == 0), 1, word)
@@ -46,7 +46,10 @@ def _scales(width, BITS: tl.constexpr):
 
 @triton.jit
 def _on_levels(left, inside):
-    """Whether groups err less with nothing taken off; left: parts of a level above one, times 2^24; 0 outside."""
+    """Return whether groups err less without subtraction.
+
+    left: fractions of a level above a level, times 2^24; 0 outside.
+    """
     part = left.to(tl.int32) >> 16
     variance = tl.sum(part * (256 - part), axis=1, keep_dims=True)
     return 12 * variance < 65536 * tl.sum(inside.to(tl.int32), axis=1, keep_dims=True)
@@ -54,7 +57,7 @@ def _on_levels(left, inside):
 
 @triton.jit
 def _store_parameter(code, place, number, held):
-    """Writes the upper 16 bits of float32 to bytes of a code."""
+    """Write the upper 16 bits of float32 to bytes of a code."""
     word = _word(number)
     tl.store(code + place, (word >> 16 & 255).to(tl.uint8), mask=held)
     tl.store(code + place + 1, (word >> 24 & 255).to(tl.uint8), mask=held)
@@ -62,7 +65,7 @@ def _store_parameter(code, place, number, held):
 
 @triton.jit
 def _load_parameter(code, place, held):
-    """By bytes, since a code that is part of something may begin at an odd one."""
+    """Return a parameter read by bytes, since a code within another tensor may begin at an odd one."""
     lower = tl.load(code + place, mask=held, other=0).to(tl.int32)
     upper = tl.load(code + place + 1, mask=held, other=0).to(tl.int32)
     return (lower << 16 | upper << 24).to(tl.float32, bitcast=True)
@@ -145,14 +148,14 @@ def _decode(
 
 
 def encode(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:
-    """`encode_plainly`; x: dense."""
+    """Return `encode_plainly`; x: dense."""
     code = torch.empty(bytes_of_groups(x.numel(), bits, group), dtype=torch.uint8, device=x.device)
     _over_groups(_encode, flat(x.detach()), code, bits, group, stochastic, hadamard, seed)
     return code
 
 
 def decode(code: Tensor, x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> None:
-    """`decode_plainly`."""
+    """Run `decode_plainly`."""
     most = torch.finfo(x.dtype).max
     limit = most if most < torch.finfo(torch.float32).max else 0.0
     _over_groups(_decode, x, code, bits, group, stochastic, hadamard, seed, MOST=limit)

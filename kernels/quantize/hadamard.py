@@ -1,7 +1,7 @@
 """The randomized Hadamard transform of blocks of 256 elements: an orthonormal map that spreads outliers.
 
-With D random signs and H the Hadamard matrix over its root, H D x; the inverse is D H x. What is left of a tensor
-behind its last whole block is cut into the powers of two that it is the sum of. C and torch add in the same order.
+With D random signs and H the Hadamard matrix over its root, it is H D x; the inverse is D H x. The elements behind the
+last whole block are cut into blocks of decreasing powers of two. C and torch add in the same order.
 """
 
 from __future__ import annotations
@@ -72,16 +72,16 @@ static void spread_tile(float *tile, int64_t count, int inverse, uint64_t state,
 """
 
 BLOCK = 256
-_STREAM = 1  # of a seed; another one rounds
+_STREAM = 1  # of a seed; rounding uses another one
 
 
 def state_of_signs(seed: int) -> int:
-    """The state from which a transform's signs are drawn."""
+    """Return the state from which a transform's signs are drawn."""
     return state_of(seed, _STREAM)
 
 
 def blocks(count: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, size of a block) of the stretches of so many elements that are cut into blocks of one size."""
+    """Yield (start, end, size of a block) of the stretches of elements that are cut into blocks of one size."""
     start, size = 0, BLOCK
     while start < count:
         end = start + (count - start) // size * size
@@ -91,14 +91,14 @@ def blocks(count: int) -> Iterator[tuple[int, int, int]]:
 
 
 def signs_at(state: int, start: int, count: int, device: torch.device) -> Tensor:
-    """The signs of elements `start` (a multiple of 64) and on: int64 [count], a bit of a word each."""
+    """Return the signs of elements `start` (a multiple of 64) and following: int64 [count], one bit of a word each."""
     words = random_words(state, start // 64, -(-count // 64), device)
     lowest_first = words[:, None] << torch.arange(63, -1, -1, device=device)
     return signs(lowest_first).view(-1)[:count]
 
 
 def hadamard_plainly(x: Tensor) -> Tensor:
-    """Along the last dimension, a power of two long; not scaled."""
+    """Return the transform along the last dimension, a power of two long; not scaled."""
     size = x.shape[-1]
     for k in range(size.bit_length() - 1):
         a, b = x.unflatten(-1, (-1, 2, 2**k)).unbind(-2)
@@ -107,11 +107,11 @@ def hadamard_plainly(x: Tensor) -> Tensor:
 
 
 def spread_plainly(x: Tensor, inverse: bool, state: int, start: int) -> Tensor:
-    """The transform of elements `start` (a multiple of 256) and on, float32 [n], or its inverse."""
+    """Return the transform of elements `start` (a multiple of 256) and following, float32 [n], or its inverse."""
     sign = signs_at(state, start, len(x), x.device).to(x.dtype)
     moved = x if inverse else x * sign
     parts = []
     for begin, end, size in blocks(len(x)):
         parts.append(hadamard_plainly(moved[begin:end].view(-1, size)).view(-1).mul_(1 / sqrt(size)))
-    found = torch.cat(parts) if parts else moved
-    return found * sign if inverse else found
+    transformed = torch.cat(parts) if parts else moved
+    return transformed * sign if inverse else transformed

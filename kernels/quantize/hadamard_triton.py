@@ -1,7 +1,7 @@
-"""`hadamard.py` in Triton: the transform of what a kernel has read, for kernels that code it.
+"""`hadamard.py` in Triton: the transform of elements that a kernel has read, for kernels that encode them.
 
-Elements that lie 1, 2, 4, … apart are added and subtracted as everywhere else, so that bits are the same. The two
-halves are put behind each other every time: after eight steps all elements are back in their places.
+Elements that lie 1, 2, 4, … apart are added and subtracted as in the other versions, so that bits are the same. The two
+halves are concatenated after every step: after eight steps all elements are back in their places.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _STEPS = tl.constexpr(BLOCK.bit_length() - 1)
 
 @triton.jit
 def _signed(x, group, state):
-    """x [groups, 8] of groups of eight times their random signs."""
+    """Return x [groups, 8] of groups of eight times their random signs."""
     words = random_words(state, group // 8)[:, None]
     shift = (group % 8 * 8)[:, None] + tl.arange(0, 8)[None, :]
     return x * tl.where((words >> shift.to(tl.uint64)) & 1 != 0, -1.0, 1.0)
@@ -26,16 +26,18 @@ def _signed(x, group, state):
 
 @triton.jit
 def _apart(place, count, step):
-    """Whether a place's block among `count` elements, a BLOCK at most, is longer than 2^step.
+    """Return whether a place's block among `count` elements, a BLOCK at most, is longer than 2^step.
 
-    Blocks are the powers of two that `count` is the sum of, the largest first: where a place's bits first differ from
-    those of `count` is the length of its own."""
+    Blocks are the powers of two that `count` is the sum of, the largest first. The highest bit in which a place differs
+    from
+    `count` gives the length of its block.
+    """
     return ((place ^ tl.minimum(count, _BLOCK)) >> (step + 1)) != 0
 
 
 @triton.jit
 def _hadamard(x, count):
-    """x [rows, BLOCK], of which rows hold so many elements each, [rows, 1]."""
+    """Return the transform of x [rows, BLOCK], whose rows hold `count` elements each, [rows, 1]."""
     HALF: tl.constexpr = _BLOCK // 2
     even, place = tl.arange(0, HALF)[None, :] * 2, tl.arange(0, _BLOCK)[None, :]
     factor = tl.full(x.shape, 1, tl.float32)
@@ -50,7 +52,9 @@ def _hadamard(x, count):
 
 @triton.jit
 def spread(x, group, count, state, INVERSE: tl.constexpr):
-    """The transform of x, float32 [groups, 8], or its inverse; group: of eight elements of `count`, in whole BLOCKs."""
+    """Return the transform of x, float32 [groups, 8], or its inverse; group: of eight elements of `count`, in whole
+    BLOCKs.
+    """
     ROWS: tl.constexpr = x.shape[0] * 8 // _BLOCK
     if not INVERSE:
         x = _signed(x, group, state)

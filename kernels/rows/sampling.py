@@ -1,13 +1,13 @@
-"""Some of a tensor's rows, drawn and weighted so that a product Xᵀ Y with what is kept is right on average.
+"""Some of a tensor's rows, drawn and weighted so that a product Xᵀ Y with the kept rows is right on average.
 
 X is a tensor seen as (rows, features). Kept: k rows, each times its weight, and its number in 4 bytes. With
-n_i = |x_i| and z_i = x_i y_iᵀ, for which |z_i| = |x_i| |y_i| (Frobenius), the expected |error|² of Xᵀ Y = Σ z_i is
+n_i = |x_i| and z_i = x_i y_iᵀ, for which |z_i| = |x_i| |y_i| (Frobenius), the expected |error|² of Xᵀ Y = Σ z_i is:
 
     uniform              (rows Σ |z_i|² - |Σ z_i|²) / k       each draw any row, weight rows / k
     norms                (Σ |z_i|² / p_i - |Σ z_i|²) / k      p_i = n_i / Σ n, weight 1 / (k p_i); the least if the
                                                               |y_i| are alike (Drineas, Kannan and Mahoney, SIAM J.
                                                               Comput. 36, 2006)
-    winner_take_all      the same of the rest, k - c for k    the c largest as they are, the rest by norms, so many that
+    winner_take_all      the same of the rest, k - c for k    the c largest unchanged, the rest by norms, c such that
                                                               Σ_rest n / (k - c) is least ("WTA-CRS", arXiv 2305.15265)
     without_replacement  Σ c_i |z_i / π_i|² - |Σ c_i z_i / π_i|² / Σ c_i
 
@@ -17,7 +17,7 @@ The last takes each row at most once, row i with exactly the probability π_i = 
 Deville and Tillé (J. Stat. Plan. Inference 128, 2005), c_i - c_i² / Σ c = π_i (1 - π_i), within 3 % in the tests.
 
 A row that is not finite is never lost: the last two keep rows of infinite norm as they are, k of them at most; in all
-other cases what is drawn becomes NaN.
+other cases the drawn rows become NaN.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ Words = Callable[[int, int], Tensor]
 
 def _check_method(method: str) -> None:
     if method not in SAMPLINGS:
-        raise ValueError(f"no way of sampling rows is called {method!r}: give one of {', '.join(SAMPLINGS)}")
+        raise ValueError(f"no method of sampling rows is called {method!r}: give one of {', '.join(SAMPLINGS)}")
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """Norms of the rows of [stretches, rows, features]: float64 [all rows], so that nothing finite overflows."""
+    """Return norms of the rows of [stretches, rows, features]: float64 [all rows], so that nothing finite overflows."""
     return torch.cat([part.double().square().sum(2).flatten() for part in chunks(x, _CHUNK)]).sqrt_()
 
 
 def split_certain(norms: Tensor, method: str, kept_rows: int) -> tuple[Tensor, Tensor]:
-    """Rows that are kept for certain, and the others, both from the largest norm down."""
+    """Return the rows that are kept for certain, and the others, both from the largest norm down."""
     _, order = norms.sort(descending=True, stable=True)
     if method in ("uniform", "norms"):
         return order[:0], order
@@ -62,9 +62,10 @@ def split_certain(norms: Tensor, method: str, kept_rows: int) -> tuple[Tensor, T
 
 
 def choose_rows(norms: Tensor, method: str, kept_rows: int, words: Words) -> tuple[Tensor, Tensor]:
-    """Which rows are kept and their weights, [..., kept_rows], float64.
+    """Return the rows that are kept and their weights, [..., kept_rows], float64.
 
-    norms: [rows]. words: gives so many random words of a stream, int64 [..., count].
+    norms: [rows].
+    words: a function of a stream and a count that gives random words, int64 [..., count].
     """
     certain, rest = split_certain(norms, method, kept_rows)
     left = kept_rows - len(certain)
@@ -87,7 +88,7 @@ def choose_rows(norms: Tensor, method: str, kept_rows: int, words: Words) -> tup
 
 
 def bytes_of_rows(kept_rows: int, features: int, dtype: torch.dtype) -> int:
-    """Bytes of the code of so many rows."""
+    """Return the bytes of the code of a number of rows."""
     return kept_rows * (4 + features * dtype.itemsize)
 
 
@@ -112,7 +113,7 @@ def _sample(
 
 
 def _parts(code: Tensor, kept_rows: int) -> tuple[Tensor, Tensor]:
-    """The bytes of the rows, first since they may be wider, and those of their numbers."""
+    """Return the bytes of the rows, first since they may be wider, and those of their numbers."""
     return code[: len(code) - 4 * kept_rows], code[len(code) - 4 * kept_rows :]
 
 
@@ -123,13 +124,13 @@ def _restore(
     check_packed(code, bytes_of_rows(kept_rows, features, dtype))
     x = torch.empty_strided(size, stride, dtype=dtype, device=code.device).zero_()
     kept, numbers = _parts(code, kept_rows)
-    # numbers may lie where no int32 can, and are copied
+    # numbers may lie at an address that int32 cannot have, and are copied
     add_rows(as_rows(x, dim), numbers.clone().view(torch.int32), kept.view(dtype).view(kept_rows, features))
     return x
 
 
 def _spread_of_systematic(inclusion: Tensor) -> Tensor:
-    """Deville and Tillé's c of inclusion probabilities below 1, by fixed point."""
+    """Return Deville and Tillé's c of inclusion probabilities below 1, by fixed point."""
     own = inclusion * (1 - inclusion)
     if len(own) < 2:
         return torch.zeros_like(own)
@@ -142,7 +143,11 @@ def _spread_of_systematic(inclusion: Tensor) -> Tensor:
 
 
 def _variance(method: str, kept_rows: int, x: Tensor, y: Tensor, weighted: Callable[[Tensor], Tensor]) -> Tensor:
-    """x, y: norms of rows. weighted: |Σ w_i z_i|² for weights w."""
+    """Return the expected |error|² from norms of rows.
+
+    x, y: norms of rows.
+    weighted: |Σ w_i z_i|² for weights w.
+    """
     certain, rest = split_certain(x, method, kept_rows)
     left, share = kept_rows - len(certain), torch.zeros_like(x)
     if not left or not x[rest].any():
@@ -164,16 +169,16 @@ def _variance(method: str, kept_rows: int, x: Tensor, y: Tensor, weighted: Calla
 
 
 def sampling_variance(method: str, x: Tensor, y: Tensor, kept_rows: int) -> Tensor:
-    """The expected |error|² of Xᵀ Y from sampled rows of X: float64, a number; x and y with equal rows."""
+    """Return the expected |error|² of Xᵀ Y from sampled rows of X: float64, a number; x and y with equal rows."""
     _check_method(method)
-    x, y = (one.reshape(-1, one.shape[-1]).double() for one in (x, y))
+    x, y = (matrix.reshape(-1, matrix.shape[-1]).double() for matrix in (x, y))
     return _variance(
         method, kept_rows, x.norm(dim=1), y.norm(dim=1), lambda weights: ((x * weights[:, None]).T @ y).square().sum()
     )
 
 
 def sampling_variance_of_norms(method: str, x_norms: Tensor, y_norms: Tensor, kept_rows: int) -> Tensor:
-    """The same from norms of rows alone, [rows] each, for rows that are uncorrelated: the z_i are orthogonal."""
+    """Return the same from norms of rows alone, [rows] each, for rows that are uncorrelated: the z_i are orthogonal."""
     _check_method(method)
     x, y = x_norms.double(), y_norms.double()
     return _variance(method, kept_rows, x, y, lambda weights: (weights * x * y).square().sum())
@@ -188,8 +193,11 @@ sample_rows = define(
 )
 """x → uint8 [k (4 + features itemsize)]: rows times their weights, then their numbers, which ascend.
 
-method: one of SAMPLINGS. dim: along which features lie; x is contiguous, or would be if that came last. stride:
-how x is planned to lie (`laid_out`). Raises ValueError unless it is and has as many rows.
+method: one of SAMPLINGS.
+dim: the dimension of features; x is contiguous, or would be if that dimension came last.
+stride: the planned stride of x (`laid_out`).
+
+Raises ValueError unless x is so and has as many rows.
 """
 
 restore_rows = define(
@@ -199,4 +207,4 @@ restore_rows = define(
         size, stride, dtype=dtype, device=code.device
     ),
 )
-"""Zeros of a size, stride (x's) and type, and in them the rows of a code, each at its place."""
+"""Returns zeros of a size, stride (x's) and type, with the rows of a code at their places."""

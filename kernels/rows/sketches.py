@@ -14,7 +14,7 @@ P = |X|² |Y|², Q = |Xᵀ Y|² and R = Σ |x_i|² |y_i|², the expected |error|
 where for the last two E |Σ_j u_j v_jᵀ|² over the rows u_j, v_j of the transformed X and Y is found from
 E[d_a d_b d_c d_e] = δ_ab δ_ce + δ_ac δ_be + δ_ae δ_bc - 2 δ_abce of the signs d.
 
-Drawn numbers do not depend on the number of threads; products are torch's own and may round as it does.
+Drawn numbers do not depend on the number of threads; products are torch's own and round as torch does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..quantize.hadamard import signs_at
 from .tensor_rows import as_rows, check_rows, pieces, rows_and_features
 
 DENSE = ("gaussian", "rademacher")
-"""Sketches by a matrix; the others are transforms."""
+"""The sketches by a matrix; the others are transforms."""
 SKETCHES = (*DENSE, "hadamard", "dct")
 _CHUNK = 1 << 16  # elements of S, or of what is transformed, at once
 _CHOICE = 2  # the stream of a seed that chooses rows
@@ -44,7 +44,9 @@ def _check_kind(kind: str) -> None:
 
 
 def normal_numbers(state: int, start: int, count: int, device: torch.device) -> Tensor:
-    """Numbers of the normal distribution, `start` (even) and on: float32 [count], two to a word (Box and Muller)."""
+    """Return normally distributed numbers, `start` (even) and following: float32 [count], two to a word (Box and
+    Muller).
+    """
     words = random_words(state, start // 2, -(-count // 2), device)
     first = words.bitwise_and(0xFFFFFFFF).add_(1).double().mul_(2.0**-32).float()
     second = (words >> 32).bitwise_and_(0xFFFFFFFF).float().mul_(2 * pi * 2.0**-32)
@@ -53,14 +55,14 @@ def normal_numbers(state: int, start: int, count: int, device: torch.device) -> 
 
 
 def drawn_entries(kind: str, state: int, start: int, count: int, device: torch.device) -> Tensor:
-    """Entries of √k S, in the order of its rows, `start` (a multiple of 64) and on: [count]."""
+    """Return entries of √k S, in the order of its rows, `start` (a multiple of 64) and following: [count]."""
     if kind == "gaussian":
         return normal_numbers(state, start, count, device)
     return signs_at(state, start, count, device)
 
 
 def _matrices(kind: str, seed: int, rows: int, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """√k S for k the length of `like`, of its type, in stretches of rows."""
+    """Yield √k S for k the length of `like`, of its type, in stretches of rows."""
     kept, state = len(like), state_of(seed)
     step = max(64, _CHUNK // kept // 64 * 64)
     for start in range(0, rows, step):
@@ -70,7 +72,7 @@ def _matrices(kind: str, seed: int, rows: int, like: Tensor) -> Iterator[tuple[s
 
 
 def _transformed(kind: str, x: Tensor, transposed: bool) -> Tensor:
-    """√M times the orthonormal transform of the columns of [M, columns], or its transpose. May write over x."""
+    """Return √M times the orthonormal transform of the columns of [M, columns], or its transpose. May write over x."""
     rows, columns = x.shape
     if kind == "hadamard":
         for k in range(rows.bit_length() - 1):
@@ -80,12 +82,12 @@ def _transformed(kind: str, x: Tensor, transposed: bool) -> Tensor:
             b.copy_(difference)
         return x
     places = torch.arange(rows, device=x.device, dtype=x.dtype)[:, None]
-    turns = torch.polar(torch.ones_like(places), places * (pi / (2 * rows)))
+    rotations = torch.polar(torch.ones_like(places), places * (pi / (2 * rows)))
     if not transposed:
-        found = (torch.fft.rfft(x, 2 * rows, dim=0)[:rows] * turns.conj()).real * sqrt(2)
-        found[0] *= sqrt(0.5)
-        return found
-    spectrum = turns * x * sqrt(0.5)  # irfft counts all but the first twice
+        transformed = (torch.fft.rfft(x, 2 * rows, dim=0)[:rows] * rotations.conj()).real * sqrt(2)
+        transformed[0] *= sqrt(0.5)
+        return transformed
+    spectrum = rotations * x * sqrt(0.5)  # irfft counts all but the first twice
     spectrum[0] = x[0]
     return torch.fft.irfft(torch.nn.functional.pad(spectrum, (0, 0, 0, 1)), 2 * rows, dim=0, norm="forward")[:rows]
 
@@ -95,7 +97,7 @@ def _transform_size(kind: str, rows: int) -> int:
 
 
 def _drawn_rows(kind: str, seed: int, rows: int, kept: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The sign of each row, as a column of like's type, and which rows of the transform are kept."""
+    """Return the sign of each row, as a column of like's type, and the kept rows of the transform."""
     size = _transform_size(kind, rows)
     sign = signs_at(state_of(seed), 0, rows, like.device).to(like.dtype)[:, None]
     words = random_words(state_of(seed, _CHOICE), 0, size, like.device)
@@ -108,7 +110,7 @@ def _column_chunks(kind: str, rows: int, features: int) -> Iterator[slice]:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type in which products of a type are summed."""
+    """Return the type in which products of a type are summed."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -139,8 +141,8 @@ def _unsketch(
     _check_kind(kind)
     rows, features = rows_and_features(size, dim)
     if code.dim() != 2 or code.shape[1] != features or not 1 <= len(code) <= rows:
-        told = f"the sketch has the shape {tuple(code.shape)}"
-        raise ValueError(f"{told}: of {rows} rows of {features} it has 1 to {rows}; unsketch to the size sketched")
+        message = f"the sketch has the shape {tuple(code.shape)}"
+        raise ValueError(f"{message}: of {rows} rows of {features} it has 1 to {rows}; unsketch to the size sketched")
     whole = torch.empty_strided(size, stride, dtype=dtype, device=code.device)
     x, wide = as_rows(whole, dim), code.detach().to(_wide(code.dtype)) * (1 / sqrt(len(code)))
     if kind in DENSE:
@@ -153,19 +155,20 @@ def _unsketch(
         for columns in _column_chunks(kind, rows, features):
             spread = wide.new_zeros(_transform_size(kind, rows), columns.stop - columns.start)
             spread[chosen] = wide[:, columns]
-            found = _transformed(kind, spread, True)[:rows] * sign
-            x[:, :, columns] = found.view(*x.shape[:2], found.shape[1])
+            restored = _transformed(kind, spread, True)[:rows] * sign
+            x[:, :, columns] = restored.view(*x.shape[:2], restored.shape[1])
     return whole
 
 
 def sketch_variance(kind: str, x: Tensor, y: Tensor, kept_rows: int) -> Tensor:
-    """The expected |error|² of Xᵀ Y from a sketch: float64, a number; x and y with equal rows.
+    """Return the expected |error|² of Xᵀ Y from a sketch: float64, a number; x and y with equal rows.
 
-    dct: c_ji² has over its N rows j the products Σ_j c_ji² c_jl² = (N - 1 + N/2 ([i = l] + [i + l = N - 1])) / N²,
-    which stand where the Hadamard matrix has 1 / N.
+    dct: c_ji² has over its N rows j the products Σ_j c_ji² c_jl² = (N - 1 + N/2 ([i = l] + [i + l = N - 1])) / N², in
+        the
+    place of the Hadamard matrix's 1 / N.
     """
     _check_kind(kind)
-    x, y = (one.reshape(-1, one.shape[-1]).double() for one in (x, y))
+    x, y = (matrix.reshape(-1, matrix.shape[-1]).double() for matrix in (x, y))
     squares, others, product = x.square().sum(1), y.square().sum(1), (x.T @ y).square().sum()
     whole, rowwise = squares.sum() * others.sum(), (squares * others).sum()
     if kind == "gaussian":
@@ -191,9 +194,14 @@ sketch = define(
     _sketch,
     lambda x, kind, kept_rows, seed, dim=-1, stride=None: x.new_empty((kept_rows, x.shape[dim])),
 )
-"""Sᵀ X, [kept_rows, features], of x's type. kind: one of SKETCHES. dim: along which features lie; x is contiguous, or
-would be if that came last. stride: how x is planned to lie (`laid_out`). Raises ValueError unless it is and has as many
-rows. A number that is not finite makes all of its feature's column so."""
+"""Sᵀ X, [kept_rows, features], of x's type.
+
+kind: one of SKETCHES.
+dim: the dimension of features; x is contiguous, or would be if that dimension came last.
+stride: the planned stride of x (`laid_out`).
+
+Raises ValueError unless x is so and has as many rows. A number that is not finite spoils its feature's whole column.
+"""
 
 unsketch = define(
     "unsketch(Tensor code, str kind, int seed, int[] size, int[] stride, ScalarType dtype, int dim=-1) -> Tensor",
@@ -202,4 +210,4 @@ unsketch = define(
         size, stride, dtype=dtype, device=code.device
     ),
 )
-"""S (Sᵀ X), of x's size, stride and type, told the kind, seed and dimension of the sketch."""
+"""S (Sᵀ X), of x's size, stride and type, with the kind, seed and dimension of the sketch."""

@@ -1,4 +1,4 @@
-"""A tensor seen as rows of features: those of a matrix that multiplies them, or the pixels of an image by channels."""
+"""Sees a tensor as rows of features: those of a matrix that multiplies them, or the pixels of an image by channels."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from torch import Tensor
 
 
 def rows_and_features(size: list[int], dim: int = -1) -> tuple[int, int]:
-    """How many rows and features a tensor has whose features lie along `dim`; all its other dimensions are rows."""
+    """Return the numbers of rows and features of a tensor with features along `dim`; all its other dimensions are
+    rows.
+    """
     return prod(size[:dim]) * prod(size[dim:][1:]), size[dim] if size else 0
 
 
 def has_rows(x: Tensor, dim: int = -1) -> bool:
-    """Whether x can be seen as rows without a copy: contiguous, also if its features came last."""
+    """Return whether x can be seen as rows without a copy: contiguous, or contiguous if its features came last."""
     return x.dim() > 0 and (x.is_contiguous() or x.movedim(dim, -1).is_contiguous())
 
 
 def check_rows(x: Tensor, kept_rows: int, dim: int = -1) -> None:
-    """Raises ValueError unless so many rows can be kept of x: a contiguous tensor of floating-point numbers."""
+    """Raise ValueError unless this many rows can be kept of x: a contiguous tensor of floating-point numbers."""
     if not x.is_floating_point() or not has_rows(x, dim):
-        told = f"x is {x.dtype} with strides {x.stride()} for shape {tuple(x.shape)}"
-        raise ValueError(f"{told}: rows are those of contiguous floating-point numbers; pass x.contiguous()")
+        message = f"x is {x.dtype} with strides {x.stride()} for shape {tuple(x.shape)}"
+        raise ValueError(f"{message}: rows must be of contiguous floating-point numbers; pass x.contiguous()")
     rows, _ = rows_and_features(list(x.shape), dim)
     if not 1 <= kept_rows <= rows:
         raise ValueError(f"{kept_rows} rows kept of {rows}: there must be 1 to {rows}; give another number of rows")
 
 
 def as_rows(x: Tensor, dim: int = -1) -> Tensor:
-    """A view of x (for which `has_rows`): [stretches, rows of each, features], row by row as its other dimensions lie.
+    """Return a view of x (for which `has_rows`): [stretches, rows of each, features], in the order of its other
+    dimensions.
 
-    One stretch if a row's features lie side by side; otherwise one for each place along the dimensions before `dim`.
+    There is one stretch if a row's features lie side by side, otherwise one for each place along the dimensions before
+    `dim`.
     """
     rows, features = rows_and_features(list(x.shape), dim)
     moved = x.movedim(dim, -1)
@@ -43,7 +47,7 @@ def as_rows(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def pieces(x: Tensor, start: int, end: int) -> Iterator[tuple[slice, Tensor]]:
-    """Some rows of `as_rows`, stretch by stretch: which of them, counted from the first, and a view of them."""
+    """Yield some rows of `as_rows`, stretch by stretch: a slice of them, counted from the first, and a view of them."""
     length = x.shape[1]
     for place in range(start // length, -(-end // length)):
         first, last = max(start, place * length), min(end, (place + 1) * length)
@@ -51,7 +55,7 @@ def pieces(x: Tensor, start: int, end: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def chunks(x: Tensor, elements: int) -> Iterator[Tensor]:
-    """All rows of `as_rows` in turn, about so many elements at once, at least one row."""
+    """Yield all rows of `as_rows` in turn, about `elements` elements at once, at least one row."""
     length, features = x.shape[1:]
     whole = max(1, elements // max(1, length * features))
     part = length if whole > 1 else max(1, elements // max(1, features))
@@ -61,7 +65,7 @@ def chunks(x: Tensor, elements: int) -> Iterator[Tensor]:
 
 
 def take_rows(x: Tensor, numbers: Tensor, out: Tensor) -> None:
-    """Writes the rows of `as_rows` with these numbers, [kept], into [kept, features]."""
+    """Write the rows of `as_rows` with these numbers, [kept], into [kept, features]."""
     if len(x) == 1:
         torch.index_select(x[0], 0, numbers, out=out)
     else:
@@ -69,7 +73,7 @@ def take_rows(x: Tensor, numbers: Tensor, out: Tensor) -> None:
 
 
 def add_rows(x: Tensor, numbers: Tensor, kept: Tensor) -> None:
-    """Adds [kept, features] to the rows of `as_rows` with these numbers; one that is given twice counts twice."""
+    """Add [kept, features] to the rows of `as_rows` with these numbers; a number that occurs twice counts twice."""
     if len(x) == 1:
         x[0].index_add_(0, numbers, kept)
     else:

@@ -1,4 +1,6 @@
-"""Which values backward compares: noise that moves them across a threshold does not average out, so they are exact."""
+"""Finds values that backward compares: noise that moves them across a threshold does not average out, so they stay
+exact.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,20 @@ from .backward_reads import ValueRead, reads_as
 
 Arguments = dict[str, Any]
 
-_LEAST_SMOOTH_THRESHOLD = 7.0  # of SoftPlus: above it the derivative is taken to be 1, which is a thousandth more
+_LEAST_SMOOTH_THRESHOLD = 7.0  # of SoftPlus: above it the derivative counts as 1, which is a thousandth too much
 
-# Of which any operand is compared, so that what they make has a jump, or a kink that a jump follows. What makes truth
-# values or integers of numbers need not be named.
+# Operations that compare any operand, so that their result has a jump, or a kink that a jump follows. Operations that
+# make truth values or integers of numbers need not be named.
 _COMPARING = frozenset(
     (
         # activations
         *("threshold_backward", "hardtanh_backward", "leaky_relu_backward", "elu_backward", "hardswish_backward"),
         *("hardsigmoid_backward", "hardshrink_backward", "softshrink_backward", "rrelu_with_noise_backward"),
         *("log_sigmoid_backward", "_prelu_kernel_backward", "logit_backward"),
-        # losses, whose derivatives have jumps, poles, or kinks as near to each other as `beta` or `delta` says
+        # losses, whose derivatives have jumps, singularities, or kinks as close together as `beta` or `delta` says
         *("smooth_l1_loss_backward", "huber_loss_backward", "multi_margin_loss_backward"),
         *("multilabel_margin_loss_backward", "binary_cross_entropy_backward", "_ctc_loss_backward"),
-        # forward's, as other formulas of derivatives have them, and a model that runs parts of itself again
+        # forward's, which occur in other formulas of derivatives, and in models that recompute parts
         *("relu", "leaky_relu", "rrelu_with_noise", "_prelu_kernel", "hardtanh", "hardswish", "hardsigmoid", "elu"),
         *("hardshrink", "softshrink", "threshold", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "fmax"),
         *("fmin", "max", "min", "amax", "amin", "aminmax", "median", "nanmedian", "kthvalue", "mode", "sort", "topk"),
@@ -36,31 +38,31 @@ _COMPARING = frozenset(
     )
 )
 
-# Of which some operands are compared, and others are factors.
+# Operations that compare some operands and multiply others.
 _COMPARED_OPERANDS = {
-    "grid_sampler_2d_backward": ("grid",),  # in which pixel a place lies
+    "grid_sampler_2d_backward": ("grid",),  # the pixel of a place
     "grid_sampler_3d_backward": ("grid",),
     "_grid_sampler_2d_cpu_fallback_backward": ("grid",),
     "grid_sampler_2d": ("grid",),
     "grid_sampler_3d": ("grid",),
 }
 
-# What compares where it is told so: distances by the sum, and by the largest, of absolute differences.
+# Operations that compare for some arguments: distances by the sum, and by the largest, of absolute differences.
 _COMPARING_IF: dict[str, Callable[[Arguments], bool]] = {
-    "_cdist_backward": lambda told: not 1 < told["p"] < inf,
-    "_pdist_backward": lambda told: not 1 < told["p"] < inf,
-    "softplus_backward": lambda told: told["threshold"] < _LEAST_SMOOTH_THRESHOLD,
-    "div": lambda told: told.get("rounding_mode") is not None,
+    "_cdist_backward": lambda arguments: not 1 < arguments["p"] < inf,
+    "_pdist_backward": lambda arguments: not 1 < arguments["p"] < inf,
+    "softplus_backward": lambda arguments: arguments["threshold"] < _LEAST_SMOOTH_THRESHOLD,
+    "div": lambda arguments: arguments.get("rounding_mode") is not None,
 }
 
 
 def is_compared(step: StepGraph, reads: Iterable[ValueRead]) -> bool:
-    """Whether any of a value's reads compares it, or what is made of it alone."""
+    """Return whether any of a value's reads compares it, or a result made of it alone."""
     return any(_compares(step, call, storage) for call, storage in reads)
 
 
 def is_comparison(call: fx.Node) -> bool:
-    """Whether a call compares any of what it reads."""
+    """Return whether a call compares any of its operands."""
     name = operation_name(call)
     if name in _COMPARING or name in _COMPARED_OPERANDS:
         return True
@@ -68,7 +70,7 @@ def is_comparison(call: fx.Node) -> bool:
 
 
 def _compares(step: StepGraph, call: fx.Node, storage: int) -> bool:
-    """Whether a call compares what it reads of a storage."""
+    """Return whether a call compares what it reads of a storage."""
     reading = [node for node in call.all_input_nodes if step.storage_of.get(node) == storage]
     if not any(node.meta["val"].is_floating_point() for node in reading):
         return False
@@ -79,5 +81,5 @@ def _compares(step: StepGraph, call: fx.Node, storage: int) -> bool:
 
 
 def _counts(call: fx.Node) -> bool:
-    """Whether a call makes truth values or integers."""
+    """Return whether a call makes truth values or integers."""
     return any(not (made.is_floating_point() or made.is_complex()) for _, made in tensors_of(call))

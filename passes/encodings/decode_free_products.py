@@ -1,4 +1,6 @@
-"""Where backward can multiply a gradient with the levels of a derivative's code itself, and the calls that do so."""
+"""Finds where backward can multiply a gradient with the levels of a derivative's code directly, and builds the
+calls.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from ..step_graph import StepGraph
 
 
 @dataclass(frozen=True)
-class Multiplying:
+class GradientProduct:
     """A call of backward that multiplies a gradient with a function of a value, and does nothing else."""
 
     call: fx.Node
@@ -24,35 +26,40 @@ class Multiplying:
 
     @property
     def stride(self) -> list[int]:
-        """How the gradient is planned to lie in memory."""
+        """Return the planned stride of the gradient."""
         return list(self.gradient.meta["val"].stride())
 
     def levels(self, representatives: Sequence[float]) -> tuple[float, ...]:
-        """What it multiplies with where the value, of its own dtype, is one of these numbers, as float32."""
+        """Return the factors that it multiplies with where the value, of its own dtype, is one of these numbers, as
+        float32.
+        """
         at = torch.tensor(representatives, dtype=self.value.meta["val"].dtype).float()
-        instead = {self.gradient: torch.ones_like(at), self.value: at}
-        told = [instead[one] if isinstance(one, fx.Node) else one for one in self.call.args]
+        replacements = {self.gradient: torch.ones_like(at), self.value: at}
+        arguments = [
+            replacements[argument] if isinstance(argument, fx.Node) else argument for argument in self.call.args
+        ]
         assert callable(self.call.target)
-        levels = self.call.target(*told, **self.call.kwargs)
-        return tuple(float(f"{one:.9g}") for one in levels.tolist())  # nine digits tell a float32 from all others
+        levels = self.call.target(*arguments, **self.call.kwargs)
+        return tuple(float(f"{argument:.9g}") for argument in levels.tolist())  # nine digits identify a float32
 
 
 @dataclass(frozen=True)
 class LevelProduct:
-    """The product of a gradient with a code's levels, for a call that decodes and multiplies.
+    """The product of a gradient with a code's levels, in place of a call that decodes and multiplies.
 
-    call: on stand-ins, of which the first are the gradient and the code.
+    call: a call on placeholders, of which the first are the gradient and the code.
     """
 
-    replaced: Multiplying
+    replaced: GradientProduct
     call: fx.Node
 
 
-def multiplying(step: StepGraph, storage: int) -> Multiplying | None:
-    """The one call of backward that reads a storage, if its other operand is a gradient that lies in memory as all of
-    the storage does, and so does what it makes; None otherwise.
+def match_gradient_product(step: StepGraph, storage: int) -> GradientProduct | None:
+    """Return the one call of backward that reads a storage, if its other operand is a gradient laid out alike.
 
-    The codecs of a derivative (`derivative_encodings`) are for what is multiplied with that derivative alone.
+    The gradient and the result must lie in memory as all of the storage does; otherwise None. The codecs of a
+    derivative
+    (`derivative_codecs`) are for values that are multiplied with that derivative alone.
     """
     readers = [kernel for kernel in step.kernels if kernel.phase == "backward" and storage in kernel.reads]
     if len(readers) != 1 or readers[0].role != "compute" or len(readers[0].calls) != 1 or readers[0].writes:
@@ -67,21 +74,21 @@ def multiplying(step: StepGraph, storage: int) -> Multiplying | None:
     )
     alike = _layout(value) == _layout(incoming) == _layout(made) and value.dtype == base.dtype
     whole = dense(value) and value.numel() == base.numel()
-    return Multiplying(call, gradient, others[0]) if alike and whole else None
+    return GradientProduct(call, gradient, others[0]) if alike and whole else None
 
 
-def level_product(graph: fx.Graph, codec: Codec, code: fx.Node, replaced: Multiplying) -> LevelProduct:
-    """The product with a codec's usual levels, in a graph that has a stand-in for the code."""
+def build_level_product(graph: fx.Graph, codec: Codec, code: fx.Node, replaced: GradientProduct) -> LevelProduct:
+    """Return the product with a codec's usual levels, in a graph that has a placeholder for the code."""
     gradient = graph.placeholder("gradient")
     gradient.meta["val"] = replaced.gradient.meta["val"]
-    told = {"levels": replaced.levels(codec.arguments[1]["representatives"]), "bits": codec.arguments[1]["bits"]}
-    told["stride"] = replaced.stride
-    call = graph.call_function(codec.multiply, (gradient, code), told)
-    call.meta["val"] = codec.multiply(gradient.meta["val"], code.meta["val"], **told)
+    keywords = {"levels": replaced.levels(codec.arguments[1]["representatives"]), "bits": codec.arguments[1]["bits"]}
+    keywords["stride"] = replaced.stride
+    call = graph.call_function(codec.multiply, (gradient, code), keywords)
+    call.meta["val"] = codec.multiply(gradient.meta["val"], code.meta["val"], **keywords)
     return LevelProduct(replaced, call)
 
 
 def _layout(value: torch.Tensor) -> tuple[object, ...]:
-    """Equal for tensors of one type whose elements lie alike in memory."""
+    """Return a key that is equal for tensors of one type whose elements lie alike in memory."""
     places = [place for place in zip(value.shape, value.stride(), strict=True) if place[0] > 1]
     return value.shape, tuple(places), value.dtype

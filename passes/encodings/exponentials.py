@@ -1,9 +1,9 @@
-"""Which values backward exponentiates: they may be kept in codes of many bits only, whatever noise adds today.
+"""Finds values that backward exponentiates: they may only be kept in codes of many bits, whatever their noise adds now.
 
-Fused attention makes its probabilities again in backward, as exp(query · key - logsumexp). At random weights scores are
-nearly 0, and noise in queries and keys adds next to nothing; a model that has learned to attend has scores of 10 and
-more, and noise of a share of them is exponentiated. What has been measured of such noise says nothing of what it will
-be, unlike of noise in factors, which stays in proportion.
+Fused attention recomputes its probabilities in backward, as exp(query · key - logsumexp). At random weights scores are
+nearly 0, and noise in queries and keys adds next to nothing. A model that has learned to attend has scores of 10 and
+more, and noise of a share of them is exponentiated. Measurements of such noise do not predict its later size, unlike
+those of noise in factors, which stays in proportion.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from ..step_graph import StepGraph
 from .backward_reads import ValueRead, reads_as
 
 FEWEST_BITS = 6
-"""Scores of 10 then are off by 0.05, where queries and keys have 32 features (by less where they have more)."""
+"""The fewest bits of such codes: scores of 10 are then off by 0.05 with 32 features of queries and keys, less with
+more.
+"""
 
 _OF_ATTENTION = frozenset(("query", "key", "logsumexp", "bias", "attn_bias", "attn_mask"))
 _EXPONENTIALS = frozenset(("exp", "exp2", "expm1", "sinh", "cosh", "_softmax", "_log_softmax", "logsumexp"))
 
 
 def is_exponentiated(step: StepGraph, reads: Iterable[ValueRead]) -> bool:
-    """Whether any of a value's reads exponentiates it, or what is made of it alone."""
+    """Return whether any of a value's reads exponentiates it, or a result made of it alone."""
     return any(reads_as(step, call, storage, operands) for call, storage in reads if (operands := _operands(call)))
 
 
 def _operands(call: fx.Node) -> frozenset[str]:
-    """Which operands of a call are exponentiated."""
+    """Return the operands of a call that are exponentiated."""
     name = operation_name(call)
     if "attention" in name and name.endswith("backward"):
         return _OF_ATTENTION

@@ -1,4 +1,4 @@
-"""Which approximate codecs a value of a step may have: by what reads it in backward."""
+"""Chooses the approximate codecs that a value of a step may have, by its readers in backward."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .backward_reads import reads_of_values
 from .comparisons import is_compared
 from .derivative_codecs import codecs_of_derivatives
 from .exponentials import FEWEST_BITS, is_exponentiated
-from .poles import has_a_pole
+from .singularities import has_singularity
 
 
 def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -> Iterator[Codec]:
-    """The approximate codecs of some `FAMILIES` for what lies in a storage."""
+    """Yield the approximate codecs of some `FAMILIES` for a storage's value."""
     value = step.storages[storage].base.meta["val"]
     if not value.is_floating_point():
         return
@@ -29,7 +29,7 @@ def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -
     if "derivatives" in chosen:
         yield from codecs_of_derivatives(step, storage, readers)
     reads = tuple(reads_of_values(step, storage, readers))
-    if is_compared(step, reads) or has_a_pole(step, reads):
+    if is_compared(step, reads) or has_singularity(step, reads):
         return
     if is_exponentiated(step, reads):
         yield from group_codecs(chosen, FEWEST_BITS)
@@ -42,10 +42,12 @@ def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -
 
 
 def _feature_dim(step: StepGraph, storage: int, kernel: Kernel) -> int | None:
-    """Along which dimension of a value a product of it with weights has features; over all others, rows, it sums.
+    """Return the dimension of a value along which a product of it with weights has features; it sums over all others,
+    rows.
 
-    None if the kernel is no such product: attention, whose probabilities all rows make together, and others of two
-    values that forward made in batches.
+    None if the kernel is another product: attention, whose probabilities all rows make together, or a batched product
+        of
+    two values that forward made.
     """
     value = step.storages[storage].base.meta["val"]
     names = {operation_name(call) for call in kernel.calls if kernel.role == "compute"}
@@ -54,11 +56,11 @@ def _feature_dim(step: StepGraph, storage: int, kernel: Kernel) -> int | None:
     convolution = next((call for call in kernel.calls if operation_name(call) == "convolution_backward"), None)
     if convolution is None:
         return value.dim() - 1
-    told = arguments_of(convolution).items()
-    read = {name: a for name, a in told if isinstance(a, fx.Node) and step.storage_of.get(a) == storage}
+    arguments = arguments_of(convolution).items()
+    read = {name: a for name, a in arguments if isinstance(a, fx.Node) and step.storage_of.get(a) == storage}
     if list(read) != ["input"]:
         return None
     operand = read["input"].meta["val"]
     places = list(zip(value.shape, value.stride(), strict=True))
-    channels = operand.shape[1], operand.stride(1)  # a view of the value, or it itself
+    channels = operand.shape[1], operand.stride(1)  # of a view of the value, or of the value itself
     return places.index(channels) if channels in places else None

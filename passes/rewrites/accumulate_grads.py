@@ -1,4 +1,4 @@
-"""Adds the hand-over of finished gradients to the step graph: at the end of each block's backward."""
+"""Adds the accumulation of finished gradients into `.grad` to the step graph: at the end of each block's backward."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from ..sources import Source
 from ..step_graph import Kernel, StepGraph, Storage, joint_outputs
 
 
-def hand_over_gradients(
+def accumulate_grads(
     step: StepGraph, graph: fx.GraphModule, sources: Sequence[Source], grad_present: frozenset[Source]
 ) -> StepGraph:
-    """Adds an "accumulate" kernel for each gradient at the end of the backward segment in which it is final.
+    """Add an "accumulate" kernel for each gradient at the end of the backward segment in which it is final.
 
-    sources: the parameters and inputs that the graph's gradients belong to; grad_present: those among them that have
-    a `.grad`, into which autograd adds in place. Without one autograd takes the tensor over if it is laid out like the
-    parameter and nobody else holds it; otherwise it would be cloned inside the engine, so it is cloned here, where
-    the plan sees it.
+    sources: the parameters and inputs that the graph's gradients belong to.
+    grad_present: those among them that have a `.grad`, into which autograd adds in place.
+
+    Without a `.grad` autograd steals the tensor if it is laid out like the parameter and nothing else holds it.
+    Otherwise
+    it would be cloned inside the engine, so it is cloned here, where the plan sees it.
     """
     # Gradients belong to placeholders, and to outputs whose gradient the caller retains.
     targets = {n.meta["source"]: n for n in graph.graph.nodes if "source" in n.meta}
@@ -29,8 +31,8 @@ def hand_over_gradients(
     last_block = len(step.block_names) - 1
     last_reader = {s: i for i, k in enumerate(step.kernels) for s in k.reads}
     ends = {kernel.block: i for i, kernel in enumerate(step.kernels) if kernel.phase == "backward"}
-    handed: dict[int, list[Kernel]] = {}
-    # Two gradients in one storage (two views, say) would be added into twice, and a returned output is the caller's.
+    accumulations: dict[int, list[Kernel]] = {}
+    # Two gradients in one storage (such as two views) would be added into twice, and a returned output is the caller's.
     taken = {step.storage_of[node] for node in step.outputs}
     for source, node in zip(sources, joint_outputs(graph)[1], strict=True):
         target = targets[source]
@@ -61,14 +63,15 @@ def hand_over_gradients(
             target=target,
             block=block,
         )
-        handed.setdefault(ends[block], []).append(kernel)
-    kernels = [k for i, kernel in enumerate(step.kernels) for k in (kernel, *handed.get(i, ()))]
+        accumulations.setdefault(ends[block], []).append(kernel)
+    kernels = [k for i, kernel in enumerate(step.kernels) for k in (kernel, *accumulations.get(i, ()))]
     return replace(step, kernels=tuple(kernels), storages=tuple(storages))
 
 
 def _laid_out_alike(gradient: torch.Tensor, target: torch.Tensor) -> bool:
-    """Whether autograd takes the gradient as it is: like the parameter's strides if those are dense, else
-    contiguous."""
+    """Return whether autograd steals the gradient: its strides are the parameter's if those are dense, else it is
+    contiguous.
+    """
     if gradient.dtype != target.dtype:
         return False
     if _dense(target):
@@ -78,7 +81,7 @@ def _laid_out_alike(gradient: torch.Tensor, target: torch.Tensor) -> bool:
 
 
 def _dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements lie side by side without overlap, in whatever order of dimensions."""
+    """Return whether the elements lie side by side without overlap, in any order of dimensions."""
     expected = 1
     for stride, size in sorted((tensor.stride(i), n) for i, n in enumerate(tensor.shape) if n != 1):
         if stride != expected:

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from ..step_graph import Kernel, StepGraph
-from .changes import Change, change_of, is_worth_a_copy
+from .changes import Change, is_worth_a_copy, match_change
 
 
 @dataclass(frozen=True)
 class ChangeInPlace:
-    """Makes one kernel of the calls that replace a part of a tensor, which changes it in place where it dies with that.
+    """Makes one kernel of the calls that replace a part of a tensor, which changes it in place if that is its last use.
 
     before: part = aten.slice.Tensor(buffer, 0, 8, 16); new = aten.copy.default(part, rows)
             changed = aten.slice_scatter.default(buffer, new, 0, 8, 16)
     after:  aten.copy_.default(aten.slice.Tensor(buffer, 0, 8, 16), rows)     # changed is buffer from here on
 
-    Whether it dies depends on what runs again, so that the planner decides; elsewhere a copy of the buffer is changed.
+    The planner decides, since the last use depends on recomputation; otherwise a copy of the buffer is changed.
     """
 
     name: str = "change_in_place"
@@ -28,7 +28,7 @@ class ChangeInPlace:
     def __call__(self, step: StepGraph) -> StepGraph:
         plain = [k for k in step.kernels if k.role == "compute" and len(k.calls) == 1 and len(k.makes) == 1]
         kernel_of = {k.calls[0]: k for k in plain if not k.random and not k.updates and not k.writes}
-        changed: dict[fx.Node, Kernel] = {}  # by the call in whose place the kernel runs
+        changed: dict[fx.Node, Kernel] = {}  # by the call that the kernel replaces
         gone: set[fx.Node] = set()
         last_read = {s: i for i, kernel in enumerate(step.kernels) for s in kernel.reads}
         last_read |= dict.fromkeys((step.storage_of[node] for node in step.outputs), len(step.kernels))
@@ -37,10 +37,10 @@ class ChangeInPlace:
             call = kernel.calls[0] if kernel.calls else None
             if call is None or kernel_of.get(call) is not kernel or call in gone:
                 continue
-            change = change_of(call, kernel_of, step.storage_of)
+            change = match_change(call, kernel_of, step.storage_of)
             if change is not None and (is_worth_a_copy(change) or _dies(step, change, index, last_read)):
                 gone.update(change.calls)
-                changed[change.calls[0]] = _joined(step, [kernel_of[one] for one in change.calls], change)
+                changed[change.calls[0]] = _joined(step, [kernel_of[replaced] for replaced in change.calls], change)
         kernels = []
         for kernel in step.kernels:
             call = kernel.calls[0] if kernel.role == "compute" else None
@@ -52,13 +52,13 @@ class ChangeInPlace:
 
 
 def _dies(step: StepGraph, change: Change, index: int, last_read: Mapping[int, int]) -> bool:
-    """Whether nothing reads what is changed after that, if nothing runs again."""
+    """Return whether nothing reads the changed value afterwards, if nothing is recomputed."""
     storage = step.storage_of[change.of]
     return step.storages[storage].kind == "activation" and last_read[storage] <= index and not change.aliased
 
 
 def _joined(step: StepGraph, parts: Sequence[Kernel], change: Change) -> Kernel:
-    """The kernel of a change, in the place of those of its calls."""
+    """Return the kernel of a change, in the place of those of its calls."""
     within = {storage for part in parts for storage in part.makes}
     return replace(
         parts[0],

@@ -1,4 +1,4 @@
-"""Finds calls that make a changed copy of what they read, and how the same is written in place."""
+"""Finds calls that make a changed copy of an operand, and how the same is written in place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..step_graph import Kernel, storage_key
 
 aten = torch.ops.aten
 
-# What functionalization makes of writes into a view: the whole with one view of it replaced, and which view.
+# Functionalization turns writes into a view into these: the whole with one view of it replaced; with the view's call.
 SCATTERS: dict[Any, Any] = {
     aten.slice_scatter.default: aten.slice.Tensor,
     aten.select_scatter.default: aten.select.int,
@@ -23,7 +23,7 @@ SCATTERS: dict[Any, Any] = {
     aten.as_strided_scatter.default: aten.as_strided.default,
 }
 
-# What only changes, or only makes anew what it is given, and always begins with a copy of its first operand.
+# Operations that only change or only fill their first operand, and always begin with a copy of it.
 CHANGES: set[Any] = {
     *SCATTERS,
     aten.copy.default,
@@ -49,12 +49,17 @@ CHANGES: set[Any] = {
 
 @dataclass(frozen=True)
 class Change:
-    """How the result of a kernel's calls is written into what it is a changed copy of, or into a copy of that.
+    """A write of the result of a kernel's calls into the operand that it is a changed copy of, or into a copy of that.
 
-    of: that operand. place: views, each of the one before and the first one of the whole, of which the last is written
-    to; none if it is the whole. by: the call whose in-place variant writes there, standing for its first operand; or,
-    if `copies`, what is copied there. call: the writing call on stand-ins, for its cost. calls: all calls that this
-    replaces, in order. aliased: whether it also reads another part of what it writes to, so that it needs a copy.
+    of: that operand.
+    place: views, each of the one before and the first one of the whole, of which the last is written to; none if it is
+        the whole.
+    by: the call whose in-place variant writes there, on its first operand; or, if `copies`, the node that is copied
+        there.
+    copies: whether `by` is copied.
+    call: the writing call on placeholders, for its cost.
+    calls: all calls that this replaces, in order.
+    aliased: whether it also reads another part of the written storage, so that it needs a copy.
     """
 
     of: fx.Node
@@ -67,29 +72,31 @@ class Change:
 
 
 def in_place_overload(target: Any) -> Any:
-    """The overload of ATen that writes the result of another one into its first operand, None if there is none."""
+    """Return the overload of ATen that writes another one's result into its first operand, None if there is none."""
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
         return None
     packet = getattr(aten, target._schema.name.removeprefix("aten::") + "_", None)
     overload = getattr(packet, target._overloadname, None) if packet is not None else None
     if overload is None:
         return None
-    mine, its = target._schema.arguments, overload._schema.arguments
-    same = [(a.name, str(a.type)) for a in mine] == [(a.name, str(a.type)) for a in its]
-    changed = its[0].alias_info
+    own_arguments, in_place_arguments = target._schema.arguments, overload._schema.arguments
+    same = [(a.name, str(a.type)) for a in own_arguments] == [(a.name, str(a.type)) for a in in_place_arguments]
+    changed = in_place_arguments[0].alias_info
     return overload if same and changed is not None and changed.is_write else None
 
 
 def functional_packet(target: Any) -> Any:
-    """The operation of a call's target, of one in place the one that makes its result anew; None if it is none."""
+    """Return the operation of a call's target, for one in place its functional variant; None if it is not an
+    operation.
+    """
     packet = getattr(target, "overloadpacket", None)
     name = packet.__name__ if packet is not None else ""
     is_in_place = name.endswith("_") and target._schema.is_mutable and target.namespace == "aten"
     return getattr(aten, name[:-1], packet) if is_in_place else packet
 
 
-def change_of(top: fx.Node, kernel_of: Mapping[fx.Node, Kernel], storage_of: Mapping[fx.Node, int]) -> Change | None:
-    """How the result of a call can be written in place, None if it is no changed copy of its first operand.
+def match_change(top: fx.Node, kernel_of: Mapping[fx.Node, Kernel], storage_of: Mapping[fx.Node, int]) -> Change | None:
+    """Return how the result of a call can be written in place, None if it is not a changed copy of its first operand.
 
     kernel_of: kernels that consist of one call, which may become part of this one.
     """
@@ -109,16 +116,16 @@ def change_of(top: fx.Node, kernel_of: Mapping[fx.Node, Kernel], storage_of: Map
     variant = in_place_overload(node.target)
     if variant is None:
         return None
-    call = _stand_in(variant, written, node.args[1:], node.kwargs)
-    others = [one for one in node.all_input_nodes if one is not written]
-    aliased = any(storage_of.get(one) == storage_of[of] for one in others)
-    # What eager has done in place it has done beside the same parts.
+    call = _placeholder_call(variant, written, node.args[1:], node.kwargs)
+    others = [operand for operand in node.all_input_nodes if operand is not written]
+    aliased = any(storage_of.get(operand) == storage_of[of] for operand in others)
+    # Eager has written in place next to the same parts.
     aliased = aliased and not node.meta.get("eager_in_place")
     return Change(of, _chain(written, of), node, False, call, tuple(reversed(calls)), aliased)
 
 
 def is_worth_a_copy(change: Change) -> bool:
-    """Whether to copy the whole and to write into the copy takes no more than the calls themselves."""
+    """Return whether copying the whole and writing into the copy takes no more than the calls themselves."""
     return bool(change.place)
 
 
@@ -129,16 +136,16 @@ def _copying(
     calls: tuple[fx.Node, ...],
     storage_of: Mapping[fx.Node, int],
 ) -> Change | None:
-    """The change by which a scatter's source, which others may read, is copied to its place."""
+    """Return the change that copies a scatter's source, which others may read, to its place."""
     source = node.args[1]
     if not isinstance(source, fx.Node):
         return None
-    call = _stand_in(aten.copy_.default, place[-1], (source,), {})
+    call = _placeholder_call(aten.copy_.default, place[-1], (source,), {})
     return Change(of, place, source, True, call, calls, storage_of.get(source) == storage_of[of])
 
 
 def _is_change(node: fx.Node) -> bool:
-    """Whether eager has written this in place, or what it makes is a copy in the first place."""
+    """Return whether eager has written this in place, or its result is a copy in any case."""
     if node.target in CHANGES:
         return True
     return bool(node.meta.get("eager_in_place")) and in_place_overload(node.target) is not None
@@ -151,7 +158,7 @@ def _inner(
     kernel_of: Mapping[fx.Node, Kernel],
     storage_of: Mapping[fx.Node, int],
 ) -> fx.Node | None:
-    """The call that makes, of what lies in the region, what a scatter puts there, if it can be written there itself."""
+    """Return the call that makes a scatter's source of the region's content, if it can be written there directly."""
     source = made = node.args[1]
     seen = node
     while isinstance(made, fx.Node) and len(made.users) == 1 and made not in kernel_of:
@@ -167,7 +174,7 @@ def _inner(
     if made is source:
         alike = _geometry(before) == _geometry(region) and _value(made).dtype == _value(before).dtype
         return made if alike and _value(made).shape == _value(before).shape else None
-    # Views lie between: elements correspond if what was made lies in memory as what it was made of does.
+    # Views lie between: elements correspond if the result lies in memory as its operand does.
     moved = _offset(before) - _offset(made)
     alike = _geometry(before) == _geometry(made, moved) and _geometry(region) == _geometry(source, moved)
     return made if alike else None
@@ -187,14 +194,14 @@ def _offset(node: Any) -> int:
 
 
 def _geometry(node: Any, moved: int = 0) -> tuple[Any, ...]:
-    """Where a value's elements lie in its storage, and what they are."""
+    """Return the places of a value's elements in its storage, its dtype, device and lazy changes."""
     value = _value(node)
     lies = (tuple(value.shape), tuple(value.stride()), _offset(node) + moved)
     return (*lies, value.dtype, value.device, lazy_changes(value))
 
 
 def _fills(node: fx.Node) -> bool:
-    """Whether a value is all there is in its storage."""
+    """Return whether a value is all there is in its storage."""
     value = _value(node)
     if not isinstance(value, torch.Tensor) or not value.numel() or lazy_changes(value):
         return False
@@ -202,21 +209,21 @@ def _fills(node: fx.Node) -> bool:
 
 
 def _is_view_of(node: fx.Node, other: fx.Node) -> bool:
-    mine, its = _value(node), _value(other)
-    both = isinstance(mine, torch.Tensor) and isinstance(its, torch.Tensor)
-    return both and storage_key(mine) == storage_key(its)
+    value, other_value = _value(node), _value(other)
+    both = isinstance(value, torch.Tensor) and isinstance(other_value, torch.Tensor)
+    return both and storage_key(value) == storage_key(other_value)
 
 
 def _view(target: Any, of: fx.Node, args: tuple[Any, ...]) -> fx.Node:
-    """A node, in no graph of the step's, that stands for a view of another one."""
-    (stand_in,) = _stand_ins(fx.Graph(), (of,))
-    node = stand_in.graph.call_function(target, (stand_in, *args))
+    """Return a node, in a graph of its own, for a view of another node."""
+    (placeholder,) = _placeholders(fx.Graph(), (of,))
+    node = placeholder.graph.call_function(target, (placeholder, *args))
     node.meta["val"] = target(_value(of), *args)
     return node
 
 
 def _chain(written: fx.Node, of: fx.Node) -> tuple[fx.Node, ...]:
-    """The views that lead from an operand to a part of it, from the first to the last."""
+    """Return the views that lead from an operand to a part of it, from the first to the last."""
     chain: list[fx.Node] = []
     node = written
     while _geometry(node) != _geometry(of):
@@ -230,26 +237,26 @@ def _chain(written: fx.Node, of: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(reversed(chain))
 
 
-def _stand_ins(graph: fx.Graph, nodes: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
-    """Placeholders for nodes of another graph."""
-    made = []
+def _placeholders(graph: fx.Graph, nodes: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+    """Return placeholders for nodes of another graph."""
+    placeholders = []
     for node in nodes:
-        made.append(graph.placeholder(node.name))
-        made[-1].meta["val"] = node.meta["val"]
-    return tuple(made)
+        placeholders.append(graph.placeholder(node.name))
+        placeholders[-1].meta["val"] = node.meta["val"]
+    return tuple(placeholders)
 
 
-def _stand_in(target: Any, place: fx.Node, others: tuple[Any, ...], named: Mapping[str, Any]) -> fx.Node:
-    """The call of an in-place overload, in a graph of its own."""
+def _placeholder_call(target: Any, place: fx.Node, others: tuple[Any, ...], keywords: Mapping[str, Any]) -> fx.Node:
+    """Return the call of an in-place overload, in a graph of its own."""
     graph = fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
 
-    def told(node: fx.Node) -> fx.Node:
+    def placeholder_of(node: fx.Node) -> fx.Node:
         if node not in known:
-            (known[node],) = _stand_ins(graph, (node,))
+            (known[node],) = _placeholders(graph, (node,))
         return known[node]
 
-    args, kwargs = fx.map_arg(((place, *others), dict(named)), told)  # pyright: ignore[reportArgumentType]
+    args, kwargs = fx.map_arg(((place, *others), dict(keywords)), placeholder_of)  # pyright: ignore[reportArgumentType]
     node = graph.call_function(target, args, kwargs)
     node.meta["val"] = _value(place)
     return node

@@ -12,7 +12,7 @@ from torch import fx
 from ...kernels.loss.linear_cross_entropy import linear_cross_entropy
 from ..backward_regions import erase_unused, nodes_of_backward
 from ..step_graph import storage_key
-from .cross_entropy_patterns import VIEWS, CrossEntropy, cross_entropy_at
+from .cross_entropy_patterns import VIEWS, CrossEntropy, match_cross_entropy
 
 aten = torch.ops.aten
 _HIDDEN, _WEIGHT, _BIAS = 1, 2, 4  # gradients to compute
@@ -26,9 +26,9 @@ class ChunkCrossEntropy:
             loss = aten.nll_loss_forward.default(logs, target, None, 1, -100)
     after:  loss, hidden_gradient, weight_gradient, bias_gradient = lowtide.linear_cross_entropy.default(...)
 
-    Backward multiplies the gradients by the incoming one. So do smoothed losses, and those that are summed up after
-    weighing their rows (`cross_entropy_forms`). Only where nothing else reads the logits: pass outputs=["loss"] where
-    the model returns them.
+    Backward multiplies the gradients by the incoming one. It also replaces smoothed losses, and those that are summed
+    after weighing their rows (`cross_entropy_patterns`). It applies only where nothing else reads the logits: pass
+    outputs=["loss"] where the model returns them.
     """
 
     name: str = "chunked_cross_entropy"
@@ -37,18 +37,22 @@ class ChunkCrossEntropy:
     def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
         for node in list(graph.graph.nodes):
             if node.target is aten.nll_loss_forward.default:
-                loss = cross_entropy_at(node)
-                found = _found(node, loss) if loss is not None else None
-                if found is not None:
-                    _replace(graph.graph, found)
+                loss = match_cross_entropy(node)
+                match = _match_chunkable_loss(node, loss) if loss is not None else None
+                if match is not None:
+                    _replace(graph.graph, match)
         graph.graph.lint()
         return graph
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A linear layer under a cross-entropy. gradients: by what they belong to, the nodes of backward that make them;
-    incoming: the gradient of the loss; nodes: all that goes, if nothing else reads it."""
+class _ChunkableLoss:
+    """A linear layer under a cross-entropy.
+
+    gradients: by operand, the nodes of backward that make its gradient.
+    incoming: the gradient of the loss.
+    nodes: all nodes that are erased if nothing else reads them.
+    """
 
     loss: CrossEntropy
     product: fx.Node
@@ -61,8 +65,8 @@ class _Found:
     gradients: dict[int, fx.Node]
 
 
-def _found(node: fx.Node, loss: CrossEntropy) -> _Found | None:
-    """The linear layer whose results go into a cross-entropy and nowhere else.
+def _match_chunkable_loss(node: fx.Node, loss: CrossEntropy) -> _ChunkableLoss | None:
+    """Return the linear layer whose results go into a cross-entropy and nowhere else.
 
     node: the negative log-likelihood.
     """
@@ -72,7 +76,7 @@ def _found(node: fx.Node, loss: CrossEntropy) -> _Found | None:
     product, bias, dtype, layer = head
     chain = [*loss.chain, *layer]
     hidden, weight = product.args[-2:]
-    known = {hidden, weight, bias, loss.target, loss.class_weight, loss.row_weight, *loss.beside, *chain}
+    known = {hidden, weight, bias, loss.target, loss.class_weight, loss.row_weight, *loss.auxiliary, *chain}
     backward = _backward(node, chain, known)
     if backward is None:
         return None
@@ -80,15 +84,14 @@ def _found(node: fx.Node, loss: CrossEntropy) -> _Found | None:
     within = nodes | set(chain)
     if any(user not in within for node in chain if node is not loss.result for user in node.users):
         return None
-    nodes = frozenset((*within, *loss.beside))
-    return _Found(loss, product, hidden, weight, bias, dtype, nodes, incoming, gradients)
+    nodes = frozenset((*within, *loss.auxiliary))
+    return _ChunkableLoss(loss, product, hidden, weight, bias, dtype, nodes, incoming, gradients)
 
 
 def _head(logs: fx.Node) -> tuple[Any, fx.Node | None, torch.dtype | None, list[fx.Node]] | None:
-    """(the product that makes logits, its bias, what they are cast to, all from there to `logs`); None if they are made
-    otherwise.
+    """Return the product that makes logits, its bias, the dtype they are cast to, and all nodes from there to `logs`.
 
-    A bias may be added to the product afterwards, as BART does.
+    None if they are made differently. A bias may be added to the product afterwards, as BART does.
     """
     layer, product, dtype, added = [logs], logs.args[0], None, None
     while isinstance(product, fx.Node) and product.target in (*VIEWS, aten._to_copy.default, aten.add.Tensor):
@@ -112,19 +115,23 @@ def _head(logs: fx.Node) -> tuple[Any, fx.Node | None, torch.dtype | None, list[
 
 
 def _is_bias(vector: Any, rows: Any) -> bool:
-    """Whether one of two summands holds an element for each class of the other, in the same dtype."""
+    """Return whether one of two summands holds an element for each class of the other, in the same dtype."""
     if not isinstance(vector, fx.Node) or not isinstance(rows, fx.Node):
         return False
-    one, several = vector.meta["val"], rows.meta["val"]
-    return one.dtype == several.dtype and one.numel() == one.shape[-1] == several.shape[-1] and one.numel() > 0
+    bias_value, rows_value = vector.meta["val"], rows.meta["val"]
+    return (
+        bias_value.dtype == rows_value.dtype
+        and bias_value.numel() == bias_value.shape[-1] == rows_value.shape[-1]
+        and bias_value.numel() > 0
+    )
 
 
 def _backward(
     loss: fx.Node, chain: list[fx.Node], known: set[Any]
 ) -> tuple[set[fx.Node], fx.Node, dict[int, fx.Node]] | None:
-    """(all nodes of backward, the incoming gradient, those that make gradients); None if there is anything else.
+    """Return all nodes of backward, the incoming gradient, and those that make gradients; None if there are others.
 
-    known: what backward may read of forward.
+    known: nodes that backward may read of forward.
     """
     in_order = nodes_of_backward(loss.graph, [node for node in chain if node.target is not operator.getitem])
     nodes = set(in_order)
@@ -155,7 +162,7 @@ def _is_turned(node: Any) -> bool:
 
 
 def _follows(node: Any, made: set[fx.Node]) -> bool:
-    """Whether a node is a view of a gradient."""
+    """Return whether a node is a view of a gradient."""
     while node not in made:
         if not isinstance(node, fx.Node) or (not _is_turned(node) and node.target not in VIEWS):
             return False
@@ -163,31 +170,31 @@ def _follows(node: Any, made: set[fx.Node]) -> bool:
     return True
 
 
-def _replace(graph: fx.Graph, found: _Found) -> None:
-    results = _operation(graph, found)
-    loss, incoming = results[0], found.incoming
-    if found.loss.rows > 1:  # a mean over rows
-        with graph.inserting_before(found.loss.result):
-            loss = _called(graph, aten.div.Scalar, (loss, found.loss.rows), loss.meta)
-        with graph.inserting_before(next(iter(found.gradients.values()))):
-            meta = next(iter(found.gradients.values())).meta
-            incoming = _called(graph, aten.div.Scalar, (incoming, found.loss.rows), meta)
-    found.loss.result.replace_all_uses_with(loss)
-    for kind, old in found.gradients.items():
+def _replace(graph: fx.Graph, match: _ChunkableLoss) -> None:
+    results = _operation(graph, match)
+    loss, incoming = results[0], match.incoming
+    if match.loss.rows > 1:  # a mean over rows
+        with graph.inserting_before(match.loss.result):
+            loss = _called(graph, aten.div.Scalar, (loss, match.loss.rows), loss.meta)
+        with graph.inserting_before(next(iter(match.gradients.values()))):
+            meta = next(iter(match.gradients.values())).meta
+            incoming = _called(graph, aten.div.Scalar, (incoming, match.loss.rows), meta)
+    match.loss.result.replace_all_uses_with(loss)
+    for kind, old in match.gradients.items():
         unit = results[kind.bit_length()]
         with graph.inserting_before(old):
             new = _called(graph, aten.mul.Tensor, (unit, incoming), old.meta)
-            if kind == _BIAS:  # a sum over rows that kept the dimension
+            if kind == _BIAS:  # the sum over rows kept the dimension
                 new = _called(graph, aten.view.default, (new, list(old.meta["val"].shape)), old.meta)
             elif kind == _WEIGHT and old.meta["val"].shape != unit.meta["val"].shape:
                 new = _called(graph, aten.t.default, (new,), old.meta)
         old.replace_all_uses_with(new)
         _view_again(new, old)
-    erase_unused(graph, found.nodes)
+    erase_unused(graph, match.nodes)
 
 
 def _view_again(new: fx.Node, old: fx.Node) -> None:
-    """Gives what viewed a node the values that view the one in its place, so that all lie in one storage again."""
+    """Give the views of a replaced node values that view the new one, so that all lie in one storage again."""
     key = storage_key(old.meta["val"])
     for user in new.users:
         value = user.meta.get("val")  # the output has none
@@ -197,26 +204,26 @@ def _view_again(new: fx.Node, old: fx.Node) -> None:
             _view_again(user, old)
 
 
-def _operation(graph: fx.Graph, found: _Found) -> list[fx.Node]:
-    """The new operation's four results."""
-    loss, meta = found.loss, found.product.meta
+def _operation(graph: fx.Graph, match: _ChunkableLoss) -> list[fx.Node]:
+    """Return the new operation's four results."""
+    loss, meta = match.loss, match.product.meta
     with graph.inserting_before(loss.result):
-        bias = found.bias
+        bias = match.bias
         if bias is not None and bias.meta["val"].dim() != 1:
             bias = _called(graph, aten.reshape.default, (bias, [-1]), meta)
         more = () if loss.row_weight is None else (loss.row_weight,)
         if loss.row_weight is not None and loss.row_weight.meta["val"].dim() != 1:
             more = (_called(graph, aten.reshape.default, (loss.row_weight, [-1]), meta),)
-        turned = _called(graph, aten.t.default, (found.weight,), meta)
-        operands = found.hidden, turned, bias, loss.target, loss.class_weight
-        told = loss.reduction, loss.ignored, loss.smoothing, found.dtype, sum(found.gradients)
-        call = _called(graph, linear_cross_entropy, (*operands, *told, *more), meta)
+        turned = _called(graph, aten.t.default, (match.weight,), meta)
+        operands = match.hidden, turned, bias, loss.target, loss.class_weight
+        options = loss.reduction, loss.ignored, loss.smoothing, match.dtype, sum(match.gradients)
+        call = _called(graph, linear_cross_entropy, (*operands, *options, *more), meta)
         parts = range(len(call.meta["val"]))
         return [_called(graph, operator.getitem, (call, part), meta) for part in parts]
 
 
 def _called(graph: fx.Graph, target: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> fx.Node:
-    """A call, run on the values without data of its operands; meta: of what it stands for."""
+    """Return a call, run on its operands' values without data; meta: of the node that it replaces."""
     node = graph.call_function(target, args)
     value = target(*(arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args))
     node.meta = {**meta, "val": value}

@@ -1,4 +1,4 @@
-"""Hands kernels of backward that look only at an operand's shape something of that shape without its bytes."""
+"""Gives kernels of backward that look only at an operand's shape a tensor of that shape without its bytes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import fx
 
 aten = torch.ops.aten
 
-# Kernels that read no element of their second operand.
+# These kernels read no element of their second operand.
 _SHAPE_ONLY = (aten.avg_pool2d_backward.default, aten._adaptive_avg_pool2d_backward.default)
 
 
 @dataclass(frozen=True)
 class ForgetShapes:
-    """Replaces what an average pooling pooled, in backward, by one element spread over its shape.
+    """Replaces the input of an average pooling, in backward, by one element spread over its shape.
 
     before: gradient = aten.avg_pool2d_backward.default(g, x, [2, 2], [2, 2], [0, 0], False, True, None)
     after:  one = aten.empty_strided.default([1], [1]); spread = aten.expand.default(one, [8, 16, 32, 32]);
             gradient = aten.avg_pool2d_backward.default(g, spread, [2, 2], [2, 2], [0, 0], False, True, None)
 
-    Only for contiguous operands, as the gradient is laid out like what is handed over.
+    Only for contiguous operands, as the gradient is laid out like the operand.
     """
 
     name: str = "shape_only"
@@ -39,10 +39,10 @@ class ForgetShapes:
 
 
 def _spread(before: fx.Node, value: torch.Tensor) -> fx.Node:
-    graph, told = before.graph, {"dtype": value.dtype, "device": value.device}
+    graph, keywords = before.graph, {"dtype": value.dtype, "device": value.device}
     with graph.inserting_before(before):
-        one = graph.call_function(aten.empty_strided.default, ([1], [1]), told)
-        spread = graph.call_function(aten.expand.default, (one, list(value.shape)))
-    one.meta = {**before.meta, "val": value.new_empty((1,))}
-    spread.meta = {**before.meta, "val": one.meta["val"].expand(value.shape)}
+        element = graph.call_function(aten.empty_strided.default, ([1], [1]), keywords)
+        spread = graph.call_function(aten.expand.default, (element, list(value.shape)))
+    element.meta = {**before.meta, "val": value.new_empty((1,))}
+    spread.meta = {**before.meta, "val": element.meta["val"].expand(value.shape)}
     return spread

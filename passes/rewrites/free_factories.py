@@ -1,4 +1,4 @@
-"""Cuts the tie between a tensor and a factory that looks only at its shape."""
+"""Removes a factory's dependence on a tensor of which it reads only the shape."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class FreeFactories:
-    """Replaces factories that take another tensor's shape by factories that are told the shape.
+    """Replaces factories that take another tensor's shape by factories that take the shape as a constant.
 
     before: empty = aten.empty_like.default(x)
     after:  empty = aten.empty_strided.default([4, 256], [256, 1], dtype=torch.float32, device=device("cpu"))
 
-    Otherwise running such a kernel again would need x, of which it reads no element.
+    Otherwise recomputing the kernel would need x, of which it reads no element.
     """
 
     name: str = "free_factories"
@@ -45,7 +45,7 @@ class FreeFactories:
 
 
 def _fill_value(node: fx.Node) -> object:
-    """What a shape-only factory fills with; None for any other node."""
+    """Return the number that a shape-only factory fills with; None for any other node."""
     if node.op != "call_function":
         return None
     match str(node.target):

@@ -1,4 +1,4 @@
-"""Recognizes GELU's tanh form written out in products and powers, and runs it as the one operation that it is."""
+"""Recognizes GELU's tanh form written out in products and powers, and runs it as one operation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..backward_regions import backward_of, erase_unused
+from ..backward_regions import erase_unused, match_backward
 
 aten = torch.ops.aten
 
@@ -34,11 +34,11 @@ class WrittenGelu:
 
 
 def _replace(graph: fx.Graph, tanh: fx.Node) -> None:
-    found = _written_out(tanh)
-    if found is None:
+    match = _written_out(tanh)
+    if match is None:
         return
-    x, result, forward = found
-    backward = backward_of(forward, x)
+    x, result, forward = match
+    backward = match_backward(forward, x)
     known = {*forward, *(backward.nodes if backward else ())}
     if backward is None or any(user not in known for node in forward - {result} for user in node.users):
         return
@@ -56,7 +56,7 @@ def _replace(graph: fx.Graph, tanh: fx.Node) -> None:
 
 
 def _written_out(tanh: fx.Node) -> tuple[fx.Node, fx.Node, set[fx.Node]] | None:
-    """(x, the result, all operations) around a tanh, if they are GELU's."""
+    """Return (x, the result, all operations) around a tanh, if they are GELU's."""
     scaled = tanh.args[0]
     inner, factor = _operands(scaled, aten.mul.Tensor)
     if not _near(factor, math.sqrt(2.0 / math.pi)):
@@ -80,12 +80,12 @@ def _written_out(tanh: fx.Node) -> tuple[fx.Node, fx.Node, set[fx.Node]] | None:
 
 
 def _operands(node: Any, target: Any) -> tuple[Any, Any]:
-    """The two operands of a call of a target, a number last; Nones for anything else."""
+    """Return the two operands of a call of a target, a number last; Nones for anything else."""
     if not isinstance(node, fx.Node) or node.target is not target or len(node.args) != 2 or node.kwargs:
         return None, None
     first, second = node.args
     return (second, first) if isinstance(second, fx.Node) and not isinstance(first, fx.Node) else (first, second)
 
 
-def _near(number: Any, wanted: float) -> bool:
-    return isinstance(number, float) and math.isclose(number, wanted, rel_tol=1e-6)
+def _near(number: Any, expected: float) -> bool:
+    return isinstance(number, float) and math.isclose(number, expected, rel_tol=1e-6)

@@ -1,4 +1,4 @@
-"""Has each block check its decisions at once, at its end, so that a device is waited for once in each block."""
+"""Makes each block check its decisions together at its end, so that a device is waited for once in each block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..step_graph import Kernel, StepGraph
 
 
 def gather_checks(step: StepGraph) -> StepGraph:
-    """The step with all checks of a block joined to one, behind all else that the block's forward runs.
+    """Return the step with all checks of a block joined into one, at the end of the block's forward.
 
     before: require([a], [True], [state]); …; require([b], [False], [state]); …
     after:  …; require([a, b], [True, False], [state])

@@ -1,4 +1,4 @@
-"""Keeps of a max pooling which place of each window was the largest, in the fewest bits a window needs."""
+"""Keeps of a max pooling the place of each window's maximum, in the fewest bits a window needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class PackIndices:
-    """Keeps 2 bits for each window of 2 × 2, 4 for one of 3 × 3, and not what was pooled.
+    """Keeps 2 bits for each window of 2 × 2, 4 for one of 3 × 3, and not the pooled input.
 
     before: y, indices = aten.max_pool2d_with_indices.default(x, [2, 2], [2, 2]);
             gradient = aten.max_pool2d_with_indices_backward.default(g, x, [2, 2], [2, 2], ..., indices)
@@ -65,12 +65,12 @@ def _pack(pool: fx.Node) -> None:
 
 
 def _window(pool: fx.Node) -> tuple[fx.Node, tuple[Any, ...]]:
-    """What is pooled, and kernel, stride, padding, dilation and ceil mode."""
+    """Return the pooled input, and kernel, stride, padding, dilation and ceil mode."""
     x, kernel, *others = pool.args
-    told = [kernel, [], [0, 0], [1, 1], False]
-    told[1 : 1 + len(others)] = others
+    arguments = [kernel, [], [0, 0], [1, 1], False]
+    arguments[1 : 1 + len(others)] = others
     for place, name in enumerate(("kernel_size", "stride", "padding", "dilation", "ceil_mode")):
-        told[place] = pool.kwargs.get(name, told[place])
+        arguments[place] = pool.kwargs.get(name, arguments[place])
     assert isinstance(x, fx.Node)
-    window = [list(part) * (2 if len(part) == 1 else 1) for part in told[:4]]  # pyright: ignore
-    return x, (*window, told[4])
+    window = [list(part) * (2 if len(part) == 1 else 1) for part in arguments[:4]]  # pyright: ignore
+    return x, (*window, arguments[4])

@@ -1,4 +1,4 @@
-"""Keeps the masks of dropout in a bit for each element."""
+"""Keeps the masks of dropout in one bit for each element."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class PackMasks:
     after:  bits = lowtide.draw_bits([64, 256], 0.9, device);
             y = lowtide.multiply_bits(x, bits, 1.1111112, [256, 1])
 
-    The bits are those that eager draws, and products with them those with the mask. Only where all that is multiplied
-    lies in memory like the mask. Fused dropout, which is what a GPU runs, draws as ever, and its mask is packed then:
+    The bits are those that eager draws, and products with them are those with the mask. It applies only where all
+    operands lie in memory like the mask. Fused dropout, which a GPU runs, draws as before, and its mask is packed then:
 
     before: y, mask = aten.native_dropout.default(x, 0.1, True);
             gradient = aten.native_dropout_backward.default(g, mask, 1.1111112)
@@ -46,7 +46,7 @@ class PackMasks:
 
 
 def _pack(graph: fx.Graph, noise: fx.Node) -> None:
-    """Packs one mask, if all its readers are products."""
+    """Pack one mask, if all its readers are products."""
     probability = noise.args[1]
     masks = [user for user in noise.users if user.target is aten.div.Scalar and user.args[1] == probability]
     if len(masks) != 1 or len(noise.users) != 1 or not isinstance(probability, float) or probability == 0.0:
@@ -57,10 +57,10 @@ def _pack(graph: fx.Graph, noise: fx.Node) -> None:
         return
     value: torch.Tensor = mask.meta["val"]
     if value.device.type == "cuda" or (value.dtype == torch.float64 and not draws_alike()):
-        return  # there torch draws other numbers into another type of elements
+        return  # there torch draws other numbers, into elements of another type
     with graph.inserting_before(noise):
         bits = graph.call_function(draw_bits, (list(value.shape), probability, value.device))
-    bits.meta = {name: told for name, told in noise.meta.items() if name != "in_place"}
+    bits.meta = {name: entry for name, entry in noise.meta.items() if name != "in_place"}
     bits.meta["val"] = value.new_empty((bytes_of_bits(value.numel()),), dtype=torch.uint8)
     scale = float(torch.ones((), dtype=value.dtype).div_(probability))
     for product, other in products.items():
@@ -72,7 +72,7 @@ def _pack(graph: fx.Graph, noise: fx.Node) -> None:
 
 
 def _pack_drawn(graph: fx.Graph, dropout: fx.Node) -> None:
-    """Packs the mask of a fused dropout, if all its readers are the backward of it."""
+    """Pack the mask of a fused dropout, if all its readers are its backward."""
     masks = [user for user in dropout.users if user.target is operator.getitem and user.args[1] == 1]
     if len(masks) != 1 or not all(_is_backward(user, masks[0]) for user in masks[0].users):
         return
@@ -82,7 +82,7 @@ def _pack_drawn(graph: fx.Graph, dropout: fx.Node) -> None:
     like = list(mask.meta["val"].stride())
     with graph.inserting_after(mask):
         bits = graph.call_function(pack_bits, (mask, like))
-    bits.meta = {name: told for name, told in mask.meta.items() if name != "in_place"}
+    bits.meta = {name: entry for name, entry in mask.meta.items() if name != "in_place"}
     bits.meta["val"] = pack_bits(mask.meta["val"], like)
     for backward in backwards:
         gradient, _, scale = backward.args
@@ -104,7 +104,9 @@ def _lies_alike(node: fx.Node, mask: fx.Node) -> bool:
 
 
 def _multiplied(user: fx.Node, mask: fx.Node) -> fx.Node | None:
-    """What a product multiplies by the mask; None if it is another reader, or one laid out otherwise."""
+    """Return the operand that a product multiplies by the mask; None if it is another reader, or laid out
+    differently.
+    """
     if user.target is not aten.mul.Tensor:
         return None
     others = [argument for argument in user.args if argument is not mask]
@@ -112,6 +114,7 @@ def _multiplied(user: fx.Node, mask: fx.Node) -> fx.Node | None:
         return None
     left, right, result = others[0].meta["val"], mask.meta["val"], user.meta["val"]
     alike = all(
-        (one.shape, one.stride(), one.dtype) == (right.shape, right.stride(), right.dtype) for one in (left, result)
+        (value.shape, value.stride(), value.dtype) == (right.shape, right.stride(), right.dtype)
+        for value in (left, result)
     )
     return others[0] if alike and dense(right) and right.dtype in _MULTIPLIED else None

@@ -1,8 +1,8 @@
-"""Has backward make again, of what it reads anyway, what it would otherwise read of forward.
+"""Makes backward recompute, from values that it reads anyway, other values that it would otherwise read from forward.
 
-Where backward reads noisy values (few-bit codes) this keeps fewer of them: a gated unit's gate and value in place of
-these two, the activated gate and the product. The planner cannot do that by itself: forward, run again, must not read
-what an approximate code gives back, since nobody would have told where its noise goes; backward may, and there it is
+Where backward reads noisy values (few-bit codes) this keeps fewer of them: a gated unit's gate and value, instead of
+these two, the activated gate and the product. The planner cannot do that by itself. Recomputed forward must not read
+decoded values of an approximate code, since the effect of that noise is not measured. Backward may, and there it is
 measured.
 """
 
@@ -17,21 +17,21 @@ from torch.fx.node import map_arg
 from ..calls import is_random
 from ..compute_intensive import multiplies
 from ..encodings.comparisons import is_comparison
-from ..savings import copied
+from ..savings import copy_graph
 from ..sources import Source
 from ..step_graph import is_compute, storage_key
 
 
-def with_recomputation(graph: fx.GraphModule, changed: Set[Source]) -> fx.GraphModule | None:
-    """A copy of a joint graph in which backward makes again what is `remakable`; None if nothing is.
+def add_recomputation(graph: fx.GraphModule, changed: Set[Source]) -> fx.GraphModule | None:
+    """Return a copy of a joint graph whose backward recomputes the nodes of `find_recomputable`; None without any.
 
     before: s = silu(gate); y = s * up; ...; up' = g * s; weight' = gᵀ @ y; gate' = silu_backward(h, gate)
     after:  s = silu(gate); y = s * up; ...; s2 = silu(gate); up' = g * s2; y2 = s2 * up; weight' = gᵀ @ y2; ...
 
     changed: the sources of buffers and inputs that forward changes.
     """
-    graph = copied(graph)
-    chosen = recomputable(graph, changed)
+    graph = copy_graph(graph)
+    chosen = find_recomputable(graph, changed)
     if not chosen:
         return None
     copies = _Copies(chosen)
@@ -43,11 +43,11 @@ def with_recomputation(graph: fx.GraphModule, changed: Set[Source]) -> fx.GraphM
     return graph
 
 
-def recomputable(graph: fx.GraphModule, changed: Set[Source]) -> frozenset[fx.Node]:
-    """Calls of forward whose result backward reads, and all that they read of what forward made, too.
+def find_recomputable(graph: fx.GraphModule, changed: Set[Source]) -> frozenset[fx.Node]:
+    """Return calls of forward whose result backward reads, and all of whose operands made by forward it reads, too.
 
-    Not products, nor what draws random numbers, compares with thresholds, writes, returns several tensors or reads
-    what forward changes.
+    Excluded are products, and calls that draw random numbers, compare with thresholds, write, return several tensors or
+    read values that forward changes.
     """
     nodes = graph.graph.nodes
     needed = _storages(read for node in nodes if _is_in(node, "backward") for read in node.all_input_nodes)
@@ -57,30 +57,30 @@ def recomputable(graph: fx.GraphModule, changed: Set[Source]) -> frozenset[fx.No
     stale = _storages(node for node in placeholders if node.meta["source"] in changed)
     returned = _storages(next(n for n in reversed(nodes) if n.op == "output").all_input_nodes)
 
-    def is_found(node: fx.Node) -> bool:
+    def is_recomputable(node: fx.Node) -> bool:
         own, read = storage_key(node.meta["val"]), _storages(node.all_input_nodes)
         has_all = bool(read & made) and read <= needed | given
         return own in needed - read - given - stale - returned and has_all and _is_cheap(node)
 
     forward = [node for node in nodes if _is_in(node, "forward") and is_compute(node)]
-    return frozenset(node for node in forward if _fills_its_storage(node.meta["val"]) and is_found(node))
+    return frozenset(node for node in forward if _fills_its_storage(node.meta["val"]) and is_recomputable(node))
 
 
 def _is_cheap(node: fx.Node) -> bool:
-    """Whether a call may run again at little cost, and on noisy values."""
+    """Return whether a call may be recomputed at little cost, and on noisy values."""
     written = not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable
     return not (written or is_random(node) or multiplies(node) or is_comparison(node))
 
 
 class _Copies:
-    """Calls of forward as backward makes them, each before its first reader."""
+    """Copies of calls of forward in backward, each before its first reader."""
 
     def __init__(self, chosen: frozenset[fx.Node]) -> None:
         self.chosen, self.storages = chosen, _storages(chosen)
         self.copies: dict[fx.Node, fx.Node] = {}
 
     def of_backward(self, node: fx.Node, reader: fx.Node) -> fx.Node:
-        """What a node of backward reads in the place of a node: its copy, if it lies in what is made again."""
+        """Return the node that a node of backward reads in place of another: its copy, if its storage is recomputed."""
         value = node.meta.get("val")
         lies_there = isinstance(value, torch.Tensor) and storage_key(value) in self.storages
         if not (_is_in(node, "forward") and lies_there):
@@ -99,14 +99,14 @@ class _Copies:
         return copy
 
     def see(self, node: fx.Node) -> None:
-        """Has a view that backward takes lie where its copied operand does."""
+        """Give a view that backward takes the storage of its copied operand."""
         value = node.meta["val"]
         if isinstance(value, torch.Tensor) and storage_key(value) in self.storages:
             node.meta["val"] = _value_of(node)
 
 
 def _value_of(node: fx.Node) -> torch.Tensor:
-    """What a view makes of its operands, without data."""
+    """Return a view of its operands' values, without data."""
     assert callable(node.target)
     args, kwargs = map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
     return node.target(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Lets a kernel write its result over an operand that nothing else reads, as eager's in-place operations do."""
+"""Makes a kernel write its result over an operand that nothing else reads, as eager's in-place operations do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import fx
 
 from ..step_graph import Kernel, StepGraph
 
-# Functional operation → the one that computes the same bits in place. Drawing bernoulli numbers has an irregular name.
+# The in-place variant of each functional operation, with the same bits. That of bernoulli has an irregular name.
 IN_PLACE = {
     "aten.bernoulli.p": "aten.bernoulli_.float",
     "aten.add.Tensor": "aten.add_.Tensor",
@@ -20,30 +20,30 @@ IN_PLACE = {
 }
 
 
-# Kernels that may write over their first operand, row by row: the variant, and the name of what it writes to.
+# Kernels that may write over their first operand, row by row: the variant, and the name of its output argument.
 WRITTEN_OUT = {
     "aten._log_softmax_backward_data.default": ("aten._log_softmax_backward_data.out", "out"),
     "aten._softmax_backward_data.default": ("aten._softmax_backward_data.out", "grad_input"),
 }
 
 
-# What dropout runs in place. Joining more would make the planner's choices coarser.
+# The operations that dropout runs in place. Joining more would make the planner's choices coarser.
 _JOINED = ("aten.bernoulli.p", "aten.div.Scalar", "aten.div.Tensor")
 
 
 def in_place_variant(call: fx.Node) -> str:
-    """The text of the in-place operation of a call."""
+    """Return the name of the in-place variant of a call."""
     return IN_PLACE[str(call.target)]
 
 
 @dataclass(frozen=True)
 class RunInPlace:
-    """Joins a kernel with the one before it when it can work in place on what that one just made.
+    """Joins a kernel with the one before it when it can work in place on the result of that one.
 
     before: empty = aten.empty_strided(...); noise = aten.bernoulli.p(empty, 0.9); mask = aten.div.Scalar(noise, 0.9)
     after:  mask = aten.empty_strided(...); aten.bernoulli_.float(mask, 0.9); aten.div_.Scalar(mask, 0.9), one kernel
 
-    This is what eager runs for dropout: functionalization took it apart.
+    Eager runs dropout like this, and functionalization splits it.
     """
 
     name: str = "run_in_place"
@@ -57,7 +57,9 @@ class RunInPlace:
             if kernels and _joins(step, kernels[-1], kernel, readers, kept):
                 kernels[-1] = _joined(kernels[-1], kernel)
             elif any(call.meta.get("in_place") for call in kernel.calls):
-                raise ValueError(f"{kernel.name} draws in place, but what it draws into is read elsewhere too")
+                raise ValueError(
+                    f"{kernel.name} draws random numbers in place, but the tensor it draws into is read elsewhere too"
+                )
             else:
                 kernels.append(kernel)
         return step.with_kernels(kernels)
@@ -77,7 +79,7 @@ def _joins(step: StepGraph, first: Kernel, second: Kernel, readers: Counter[int]
 
 
 def _once(call: fx.Node, operand: fx.Node) -> bool:
-    """Whether the operand stands in one place only: x * x cannot be overwritten while it is read."""
+    """Return whether the operand occurs only once: x * x cannot be overwritten while it is read."""
     return sum(argument is operand for argument in call.args) == 1 and torch.is_tensor(operand.meta["val"])
 
 

@@ -1,4 +1,4 @@
-"""Lets backward read an activation's output where that tells as much as its input."""
+"""Makes backward read an activation's output where that holds as much as its input."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class SaveOutputs:
-    """Reads the output in backward, where that gives the same bits.
+    """Makes backward read the output, where that gives the same bits.
 
     before: y = aten.hardtanh.default(x, 0.0, 6.0); g = aten.hardtanh_backward.default(gradient, x, 0.0, 6.0)
     after:  y = aten.hardtanh.default(x, 0.0, 6.0); g = aten.hardtanh_backward.default(gradient, y, 0.0, 6.0)
 
-    Only where the output is kept for something else and the input for nothing else: otherwise nothing is saved.
+    It applies only where another reader keeps the output and none keeps the input: otherwise nothing is saved.
     """
 
     name: str = "saved_outputs"
@@ -44,13 +44,13 @@ class SaveOutputs:
 
 @dataclass(frozen=True)
 class InvertOutputs:
-    """Computes the derivative from the output, which is the input's up to rounding.
+    """Computes the derivative from the output, which is equal to that from the input up to rounding.
 
     before: y = aten.elu.default(x); g = aten.elu_backward.default(gradient, 1.0, 1.0, 1.0, False, x)
     after:  y = aten.elu.default(x); g = aten.elu_backward.default(gradient, 1.0, 1.0, 1.0, True, y)
 
-    Where `SaveOutputs` would. GELU, SiLU and their like can be inverted too, with a bit for each element, but that
-    takes longer than computing the output again from the input, which keeps as little.
+    It applies where `SaveOutputs` would. GELU, SiLU and similar functions can be inverted too, with a bit for each
+    element. That takes longer than recomputing the output from the input, which keeps as little.
     """
 
     name: str = "inverted_outputs"
@@ -68,7 +68,7 @@ class InvertOutputs:
 
 
 def _output(backward: fx.Node, x: Any, forwards: tuple[Any, ...]) -> fx.Node | None:
-    """The output to read instead of the input, if that saves anything."""
+    """Return the output to read instead of the input, if that saves anything."""
     outputs = [user for user in x.users if user.target in forwards and user.meta["phase"] == "forward"]
     if len(outputs) != 1 or outputs[0].meta["val"].stride() != x.meta["val"].stride():
         return None
@@ -77,7 +77,7 @@ def _output(backward: fx.Node, x: Any, forwards: tuple[Any, ...]) -> fx.Node | N
 
 
 def _backward_reads(node: fx.Node, but: fx.Node) -> bool:
-    """Whether backward reads a value, or a view of it, elsewhere."""
+    """Return whether backward reads a value, or a view of it, other than in one call."""
     storage = storage_key(node.meta["val"])
     pending, seen = [node], {node}
     while pending:

@@ -1,4 +1,4 @@
-"""Adds gradients up in place, as autograd's engine does; products and softmaxes' gradients too, as it does not."""
+"""Adds gradients up in place, as autograd's engine does; also writes products and softmaxes' gradients in place."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class SumInPlace:
     before: total = aten.add.Tensor(first, second)     # first is read nowhere after this
     after:  aten.add_.Tensor(first, second)            # total is first from here on
 
-    Only where backward depends on the incoming gradients: such kernels run once and in order, so what they overwrite
-    is never needed again. Neither a sum nor a product of two numbers depends on their order, so either operand may
-    take it.
+    It applies only where backward depends on the incoming gradients. These kernels run once and in order, so
+    overwritten values are never needed again. Neither a sum nor a product of two numbers depends on their order, so
+    either operand may be overwritten.
     """
 
     name: str = "sum_in_place"
@@ -29,7 +29,7 @@ class SumInPlace:
 
     def __call__(self, step: StepGraph) -> StepGraph:
         last_read = {s: i for i, kernel in enumerate(step.kernels) for s in kernel.reads}
-        # The operand of one sum may be the result of another: `moved` says where results lie.
+        # The operand of one sum may be the result of another: `moved` gives the storage of results.
         fixed = {step.storage_of[node] for node in (*step.outputs, *step.gradients)}
         made_once = {s for k in step.kernels if k.role == "compute" and not k.repeatable for s in k.makes}
         moved: dict[int, int] = {}
@@ -69,7 +69,7 @@ def _destination(
     made_once: set[int],
     moved: dict[int, int],
 ) -> fx.Node | None:
-    """The operand that a sum or product can be written over, if there is one."""
+    """Return the operand that a sum or product can be written over, if there is one."""
     if kernel.role != "compute" or kernel.phase != "backward" or kernel.repeatable or len(kernel.calls) != 1:
         return None
     if kernel.change is not None:
@@ -87,15 +87,20 @@ def _destination(
         if not isinstance(operand, fx.Node):
             continue
         before = moved.get(step.storage_of[operand], step.storage_of[operand])
-        beside = moved.get(step.storage_of[other], step.storage_of[other]) if isinstance(other, fx.Node) else -1
-        free = before in made_once and before not in fixed and last_read.get(before, -1) <= index and before != beside
+        other_storage = moved.get(step.storage_of[other], step.storage_of[other]) if isinstance(other, fx.Node) else -1
+        free = (
+            before in made_once
+            and before not in fixed
+            and last_read.get(before, -1) <= index
+            and before != other_storage
+        )
         if free and _fills(step, operand, call, before):
             return operand
     return None
 
 
 def _fills(step: StepGraph, operand: fx.Node, call: fx.Node, storage: int) -> bool:
-    """Whether an operand is laid out like the result and is all there is in its storage."""
+    """Return whether an operand is laid out like the result and is all there is in its storage."""
     before, after = operand.meta["val"], call.meta["val"]
     alike = (before.shape, before.stride(), before.dtype) == (after.shape, after.stride(), after.dtype)
     size_bytes = before.numel() * before.element_size()

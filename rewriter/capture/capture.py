@@ -1,9 +1,9 @@
-"""Captures one training step of a module as a joint graph of ATen calls, along the path eager takes on the sample.
+"""Capture one training step of a module as a joint graph of ATen calls, along the path eager takes on the sample.
 
-The module runs once on fake tensors, under its own autograd, with in-place operations functionalized; every ATen
-call below autograd is recorded, in forward and then in backward. Nothing is exported and nothing claims to be
-compiling, so the module takes the path it takes in eager. Where it looks at data (`if mask.all():`) the value is
-computed from the sample, and becomes a guard that is checked again at each call.
+The module runs once on fake tensors, under its own autograd, with in-place operations functionalized. Every ATen
+call below autograd is recorded, in forward and then in backward. Nothing is exported and no flag says that torch is
+compiling, so the module takes the same path as in eager. If it reads data (`if mask.all():`), the value is computed
+from the sample and becomes a guard, which is checked at each call.
 """
 
 from __future__ import annotations
@@ -68,13 +68,15 @@ def capture(
     arriving: Arrivals | None = None,
     device: str | None = None,
 ) -> Captured:
-    """Captures forward and backward of `model(*args, **kwargs)` in its present modes, under the present autocast.
+    """Capture forward and backward of `model(*args, **kwargs)` in its present modes, under the present autocast.
 
-    outputs: names of what is to be returned (all by default); differentiable: names of the outputs that may receive
-    gradients (by default all that can); arriving: which do, for which backward is captured (by default the output
-    called `loss` if there is one, else all). device: a device type to lower fused operations for when
-    planning for a machine other than this one; parameters may then live on `meta`.
-    Forward runs in a copy of the module's objects, so that the module stays as it is.
+    outputs: names of the outputs to return (all by default).
+    differentiable: names of the outputs that may receive gradients (by default all that can).
+    arriving: the gradients for which backward is captured (by default that of `loss` if it exists, else all).
+    device: a device type for which to lower fused operations when planning for another machine; parameters may then
+        be on `meta`.
+
+    Forward runs in a shadow copy, so that the module does not change.
     Raises CaptureError (with the module and the line at fault), NothingToDifferentiate.
     """
     kwargs, notes = bind(model, args, kwargs)
@@ -86,7 +88,7 @@ def capture(
     refuse_uninitialized(Owners(model))
     refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
     recorder = Recorder()
-    twin = shadow_of(model)
+    shadow = shadow_of(model)
     recorder.foreign.are_here = device is None and not _is_on_meta(model, inputs)
     with ExitStack() as stack:
         mode = tensors_without_data()
@@ -94,16 +96,16 @@ def capture(
             wrappers = wrap_all(model, inputs, structure, recorder)
         scripted = stack.enter_context(other_streams_refused(model))
         stack.enter_context(mode)
-        stack.enter_context(eager_paths(twin, recorder.averaging, recorder.stand_ins.instead))
-        watch = stack.enter_context(watched(twin, recorder.modules))
+        stack.enter_context(eager_paths(shadow, recorder.averaging, recorder.placeholders.instead))
+        watch = stack.enter_context(watched(shadow, recorder.modules))
         if "forward" in vars(model):
-            # One that was set on the instance may read the original's attributes, which nobody watches.
+            # A forward set on the instance may read the original's attributes, which are not watched.
             watch.read |= {(name, key) for name, module in model.named_modules() for key in vars(module)}
         stack.enter_context(torch.enable_grad())
         stack.enter_context(recorder)
         stack.enter_context(lower_for(device))
         stack.enter_context(EagerComposites())
-        stack.enter_context(PlainBranches(recorder.where, recorder.stand_ins))
+        stack.enter_context(PlainBranches(recorder.where, recorder.placeholders))
         stack.enter_context(RealDataRefused(recorder.where, {key: w.tensor for key, w in wrappers.items()}))
         stack.enter_context(ForeignCalls(recorder.foreign))
         stack.enter_context(InPlaceCallsNoted(recorder.graph))
@@ -111,13 +113,13 @@ def capture(
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)
         passed = stack.enter_context(checkpoints_passed())
-        # Around backward too, since a checkpoint runs forward again.
-        stack.enter_context(swapped(twin, by_place(twin, wrappers)))
+        # Backward is inside too, since a checkpoint recomputes forward.
+        stack.enter_context(swapped(shadow, by_place(shadow, wrappers)))
         arguments = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
-        with held_tensors_untouched(twin) as replaced, left_by(twin, arguments) as left:
+        with held_tensors_untouched(shadow) as replaced, left_by(shadow, arguments) as left:
             cached: list[str] = []
-            returned = without_caches(_run_forward(twin, arguments, recorder), cached)
-        recorder.stand_ins.refuse_changes(held_by(twin), lambda value: recorder.nodes[id(value)])
+            returned = without_caches(_run_forward(shadow, arguments, recorder), cached)
+        recorder.placeholders.refuse_changes(held_by(shadow), lambda value: recorder.nodes[id(value)])
         wrappers = with_replaced(wrappers, replaced)
         try:
             tensors, chosen = _outputs(returned, left.stashes, outputs, wrappers, recorder)
@@ -127,35 +129,40 @@ def capture(
             error.settings = settings_of(model, watch.read)
             raise
     settings = settings_of(model, watch.read, recorder.constants)
-    all_notes = (*dict.fromkeys((*notes, *cached)), *left.notes, *([PASSED] if passed else []), *_said_of(scripted))
+    all_notes = (
+        *dict.fromkeys((*notes, *cached)),
+        *left.notes,
+        *([PASSED] if passed else []),
+        *_note_scripted(scripted),
+    )
     return replace(_finish(recorder, step, wrappers, settings, all_notes), checkpoints=len(passed))
 
 
 PASSED = (
-    "the module's own checkpoints are plain calls: what runs again is planned here, and running statistics are updated "
+    "the module's own checkpoints are plain calls: recomputation is planned here, and running statistics are updated "
     "once, where a checkpoint updates them twice"
 )
 
 
-def _said_of(scripted: set[str]) -> tuple[str, ...]:
-    """A note, and a warning, on functions in TorchScript."""
+def _note_scripted(scripted: set[str]) -> tuple[str, ...]:
+    """Return a note on functions in TorchScript, and warn about them."""
     if not scripted:
         return ()
     note = (
-        f"forward calls functions in TorchScript ({', '.join(sorted(scripted))}): once these have run a few times, "
-        "TorchScript differentiates them by formulas of its own, so gradients may differ from eager's in the last bit"
+        f"forward calls functions in TorchScript ({', '.join(sorted(scripted))}): after a few runs TorchScript "
+        "differentiates them by its own formulas, so gradients may differ from eager's in the last bit"
     )
     warnings.warn(note, LowtideWarning, stacklevel=2)
     return (note,)
 
 
 def _is_on_meta(model: torch.nn.Module, inputs: list[torch.Tensor]) -> bool:
-    """Whether some of what the step starts from has no data, so that the step is planned for and not run."""
+    """Return whether a tensor at the start of the step has no data, so that the step is planned but not run."""
     return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *inputs))
 
 
 def _run_forward(model: torch.nn.Module, arguments: tuple[Any, Any], recorder: Recorder) -> Any:
-    """What the module returns, on wrappers."""
+    """Run forward on wrappers. Raises CaptureError."""
     args, kwargs = arguments
     try:
         return model(*args, **kwargs)
@@ -172,7 +179,10 @@ def _run_forward(model: torch.nn.Module, arguments: tuple[Any, Any], recorder: R
 
 @dataclass(frozen=True)
 class _Step:
-    """What running both directions gave, on wrappers. reachable: what gradients may reach from any output."""
+    """The results of forward and backward, on wrappers.
+
+    reachable: sources that gradients may reach from any output.
+    """
 
     outputs: Outputs
     tensors: list[torch.Tensor]
@@ -187,13 +197,13 @@ def _outputs(
     wrappers: dict[int, Wrapper],
     recorder: Recorder,
 ) -> tuple[list[torch.Tensor], Outputs]:
-    """All that a step gives, and the places of it, every view and change in place replayed."""
+    """Return all outputs of a step and their places, with views and in-place changes replayed."""
     try:
         tensors, outputs = choose_outputs(returned, left, names)
     except TypeError as error:
         raise CaptureError(str(error)) from error
     tensors = [wrappers[id(t)].tensor if id(t) in wrappers else t for t in tensors]
-    # What is not replayed before the phase turns would count as backward.
+    # A change replayed after the forward/backward boundary would count as backward.
     for tensor in tensors:
         if id(present_value(tensor)) not in recorder.nodes:
             recorder.hold(tensor)
@@ -204,18 +214,18 @@ def _outputs(
 def _run_backward(
     tensors: list[torch.Tensor], outputs: Outputs, wrappers: dict[int, Wrapper], recorder: Recorder
 ) -> _Step:
-    wanted = {w.source: w.leaf for w in wrappers.values() if w.leaf.requires_grad}
-    leaves = leaves_behind([tensors[i] for i in outputs.able])
-    reachable = tuple(source for source, tensor in wanted.items() if id(tensor) in leaves or not tensor.is_leaf)
+    targets = {w.source: w.leaf for w in wrappers.values() if w.leaf.requires_grad}
+    leaves = leaves_behind([tensors[i] for i in outputs.differentiable])
+    reachable = tuple(source for source, tensor in targets.items() if id(tensor) in leaves or not tensor.is_leaf)
     for i in outputs.retained:
         source = Source("output", outputs.names[i], i)
         recorder.nodes[id(present_value(tensors[i]))].meta["source"] = source
-        wanted[source] = tensors[i]
+        targets[source] = tensors[i]
     take_eager_branches(tensors[index] for index in outputs.expected)
     recorder.phase = "backward"
     tangents = []
     for index in outputs.expected:
-        # Laid out like the output, as the gradients that torch's losses return are.
+        # Its layout is the output's, like that of gradients from torch's losses.
         fake = torch.empty_like(present_value(tensors[index]))
         recorder.graph.erase_node(recorder.nodes.pop(id(fake)))
         recorder.placeholder("tangent", outputs.names[index] or "output", fake, None)
@@ -224,7 +234,7 @@ def _run_backward(
         with torch.autocast(_device_type(tensors), enabled=False):
             gradients = torch.autograd.grad(
                 [tensors[i] for i in outputs.expected],
-                list(wanted.values()),
+                list(targets.values()),
                 tangents,
                 allow_unused=True,
                 materialize_grads=False,
@@ -236,9 +246,9 @@ def _run_backward(
             f"backward could not be captured: {shown(error)}; {recorder.where()}"
             f"{user_line(traceback.extract_tb(error.__traceback__))}. {meaning_of(error)}"
         ) from error
-    arrived = {source: g for source, g in zip(wanted, gradients, strict=True) if g is not None}
+    arrived = {source: g for source, g in zip(targets, gradients, strict=True) if g is not None}
     for gradient in arrived.values():
-        present_value(gradient)  # what backward wrote in place into what it is a view of is recorded here
+        present_value(gradient)  # records in-place writes of backward into the base of this view
     return _Step(outputs, tensors, arrived, reachable)
 
 
@@ -253,13 +263,13 @@ def _finish(
     settings: Settings,
     notes: tuple[str, ...],
 ) -> Captured:
-    """Adds the graph's outputs, drops what nothing needs, splits off the guard, and adds the checks."""
+    """Add the graph's outputs and checks, split off the guard, and remove unused calls."""
     graph = recorder.graph
-    held = [*((w.node, w.tensor) for w in wrappers.values()), *((n, t) for _, n, t in recorder.stand_ins.lasting())]
+    held = [*((w.node, w.tensor) for w in wrappers.values()), *((n, t) for _, n, t in recorder.placeholders.lasting())]
     present = [(node, recorder.nodes[id(present_value(tensor))]) for node, tensor in held]
     mutations = {node.meta["source"]: now for node, now in present if now is not node}
     refuse_overlaps({n.meta["source"]: t for n, t in recorder.values.sample.items()}, mutations)
-    # A changed input holds its new value itself.
+    # A changed input holds its own new value.
     places = {w.tensor: w.node for w in wrappers.values() if w.source in step.outputs.changed}
     outputs = tuple(places.get(t) or recorder.nodes[id(present_value(t))] for t in step.tensors)
     gradients = {source: recorder.nodes[id(present_value(g))] for source, g in step.gradients.items()}
@@ -295,5 +305,5 @@ def _finish(
 
 
 def _acts(node: fx.Node) -> bool:
-    """Whether a call does more than make a value, and so has to run though nobody reads what it makes."""
+    """Return whether a call has effects in addition to its result, and must run even if the result is unused."""
     return is_random(node) or bool(updated_buffers(node)) or is_effect(node)

@@ -1,4 +1,4 @@
-"""Says what an error means that a forward or backward raised while it was captured, and what to do."""
+"""Explain errors that forward or backward raised during capture, and what to do about them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NESTED = (
     f"{_KEEP_OUT}"
 )
 
-# By what the text of an error contains, in lower case. The first that fits is said.
+# Explanations by parts of an error's text, in lower case. The first match is used.
 _MEANINGS = (
     (
         ("nestedtensor", "_nested_", "nestedint"),
@@ -16,21 +16,21 @@ _MEANINGS = (
     ),
     (
         ("unsupportedoperatorexception", "no fake impl", "could not find fake impl", "without a fake impl"),
-        "The operation does not say which shapes it makes: register that with torch.library.register_fake, "
-        f"or {_KEEP_OUT}",
+        "The operation has no fake kernel, so the shapes of its results are unknown: register one with "
+        f"torch.library.register_fake, or {_KEEP_OUT}",
     ),
     (
         ("data is not allocated", "data pointer", "cannot access storage", "doesn't have storage"),
-        "That line reads a tensor's memory (a legacy constructor such as torch.FloatTensor of tensors, a kernel of its "
-        "own that is no operation of torch, a data pointer), which is not there while a step is captured: compute with "
-        f"operations of torch, or {_KEEP_OUT}",
+        "That line reads a tensor's memory (a legacy constructor such as torch.FloatTensor of tensors, a custom kernel "
+        "that is not a torch operation, a data pointer), which does not exist during capture: compute with torch "
+        f"operations, or {_KEEP_OUT}",
     ),
 )
-_OTHERWISE = f"If the original raises this too, mend it there; if it does not, {_KEEP_OUT}"
+_OTHERWISE = f"If the original raises this too, fix it there; if it does not, {_KEEP_OUT}"
 
 
 def meaning_of(error: Exception) -> str:
-    """One sentence or two on an error, by its type and text."""
+    """Return one or two sentences that explain an error, by its type and text."""
     text = f"{type(error).__name__}: {error}".lower()
     for parts, meaning in _MEANINGS:
         if any(part in text for part in parts):
@@ -39,19 +39,19 @@ def meaning_of(error: Exception) -> str:
 
 
 def shown(error: Exception) -> str:
-    """The error's type and the first line of its text: torch adds advice to some that does not hold here."""
+    """Return the error's type and the first line of its text: torch's further advice may not apply here."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
 
 
 def about_sparse(operation: str, where: str, phase: str) -> str:
-    """Why the step of an operation that gives a sparse tensor is refused."""
+    """Return why a step with an operation that returns a sparse tensor is refused."""
     if phase == "backward":
         return (
-            f"a sparse gradient comes of {operation}, {where}: its size is not known before it is there; make the "
+            f"a sparse gradient comes from {operation}, {where}: its size is not known in advance; make the "
             "embedding with sparse=False (or gather with sparse_grad=False)"
         )
     return (
-        f"{operation} makes a sparse tensor, {where}: how large it is depends on its values, and lowtide plans dense "
-        f"ones; compute with a dense one, or {_KEEP_OUT}"
+        f"{operation} makes a sparse tensor, {where}: its size depends on its values, and lowtide plans dense "
+        f"tensors; compute with a dense one, or {_KEEP_OUT}"
     )

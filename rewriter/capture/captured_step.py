@@ -1,4 +1,4 @@
-"""A captured step, and the guard that says which calls it serves."""
+"""A captured step, and the guard that decides which calls it serves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ...passes.calls import inputs_of
-from ...passes.joint_graph import JointGraph, evaluated
+from ...passes.joint_graph import JointGraph, evaluate_graph
 from ...passes.sources import Source
 from ..errors import CaptureError
 from .boundary.outputs import Outputs
@@ -20,8 +20,13 @@ from .call.module_attributes import Settings
 
 @dataclass(frozen=True)
 class Guard:
-    """Values the module looked at. `graph` computes them from inputs, buffers and constants; `values` are those of the
-    sample. constants: the tensors among `sources` that no call brings."""
+    """Values that the module read during capture.
+
+    graph: computes them from inputs, buffers and constants.
+    sources: the placeholders of the graph, in order.
+    values: the values for the sample.
+    constants: the tensors among `sources` that are not part of a call.
+    """
 
     graph: JointGraph
     sources: tuple[Source, ...]
@@ -29,11 +34,11 @@ class Guard:
     constants: Mapping[Source, torch.Tensor]
 
     def holds(self, tensors: Mapping[Source, torch.Tensor]) -> bool:
-        """Whether the module would see the same values in these tensors."""
+        """Return whether the module would read the same values from these tensors."""
         known = {**tensors, **self.constants}
         with torch.no_grad():
-            seen = evaluated(self.graph.graph, *(known[source] for source in self.sources))
-        return tuple(looked_at(value) for value in seen) == self.values
+            seen = evaluate_graph(self.graph.graph, *(known[source] for source in self.sources))
+        return tuple(observed_value(value) for value in seen) == self.values
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,14 @@ class Captured:
     graph: joint graph; each placeholder's `meta["source"]` is a `Source`, each call's `meta` holds `val` (fake
         tensors), `phase` ("forward" or "backward"), `sequence` (autograd's number) and `module`. The output is
         (outputs, gradients, mutations), three tuples of nodes.
-    outputs: what the step gives, and which of it (by number) has a tangent (`expected`) or may have one (`able`).
-    gradients / mutations: for each such output of the graph, the source it belongs to.
-    reachable: parameters and inputs that some output's gradient may reach, whether it is expected or not.
+    outputs: the outputs, and which of them (by number) have a tangent (`expected`) or may have one (`differentiable`).
+    gradients / mutations: for each such output of the graph, the source to which it belongs.
+    reachable: parameters and inputs that the gradient of some output may reach, expected or not.
     constants: tensors that the module holds without registering them, in the order of their sources.
-    guard, settings: what other calls must agree in: values the module looked at, and attributes it read.
-    undo: what the tensors that every check in forward holds would restore: a source, or None for the generator.
-    rereads: whether results depend on what a buffer or input held that forward changes.
+    guard: the values that the module read, which must be the same in other calls.
+    settings: the attributes that the module read, which must be the same in other calls.
+    undo: for each tensor held by the checks in forward, the source that it restores, or None for the generator.
+    rereads: whether results depend on the former value of a buffer or input that forward changes.
     checkpoints: how many of forward's own checkpoints (`torch.utils.checkpoint`) were made plain calls.
     """
 
@@ -72,15 +78,15 @@ class Captured:
         return {Source("constant", str(i), i): constant for i, constant in enumerate(self.constants)}
 
 
-def looked_at(value: Any) -> Any:
-    """What the program depends on: a number itself, of a tensor only its shape."""
+def observed_value(value: Any) -> Any:
+    """Return the part of a value on which the program depends: a number itself, or the shape of a tensor."""
     if isinstance(value, (list, tuple)):
-        return tuple(looked_at(part) for part in value)
+        return tuple(observed_value(part) for part in value)
     return tuple(value.shape) if isinstance(value, torch.Tensor) else value
 
 
 def depends_on_changed(graph: fx.Graph, mutations: Iterable[Source]) -> bool:
-    """Whether an output or gradient of a joint graph is computed from what a changed buffer or input held before."""
+    """Return whether an output or gradient is computed from the former value of a changed buffer or input."""
     changed = set(mutations)
     stale = {n for n in graph.nodes if n.op == "placeholder" and n.meta["source"] in changed}
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
@@ -88,7 +94,7 @@ def depends_on_changed(graph: fx.Graph, mutations: Iterable[Source]) -> bool:
     for node in graph.nodes:
         if node.op != "call_function" or not any(before in stale for before in node.all_input_nodes):
             continue
-        # Batch normalization in training computes nothing but its new statistics from the old ones.
+        # Batch normalization in training computes only its new statistics from the old ones.
         if "batch_norm" in str(node.target):
             stale |= {user for user in node.users if user.args[1] not in (0, 1, 2)}
         elif not (node.target is operator.getitem and "batch_norm" in str(node.args[0].target)):
@@ -97,14 +103,14 @@ def depends_on_changed(graph: fx.Graph, mutations: Iterable[Source]) -> bool:
 
 
 def check_former_values(graph: fx.Graph, changed: set[Source]) -> None:
-    """Raises CaptureError if backward reads what a changed buffer held before: it is overwritten by then."""
+    """Raise CaptureError if backward reads the former value of a changed buffer, which is overwritten by then."""
     storages = {
         node.meta["val"].untyped_storage()._cdata: node.meta["source"]
         for node in graph.nodes
         if node.op == "placeholder" and node.meta["source"] in changed
     }
     for node in graph.nodes:
-        # Batch normalization is handed its running statistics in backward too, and in training does not read them.
+        # Batch normalization receives its running statistics in backward too, but does not read them in training.
         if node.op != "call_function" or node.meta["phase"] == "forward" or _is_batch_norm(node):
             continue
         for read in node.all_input_nodes:
@@ -125,9 +131,10 @@ def _is_batch_norm(node: fx.Node) -> bool:
 def guard_of(
     reads: Iterable[tuple[fx.Node, Any]], changed: set[str], constants: Sequence[torch.Tensor]
 ) -> Guard | None:
-    """A graph of its own that computes again what the module looked at; None where it looked at nothing that varies.
+    """Return a guard that recomputes the values that the module read; None if none of them varies.
 
     changed: names of buffers that forward changes: a decision may depend on them, a number may not.
+    Raises CaptureError for a number read from a changed buffer.
     """
     reads = [(node, value) for node, value in reads if _varies(node)]
     if not reads:
@@ -136,8 +143,8 @@ def guard_of(
         stale = [] if isinstance(value, bool) else [n for n in _sources_of(node) if n.name in changed]
         if stale:
             raise CaptureError(
-                f"the module computes with the number that {stale[0].name} holds, which every forward changes: each "
-                "step would be another program; compute with the tensor instead of `.item()`, or update it outside of "
+                f"the module computes with the number in {stale[0].name}, which every forward changes: each step would "
+                "need a different program; compute with the tensor instead of `.item()`, or update it outside of "
                 "forward"
             )
     needed = {n for node, _ in reads for n in inputs_of(node)}
@@ -160,5 +167,5 @@ def _sources_of(node: fx.Node) -> list[Source]:
 
 
 def _varies(node: fx.Node) -> bool:
-    """Whether a value depends on anything that another call may bring; a held constant may be changed in place."""
+    """Return whether a value may differ in another call; a held constant may be changed in place."""
     return any(n.op == "placeholder" and not n.meta.get("lifted", False) for n in inputs_of(node))

@@ -1,4 +1,4 @@
-"""Adds to a captured graph the checks of decisions that are only known while a step runs, and what undoes it."""
+"""Add to a captured graph checks of decisions that are known only while a step runs, and copies to undo the step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ aten = torch.ops.aten
 def add_checks(
     graph: fx.Graph, decided: Sequence[tuple[fx.Node, bool]], mutations: Mapping[Source, fx.Node]
 ) -> tuple[Source | None, ...]:
-    """Adds a check after each decision (a truth value and what it is to be), and copies of what the step changes.
+    """Add a check after each decision (a truth value and the expected one), and copies of the changed tensors.
 
-    mutations: the new values of buffers and inputs that forward changes. Returns what the copies are of, None standing
-    for the default generator. The copies are kept until the last check: should a decision go another way they undo
-    the step.
+    mutations: the new values of buffers and inputs that forward changes.
+    Returns the sources of the copies, None for the default generator. The copies are kept until the last check; they
+    undo the step if a decision differs.
     """
     if not decided:
         return ()
@@ -30,13 +30,13 @@ def add_checks(
     for node, expected in dict(decided).items():
         with graph.inserting_after(_last_of(node)):
             added = graph.call_function(check, ([node], [expected], list(undo.values())))
-        told = node.meta if node.op == "call_function" else _first_call(graph).meta
-        added.meta.update(val=None, phase="forward", sequence=told["sequence"], module=told["module"])
+        meta = node.meta if node.op == "call_function" else _first_call(graph).meta
+        added.meta.update(val=None, phase="forward", sequence=meta["sequence"], module=meta["module"])
     return tuple(undo)
 
 
 def _copies(graph: fx.Graph, mutations: Mapping[Source, fx.Node]) -> dict[Source | None, fx.Node]:
-    """Copies, made first, of all that forward changes."""
+    """Insert copies, before all other calls, of the tensors and the generator state that forward changes."""
     calls = [node for node in graph.nodes if node.op == "call_function"]
     changed = {
         node.meta["source"]: node
@@ -62,7 +62,7 @@ def _copies(graph: fx.Graph, mutations: Mapping[Source, fx.Node]) -> dict[Source
 
 
 def _last_of(node: fx.Node) -> fx.Node:
-    """Where something after a node may stand: behind all placeholders."""
+    """Return the node after which a call that reads a node may stand: the last placeholder, or the node itself."""
     if node.op != "placeholder":
         return node
     return next(n for n in reversed(list(node.graph.nodes)) if n.op == "placeholder")

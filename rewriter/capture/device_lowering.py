@@ -1,4 +1,4 @@
-"""Chooses the fused kernels of a device that is not here, so that a plan for a GPU can be made without one."""
+"""Choose the fused kernels of a device that is not present, so that a plan for a GPU can be made without one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ aten = torch.ops.aten
 
 
 def lower_for(device: str | None) -> AbstractContextManager[Any]:
-    """A context in which composite operations become the kernels that `device` ("cuda") runs; None: those of this
-    one."""
+    """Return a context in which composite operations become the kernels of `device` ("cuda"); None for this machine."""
     return _Cuda() if device == "cuda" else nullcontext()
 
 
 class _Cuda(TorchFunctionMode):
-    """Fused attention and fused dropout, as CUDA runs them."""
+    """A mode with fused attention and fused dropout, as on CUDA."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -46,8 +45,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """The flash kernel where it applies (half precision, no mask, heads up to 256 wide), else the memory-efficient
-    one."""
+    """Call flash attention if it applies (half precision, no mask, heads up to 256 wide), else the memory-efficient."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     if half and attn_mask is None and query.shape[-1] <= 256:
         return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]

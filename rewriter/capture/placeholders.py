@@ -1,4 +1,4 @@
-"""The functional stand-ins on which a step is captured, in the place of parameters, buffers and inputs."""
+"""The functional wrappers that replace parameters, buffers and inputs while a step is captured."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from .torch_internals import functional_wrapper, present_value
 
 @dataclass(frozen=True)
 class Wrapper:
-    """The stand-in of one parameter, buffer or input.
+    """The wrapper of one parameter, buffer or input.
 
-    tensor: what forward is given. leaf: what its gradient is asked for: `tensor` itself, but for inputs that are no
-    leaves. begun: the autograd node that `tensor` comes from before forward, if any.
+    tensor: the tensor that forward receives.
+    leaf: the tensor whose gradient is requested: `tensor` itself, except for inputs that are not leaves.
+    initial_grad_fn: the autograd node of `tensor` before forward, if any.
     """
 
     source: Source
     node: fx.Node
     tensor: torch.Tensor
     leaf: torch.Tensor
-    begun: Any = None
+    initial_grad_fn: Any = None
 
     @property
     def is_changed_with_gradient(self) -> bool:
-        """Whether forward has changed it in place so that gradients arrive through its new value."""
-        return self.tensor.grad_fn is not None and self.tensor.grad_fn is not self.begun
+        """Return whether forward has changed it in place, so that gradients arrive through its new value."""
+        return self.tensor.grad_fn is not None and self.tensor.grad_fn is not self.initial_grad_fn
 
 
 class _Entered(torch.autograd.Function):
-    """Makes of a leaf what is none, as inputs are that were computed: these may be changed in place."""
+    """Turns a leaf into a non-leaf, like a computed input, which may be changed in place."""
 
     @staticmethod
     def forward(ctx: Any, leaf: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:  # pyright: ignore
@@ -53,7 +54,7 @@ class _Entered(torch.autograd.Function):
 def wrap_all(
     model: torch.nn.Module, inputs: list[torch.Tensor], structure: Structure, recorder: Recorder
 ) -> dict[int, Wrapper]:
-    """Placeholders for all tensors the step starts from, by the id of the real tensor; the same tensor is one."""
+    """Return wrappers of all tensors from which the step starts, by the id of the real tensor, each tensor once."""
     wrappers: dict[int, Wrapper] = {}
     for source, tensor in Owners(model).sources(inputs, structure).items():
         fake = _fake_like(tensor)
@@ -69,15 +70,18 @@ def wrap_all(
 
 
 def _fake_like(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, strides and dtype (under `tensors_without_data`: without data); meta becomes CPU."""
+    """Return a tensor of the same shape, strides and dtype, without data under `tensors_without_data`.
+
+    A tensor on meta becomes one on the CPU.
+    """
     device = torch.device("cpu") if tensor.device.type == "meta" else tensor.device
     fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     return lazily_changed(fake, tensor)
 
 
 def by_place(model: torch.nn.Module, wrappers: Mapping[int, Wrapper]) -> dict[str, torch.Tensor]:
-    """The stand-ins of parameters and buffers by the name of each place where they stand."""
-    # By module, not by name: a module that stands in two places would be swapped twice and not be put back.
+    """Return the wrappers of parameters and buffers by the name of each place where a module holds them."""
+    # A module that is registered in two places is listed once: swapped twice, it would not be restored.
     return {
         f"{prefix}.{name}" if prefix else name: wrappers[id(tensor)].tensor
         for prefix, module in model.named_modules()
@@ -87,7 +91,7 @@ def by_place(model: torch.nn.Module, wrappers: Mapping[int, Wrapper]) -> dict[st
 
 
 def with_replaced(wrappers: Mapping[int, Wrapper], replaced: Mapping[torch.Tensor, torch.Tensor]) -> dict[int, Wrapper]:
-    """The stand-ins with the values that forward put in the place of some: the new values of those buffers."""
+    """Return the wrappers with the new tensors of those buffers that forward replaced."""
     return {
         key: replace(wrapper, tensor=replaced[wrapper.tensor]) if wrapper.tensor in replaced else wrapper
         for key, wrapper in wrappers.items()
@@ -95,10 +99,10 @@ def with_replaced(wrappers: Mapping[int, Wrapper], replaced: Mapping[torch.Tenso
 
 
 def changed_inputs(wrappers: Iterable[Wrapper]) -> list[Wrapper]:
-    """The inputs that forward has changed in place so that gradients arrive through their new values.
+    """Return the inputs that forward changed in place, so that gradients arrive through their new values.
 
-    Raises Unsettled for a buffer whose shape forward has changed, CaptureError for an input of which it has, and for a
-    buffer that was changed by what requires a gradient.
+    Raises Unsettled for a buffer whose shape forward has changed.
+    Raises CaptureError for an input whose shape it has changed, and for a buffer changed by a tensor with gradient.
     """
     changed = []
     for wrapper in wrappers:

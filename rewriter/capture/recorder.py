@@ -1,4 +1,4 @@
-"""Writes down every ATen call of a step as it runs on tensors without data: an FX graph, and what forward looked at."""
+"""Record every ATen call of a step that runs on tensors without data in an FX graph, and the values forward read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..errors import CaptureError
 from ..text.source_text import identifier
 from .boundary.refused_parts import refuse_tensors
 from .capture_failures import about_sparse
-from .captured_step import looked_at
+from .captured_step import observed_value
 from .eager.fake_kernel_fixes import as_eager_makes_it, grouped_mm_result, is_blank
 from .eager.shaped_by_data import result_by_shape
 from .foreign.operations import ForeignOperations, fake_kernel_failed
@@ -39,29 +39,32 @@ from .torch_internals import (
     tensors_with_data,
 )
 from .watch.random_streams import unwatched
-from .watch.stand_ins import StandIns
+from .watch.stand_ins import TensorPlaceholders
 
 aten = torch.ops.aten
 
-# What the cells of recurrent layers call, and nothing else does. Rewritten they would differ in the last bit: a
-# sigmoid on a part of a tensor takes other vector lanes than one on a copy of that part.
+# Only the cells of recurrent layers call these. Rewritten they would differ in the last bit: a sigmoid on a part of a
+# tensor uses different vector instructions than one on a copy of that part.
 _RECURRENT = (aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default, aten.mkldnn_rnn_layer.default)
 
-# A decision by fewer draws than these is taken for one that goes another way at each step.
+# A decision by fewer draws than this is assumed to differ between steps.
 _MANY_DRAWS = 32
 
 
 class Recorder(OperationMode):
-    """Writes every ATen call into an FX graph; sits above tensors without data, below autograd and functionalization.
+    """A mode that records every ATen call in an FX graph, above fake tensors, below autograd and functionalization.
 
-    graph: what is recorded, each call's `meta` as `Captured` has it. nodes: by the id of the fake tensor, what gave it.
-    phase: "forward" until whoever runs the step sets "backward". modules: names of the modules running, innermost last,
-    kept by `twin.watched`. constants: tensors that were met but are no inputs of the step, in the order of their
-    placeholders. reads: the nodes whose values forward looked at, each with what it saw. checks: truth values that
-    depend on parameters or random numbers, by which forward decided, each with what it was for the sample: a step
-    makes sure that they still are. outer: the autograd node that runs around the capture, if any.
+    graph: the recorded calls, each with `meta` as in `Captured`.
+    nodes: the node that made each fake tensor, by the tensor's id.
+    phase: "forward" until the caller sets "backward".
+    modules: names of the running modules, innermost last, maintained by `shadow_module.watched`.
+    constants: tensors that forward reads but that are not inputs, in the order of their placeholders.
+    reads: the nodes whose values forward read, each with the value for the sample.
+    checks: truth values that depend on parameters or random numbers and by which forward decided, each with its value
+        for the sample; every step checks that they are the same.
+    outer: the autograd node that runs around the capture, if any.
 
-    Raises CaptureError, with the module and the line at fault, for what a captured step cannot follow.
+    Raises CaptureError, with the module and the line at fault, for operations that a captured step cannot follow.
     """
 
     def __init__(self) -> None:
@@ -77,14 +80,14 @@ class Recorder(OperationMode):
         self.modules: list[str] = []
         self.phase = "forward"
         self.batches: torch.Tensor | None = None
-        self.stand_ins = StandIns(self._constant, self._pause)
+        self.placeholders = TensorPlaceholders(self._constant, self._pause)
         self.paused = False
         self.sequence = -1
         self.outer = backward_sequence()
         self.counts: dict[str, int] = {}
 
     def placeholder(self, kind: str, name: str, fake: torch.Tensor, sample: torch.Tensor | None) -> fx.Node:
-        """A new input of the graph, standing for `fake`; `sample` holds its real data where there is any."""
+        """Add an input of the graph for `fake`; `sample` holds its real data, if any."""
         index = self.counts.get(kind, 0)
         self.counts[kind] = index + 1
         last = next((n for n in reversed(self.graph.nodes) if n.op == "placeholder"), None)
@@ -107,18 +110,18 @@ class Recorder(OperationMode):
             self.paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with unwatched(), no_function_modes():  # which are for what forward calls
+        with unwatched(), no_function_modes():  # function modes only see calls of forward
             return func(*args, **kwargs or {}) if self.paused else self._recorded(func, args, kwargs or {})
 
     def _recorded(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """The result of a call without data, written down."""
+        """Record a call and return its result without data."""
         if func is torch.ops.prim.device.default or func.namespace == "profiler":
             return func(*args, **kwargs)
         if func in _RECURRENT:
             raise CaptureError(
                 f"{func} cannot be rewritten, {self.where()}: it is what recurrent layers (LSTM, GRU) run, whose cells "
-                "work in place on parts of tensors, or in a fused kernel with a workspace of its own; keep them out of "
-                "the rewritten module"
+                "work in place on parts of tensors, or in a fused kernel with its own workspace; keep them out of the "
+                "rewritten module"
             )
         if func is aten.lift_fresh.default and not is_without_data(args[0]):
             return self._lift(args[0])
@@ -165,36 +168,36 @@ class Recorder(OperationMode):
         return out
 
     def _shaped_by_few(self, func: Any, args: Any) -> Any:
-        """The result of an operation whose shape a few of its operands decide, which are looked at; else None."""
+        """Return the result of an operation whose shape depends on the values of a few operands; else None."""
         if self.phase == "backward":
             return None
         with self:
             result = result_by_shape(func, args)
         for part in result if isinstance(result, tuple) else () if result is None else (result,):
-            self.graph.erase_node(self.nodes.pop(id(part)))  # it is made by the operation, and not blank
+            self.graph.erase_node(self.nodes.pop(id(part)))  # the operation makes it, not the blank constructor
         return result
 
     def _knows_masks(self, indices: Any) -> bool:
-        """Whether forward has taken elements by these very masks."""
+        """Return whether forward has indexed by one of these masks before."""
         return any(isinstance(i, torch.Tensor) and self.nodes.get(id(i)) in self.positions for i in indices)
 
     def _positions(self, index: torch.Tensor | None) -> list[torch.Tensor | None]:
-        """A mask as the positions where it is true, as eager reads it: how many there are is guarded."""
+        """Return the positions at which a mask is true, as eager computes them; their number is guarded."""
         if index is None or index.dtype not in (torch.bool, torch.uint8):
             return [index]
         mask = self.nodes[id(index)] if id(index) in self.nodes else self._constant(index)
         if mask not in self.positions:
             with self:
-                found = aten.nonzero.default(index)
-                self.positions[mask] = [aten.select.int(found, 1, i) for i in range(index.dim())]
+                indices = aten.nonzero.default(index)
+                self.positions[mask] = [aten.select.int(indices, 1, i) for i in range(index.dim())]
         return list(self.positions[mask])
 
     def _sequence(self) -> int:
-        """The number of the autograd node that a forward call belongs to, or that backward is running."""
+        """Return the number of the autograd node of a forward call, or of the one that backward is running."""
         if self.phase == "forward":
             self.sequence = forward_sequence()
         elif (running := backward_sequence()) not in (None, self.outer):
-            # The engine sums gradients between two nodes: then none is running, and the sum belongs to the last one.
+            # The engine sums gradients between two nodes: then none is running, and the sum belongs to the last node.
             self.sequence = running
         return self.sequence
 
@@ -211,7 +214,7 @@ class Recorder(OperationMode):
         return value
 
     def _lift(self, value: torch.Tensor) -> torch.Tensor:
-        """A tensor made of Python numbers in forward: the same storage from here on."""
+        """Record a tensor made of Python numbers in forward as a constant with one storage."""
         node = self._constant(value)
         lifted = aten.lift_fresh.default(value)
         node.meta.update(val=lifted, lifted=True)
@@ -219,7 +222,7 @@ class Recorder(OperationMode):
         return lifted
 
     def _without_data(self, value: Any) -> Any:
-        """In the place of a tensor with data, which is a constant then, always the same one without."""
+        """Return the fake tensor of a real tensor, which becomes a constant; any other value itself."""
         if not isinstance(value, torch.Tensor) or is_without_data(value):
             return value
         if id(value) not in self.nodes:
@@ -230,23 +233,23 @@ class Recorder(OperationMode):
     def _constant(self, value: torch.Tensor, fake: torch.Tensor | None = None) -> fx.Node:
         if is_without_data(value):
             raise CaptureError(
-                f"a tensor reached the step that was not seen being made (in another thread, perhaps), {self.where()}; "
+                f"forward uses a tensor whose making was not recorded (in another thread, perhaps), {self.where()}; "
                 "make it in forward, in the thread that calls it"
             )
         refuse_tensors([("a tensor that forward reaches", value)])
         if value.requires_grad:
             raise CaptureError(
-                f"a tensor of shape {tuple(value.shape)} requires a gradient but is no parameter of the module, "
+                f"a tensor of shape {tuple(value.shape)} requires a gradient but is not a parameter of the module, "
                 f"{self.where()}; register it as an nn.Parameter or pass it as an argument"
             )
-        # Kept by the recorder, so that its id stays its own.
+        # The recorder keeps it alive, so that its id stays unique.
         self.constants.append(value)
         node = self.placeholder("constant", str(len(self.constants) - 1), value if fake is None else fake, value)
         self.nodes[id(value)] = node
         return node
 
     def hold(self, value: torch.Tensor) -> None:
-        """Makes a tensor from outside the step known, as a constant of it."""
+        """Register a tensor from outside the step as a constant."""
         self.nodes[id(value)] = self._constant(value)
 
     def _name_outputs(self, node: fx.Node, out: Any) -> None:
@@ -263,16 +266,15 @@ class Recorder(OperationMode):
                     self.nodes[id(part)] = item
 
     def _look_at_data(self, node: fx.Node, args: Any) -> Any:
-        """The value of a node that fake tensors cannot know: computed from the sample, and guarded or checked."""
+        """Return the value of a node that fake tensors cannot know, from the sample, and guard or check it."""
         if self.phase == "backward":
             if _looks_for_nan(node):
                 return False
             raise CaptureError(
-                f"backward looks at the values of a gradient ({node.target}), {self.where()}: what it does may change "
-                "with every step, so it has no fixed program; compute with the tensor, or keep that part out of the "
-                "rewritten module"
+                f"backward looks at the values of a gradient ({node.target}), {self.where()}: they may change the "
+                "program with every step; compute with the tensor, or keep that part out of the rewritten module"
             )
-        # Above this handler functionalization and autograd are still on; below it only the fake mode is.
+        # Above this handler functionalization and autograd are still active; below it only the fake mode is.
         with tensors_with_data(), torch.no_grad():
             fixed = self.values.same_for_any_draw(node)
             if fixed is None:
@@ -281,7 +283,7 @@ class Recorder(OperationMode):
         if fixed is None and _is_decided_in_step(node):
             self.checks.append((node.all_input_nodes[0], value))
         elif fixed is None:
-            self.reads.append((node, looked_at(value)))
+            self.reads.append((node, observed_value(value)))
         place = getattr(args[0], "fake_device", None)
         return map_aggregate(  # pyright: ignore[reportReturnType]
             value,
@@ -293,26 +295,27 @@ class Recorder(OperationMode):
         )
 
     def _refuse_what_varies(self, node: fx.Node) -> None:
-        """Raises CaptureError for what would make each step another program."""
+        """Raise CaptureError if the value of a node would give each step a different program."""
         seen = inputs_of(node)
         drawn = [n for n in seen if n.op == "call_function" and is_random(n)]
         parameter = next((n.meta["source"].name for n in seen if n.op == "placeholder" and _is_parameter(n)), None)
         if drawn and parameter is None and sum(n.meta["val"].numel() for n in drawn) < _MANY_DRAWS:
             raise CaptureError(
-                f"the module decides by a random number ({drawn[0].target}), {self.where()}: each step would be "
-                "another program; switch it off (layerdrop=0, for one) or keep that part out of the rewritten module"
+                f"the module decides by a random number ({drawn[0].target}), {self.where()}: each step would need a "
+                "different program; switch it off (for example layerdrop=0) or keep that part out of the rewritten "
+                "module"
             )
         if (drawn or parameter is not None) and not _is_truth_value(node):
             what = f"a parameter ({parameter})" if parameter is not None else f"random numbers ({drawn[0].target})"
             raise CaptureError(
                 f"the module looks at the values of {what}, {self.where()}, and takes a number or a shape from them: "
                 "these may change with every step, so it has no fixed program; compute with the tensor instead, or "
-                "keep that part out of the rewritten module (what is true or false is no such number: it is checked)"
+                "keep that part out of the rewritten module (only decisions by true or false can be checked)"
             )
 
     @contextmanager
     def averaging(self, batches: torch.Tensor) -> Iterator[None]:
-        """A context in which batch normalization averages over as many batches as a tensor says in each step."""
+        """Make batch normalization in this context average over the number of batches in a tensor of each step."""
         before, self.batches = self.batches, batches
         try:
             yield
@@ -320,7 +323,7 @@ class Recorder(OperationMode):
             self.batches = before
 
     def where(self) -> str:
-        """The innermost module running now, or whose backward runs, and the line of code, for errors."""
+        """Return the innermost module whose forward or backward runs, and the line of code, for errors."""
         if self.phase == "backward":
             ran = [node.meta for node in self.graph.nodes if node.op == "call_function"]
             names = [meta["module"] for meta in ran if (meta["phase"], meta["sequence"]) == ("forward", self.sequence)]
@@ -331,7 +334,7 @@ class Recorder(OperationMode):
 
 
 def _looks_for_nan(node: fx.Node) -> bool:
-    """Whether autograd itself looks at a gradient, as it does under `detect_anomaly`: nothing follows from it."""
+    """Return whether autograd itself reads a gradient, as under `detect_anomaly`, without consequences."""
     (read,) = node.all_input_nodes or (None,)
     return torch.is_anomaly_check_nan_enabled() and read is not None and read.target is aten._is_any_true.default
 
@@ -341,12 +344,12 @@ def _is_parameter(node: fx.Node) -> bool:
 
 
 def _is_truth_value(node: fx.Node) -> bool:
-    """Whether what is read is one truth value."""
+    """Return whether a node reads one truth value."""
     if node.target is not aten._local_scalar_dense.default:
         return False
     return node.all_input_nodes[0].meta["val"].dtype == torch.bool
 
 
 def _is_decided_in_step(node: fx.Node) -> bool:
-    """Whether a value is only known while the step runs: it depends on parameters or random numbers."""
+    """Return whether a value is known only while the step runs: it depends on parameters or random numbers."""
     return any(is_random(n) if n.op == "call_function" else _is_parameter(n) for n in inputs_of(node))

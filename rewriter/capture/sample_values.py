@@ -1,4 +1,4 @@
-"""Computes what a module looks at while it is captured, from the sample's real tensors."""
+"""Compute the values that a module reads during capture, from the sample's real tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ...passes.calls import inputs_of, is_random
-from ...passes.foreign_calls import calling
+from ...passes.foreign_calls import with_autocast
 from ...passes.sources import Source
 from ...passes.step_graph import updated_buffers
 from ..errors import CaptureError
@@ -18,12 +18,15 @@ from .watch.random_streams import unwatched
 
 aten = torch.ops.aten
 
-_SMALL_ELEMENTS = 4096  # results as small as this are kept, since later decisions may need them
+_SMALL_ELEMENTS = 4096  # results of at most so many elements are kept, since later decisions may need them
 
 
 class SampleValues:
-    """Real values of recorded calls. sample: real data of placeholders; where: says which module and line are
-    running."""
+    """Real values of recorded calls.
+
+    sample: real data of placeholders.
+    where: describes the module and line that are running.
+    """
 
     def __init__(self, where: Callable[[], str]) -> None:
         self.where = where
@@ -31,15 +34,15 @@ class SampleValues:
         self._small: dict[fx.Node, Any] = {}
 
     def of(self, node: fx.Node, draws: float | None = None) -> Any:
-        """The real value of a node.
+        """Return the real value of a node.
 
-        draws: replaces all random numbers. Otherwise they are those that the step will draw, from the default
-        generator as it stands; it stays as it is.
+        draws: a number that replaces all random numbers; by default they are those that the step will draw from the
+            default generator, whose state does not change.
         """
         random = [n for n in inputs_of(node) if n.op == "call_function" and is_random(n)]
         if draws is not None or not random:
             return self._evaluated(node, self._needed([node], draws), draws)
-        # All that is drawn before counts, since it moves the generator.
+        # Earlier draws are needed too, since they advance the generator.
         needed = self._needed([node, *_drawn_before(node)], draws)
         devices = {n.meta["val"].device for n in random if n.meta["val"].device.type == "cuda"}
         with unwatched(), torch.random.fork_rng(devices=list(devices), device_type="cuda"):
@@ -48,9 +51,9 @@ class SampleValues:
     def _known(self, node: fx.Node, draws: float | None) -> bool:
         return draws is None and node in self._small and not (node.op == "call_function" and is_random(node))
 
-    def _needed(self, wanted: list[fx.Node], draws: float | None) -> set[fx.Node]:
-        """What has to be there to compute some nodes: nothing behind a result that is known."""
-        seen, stack = set(wanted), list(wanted)
+    def _needed(self, targets: list[fx.Node], draws: float | None) -> set[fx.Node]:
+        """Return the nodes needed to compute the targets, without the operands of known results."""
+        seen, stack = set(targets), list(targets)
         while stack:
             node = stack.pop()
             for before in () if self._known(node, draws) else node.all_input_nodes:
@@ -59,11 +62,11 @@ class SampleValues:
                     stack.append(before)
         return seen
 
-    def _evaluated(self, wanted: fx.Node, needed: set[fx.Node], draws: float | None) -> Any:
-        """Runs what is needed in order, and lets go of each value once nothing needs it any more."""
+    def _evaluated(self, target: fx.Node, needed: set[fx.Node], draws: float | None) -> Any:
+        """Run the needed nodes in order, and release each value after its last use."""
         reads = Counter(before for n in needed if not self._known(n, draws) for before in n.all_input_nodes)
         values: dict[fx.Node, Any] = {}
-        for node in wanted.graph.nodes:
+        for node in target.graph.nodes:
             if node not in needed:
                 continue
             known = self._known(node, draws)
@@ -74,9 +77,9 @@ class SampleValues:
                 reads[before] -= 1
                 if not reads[before]:
                     values.pop(before, None)
-            if node is wanted:
+            if node is target:
                 break
-        return values[wanted]
+        return values[target]
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any], draws: float | None) -> Any:
         if node.op == "placeholder":
@@ -86,24 +89,26 @@ class SampleValues:
         args: Any
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])  # pyright: ignore
         if node.meta.get("in_place"):
-            return args[0].bernoulli_(args[1])  # drawn in the order of memory, as the step will
+            return args[0].bernoulli_(args[1])  # draws in the order of memory, like the step
         updated = {id(values[n]) for n in updated_buffers(node)}
         if updated:
             args = tuple(a.clone() if id(a) in updated else a for a in args)  # pyright: ignore  # the step updates them
-        return calling(node)(*args, **kwargs)
+        return with_autocast(node)(*args, **kwargs)
 
     def _sample_of(self, node: fx.Node) -> torch.Tensor:
         source: Source = node.meta["source"]
         if node not in self.sample:
             raise CaptureError(
-                f"the module looks at the values of {source.kind} {source.name}, {self.where()}, which has none on "
+                f"the module looks at the values of {source.kind} {source.name}, {self.where()}, which has no data on "
                 "the meta device; pass it as a real tensor"
             )
         return self.sample[node].detach()
 
     def same_for_any_draw(self, node: fx.Node) -> Any:
-        """The outcome of a comparison with uniform random numbers when it is the same over their whole range
-        (a layerdrop of 0), else None: such a decision needs no guard."""
+        """Return the outcome of a comparison with uniform random numbers if any draw gives the same, else None.
+
+        Such a decision (a layerdrop of 0) needs no guard.
+        """
         seen = inputs_of(node)
         drawn = [n for n in seen if n.op == "call_function" and is_random(n)]
         uniform = (aten.rand.default, aten.rand_like.default)
@@ -122,12 +127,12 @@ class SampleValues:
 
 
 def _drawn_before(node: fx.Node) -> list[fx.Node]:
-    """The random calls up to a node, in order."""
+    """Return the random calls up to a node, in order."""
     drawn = []
-    for one in node.graph.nodes:
-        if one.op == "call_function" and is_random(one):
-            drawn.append(one)
-        if one is node:
+    for earlier in node.graph.nodes:
+        if earlier.op == "call_function" and is_random(earlier):
+            drawn.append(earlier)
+        if earlier is node:
             break
     return drawn
 

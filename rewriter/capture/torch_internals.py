@@ -1,6 +1,6 @@
-"""The private interfaces of torch that capture stands on, each under a name that says what it is used for.
+"""The private interfaces of torch on which capture depends, each under a name that says its use.
 
-No other file imports what is private in torch: when a release changes one of these, it is put right here.
+No other file imports private parts of torch: when a release changes one of these, it is corrected here.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -33,12 +33,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Sees every operation below autograd, by `__torch_dispatch__`.
 OperationMode = TorchDispatchMode
-# What `torch.nn.functional.cross_entropy` calls.
+# The function that `torch.nn.functional.cross_entropy` calls.
 cross_entropy_loss = torch._C._nn.cross_entropy_loss  # pyright: ignore[reportAttributeAccessIssue]
-# What an operation raises if it is run without data and its result, or its result's shape, depends on them.
+# The errors of an operation that runs without data although its result, or its result's shape, depends on data.
 NEEDS_DATA = (DataDependentOutputException, DynamicOutputShapeException)
 
-# Functions of torch that a `__torch_function__` mode looks out for, as it sees them.
+# Functions of torch that `__torch_function__` modes intercept, as the modes receive them.
 ONE_HOT: Any = torch._C._nn.one_hot  # pyright: ignore[reportAttributeAccessIssue]
 ASSERTIONS = (torch._assert_async, torch.ops.aten._assert_async, torch.ops.aten._assert_async.msg)
 MAKES_DUAL = (torch._make_dual, torch._VF._make_dual)
@@ -52,19 +52,19 @@ MAKES_NESTED = (
 
 
 def tensors_without_data() -> AbstractContextManager[Any]:
-    """A context in which new tensors have a device but no data, and every operation only works out shapes."""
+    """Return a context in which new tensors have a device but no data, and every operation only computes shapes."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def tensors_with_data() -> AbstractContextManager[Any]:
-    """A context within `tensors_without_data` in which tensors have data again."""
+    """Return a context within `tensors_without_data` in which tensors have data again."""
     return unset_fake_temporarily()
 
 
 def is_default_generator(value: Any) -> bool:
-    """Whether something is a generator from which torch draws where none is given."""
+    """Return whether a value is a generator from which torch draws by default."""
     return isinstance(value, torch._C.Generator) and (
-        value is torch.default_generator or any(value is one for one in torch.cuda.default_generators)
+        value is torch.default_generator or any(value is generator for generator in torch.cuda.default_generators)
     )
 
 
@@ -72,24 +72,24 @@ _CPU = torch.device("cpu")
 
 
 def default_device() -> torch.device:
-    """`torch.get_default_device()`, in a twentieth of its time where nothing has set one."""
+    """Return `torch.get_default_device()`, in a twentieth of its time if none was set."""
     is_set = torch._C._len_torch_function_stack() or getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     return torch.get_default_device() if is_set else _CPU
 
 
 def no_function_modes() -> AbstractContextManager[Any]:
-    """A context in which no mode sees which functions of torch are called (`__torch_function__`)."""
+    """Return a context in which no `__torch_function__` mode intercepts functions of torch."""
     return torch._C.DisableTorchFunction()
 
 
 def is_without_data(value: Any) -> bool:
-    """Whether something is a tensor made under `tensors_without_data`."""
+    """Return whether a value is a tensor made under `tensors_without_data`."""
     return isinstance(value, FakeTensor)
 
 
 @contextmanager
 def functionalized() -> Iterator[None]:
-    """A context in which in-place operations on functional wrappers become operations that make new values."""
+    """Turn in-place operations on functional wrappers into operations that make new values, within this context."""
     torch._enable_functionalization(reapply_views=True)
     try:
         yield
@@ -98,25 +98,25 @@ def functionalized() -> Iterator[None]:
 
 
 def functional_wrapper(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:
-    """A functional wrapper: in-place changes of it are recorded as new values."""
+    """Return a functional wrapper of a tensor: in-place changes of it are recorded as new values."""
     wrapper = torch._to_functional_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
     return wrapper.requires_grad_(requires_grad)
 
 
 def is_functional(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is a functional wrapper, as all tensors of a step are while it is captured."""
+    """Return whether a tensor is a functional wrapper, as all tensors of a step are while it is captured."""
     return torch._is_functional_tensor(tensor)
 
 
 def is_real(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has data: it is neither a functional wrapper nor fake, nor one of `torch.func`'s."""
+    """Return whether a tensor has data: it is neither a functional wrapper nor fake, nor one of `torch.func`'s."""
     if is_functional(tensor) or is_without_data(tensor) or tensor.is_meta:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
 
 
 def present_value(wrapper: torch.Tensor) -> torch.Tensor:
-    """The present value behind a functional wrapper, once views and in-place changes are replayed."""
+    """Return the present value of a functional wrapper, after views and in-place changes are replayed."""
     if not torch._is_functional_tensor(wrapper):
         return wrapper
     torch._sync(wrapper)
@@ -124,28 +124,28 @@ def present_value(wrapper: torch.Tensor) -> torch.Tensor:
 
 
 def suggested_format(tensor: torch.Tensor) -> torch.memory_format:
-    """The memory format that kernels read off a tensor's strides, dense or not: channels last, or contiguous."""
+    """Return the memory format that kernels derive from a tensor's strides: channels last, or contiguous."""
     return suggest_memory_format(tensor)
 
 
 def forward_sequence() -> int:
-    """The number of the autograd node that was made last."""
+    """Return the number of the autograd node that was made last."""
     return torch.autograd._get_sequence_nr() - 1
 
 
 def backward_sequence() -> int | None:
-    """The number of the autograd node that backward is running; None between two of them."""
+    """Return the number of the autograd node that backward is running; None between two nodes."""
     running = torch._C._current_autograd_node()
     return None if running is None else running._sequence_nr()
 
 
 def swapped(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> AbstractContextManager[Any]:
-    """A context in which the module holds other tensors in the place of the parameters and buffers of these names."""
+    """Return a context in which the module holds other tensors instead of the parameters and buffers of these names."""
     return stateless._reparametrize_module(model, tensors)
 
 
 def left_alone_by_compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as `torch.compile` neither traces nor compiles it, nor anything that it calls.
+    """Return the function such that `torch.compile` does not trace or compile it, or functions that it calls.
 
     `torch.compiler.disable` does the same, but imports the whole compiler, which takes seconds.
     """
@@ -167,8 +167,10 @@ def left_alone_by_compile(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def checkpoints_passed() -> Iterator[list[None]]:
-    """Makes torch's own checkpoints plain calls in this thread: what to recompute is planned here, and the bits are the
-    same. Gives a list that gets longer with each."""
+    """Make torch's own checkpoints plain calls in this thread, with the same bits, since lowtide plans recomputation.
+
+    Yields a list that grows with each checkpoint.
+    """
     before = getattr(_here, "passed", None)
     _pass_where_asked()
     passed = _here.passed = []
@@ -183,7 +185,7 @@ _GENERATORS = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_r
 
 
 def _pass_where_asked() -> None:
-    """Has checkpoints ask first whether this thread passes them. Other threads see no difference, so it stays."""
+    """Make checkpoints test first whether this thread passes them. Other threads are not affected, so it stays."""
     composable = sys.modules.get("torch.distributed._composable.checkpoint_activation")
     for holder in (checkpoint, composable):
         for name in _GENERATORS:
@@ -195,7 +197,7 @@ def _pass_where_asked() -> None:
 
 
 def _passing_generator(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
-    """What runs around the function of a checkpoint that is not reentrant."""
+    """Return the generator that runs around the function of a checkpoint that is not reentrant."""
 
     @functools.wraps(generator)
     def around(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -205,7 +207,7 @@ def _passing_generator(generator: Callable[..., Iterator[None]]) -> Callable[...
         passed.append(None)
         given = inspect.signature(generator).bind(*args, **kwargs).arguments
         contexts = given.get("context_fn", checkpoint.noop_context_fn)()
-        # Modes that choose what to save have nothing to do here.
+        # Modes that choose values to save are not needed here.
         with nullcontext() if isinstance(contexts[0], TorchDispatchMode) else contexts[0]:
             yield
 
@@ -214,7 +216,7 @@ def _passing_generator(generator: Callable[..., Iterator[None]]) -> Callable[...
 
 
 def _passing_function(plain: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """The autograd function of a reentrant checkpoint, which runs its own without gradients."""
+    """Return the autograd function of a reentrant checkpoint, which becomes a plain call if this thread passes it."""
 
     class CheckpointFunction(plain):
         lowtide_passes = True
@@ -228,7 +230,7 @@ def _passing_function(plain: type[torch.autograd.Function]) -> type[torch.autogr
             function, _, *inputs = args
             if any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
                 return function(*inputs)
-            # No gradient passes a checkpoint whose arguments require none, whatever its parameters do.
+            # No gradient passes a checkpoint whose arguments require none, even if its parameters do.
             with torch.no_grad():
                 return function(*inputs)
 
@@ -239,12 +241,12 @@ _ACCUMULATION_HOOKS = attrgetter("_post_accumulate_grad_hooks")
 
 
 def any_waits_for_gradient(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether a hook waits until the gradient of one of them has been accumulated."""
+    """Return whether one of the tensors has a hook that runs after its gradient is accumulated."""
     return any(map(_ACCUMULATION_HOOKS, tensors))
 
 
 def nodes_behind(tensor: torch.Tensor) -> set[Any]:
-    """All autograd nodes that a tensor's gradient may reach, those of leaves too."""
+    """Return all autograd nodes that a tensor's gradient may reach, including those of leaves."""
     seen: set[Any] = set()
     pending = [tensor.grad_fn] if tensor.grad_fn is not None else []
     while pending:
@@ -256,14 +258,14 @@ def nodes_behind(tensor: torch.Tensor) -> set[Any]:
 
 
 def leaves_behind(tensors: Iterable[torch.Tensor]) -> set[int]:
-    """The ids of all leaves that the gradients of some tensors may reach."""
+    """Return the ids of all leaves that the gradients of some tensors may reach."""
     nodes = {node for tensor in tensors for node in nodes_behind(tensor)}
     return {id(node.variable) for node in nodes if hasattr(node, "variable")} | {
         id(tensor) for tensor in tensors if tensor.is_leaf and tensor.requires_grad
     }
 
 
-# Switches of kernels that have a setter but no getter in public: those of a CPU, and those of every other device.
+# Switches of kernels that have a public setter but no public getter: those of a CPU, and those of other devices.
 _SWITCHES_ON_CPU = (
     "_get_nnpack_enabled",
     "_is_xnnpack_enabled",
@@ -285,14 +287,12 @@ _SWITCHES_OF_ATTENTION = ("_get_overrideable_sdp_enabled", "_get_sdp_priority_or
 
 
 def precision_getter(backend: str, operations: str) -> Callable[[], str]:
-    """What tells the precision in which a backend computes in float32: `torch.backends.….fp32_precision`, in a tenth of
-    its time."""
+    """Return a getter of a backend's float32 precision: `torch.backends.….fp32_precision`, in a tenth of its time."""
     return functools.partial(torch._C._get_fp32_precision_getter, backend, operations)
 
 
 def kernel_switches(device_type: str) -> dict[str, Callable[[], Hashable]]:
-    """What tells where the switches of kernels without a public getter stand, by name; a release may have more or
-    fewer."""
+    """Return getters, by name, of kernel switches without a public getter; releases differ in them."""
     own = _SWITCHES_ON_CPU if device_type == "cpu" else _SWITCHES_ELSEWHERE
     names = [name for name in (*_SWITCHES_OF_ATTENTION, *own) if hasattr(torch._C, name)]
     return {name.removeprefix("_"): _hashed(getattr(torch._C, name), name) for name in names}
@@ -302,8 +302,8 @@ def _hashed(getter: Callable[[], Any], name: str) -> Callable[[], Hashable]:
     return (lambda: tuple(getter())) if name in _SWITCHES_WITH_LISTS else getter
 
 
-# Overloads that a function, a method or a member of `torch.nn.functional` calls with the same arguments. Python's own
-# parser of arguments takes about a microsecond less than the general one. A test holds that they call just these.
+# Overloads that a function, a method or a member of `torch.nn.functional` calls with the same arguments. The argument
+# parser of those takes about a microsecond less than the general one. A test checks that they call exactly these.
 _FUNCTIONS = """
     _log_softmax.default _scaled_dot_product_flash_attention_for_cpu.default _softmax.default add.Tensor addmm.default
     baddbmm.default bmm.default cat.default clone.default cos.default div.Tensor embedding.default exp.default mean.dim
@@ -324,13 +324,15 @@ QUICK_OPERATIONS: dict[str, Callable[..., Any]] = {
     for name in names.split()
     if hasattr(holder, name.partition(".")[0])
 }
-# These only make a tensor of the number and call the overload for tensors, which takes the number as well.
+# These only make a tensor of the number and call the overload for tensors, which accepts the number as well.
 QUICK_OPERATIONS |= {"aten.mul.Scalar": torch.mul, "aten.div.Scalar": torch.div}
 
 
 class DirectOperations:
-    """The operations of a namespace (`torch.ops.aten`) without the layer of Python in front of each, which takes half a
-    microsecond for each call, and by a quicker way where there is one. What runs is the same."""
+    """The operations of a namespace (`torch.ops.aten`) without their Python layer of half a microsecond per call.
+
+    An operation in `QUICK_OPERATIONS` is called by the function there. The same kernels run.
+    """
 
     def __init__(self, holder: Any) -> None:
         self._holder = holder
@@ -345,16 +347,16 @@ class DirectOperations:
         return direct
 
 
-Engine = Callable[[Sequence[Any], bool], Any]  # runs a backward for these inputs; True: some may receive no gradient
+Engine = Callable[[Sequence[Any], bool], Any]  # runs a backward for these inputs; True if some may have no gradient
 Answer = Callable[[Engine, Sequence[Any], bool, bool], Any]
 _answers: dict[str, Answer] = {}
 
 
 def answer_backwards(answer: Answer) -> None:
-    """Has every backward of this process for chosen tensors run as `answer(engine, inputs, allow_unused, accumulates)`.
+    """Run every backward of this process for chosen tensors as `answer(engine, inputs, allow_unused, accumulates)`.
 
-    Those are `torch.autograd.grad` and `backward(inputs=)`, which accumulates. To others it makes no difference, so it
-    stays. `torch.compiler` exchanges the same function while it traces.
+    These are `torch.autograd.grad` and `backward(inputs=)`, which accumulates. Others are not affected, so it stays.
+    `torch.compiler` replaces the same function while it traces.
     """
     _answers["answer"] = answer
     if not hasattr(torch.autograd._engine_run_backward, "lowtide_answers"):
@@ -370,24 +372,28 @@ def _answering(plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            told = signature.bind(*args, **kwargs).arguments
-        except TypeError:  # another release of torch: as it is there
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # another release of torch, with other arguments
             return plain(*args, **kwargs)
-        if not told["inputs"]:
+        if not arguments["inputs"]:
             return plain(*args, **kwargs)
 
         def engine(inputs: Sequence[Any], allow_unused: bool) -> Any:
-            return plain(*{**told, "inputs": tuple(inputs), "allow_unreachable": allow_unused}.values())
+            return plain(*{**arguments, "inputs": tuple(inputs), "allow_unreachable": allow_unused}.values())
 
-        return _answers["answer"](engine, told["inputs"], told["allow_unreachable"], told["accumulate_grad"])
+        return _answers["answer"](
+            engine, arguments["inputs"], arguments["allow_unreachable"], arguments["accumulate_grad"]
+        )
 
     vars(run)["lowtide_answers"] = True
     return run
 
 
-def gradient_edge(asked: Any) -> tuple[Any, int]:
-    """The autograd node to which the gradient of a tensor (or a `GradientEdge`) comes, None for a leaf, and which of
-    the node's outputs it is."""
-    if isinstance(asked, torch.autograd.graph.GradientEdge):
-        return asked.node, asked.output_nr
-    return asked.grad_fn, asked.output_nr
+def gradient_edge(target: Any) -> tuple[Any, int]:
+    """Return the autograd node that receives the gradient of a tensor (or a `GradientEdge`), and its output's number.
+
+    The node of a leaf is None.
+    """
+    if isinstance(target, torch.autograd.graph.GradientEdge):
+        return target.node, target.output_nr
+    return target.grad_fn, target.output_nr

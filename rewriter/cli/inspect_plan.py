@@ -1,4 +1,4 @@
-"""What a saved plan was made from, and its code, which is made anew from the model and never read from the file."""
+"""Shows the origin of a saved plan, and its code, which is generated from the model and never read from the file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .request import Request, build
 
 
 def request_of(path: Path) -> Request | None:
-    """What `lowtide plan` was asked for when it made the plan; None for a plan saved from Python.
+    """Return the request for which `lowtide plan` made the plan; None for a plan saved from Python.
 
-    Raises PlanError if the file's answer makes no sense.
+    Raises PlanError if the request in the file is invalid.
     """
-    told = load_made_by(path)
-    if told is None:
+    made_by = load_made_by(path)
+    if made_by is None:
         return None
     try:
-        request = Request.from_dict(told)
+        request = Request.from_dict(made_by)
     except (ValueError, TypeError) as error:
         raise PlanError(f"{printable(str(path))} is a damaged plan ({printable(str(error))}); plan again") from error
     for name, value in request.settings.items():
@@ -36,9 +36,9 @@ def request_of(path: Path) -> Request | None:
 
 
 def code_of(path: Path, plan: Plan, request: Request | None) -> str:
-    """The Python that the plan becomes, made anew from the model it is for; nothing is allocated for a foreign device.
+    """Return the Python code of the plan, generated from its model; nothing is allocated for a device that is not here.
 
-    Raises LowtideError if the file does not say which model that is, PlanError if that model is another step now.
+    Raises LowtideError if the file does not name the model, PlanError if the model's step is another one now.
     """
     if request is None:
         raise LowtideError(

@@ -1,4 +1,4 @@
-"""The command line: profile, plan, sweep, verify and inspect, on models by name; codes, on activations."""
+"""Defines the command line: profile, plan, sweep, verify and inspect, on models by name; codes, on activations."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as options
-from .output import check_target, print_json, say, speaking
+from .output import check_target, print_json, print_line, reporting_errors
 from .validate import check_budget, check_picture, check_solver, refuse_elsewhere, subject_of
 
 if TYPE_CHECKING:
     from ...solvers.problem.plan import Plan
 
-# How many plans a drawn frontier has at most.
+# The most plans of a drawn frontier.
 _PLANS_DRAWN = 80
 
 # torch and transformers take seconds to import: they are imported where a command needs them, so that help is instant.
@@ -30,12 +30,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point."""
+    """Run the command line."""
     app(prog_name="lowtide")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         package = import_module(__name__.rpartition(".rewriter.")[0])
         typer.echo(f"lowtide {package.__version__}")
         raise typer.Exit
@@ -54,22 +54,22 @@ def _start(
 @options.with_options
 def profile(
     model: options.Model,
-    asked: options.StepOptions,
+    requested: options.StepOptions,
     depth: options.Depth = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Where the bytes and the seconds of a training step go, module by module."""
-    with speaking():
-        subject = subject_of(model, asked)
+    """Shows where the bytes and the seconds of a training step go, module by module."""
+    with reporting_errors():
+        subject = subject_of(model, requested)
         from ..display.profile import profile as profile_step
 
-        told = profile_step(subject.model, (), subject.batch, depth=depth, **subject.costing)
+        result = profile_step(subject.model, (), subject.batch, depth=depth, **subject.costing)
         if as_json:
-            print_json({"request": subject.request.to_dict(), **told.to_dict()})
+            print_json({"request": subject.request.to_dict(), **result.to_dict()})
             return
         from ..display.tables import profile_text, show
 
-        show(profile_text(subject.description, told))
+        show(profile_text(subject.description, result))
 
 
 @app.command()
@@ -77,75 +77,76 @@ def profile(
 def plan(
     model: options.Model,
     budget: options.Budget,
-    asked: options.PlanOptions,
+    requested: options.PlanOptions,
     solver: options.Solver = "auto",
     out: options.PlanTarget = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Plans a training step within a budget: what is kept, what runs again, what it costs."""
-    with speaking():
+    """Plans a training step within a budget: the values it keeps, the kernels that run again, the time it takes."""
+    with reporting_errors():
         check_budget(budget)
         check_solver(solver)
         check_target(out)
-        subject = subject_of(model, asked)
+        subject = subject_of(model, requested)
         from ..plan.plan_file import save_plan
         from ..rewrite import plan as plan_step
 
-        told = plan_step(
-            subject.model, budget, (), subject.batch, solver=solver, time_limit=asked.time_limit, **subject.options
+        result = plan_step(
+            subject.model, budget, (), subject.batch, solver=solver, time_limit=requested.time_limit, **subject.options
         )
         request = subject.request.to_dict()
         if out is not None:
-            save_plan(told, out, made_by=request)
+            save_plan(result, out, made_by=request)
         if as_json:
-            print_json(_plan_dict(told) | {"request": request, "saved": str(out) if out else None})
+            print_json(_plan_dict(result) | {"request": request, "saved": str(out) if out else None})
             return
         from ..display.tables import plan_text, show
 
-        show(plan_text(subject.description, told))
+        show(plan_text(subject.description, result))
         if out is not None:
-            say(f"saved to {out}")
+            print_line(f"saved to {out}")
 
 
 @app.command()
 @options.with_options
 def sweep(
     model: options.Model,
-    asked: options.PlanOptions,
+    requested: options.PlanOptions,
     count: Annotated[int, typer.Option(min=2, help="Plans at most.")] = 12,
     plot: options.Picture = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """The frontier of peak against extra time, from everything kept to the smallest feasible peak."""
-    with speaking():
+    """Shows the frontier of peak against extra time, from everything kept to the smallest feasible peak."""
+    with reporting_errors():
         check_picture(plot)
-        subject = subject_of(model, asked)
+        subject = subject_of(model, requested)
         from ..plan.plan_file import summary_of
         from ..plan.solve import spread_out
         from ..rewrite import sweep as sweep_step
 
         # a picture's line needs more plans than a table has rows
-        fine = max(count, _PLANS_DRAWN) if plot is not None else count
+        plan_count = max(count, _PLANS_DRAWN) if plot is not None else count
         all_plans = sweep_step(
-            subject.model, (), subject.batch, count=fine, time_limit=asked.time_limit, **subject.options
+            subject.model, (), subject.batch, count=plan_count, time_limit=requested.time_limit, **subject.options
         )
         plans = spread_out(all_plans, count)
-        told: dict[str, Any] = {"request": subject.request.to_dict(), "plans": [summary_of(one) for one in plans]}
+        payload: dict[str, Any] = {"request": subject.request.to_dict(), "plans": [summary_of(plan) for plan in plans]}
         if plot is not None:
             from ..display.pictures import draw_frontier
 
             recipes = draw_frontier(all_plans, subject.description, plot)
-            told["recipes"] = [
-                {"recipe": one.description, "peak_bytes": one.peak_bytes, "seconds": one.seconds} for one in recipes
+            payload["recipes"] = [
+                {"recipe": recipe.description, "peak_bytes": recipe.peak_bytes, "seconds": recipe.seconds}
+                for recipe in recipes
             ]
         if as_json:
-            print_json(told | {"picture": str(plot) if plot else None})
+            print_json(payload | {"picture": str(plot) if plot else None})
             return
         from ..display.tables import show, sweep_table
 
         show(sweep_table(subject.description, plans))
         if plot is not None:
-            say(f"drawn in {plot}")
+            print_line(f"drawn in {plot}")
 
 
 @app.command()
@@ -153,7 +154,7 @@ def sweep(
 def verify(
     model: options.Model,
     budget: options.Budget,
-    asked: options.PlanOptions,
+    requested: options.PlanOptions,
     padded: options.Padded = False,
     solver: options.Solver = "auto",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to compare.")] = 3,
@@ -161,11 +162,11 @@ def verify(
     as_json: options.AsJson = False,
 ) -> None:
     """Trains in eager and rewritten side by side: same results, and within the budget? Exits with 1 if not."""
-    with speaking():
+    with reporting_errors():
         check_budget(budget)
         check_solver(solver)
-        refuse_elsewhere(asked.device)
-        subject = subject_of(model, asked, padded)
+        refuse_elsewhere(requested.device)
+        subject = subject_of(model, requested, padded)
         from ..display.tables import show, verify_text
         from ..verify.verify import verify as verify_step
 
@@ -177,7 +178,7 @@ def verify(
             steps=steps,
             timed_pairs=pairs,
             solver=solver,
-            time_limit=asked.time_limit,
+            time_limit=requested.time_limit,
             **subject.options,
         )
         if as_json:
@@ -196,32 +197,34 @@ def inspect(
     as_json: options.AsJson = False,
 ) -> None:
     """Shows a saved plan: its numbers, its code, a picture of its live bytes."""
-    with speaking():
+    with reporting_errors():
         check_picture(timeline)
         from ..plan.plan_file import load_plan
         from .inspect_plan import code_of, request_of
 
-        told = load_plan(path)
+        saved_plan = load_plan(path)
         request = request_of(path)
-        text = code_of(path, told, request) if code else None
-        title = request.description if request is not None else told.problem.name
+        text = code_of(path, saved_plan, request) if code else None
+        title = request.description if request is not None else saved_plan.problem.name
         if timeline is not None:
             from ..display.pictures import draw_timeline
 
-            draw_timeline(told, title, timeline)
+            draw_timeline(saved_plan, title, timeline)
         if as_json:
-            more = {"code": text} if code else {}
+            code_entry = {"code": text} if code else {}
             picture = str(timeline) if timeline else None
-            print_json(_plan_dict(told) | {"request": request and request.to_dict(), "picture": picture} | more)
+            print_json(
+                _plan_dict(saved_plan) | {"request": request and request.to_dict(), "picture": picture} | code_entry
+            )
             return
         if text is not None:
             typer.echo(text)
             return
         from ..display.tables import plan_text, show
 
-        show(plan_text(title, told))
+        show(plan_text(title, saved_plan))
         if timeline is not None:
-            say(f"drawn in {timeline}")
+            print_line(f"drawn in {timeline}")
 
 
 @app.command()
@@ -232,34 +235,34 @@ def codes(
     plot: options.Picture = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """The best few-bit codes for an activation's derivative: by intervals of inputs, by value, without bias."""
-    with speaking():
+    """Finds the best few-bit codes for an activation's derivative: by intervals of inputs, by value, without bias."""
+    with reporting_errors():
         check_picture(plot)
         from ..codes import codes as find_codes
         from ..codes import resolve, resolve_weight
 
-        known, under = resolve(activation), resolve_weight(weight)
-        told = find_codes(known, bits, under)
+        resolved, input_weight = resolve(activation), resolve_weight(weight)
+        result = find_codes(resolved, bits, input_weight)
         if plot is not None:
             from ..display.codes_table import draw_codes
 
-            draw_codes(told, known, under, plot)
+            draw_codes(result, resolved, input_weight, plot)
         if as_json:
-            print_json(told.to_dict() | {"picture": str(plot) if plot else None})
+            print_json(result.to_dict() | {"picture": str(plot) if plot else None})
             return
         from ..display.codes_table import codes_text
         from ..display.tables import show
 
-        show(codes_text(told))
+        show(codes_text(result))
         if plot is not None:
-            say(f"drawn in {plot}")
+            print_line(f"drawn in {plot}")
 
 
 def _plan_dict(plan: Plan) -> dict[str, Any]:
-    """The numbers of a plan, its fullest moment and its modules."""
+    """Return the numbers of a plan, its fullest moment and its modules."""
     from ..display.memory_timeline import peak_of
     from ..display.module_summary import module_summaries
     from ..plan.plan_file import summary_of
 
-    modules = [one.to_dict() for one in module_summaries(plan)]
+    modules = [summary.to_dict() for summary in module_summaries(plan)]
     return summary_of(plan) | {"peak": peak_of(plan).to_dict(), "modules": modules}

@@ -1,4 +1,4 @@
-"""The options that several commands share, with their help."""
+"""Defines the options that several commands share, with their help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 
 
 class Costs(StrEnum):
-    """Where the seconds of a kernel come from."""
+    """The source of the seconds of a kernel."""
 
     measured = "measured"
     roofline = "roofline"
@@ -23,7 +23,7 @@ class Costs(StrEnum):
 
 
 class Fidelity(StrEnum):
-    """How far results may differ from the original's."""
+    """The largest difference allowed between results and the original's."""
 
     bitwise = "bitwise"
     rounding = "rounding"
@@ -117,7 +117,7 @@ Weight = Annotated[str, typer.Option(help="Of inputs: uniform:LOW,HIGH or normal
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What every command on a model's step asks of it."""
+    """The options of every command on a model's step."""
 
     batch: Batch = None
     seq: Sequence = None
@@ -129,7 +129,7 @@ class StepOptions:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What a `Request` is told of it, all but the model and its settings."""
+        """Return the arguments of a `Request`, all but the model and its settings."""
         return {
             "batch": self.batch,
             "sequence": self.seq,
@@ -142,7 +142,7 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class PlanOptions(StepOptions):
-    """What every command that plans asks besides."""
+    """The options of every command that plans."""
 
     fidelity: FidelityChoice = Fidelity.bitwise
     error_budget: ErrorBudget = 0.01
@@ -151,35 +151,37 @@ class PlanOptions(StepOptions):
 
     @property
     def approximation(self) -> dict[str, Any]:
-        """What `planning.Options` checks together."""
+        """Return the options that `Options` checks together."""
         codecs = tuple(self.codecs) if self.codecs else None
         return {"fidelity": self.fidelity.value, "error_budget": self.error_budget, "codecs": codecs}
 
     @property
     def request(self) -> dict[str, Any]:
-        """What a `Request` is told of it, all but the model and its settings."""
+        """Return the arguments of a `Request`, all but the model and its settings."""
         return super().request | self.approximation
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with options of its own in the place of the one parameter that holds them together."""
+    """Return the command with separate options in the place of the one parameter that groups them."""
     kinds = get_type_hints(command, include_extras=True)
-    together = next(name for name, kind in kinds.items() if is_dataclass(kind))
-    options = fields(kinds[together])
-    option_kinds = get_type_hints(kinds[together], include_extras=True)
+    group = next(name for name, kind in kinds.items() if is_dataclass(kind))
+    options = fields(kinds[group])
+    option_kinds = get_type_hints(kinds[group], include_extras=True)
 
     @wraps(command)
-    def called(**given: Any) -> None:
-        own = {option.name: given.pop(option.name) for option in options}
-        command(**given, **{together: kinds[together](**own)})
+    def called(**arguments: Any) -> None:
+        own = {option.name: arguments.pop(option.name) for option in options}
+        command(**arguments, **{group: kinds[group](**own)})
 
     parameters: list[Parameter] = []
-    for one in signature(command).parameters.values():
-        if one.name == together:
-            apart = ((option.name, option.default, option_kinds[option.name]) for option in options)
-            parameters += [Parameter(name, one.kind, default=value, annotation=kind) for name, value, kind in apart]
+    for parameter in signature(command).parameters.values():
+        if parameter.name == group:
+            separate = ((option.name, option.default, option_kinds[option.name]) for option in options)
+            parameters += [
+                Parameter(name, parameter.kind, default=value, annotation=kind) for name, value, kind in separate
+            ]
         else:
-            parameters.append(one.replace(annotation=kinds[one.name]))
+            parameters.append(parameter.replace(annotation=kinds[parameter.name]))
     called.__signature__ = Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
-    called.__annotations__ = {one.name: one.annotation for one in parameters}
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called

@@ -1,4 +1,4 @@
-"""How the command line speaks: JSON alone on standard output, errors and notes in a line or two on standard error."""
+"""Writes the command line's output: only JSON on standard output, errors and notes on standard error."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ..errors import LowtideError, LowtideWarning
 
 ERROR_STATUS = 2
 
-# Advice that errors give in Python, as the command line's options.
+# Advice in Python that errors give, with the command line's options that replace it.
 _AS_OPTIONS = {'outputs=["loss"]': "--outputs loss", "costs='roofline'": "--costs roofline"}
 
 
 @contextmanager
-def speaking() -> Iterator[None]:
-    """Ends with status 2 and the message, without a traceback, where something asked for cannot be done.
+def reporting_errors() -> Iterator[None]:
+    """Exit with status 2 and the message, without a traceback, if a request cannot be carried out.
 
-    lowtide's own warnings become notes, each told once.
+    lowtide's own warnings become notes, each printed once.
     """
-    told: set[str] = set()
+    printed: set[str] = set()
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def note(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        def note(message: Warning | str, category: type[Warning], *arguments: Any, **options: Any) -> None:
             if not (issubclass(category, LowtideWarning) or category.__module__.startswith(_PACKAGE)):
-                show(message, category, *rest, **more)
-            elif str(message) not in told:
-                told.add(str(message))
+                show(message, category, *arguments, **options)
+            elif str(message) not in printed:
+                printed.add(str(message))
                 typer.echo(printable_lines(f"note: {message}"), err=True)
 
         warnings.showwarning = note
@@ -50,38 +50,38 @@ def speaking() -> Iterator[None]:
 _PACKAGE = __name__.partition(".cli.")[0]
 
 
-def print_json(told: Any) -> None:
-    """Prints one JSON value; what is infinite or no number becomes null, as JSON has neither."""
-    text = json.dumps(_finite(told), indent=2, ensure_ascii=False)
+def print_json(value: Any) -> None:
+    """Print one JSON value; infinities and NaN become null, as JSON has neither."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False)
     # JSON has escapes of its own
-    typer.echo(text if text == printable_lines(text) else json.dumps(_finite(told), indent=2))
+    typer.echo(text if text == printable_lines(text) else json.dumps(_finite(value), indent=2))
 
 
-def say(text: str) -> None:
-    """Prints one line that may hold names from outside."""
+def print_line(text: str) -> None:
+    """Print one line that may hold names from outside."""
     typer.echo(printable(text))
 
 
 def check_target(path: Path | None) -> None:
-    """Raises LowtideError where a file could not be written, before anything long is computed."""
+    """Raise LowtideError if a file could not be written, before any long computation."""
     if path is None:
         return
     folder = path.expanduser().absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        why = "is a folder" if path.is_dir() else f"cannot be written: {folder} is no folder that can be written to"
+        why = "is a folder" if path.is_dir() else f"cannot be written: {folder} is not a folder that can be written to"
         raise LowtideError(f"{path} {why}")
 
 
-def _finite(told: Any) -> Any:
-    if isinstance(told, dict):
-        return {str(name): _finite(value) for name, value in told.items()}
-    if isinstance(told, (list, tuple)):
-        return [_finite(value) for value in told]
-    return None if isinstance(told, float) and not math.isfinite(told) else told
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(name): _finite(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _message(error: Exception) -> str:
-    """The error's text on as many lines as it has, without empty ones."""
+    """Return the error's text without empty lines."""
     text = str(error)
     for python, option in _AS_OPTIONS.items():
         text = text.replace(python, option)

@@ -1,4 +1,4 @@
-"""What the command line asks for: a model by name, a batch, a device and options, as plain data and back."""
+"""Holds requests of the command line, a model by name, a batch, a device and options, as plain data and back."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Request:
-    """A model and how to plan it. None stands for the default: the preset's where `model` is one.
+    """A model and the options to plan it. None stands for the default: the preset's if `model` is one.
 
-    device: the name of a preset to plan for, or a device of this machine ("cpu", "cuda"). costs: by default "measured",
-    and "roofline" for a device that is not here. The rest as in `build_model`, `sample_batch` and `rewrite`.
+    Other fields are those of `build_model`, `sample_batch` and `rewrite`.
+    device: the name of a preset to plan for, or a device of this machine ("cpu", "cuda").
+    costs: by default "measured", and "roofline" for a device that is not here.
     """
 
     model: str
@@ -53,22 +54,22 @@ class Request:
     codecs: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain texts and numbers, for JSON."""
+        """Return plain texts and numbers, for JSON."""
         return asdict(self)
 
     @staticmethod
-    def from_dict(told: Mapping[str, Any]) -> Request:
-        """The inverse of `to_dict`. Raises ValueError for anything that `to_dict` would not have written."""
-        known = {one.name: one.type for one in fields(Request)}
-        strange = sorted(set(told) - set(known))
-        if strange or "model" not in told:
-            raise ValueError(f"made_by names {printable(', '.join(strange)) or 'no model'}")
-        settings = told.get("settings", {})
+    def from_dict(payload: Mapping[str, Any]) -> Request:
+        """Invert `to_dict`. Raises ValueError for anything that `to_dict` would not have written."""
+        known = {entry.name: entry.type for entry in fields(Request)}
+        unknown = sorted(set(payload) - set(known))
+        if unknown or "model" not in payload:
+            raise ValueError(f"made_by names {printable(', '.join(unknown)) or 'no model'}")
+        settings = payload.get("settings", {})
         if not isinstance(settings, dict) or not all(isinstance(v, str) for v in settings.values()):
-            raise ValueError("the settings of made_by are no texts by name")
-        for name, value in told.items():
+            raise ValueError("the settings of made_by are not texts by name")
+        for name, value in payload.items():
             if name in _LISTS and value is not None:
-                fits = isinstance(value, list) and all(isinstance(one, str) for one in value)
+                fits = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
             elif name in _NUMBERS and value is not None:
                 fits = type(value) is int and 0 < value <= _MOST_ELEMENTS
             elif value is None:
@@ -77,19 +78,19 @@ class Request:
                 fits = type(value) in _KINDS.get(name, (str,))
             if not fits:
                 raise ValueError(f"{name} of made_by is {shown(value)}")
-        if (told.get("batch") or 1) * (told.get("sequence") or 1) > _MOST_ELEMENTS:
+        if (payload.get("batch") or 1) * (payload.get("sequence") or 1) > _MOST_ELEMENTS:
             raise ValueError(f"made_by asks for a batch of more than {_MOST_ELEMENTS:,} elements")
-        lists = {name: tuple(told[name]) for name in _LISTS if told.get(name) is not None}
-        return Request(**{**told, **lists})
+        lists = {name: tuple(payload[name]) for name in _LISTS if payload.get(name) is not None}
+        return Request(**{**payload, **lists})
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the device is only planned for: nothing can be run. Raises UnknownDeviceError."""
+        """Return whether the device is only planned for, so that nothing can be run. Raises UnknownDeviceError."""
         return not _is_here(self.device) and load_device(str(self.device)).kind != "cpu"
 
     @property
     def description(self) -> str:
-        """The model, batch and device in a few words."""
+        """Describe the model, batch and device in a few words."""
         changes = "".join(f" {name}={value}" for name, value in self.settings.items())
         padded = ", padded" if self.padded else ""
         return f"{self.model}{changes}: batch {self.batch} × {self.sequence}, {self.dtype}{padded}, on {self.device}"
@@ -97,7 +98,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Subject:
-    """A built model with its batch. request: what was asked for, the defaults filled in."""
+    """A built model with its batch.
+
+    request: the request, with the defaults filled in.
+    model: the model.
+    batch: the keyword arguments of its forward.
+    """
 
     request: Request
     model: torch.nn.Module
@@ -105,26 +111,26 @@ class Subject:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of `rewrite` and `plan` that were asked for."""
+        """Return the requested keyword arguments of `rewrite` and `plan`."""
         request = self.request
         options = {"fidelity": request.fidelity, "error_budget": request.error_budget, "codecs": request.codecs}
         return {**options, "differentiable": request.differentiable, **self.costing}
 
     @property
     def costing(self) -> dict[str, Any]:
-        """Those of them that `profile` takes too."""
+        """Return those keyword arguments that `profile` takes too."""
         request = self.request
         device = request.device if request.is_elsewhere else None
         return {"outputs": request.outputs, "costs": request.costs, "device": device}
 
     @property
     def description(self) -> str:
-        """The model, batch and device in a few words."""
+        """Describe the model, batch and device in a few words."""
         return self.request.description
 
 
 def build(request: Request) -> Subject:
-    """Builds the model with random weights and makes its batch; on meta where the device is only planned for.
+    """Build the model with random weights and its batch; on meta if the device is only planned for.
 
     Raises ModelError, and UnknownDeviceError for a device that is neither here nor a preset.
     """
@@ -133,30 +139,30 @@ def build(request: Request) -> Subject:
     elsewhere = request.is_elsewhere
     choice = choose_model(request.model, request.settings)
     device, batch = request.device or "cpu", request.batch or choice.batch or 1
-    wanted: dict[str, Any] = {"overrides": request.settings, "dtype": request.dtype or choice.dtype}
-    model = build_model(request.model, **wanted, meta=True)
+    model_options: dict[str, Any] = {"overrides": request.settings, "dtype": request.dtype or choice.dtype}
+    model = build_model(request.model, **model_options, meta=True)
     if not elsewhere:
         _refuse_too_large(request, model)
-        model = build_model(request.model, **wanted, device=device if _is_here(device) else "cpu")
+        model = build_model(request.model, **model_options, device=device if _is_here(device) else "cpu")
     sequence = request.sequence or choice.sequence or default_sequence(model)
-    told = replace(
+    completed = replace(
         request,
         batch=batch,
         sequence=sequence,
-        dtype=wanted["dtype"],
+        dtype=model_options["dtype"],
         device=device,
         costs=request.costs or ("roofline" if elsewhere else "measured"),
     )
-    return Subject(told, model, sample_batch(model, batch, sequence, padded=request.padded))
+    return Subject(completed, model, sample_batch(model, batch, sequence, padded=request.padded))
 
 
 def _is_here(device: str | None) -> bool:
-    """Whether a device is named as torch names those of this machine, rather than by a preset."""
+    """Return whether a device is named as torch names those of this machine, rather than by a preset."""
     return device is None or device.partition(":")[0] in ("cpu", "cuda")
 
 
 def _refuse_too_large(request: Request, model: torch.nn.Module) -> None:
-    """Says so where the weights alone would fill this machine, before they do."""
+    """Raise ModelError if the weights alone would fill this machine, before they do."""
     weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if weights_bytes > 0.9 * host_bytes:

@@ -1,4 +1,4 @@
-"""From options to a model with its batch; what cannot be done is refused before anything long begins."""
+"""Builds the model and batch that options describe, and refuses impossible requests before anything long begins."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
     from .request import Subject
 
 
-def subject_of(model: str, asked: StepOptions, padded: bool = False) -> Subject:
-    """The model and the batch that the options ask for. Raises ValueError for options that do not go together."""
+def subject_of(model: str, requested: StepOptions, padded: bool = False) -> Subject:
+    """Return the model and the batch that the options describe. Raises ValueError for conflicting options."""
     from ..models.config_overrides import parse_settings
     from ..plan.step import Options
     from .request import Request, build
 
-    if isinstance(asked, PlanOptions):
-        Options(**asked.approximation)  # refuses before the model is built
-    return build(Request(model, parse_settings(asked.settings or ()), padded=padded, **asked.request))
+    if isinstance(requested, PlanOptions):
+        Options(**requested.approximation)  # refuses before the model is built
+    return build(Request(model, parse_settings(requested.settings or ()), padded=padded, **requested.request))
 
 
 def check_budget(budget: str) -> None:
-    """A budget that cannot be read is refused before the model is built."""
+    """Refuse a budget that cannot be read, before the model is built."""
     from ..text.byte_sizes import parse_bytes
 
     parse_bytes(budget)
 
 
 def check_solver(solver: str) -> None:
-    """A solver that does not exist is refused likewise."""
+    """Refuse an unknown solver, before the model is built."""
     from ...solvers.portfolio import SOLVER_NAMES
 
     if solver not in SOLVER_NAMES:
@@ -39,7 +39,7 @@ def check_solver(solver: str) -> None:
 
 
 def check_picture(path: Path | None) -> None:
-    """A picture that could not be drawn or saved is refused likewise."""
+    """Refuse a picture that could not be drawn or saved, before the model is built."""
     if path is not None:
         check_target(path)
         from ..display.pictures import check_drawable
@@ -48,7 +48,7 @@ def check_picture(path: Path | None) -> None:
 
 
 def refuse_elsewhere(device: str | None) -> None:
-    """Verification runs the model, so the device must be here."""
+    """Refuse a device that is not here, since verification runs the model."""
     from ..errors import ModelError
     from .request import Request
 

@@ -1,4 +1,4 @@
-"""Shows few-bit codes as a table, and draws them beside the derivative that they stand for."""
+"""Shows few-bit codes as a table, and draws them next to the derivative that they stand for."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .tables import facts, new_table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of longer tables the middle is left out.
+# The middle of longer tables is left out.
 _MOST_ROWS = 32
 _SAMPLES = 4001
 
 
 def codes_text(codes: Codes) -> RenderableType:
-    """The errors, and borders and levels side by side."""
+    """Return the errors, and borders and levels side by side."""
     rows = [
         ("by intervals", f"error {codes.error:.6g}, {len(codes.levels)} levels"),
         ("by value", f"error {codes.value_error:.6g}{_less(codes)}, {len(codes.value_levels)} levels"),
@@ -51,7 +51,7 @@ def codes_text(codes: Codes) -> RenderableType:
 
 
 def draw_codes(codes: Codes, activation: Activation, weight: InputWeight, path: Path) -> None:
-    """Saves the derivative with both step functions, where they change."""
+    """Save a picture of the derivative with both step functions, over the inputs where they change."""
     figure = new_figure(10, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
     low, high = _shown(codes, activation, weight)
@@ -73,13 +73,13 @@ def draw_codes(codes: Codes, activation: Activation, weight: InputWeight, path: 
     save_figure(figure, path)
 
 
-def _draw_steps(axes: Axes, x: np.ndarray, slopes: np.ndarray, steps: np.ndarray, told: str, colour: str) -> None:
+def _draw_steps(axes: Axes, x: np.ndarray, slopes: np.ndarray, steps: np.ndarray, label: str, colour: str) -> None:
     axes.plot(x, slopes, color=COLOURS["line"], linewidth=1.2, label="derivative", zorder=3)
-    axes.plot(x, steps, color=colour, linewidth=1.6, label=told, zorder=4)
+    axes.plot(x, steps, color=colour, linewidth=1.6, label=label, zorder=4)
 
 
 def _shade_weight(axes: Axes, x: np.ndarray, weight: InputWeight) -> None:
-    """How inputs are weighted, as a low hill; evenly weighted ones have none."""
+    """Shade the weight of inputs as a low hill; a uniform weight has none."""
     if isinstance(weight, Uniform):
         return
     bottom, top = axes.get_ylim()
@@ -91,12 +91,14 @@ def _shade_weight(axes: Axes, x: np.ndarray, weight: InputWeight) -> None:
 
 
 def _shown(codes: Codes, activation: Activation, weight: InputWeight) -> tuple[float, float]:
-    """The inputs between which the derivative or its codes change, with a margin, within the weight's support."""
+    """Return the range of inputs in which the derivative or its codes change, with a margin, within the weight's
+    support.
+    """
     low, high = weight.support
     x = np.linspace(low, high, _SAMPLES)
     slopes = activation.slopes(x)
-    least = 0.01 * float(np.ptp(slopes))
-    moving = x[(np.abs(slopes - slopes[0]) > least) & (np.abs(slopes - slopes[-1]) > least)]
+    threshold = 0.01 * float(np.ptp(slopes))
+    moving = x[(np.abs(slopes - slopes[0]) > threshold) & (np.abs(slopes - slopes[-1]) > threshold)]
     busy = np.concatenate([moving, codes.borders, codes.value_borders])
     if not len(busy):
         return low, high
@@ -109,7 +111,7 @@ def _bits(codes: Codes) -> str:
 
 
 def _less(codes: Codes) -> str:
-    """How much less the error is by value."""
+    """Return how much smaller the error by value is, as a text."""
     if not codes.error > 1e-20:
         return ""
     share = 1 - codes.value_error / codes.error
@@ -119,5 +121,5 @@ def _less(codes: Codes) -> str:
 def _number(number: float | None) -> str:
     if number is None:
         return ""
-    # what is zero but for rounding reads as zero
+    # a number that is zero up to rounding is shown as zero
     return "∞" if number == np.inf else f"{number if abs(number) > 1e-9 else 0.0:.7g}"

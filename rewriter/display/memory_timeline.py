@@ -1,4 +1,4 @@
-"""What the live bytes of a plan are made of, kernel by kernel: for pictures, and to tell where the peak is."""
+"""Splits up the live bytes of a plan, kernel by kernel, for pictures and to locate the peak."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from ..text.module_names import plain_operation
 
 @dataclass(frozen=True)
 class Moment:
-    """One run of an operation, in bytes.
+    """One run of an operation, in bytes. All but `within_bytes` hold when the run is over and its freed values are
+    gone.
 
-    kind: "forward", "backward" or "again" (a second run). gradients_bytes: finished and incoming gradients;
-    returned_bytes: what forward returns; activation_bytes: all else that the step made. These are there when the run
-    is over and what it frees is gone; within_bytes is the total at the fullest point while it runs.
+    instruction: the index of the instruction.
+    operation: the index of the operation.
+    kind: "forward", "backward" or "recomputed" (a second run).
+    gradients_bytes: finished and incoming gradients.
+    returned_bytes: the outputs of forward.
+    activation_bytes: all other values that the step made.
+    within_bytes: the total at the fullest point during the run.
     """
 
     instruction: int
@@ -31,9 +36,17 @@ class Moment:
 
 @dataclass(frozen=True)
 class Peak:
-    """Where a plan is fullest and what is there, in bytes; running_bytes is what the operation at work takes.
+    """The fullest moment of a plan and the bytes present there.
 
-    operation is empty where nothing of the schedule is fullest, but the optimizer's own step, or what is there before.
+    operation: the operation that runs. It is empty if the optimizer's own step is fullest, or the state before the
+        step.
+    module: the module of the operation.
+    phase: the phase of the step.
+    resident_bytes: parameters, buffers and inputs.
+    gradients_bytes: finished and incoming gradients.
+    returned_bytes: the outputs of forward.
+    activation_bytes: all other values that the step made.
+    running_bytes: the bytes that the operation at work takes.
     """
 
     operation: str
@@ -47,52 +60,52 @@ class Peak:
 
     @property
     def description(self) -> str:
-        """The place in words."""
+        """Describe the place in words."""
         if not self.operation:
             return "outside of forward and backward"
         return f"{self.operation}{' of ' + self.module if self.module else ''} ({self.phase})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts, for JSON."""
+        """Return plain numbers and texts, for JSON."""
         return asdict(self)
 
 
 def moments_of(plan: Plan) -> list[Moment]:
-    """Every run of the plan in order. The totals are the simulator's; here they are only split up."""
+    """Return every run of the plan in order. The totals are the simulator's and are only split up here."""
     problem, instructions = plan.problem, plan.schedule.instructions
     starts = [i for i, instruction in enumerate(instructions) if isinstance(instruction, Run)]
-    seen: set[int] = set()
+    started: set[int] = set()
     held_bytes = {"forward": 0, "backward": 0}
-    told: list[Moment] = []
+    moments: list[Moment] = []
     for start, following in zip(starts, [*starts[1:], len(instructions)], strict=True):
         index = instructions[start].op  # pyright: ignore[reportAttributeAccessIssue]
-        op, again = problem.ops[index], index in seen
+        op, recomputed = problem.ops[index], index in started
         phase = "forward" if index < problem.forward_length else "backward"
-        if not again:
+        if not recomputed:
             held_bytes[phase] += sum(problem.values[v].size_bytes for v in op.makes if problem.values[v].held)
-        seen.add(index)
+        started.add(index)
         before_bytes = plan.live_bytes[start - 1] if start else problem.resident_bytes
         made_bytes = sum(problem.values[v].size_bytes for v in op.makes)
-        state_bytes = problem.state_bytes if op.random and again else 0
+        state_bytes = problem.state_bytes if op.random and recomputed else 0
         if plan.schedule.ends_with(start, op.reuses):
             before_bytes -= problem.values[op.reuses].size_bytes  # pyright: ignore[reportArgumentType, reportCallIssue]
         held = held_bytes["forward"] + held_bytes["backward"]
-        told.append(
+        moments.append(
             Moment(
                 instruction=start,
                 operation=index,
-                kind="again" if again else phase,
+                kind="recomputed" if recomputed else phase,
                 gradients_bytes=held_bytes["backward"],
                 returned_bytes=held_bytes["forward"],
                 activation_bytes=plan.live_bytes[following - 1] - problem.resident_bytes - held,
                 within_bytes=before_bytes + max(op.working_bytes, made_bytes) + state_bytes,
             )
         )
-    return told
+    return moments
 
 
 def peak_of(plan: Plan) -> Peak:
-    """Where the plan is fullest."""
+    """Return the fullest moment of the plan."""
     problem, moments = plan.problem, moments_of(plan)
     fullest = plan.schedule.instructions[plan.peak_instruction] if plan.peak_instruction >= 0 else None
     if isinstance(fullest, (Encode, Decode)):
@@ -102,12 +115,12 @@ def peak_of(plan: Plan) -> Peak:
     if at is None:
         return _peak(plan, ("", "", ""), [])
     moment, op = moments[at], problem.ops[moments[at].operation]
-    phase = "backward, run again" if moment.kind == "again" else moment.kind
+    phase = "backward, run again" if moment.kind == "recomputed" else moment.kind
     return _peak(plan, (plain_operation(op.name), op.module, phase), moments[:at])
 
 
 def _peak(plan: Plan, place: tuple[str, str, str], before: Sequence[Moment]) -> Peak:
-    """The peak at a place (operation, module and phase), with what the runs before it have left."""
+    """Return the peak at a place (operation, module and phase), with the bytes that the runs before it have left."""
     last = before[-1] if before else None
     split = (last.gradients_bytes, last.returned_bytes, last.activation_bytes) if last else (0, 0, 0)
     resident_bytes = plan.problem.resident_bytes
@@ -115,7 +128,7 @@ def _peak(plan: Plan, place: tuple[str, str, str], before: Sequence[Moment]) -> 
 
 
 def _place_of_codec(plan: Plan, fullest: Encode | Decode) -> tuple[str, str, str]:
-    """Operation, module and phase of a value that is encoded or decoded."""
+    """Return operation, module and phase of a value that is encoded or decoded."""
     problem, value = plan.problem, plan.problem.values[fullest.value]
     maker = problem.ops[problem.maker[fullest.value]]
     operation = f"{'encoding' if isinstance(fullest, Encode) else 'decoding'} of {plain_operation(maker.name)}"
@@ -124,7 +137,7 @@ def _place_of_codec(plan: Plan, fullest: Encode | Decode) -> tuple[str, str, str
 
 
 def kept_values(plan: Plan) -> set[int]:
-    """The values that the step made and that are alive between forward and backward."""
+    """Return the values that the step made and that are alive between forward and backward."""
     alive: set[int] = set()
     for instruction in plan.schedule.instructions[: plan.schedule.forward_length]:
         if isinstance(instruction, Run):

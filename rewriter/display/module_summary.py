@@ -1,4 +1,4 @@
-"""What a plan does with each module: the bytes it keeps for backward, and what it runs again."""
+"""Summarizes a plan for each module: the bytes kept for backward and the kernels that run again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from .memory_timeline import kept_values
 
 @dataclass(frozen=True)
 class ModuleSummary:
-    """One module: kept_bytes of the all_bytes that are kept when nothing is dropped, and how much runs again.
+    """The summary of one module.
 
-    kernels: how many of forward; kernels_again: how many of them run a second time, which takes extra_seconds.
+    module: the name of the module.
+    kept_bytes: the bytes that the plan keeps for backward.
+    all_bytes: the bytes that are kept when nothing is dropped.
+    kernels: the number of kernels in forward.
+    kernels_again: the number of those kernels that run a second time.
+    extra_seconds: the time of the second runs.
     """
 
     module: str
@@ -29,29 +34,32 @@ class ModuleSummary:
     extra_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts, for JSON."""
+        """Return plain numbers and texts, for JSON."""
         return asdict(self)
 
 
 def module_summaries(plan: Plan, depth: int | None = None) -> list[ModuleSummary]:
-    """One summary per module, in the order of forward; depth as in `shortened`."""
+    """Return one summary per module, in the order of forward.
+
+    depth: the number of names of a module's path, as in `shortened`.
+    """
     problem = plan.problem
     names = [shortened(op.module, depth) or "(root)" for op in problem.ops]
     runs = Counter(i.op for i in plan.schedule.instructions if isinstance(i, Run))
-    kept_bytes, all_bytes, kernels, again = Counter(), Counter(), Counter(), Counter()
+    kept_bytes, all_bytes, kernels, recomputed = Counter(), Counter(), Counter(), Counter()
     extra_seconds: dict[str, float] = {}
     everything = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
-    for told, values in ((kept_bytes, kept_values(plan)), (all_bytes, kept_values(everything))):
+    for totals, values in ((kept_bytes, kept_values(plan)), (all_bytes, kept_values(everything))):
         for value in values:
-            # What is returned is there whatever the plan does.
+            # Returned values are present in every plan.
             if not problem.values[value].held:
-                told[names[problem.maker[value]]] += problem.values[value].size_bytes
+                totals[names[problem.maker[value]]] += problem.values[value].size_bytes
     for index, op in enumerate(problem.ops):
-        more = runs[index] - 1
+        repetitions = runs[index] - 1
         kernels[names[index]] += index < problem.forward_length
-        again[names[index]] += more > 0
-        extra_seconds[names[index]] = extra_seconds.get(names[index], 0.0) + max(more, 0) * op.seconds
+        recomputed[names[index]] += repetitions > 0
+        extra_seconds[names[index]] = extra_seconds.get(names[index], 0.0) + max(repetitions, 0) * op.seconds
     return [
-        ModuleSummary(name, kept_bytes[name], all_bytes[name], kernels[name], again[name], extra_seconds[name])
+        ModuleSummary(name, kept_bytes[name], all_bytes[name], kernels[name], recomputed[name], extra_seconds[name])
         for name in dict.fromkeys(names[: problem.forward_length])
     ]

@@ -1,4 +1,4 @@
-"""Draws the live bytes of a plan over time, and the frontier of peak against extra time beside the recipes."""
+"""Draws the live bytes of a plan over time, and the frontier of peak against extra time next to the recipes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLOURS = {
     "impossible": "#e6e6e6",
 }
 _BARS = 500
-_KINDS = {"forward": "#1d3557", "backward": "#6ab187", "again": "#e07a3f"}
+_KINDS = {"forward": "#1d3557", "backward": "#6ab187", "recomputed": "#e07a3f"}
 _RECIPES = (
     ("checkpoint every block", "checkpoint every block", "s", "#c1272d", 60),
     ("selective in every block", "selective in every block", "D", "#7b4f9d", 60),
@@ -45,18 +45,20 @@ _RECIPES = (
 
 
 def check_drawable(path: Path) -> None:
-    """Raises LowtideError where a picture could not be saved there, before anything is computed."""
+    """Raise LowtideError if a picture could not be saved there, before anything is computed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise LowtideError('pictures need matplotlib: pip install "lowtide[plot]"') from error
-    known = Figure().canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".").lower() not in known:
-        raise LowtideError(f"{path} is no picture's name: it must end in one of .{', .'.join(sorted(known))}")
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in formats:
+        raise LowtideError(f"{path} is not a picture's name: it must end in one of .{', .'.join(sorted(formats))}")
 
 
 def draw_timeline(plan: Plan, title: str, path: Path) -> None:
-    """Saves what is alive during the step, kernel by kernel: by kind, with the peak, the budget and what runs again."""
+    """Save a picture of the live bytes during the step, kernel by kernel: by kind, with peak, budget and recomputed
+    kernels.
+    """
     figure = new_figure(10, 5.4)
     above, strip = figure.subplots(2, 1, sharex=True, height_ratios=(18, 1))
     moments = moments_of(plan)
@@ -64,10 +66,10 @@ def draw_timeline(plan: Plan, title: str, path: Path) -> None:
     roof = max(plan.peak_bytes, plan.budget_bytes or 0) / divisor
     _stack(above, plan, moments, divisor)
     if plan.budget_bytes is not None:
-        told = f"budget {format_bytes(plan.budget_bytes)}"
-        above.axhline(plan.budget_bytes / divisor, color=COLOURS["alarm"], linewidth=1.2, label=told)
+        label = f"budget {format_bytes(plan.budget_bytes)}"
+        above.axhline(plan.budget_bytes / divisor, color=COLOURS["alarm"], linewidth=1.2, label=label)
     _mark_peak(above, plan, moments, divisor, roof)
-    _mark_turn(above, moments, roof)
+    _mark_boundary(above, moments, roof)
     above.set_ylabel(f"alive, {unit}")
     above.set_xlim(0, len(moments))
     above.set_ylim(0, roof * 1.22)
@@ -78,12 +80,12 @@ def draw_timeline(plan: Plan, title: str, path: Path) -> None:
 
 
 def draw_frontier(plans: Sequence[Plan], title: str, path: Path) -> list[Rated]:
-    """Saves the frontier with what is proven impossible and the recipes; returns the recipes' points.
+    """Save a picture of the frontier with the region proven impossible and the recipes; return the recipes' points.
 
-    Between two plans the line is at the one with the lower peak: that is what a budget between them gets.
+    Between two plans the line is at the one with the lower peak, which is the plan for a budget between them.
     """
     problems = list(dict.fromkeys(plan.problem for plan in plans))
-    problem = next((one for one in problems if one.reference is None), problems[0])
+    problem = next((candidate for candidate in problems if candidate.reference is None), problems[0])
     recipes = [rate(problem, "recipes", candidate) for candidate in Recipes().candidates(problem)]
     figure = new_figure(9, 5.6)
     axes = figure.subplots()
@@ -113,7 +115,7 @@ def draw_frontier(plans: Sequence[Plan], title: str, path: Path) -> list[Rated]:
 
 
 def _stack(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float) -> None:
-    """Areas on each other: resident, gradients, returned, activations, and what the kernel at work takes."""
+    """Stack areas: resident, gradients, returned, activations, and the bytes of the running kernel."""
     edges = np.arange(len(moments) + 1)
     layers = [
         ("resident", "parameters, buffers, inputs", [plan.problem.resident_bytes for _ in moments]),
@@ -135,16 +137,16 @@ def _stack(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float) ->
 
 
 def _mark_peak(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float, roof: float) -> None:
-    """A dot at the fullest moment with the operation and its module."""
+    """Draw a dot at the fullest moment with the operation and its module."""
     peak = peak_of(plan)
     at = next((i for i, m in enumerate(moments) if m.within_bytes == plan.peak_bytes), 0)
-    height = plan.peak_bytes / divisor
-    axes.plot(at + 0.5, height, "o", color=COLOURS["line"], markersize=6, zorder=6)
+    peak_height = plan.peak_bytes / divisor
+    axes.plot(at + 0.5, peak_height, "o", color=COLOURS["line"], markersize=6, zorder=6)
     thirds = (("left", 0.0), ("center", 0.5), ("right", 1.0))
     side, start = thirds[min(3 * at // max(len(moments), 1), 2)]
     axes.annotate(
         printable(f"peak {format_bytes(plan.peak_bytes)}: {peak.description}"),
-        (at + 0.5, height),
+        (at + 0.5, peak_height),
         xytext=(at + 0.5, roof * 1.1),
         ha=side,
         va="bottom",
@@ -154,9 +156,9 @@ def _mark_peak(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float
 
 
 def _draw_kinds(axes: Axes, moments: Sequence[Moment]) -> None:
-    """A strip under the picture: what is forward, backward and run again."""
-    names = {"forward": "forward", "backward": "backward", "again": "run again"}
-    # several kernels share a bar where there are more than the picture has dots, each by its share of it
+    """Draw a strip under the picture that shows which kernels belong to forward and backward and which run again."""
+    names = {"forward": "forward", "backward": "backward", "recomputed": "run again"}
+    # several kernels share a bar, each with its share, where there are more kernels than bars
     starts = np.unique(np.linspace(0, len(moments), min(len(moments), _BARS), endpoint=False).astype(int))
     widths = np.diff(np.append(starts, len(moments)))
     floor = np.zeros(len(starts))
@@ -170,23 +172,25 @@ def _draw_kinds(axes: Axes, moments: Sequence[Moment]) -> None:
     axes.set_xlabel("kernels run, in order")
 
 
-def _mark_turn(axes: Axes, moments: Sequence[Moment], roof: float) -> None:
-    """Where forward ends and backward begins."""
-    turn = next((i for i, m in enumerate(moments) if m.kind != "forward"), len(moments))
-    axes.plot([turn, turn], [0, roof * 1.06], color="#555555", linewidth=0.8, linestyle=(0, (4, 3)))
+def _mark_boundary(axes: Axes, moments: Sequence[Moment], roof: float) -> None:
+    """Draw a line at the boundary between forward and backward."""
+    boundary = next((i for i, m in enumerate(moments) if m.kind != "forward"), len(moments))
+    axes.plot([boundary, boundary], [0, roof * 1.06], color="#555555", linewidth=0.8, linestyle=(0, (4, 3)))
 
 
 def _top(plans: Sequence[Plan], recipes: Sequence[Rated]) -> float:
-    """The extra time at the upper edge: above the frontier and the two recipes that everybody knows."""
+    """Return the extra time at the upper edge: above the frontier and the two best-known recipes."""
     baseline = plans[0].baseline_seconds
-    known = [one.seconds / baseline - 1 for one in recipes if one.description in (_RECIPES[0][0], _RECIPES[1][0])]
-    return 100 * 1.15 * max([plan.extra_share for plan in plans] + known + [0.01])
+    recipe_shares = [
+        recipe.seconds / baseline - 1 for recipe in recipes if recipe.description in (_RECIPES[0][0], _RECIPES[1][0])
+    ]
+    return 100 * 1.15 * max([plan.extra_share for plan in plans] + recipe_shares + [0.01])
 
 
 def _shade_impossible(
     axes: Axes, problems: Sequence[Problem], limits: tuple[float, float], top: float, divisor: float
 ) -> None:
-    """What no schedule of any problem reaches: faster than the proven bound, or smaller than the neediest operation."""
+    """Shade the region that no schedule reaches: below the proven time, or below the largest operation's bytes."""
     peaks = np.linspace(*limits, 200)
     bound = np.full(len(peaks), np.inf)
     for problem in problems:
@@ -197,16 +201,16 @@ def _shade_impossible(
 
 
 def _draw_recipes(axes: Axes, problem: Problem, recipes: Sequence[Rated], divisor: float) -> None:
-    """One kind of marker for each family of recipes."""
+    """Draw the points of each family of recipes with its own marker."""
     for start, label, marker, colour, size in _RECIPES:
-        found = [one for one in recipes if one.description.startswith(start)]
-        peaks = [one.peak_bytes / divisor for one in found]
-        extra = [100 * (one.seconds / baseline_of(problem).seconds - 1) for one in found]
+        family = [recipe for recipe in recipes if recipe.description.startswith(start)]
+        peaks = [recipe.peak_bytes / divisor for recipe in family]
+        extra = [100 * (recipe.seconds / baseline_of(problem).seconds - 1) for recipe in family]
         axes.scatter(peaks, extra, size, color=colour, marker=marker, zorder=4 if size > 30 else 3, label=label)
 
 
 def _unit(largest_bytes: int) -> tuple[float, str]:
-    """What to divide bytes by, and the name of that unit."""
+    """Return the divisor of bytes and the name of that unit."""
     for power, name in ((3, "GiB"), (2, "MiB")):
         if largest_bytes >= 2 * 1024**power:
             return 1024.0**power, name
@@ -220,7 +224,7 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
 
 
 def set_title(axes: Axes, text: str) -> None:
-    """A title, which may hold names from outside: `$` in them is no mathematics."""
+    """Set a title that may hold names from outside: `$` in them does not start mathematics."""
     axes.set_title(printable_lines(text), loc="left", fontsize=11, parse_math=False)
 
 

@@ -1,4 +1,4 @@
-"""Where the bytes and the seconds of a training step go, module by module."""
+"""Profiles the bytes and the seconds of a training step, module by module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...passes.build_problem import ProblemMapping
-from ...passes.pipeline import savings_beyond
+from ...passes.pipeline import find_further_savings
 from ...passes.savings import Saving
 from ...passes.step_graph import Kernel
 from ...solvers.keep_all import KeepAll
@@ -19,13 +19,20 @@ from ...solvers.problem.simulate import make_plan
 from ..measure.costs import signature
 from ..plan.progress import shown_progress
 from ..plan.step import Options, StepCosts, capture_and_formulate
-from ..text.module_names import one_name, pattern_of, plain_operation, shortened
+from ..text.module_names import merged_name, pattern_of, plain_operation, shortened
 from .memory_timeline import Peak, kept_values, peak_of
 
 
 @dataclass(frozen=True)
 class ModuleProfile:
-    """One module's share: bytes it keeps for backward, seconds and operations of its kernels, their number."""
+    """The share of one module.
+
+    module: the name of the module.
+    kept_bytes: the bytes that it keeps for backward.
+    forward_seconds, backward_seconds: the seconds of its kernels.
+    flops: the operations of its kernels.
+    kernels: the number of its kernels.
+    """
 
     module: str
     kept_bytes: int
@@ -37,7 +44,13 @@ class ModuleProfile:
 
 @dataclass(frozen=True)
 class KeptKind:
-    """Values kept for backward that alike operations in alike modules make: how many, and their bytes in all."""
+    """The values kept for backward that one kind of operation makes in modules of one pattern.
+
+    operation: the operation.
+    module: the merged name of the modules.
+    values: the number of values.
+    total_bytes: the bytes of all values.
+    """
 
     operation: str
     module: str
@@ -47,7 +60,14 @@ class KeptKind:
 
 @dataclass(frozen=True)
 class PassSaving:
-    """What a pass takes back in alike modules, at which fidelity; `taken` where it has been, as it is bitwise."""
+    """The bytes that a pass saves in modules of one pattern.
+
+    name: the name of the pass.
+    fidelity: the fidelity that the pass needs.
+    module: the merged name of the modules.
+    saved_bytes: the bytes saved.
+    taken: whether the pass was run, as bitwise passes are.
+    """
 
     name: str
     fidelity: str
@@ -58,8 +78,20 @@ class PassSaving:
 
 @dataclass(frozen=True)
 class Profile:
-    """A step with everything kept. plan: its simulation; peak: where it is fullest; largest: most of what it keeps;
-    savings: what passes take back."""
+    """A step with everything kept.
+
+    name: the name of the model.
+    plan: the simulation of the step.
+    rows: the share of each module.
+    parameter_bytes, buffer_bytes, input_bytes: the resident bytes.
+    kept_bytes: the bytes kept for backward.
+    returned_bytes: the bytes of the outputs.
+    peak: the fullest moment.
+    largest: the kinds of values that take most of the kept bytes.
+    savings: the savings of passes.
+    costs: the source of the seconds.
+    notes: the notes of the captured step.
+    """
 
     name: str
     plan: Plan
@@ -76,12 +108,12 @@ class Profile:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts, for JSON."""
-        told = {name: value for name, value in vars(self).items() if name not in ("plan", "rows")}
-        told |= {"peak": self.peak.to_dict(), "largest": [asdict(kind) for kind in self.largest]}
-        told |= {"savings": [asdict(saving) for saving in self.savings]}
-        told |= {"peak_bytes": self.plan.peak_bytes, "seconds": self.plan.seconds, "notes": list(self.notes)}
-        return told | {"modules": [asdict(row) for row in self.rows]}
+        """Return plain numbers and texts, for JSON."""
+        payload = {name: value for name, value in vars(self).items() if name not in ("plan", "rows")}
+        payload |= {"peak": self.peak.to_dict(), "largest": [asdict(kind) for kind in self.largest]}
+        payload |= {"savings": [asdict(saving) for saving in self.savings]}
+        payload |= {"peak_bytes": self.plan.peak_bytes, "seconds": self.plan.seconds, "notes": list(self.notes)}
+        return payload | {"modules": [asdict(row) for row in self.rows]}
 
 
 def profile(
@@ -94,26 +126,26 @@ def profile(
     device: str | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Profile:
-    """Profiles one training step of a module without running it.
+    """Profile one training step of a module without running it.
 
-    depth: how many names of a module's path tell rows apart; by default up to the first number (`h.3`).
+    depth: the number of names of a module's path that distinguish rows; by default up to the first number (`h.3`).
     """
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     options = Options(costs=costs, device=device, outputs=tuple(outputs) if outputs is not None else None)
     with shown_progress(f"profiling {type(model).__name__}") as progress:
-        found = capture_and_formulate(model, args, kwargs, options, progress=progress)
-    step_costs, posed = found.costs, found.posed
-    problem = posed.problem
+        step_problem = capture_and_formulate(model, args, kwargs, options, progress=progress)
+    step_costs, mapping = step_problem.costs, step_problem.mapping
+    problem = mapping.problem
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
     kept = kept_values(plan)
     bytes_of: dict[str, int] = dict.fromkeys(("parameter", "buffer", "input", "constant"), 0)
-    for source, tensor in found.situation.tensors.items():
+    for source, tensor in step_problem.situation.tensors.items():
         bytes_of[source.kind] += tensor.numel() * tensor.element_size()
-    returned = {posed.value_of[step_costs.step.storage_of[n]] for n in step_costs.step.outputs}
+    returned = {mapping.value_of[step_costs.step.storage_of[n]] for n in step_costs.step.outputs}
     return Profile(
         name=step_costs.name,
         plan=plan,
-        rows=_rows(step_costs, posed, kept, depth),
+        rows=_rows(step_costs, mapping, kept, depth),
         parameter_bytes=bytes_of["parameter"],
         buffer_bytes=bytes_of["buffer"],
         input_bytes=bytes_of["input"],
@@ -127,48 +159,52 @@ def profile(
     )
 
 
-def _rows(costs: StepCosts, posed: ProblemMapping, kept: set[int], depth: int | None) -> tuple[ModuleProfile, ...]:
-    """One row per group of modules, in the order of forward."""
-    told: dict[str, list[float]] = {}
-    for kernel, op in zip(posed.kernels, posed.problem.ops, strict=True):
-        row = told.setdefault(shortened(kernel.module, depth), [0, 0.0, 0.0, 0, 0])
-        row[0] += sum(posed.problem.values[v].size_bytes for v in op.makes if v in kept)
+def _rows(costs: StepCosts, mapping: ProblemMapping, kept: set[int], depth: int | None) -> tuple[ModuleProfile, ...]:
+    """Return one row per group of modules, in the order of forward."""
+    totals: dict[str, list[float]] = {}
+    for kernel, op in zip(mapping.kernels, mapping.problem.ops, strict=True):
+        row = totals.setdefault(shortened(kernel.module, depth), [0, 0.0, 0.0, 0, 0])
+        row[0] += sum(mapping.problem.values[v].size_bytes for v in op.makes if v in kept)
         row[1 if kernel.phase == "forward" else 2] += op.seconds
         row[3] += _flops(costs, kernel)
         row[4] += kernel.role == "compute"
     return tuple(
         ModuleProfile(name or "(root)", int(kept_bytes), forward, backward, int(flops), int(kernels))
-        for name, (kept_bytes, forward, backward, flops, kernels) in told.items()
+        for name, (kept_bytes, forward, backward, flops, kernels) in totals.items()
         if kernels
     )
 
 
 def _largest(problem: Problem, kept: set[int], count: int = 12) -> tuple[KeptKind, ...]:
-    """What takes most of the kept bytes, largest first."""
-    told: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    """Return the kinds of values that take most of the kept bytes, largest first."""
+    groups: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for value in kept:
         op = problem.ops[problem.maker[value]]
         kind = plain_operation(op.name), pattern_of(op.module)
-        told.setdefault(kind, []).append((op.module, problem.values[value].size_bytes))
+        groups.setdefault(kind, []).append((op.module, problem.values[value].size_bytes))
     kinds = [
-        KeptKind(operation, one_name([name for name, _ in found]), len(found), sum(size for _, size in found))
-        for (operation, _), found in told.items()
+        KeptKind(operation, merged_name([name for name, _ in members]), len(members), sum(size for _, size in members))
+        for (operation, _), members in groups.items()
     ]
     return tuple(sorted(kinds, key=lambda kind: (-kind.total_bytes, kind.module, kind.operation))[:count])
 
 
 def _savings(costs: StepCosts) -> tuple[PassSaving, ...]:
-    """What passes have taken back, and what those would that round, by modules whose names differ in a number only."""
-    further = savings_beyond(costs.captured.graph, costs.options.fidelity)
-    told: dict[tuple[str, str, str, bool], list[Saving]] = {}
+    """Return the savings of the passes that ran and of those that would round, by patterns of module names."""
+    further = find_further_savings(costs.captured.graph, costs.options.fidelity)
+    groups: dict[tuple[str, str, str, bool], list[Saving]] = {}
     for savings, taken in ((costs.step.savings, True), (further, False)):
-        for one in savings:
-            told.setdefault((one.name, one.fidelity, pattern_of(one.module), taken), []).append(one)
+        for saving in savings:
+            groups.setdefault((saving.name, saving.fidelity, pattern_of(saving.module), taken), []).append(saving)
     return tuple(
         PassSaving(
-            name, fidelity, one_name([one.module for one in found]), sum(one.saved_bytes for one in found), taken
+            name,
+            fidelity,
+            merged_name([saving.module for saving in members]),
+            sum(saving.saved_bytes for saving in members),
+            taken,
         )
-        for (name, fidelity, _, taken), found in told.items()
+        for (name, fidelity, _, taken), members in groups.items()
     )
 
 

@@ -24,24 +24,24 @@ from .memory_timeline import Peak, kept_values, peak_of
 from .module_summary import ModuleSummary, module_summaries
 from .profile import ModuleProfile, Profile
 
-# Where nothing says how wide the output is: pipes, files.
+# The width of output without a terminal: pipes, files.
 _COLUMNS = 100
 _SOLVER_WIDTH = 24
 
 
 def show(*parts: RenderableType) -> None:
-    """Prints to standard output."""
+    """Print to standard output."""
     wide = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", _COLUMNS))
     console = Console(width=wide, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(_Printable(Group(*parts)))
-    # rich fills lines up with spaces, which are in the way of whoever copies them
+    # rich pads lines with spaces, which would end up in copied text
     sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().rstrip("\n").split("\n")))
 
 
 @dataclass(frozen=True)
 class _Printable:
-    """What is shown, with the control characters in it escaped: not those by which rich changes style."""
+    """Wraps a renderable and escapes the control characters in it, except those with which rich changes style."""
 
     shown: RenderableType
 
@@ -52,12 +52,12 @@ class _Printable:
 
 
 def line_of(text: str, style: str = "") -> Text:
-    """A text, which may hold names from outside, as one line of a table or page."""
+    """Return a text, which may hold names from outside, as one line of a table or page."""
     return Text(printable(text), style=style)
 
 
 def plan_text(title: str, plan: Plan) -> RenderableType:
-    """What a plan reaches, where it is fullest, and what it does with each module."""
+    """Return the numbers of a plan, its fullest moment, and its effect on each module."""
     peak = peak_of(plan)
     kept = f"{plan.peak_bytes / plan.baseline_peak_bytes:.1%} of {format_bytes(plan.baseline_peak_bytes)}"
     rows = [
@@ -75,15 +75,16 @@ def plan_text(title: str, plan: Plan) -> RenderableType:
 
 
 def _codes(plan: Plan) -> list[tuple[str, str]]:
-    """What is encoded, by codec, and what that adds to the gradient's variance."""
+    """Return rows about the encoded values, by codec, and about the variance that they add to the gradient."""
     encodings = [(plan.problem.values[v], plan.problem.values[v].encodings[number]) for v, number in plan.encoded]
     rows = []
     for name in dict.fromkeys(encoding.name for _, encoding in encodings):
-        alike = [(value.size_bytes, one) for value, one in encodings if one.name == name]
-        sizes = f"{format_bytes(sum(size for size, _ in alike))} in {format_bytes(sum(e.size_bytes for _, e in alike))}"
-        error = sum(one.error for _, one in alike)
+        same_codec = [(value.size_bytes, encoding) for value, encoding in encodings if encoding.name == name]
+        value_bytes, code_bytes = sum(s for s, _ in same_codec), sum(e.size_bytes for _, e in same_codec)
+        sizes = f"{format_bytes(value_bytes)} in {format_bytes(code_bytes)}"
+        error = sum(encoding.error for _, encoding in same_codec)
         adds = f", adds {error:.3%} to the gradient's variance" if error else ""
-        rows.append(("encoded", f"{len(alike)} × {name}: {sizes}{adds}"))
+        rows.append(("encoded", f"{len(same_codec)} × {name}: {sizes}{adds}"))
     if plan.encoding_error:
         rows.append(
             (
@@ -95,14 +96,14 @@ def _codes(plan: Plan) -> list[tuple[str, str]]:
 
 
 def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:
-    """One row per plan, from the highest peak to the lowest."""
+    """Return a table with one row per plan, from the highest peak to the lowest."""
     table = new_table(None)
     for name in ("peak", "of all kept", "extra time", "proven at least", "keeps for backward"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("solver", no_wrap=True)
     for plan in plans:
         kept = sum(plan.problem.values[value].size_bytes for value in kept_values(plan))
-        # what greedy says of itself are numbers of layers and bytes; the recipes have names
+        # the notes of greedy are numbers of layers and bytes; the recipes have names
         recipe = f": {plan.notes[0]}" if plan.solver == "recipes" and plan.notes else ""
         table.add_row(
             _fine_bytes(plan.peak_bytes),
@@ -117,13 +118,13 @@ def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:
 
 
 def verify_text(title: str, report: Report) -> RenderableType:
-    """What verification found."""
+    """Return the outcome of verification."""
     shown = [audit_text(report.audit, new_table(None))] if report.audit.values else []
     return Group(line_of(title, "bold"), Text(str(report)), *shown)
 
 
 def profile_text(title: str, profile: Profile) -> RenderableType:
-    """The totals of a step, what each module keeps and takes, and what takes most of the kept bytes."""
+    """Return the totals of a step, the share of each module, and the values that take most of the kept bytes."""
     plan = profile.plan
     rows = [
         ("resident", f"{format_bytes(plan.problem.resident_bytes)}: {_resident(profile)}"),
@@ -142,7 +143,7 @@ def profile_text(title: str, profile: Profile) -> RenderableType:
 
 
 def _fine_bytes(count: int) -> str:
-    """Bytes with three decimals, so that neighbours on a frontier can be told apart."""
+    """Format bytes with three decimals, which distinguish neighbours on a frontier."""
     for power, unit in ((3, "GiB"), (2, "MiB")):
         if count >= 1024**power:
             return f"{count / 1024**power:.3f} {unit}"
@@ -150,7 +151,7 @@ def _fine_bytes(count: int) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds in a unit that reads well: `3.1 ms`."""
+    """Format seconds in a readable unit: `3.1 ms`."""
     for factor, unit in ((1.0, "s"), (1e3, "ms")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
@@ -163,10 +164,10 @@ def _modules(profile: Profile) -> Table:
     for name in ("kept", "share", "forward", "backward", "GFLOP", "kernels"):
         table.add_column(name, justify="right", no_wrap=True)
 
-    def alike(row: ModuleProfile) -> tuple[int, int, int]:
+    def row_key(row: ModuleProfile) -> tuple[int, int, int]:
         return row.kept_bytes, row.flops, row.kernels
 
-    for name, rows in grouped(profile.rows, lambda row: row.module, alike):
+    for name, rows in grouped(profile.rows, lambda row: row.module, row_key):
         kept = sum(row.kept_bytes for row in rows)
         table.add_row(
             line_of(_counted(name, rows)),
@@ -199,7 +200,7 @@ def _savings(profile: Profile) -> Table:
     table.add_column("fidelity", no_wrap=True)
     table.add_column("in", overflow="fold")
     table.add_column("bytes", justify="right", no_wrap=True)
-    for saving in sorted(profile.savings, key=lambda one: (not one.taken, -one.saved_bytes)):
+    for saving in sorted(profile.savings, key=lambda saving: (not saving.taken, -saving.saved_bytes)):
         fidelity = saving.fidelity + ("" if saving.taken else ", not taken")
         table.add_row(saving.name, fidelity, line_of(saving.module or "(root)"), format_bytes(saving.saved_bytes))
     return table
@@ -211,18 +212,18 @@ def _summaries(plan: Plan) -> Table:
     for name in ("keeps", "of", "runs again", "extra time"):
         table.add_column(name, justify="right", no_wrap=True)
 
-    def alike(row: ModuleSummary) -> tuple[int, int, int]:
+    def row_key(row: ModuleSummary) -> tuple[int, int, int]:
         return row.kept_bytes, row.all_bytes, row.kernels_again
 
-    # modules that keep nothing and repeat nothing, whatever the plan, say nothing
+    # modules that keep nothing and repeat nothing in any plan are left out
     shown = [row for row in module_summaries(plan) if row.all_bytes or row.kernels_again]
-    for name, rows in grouped(shown, lambda row: row.module, alike):
-        again, kernels = sum(row.kernels_again for row in rows), sum(row.kernels for row in rows)
+    for name, rows in grouped(shown, lambda row: row.module, row_key):
+        recomputed, kernels = sum(row.kernels_again for row in rows), sum(row.kernels for row in rows)
         table.add_row(
             line_of(_counted(name, rows)),
             format_bytes(sum(row.kept_bytes for row in rows)),
             format_bytes(sum(row.all_bytes for row in rows)),
-            f"{again} of {kernels} kernels" if again else "nothing",
+            f"{recomputed} of {kernels} kernels" if recomputed else "nothing",
             f"{sum(row.extra_seconds for row in rows) / plan.baseline_seconds:.1%}" if plan.baseline_seconds else "",
         )
     return table
@@ -233,7 +234,7 @@ def _counted(name: str, rows: Sequence[object]) -> str:
 
 
 def facts(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
-    """A title and under it names with values, wrapped beside their names."""
+    """Return a title and below it names with values, which are wrapped next to their names."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -247,26 +248,26 @@ def new_table(title: str | None) -> Table:
 
 
 def _parts(peak: Peak) -> str:
-    """What is there at a peak, largest first, without what is less than a thousandth."""
-    told = {
+    """List the bytes at a peak, largest first, except those below a thousandth."""
+    parts = {
         "resident": peak.resident_bytes,
         "gradients": peak.gradients_bytes,
         "outputs": peak.returned_bytes,
         "activations": peak.activation_bytes,
         "running kernel": peak.running_bytes,
     }
-    large = sum(told.values()) / 1000
-    sizes = sorted(told.items(), key=lambda part: -part[1])
+    large = sum(parts.values()) / 1000
+    sizes = sorted(parts.items(), key=lambda part: -part[1])
     return ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes if size > large)
 
 
 def _resident(profile: Profile) -> str:
-    told = (
+    parts = (
         ("parameters", profile.parameter_bytes),
         ("buffers", profile.buffer_bytes),
         ("inputs", profile.input_bytes),
     )
-    return ", ".join(f"{name} {format_bytes(size)}" for name, size in told if size)
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size)
 
 
 def _times(plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""What generated code reaches by name besides what it is given: operations of any namespace, and unwritable objects."""
+"""Names in generated code for operations of any namespace, and for objects that have no literal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ..text.source_text import is_plain_name, literal
 
-_SHORT = ("aten", "lowtide")  # namespaces that have names of their own in generated code
+_SHORT = ("aten", "lowtide")  # namespaces with their own names in generated code
 
 
 class BoundNames:
@@ -22,16 +22,16 @@ class BoundNames:
 
     @property
     def objects(self) -> Mapping[str, Any]:
-        """By name, what the namespace of the code has to hold for the expressions to work."""
+        """The objects, by name, that the namespace of the code must contain for the expressions."""
         return MappingProxyType(self._objects)
 
     @property
     def definitions(self) -> list[str]:
-        """What each of these names stands for, in words."""
+        """The meaning of each of these names, in words."""
         return [f"{name} is {value}" for name, value in self._objects.items()]
 
     def operation(self, target: Any) -> str:
-        """An expression for what a call calls: `aten.add.Tensor`, `torch.ops.mine.scale.default`, or a bound name."""
+        """Return an expression for an operation: `aten.add.Tensor`, `torch.ops.mine.scale.default`, or a bound name."""
         if not isinstance(target, torch._ops.OpOverload):
             return self._bound(target)
         path = (*target._schema.name.partition("::")[::2], target._overloadname)
@@ -43,7 +43,7 @@ class BoundNames:
         return f"{operation}.{path[2]}" if is_plain_name(path[2]) else f"getattr({operation}, {literal(path[2])})"
 
     def constant(self, value: Any) -> str:
-        """An expression for a constant: a literal, or the name of an object that has none."""
+        """Return an expression for a constant: a literal, or the name of an object that has none."""
         text = literal(value)
         return self._bound(value) if text is None else text
 
@@ -55,7 +55,7 @@ class BoundNames:
 
 
 def _reached(path: tuple[str, ...]) -> Any:
-    """What the attributes of `torch.ops` lead to: another thing where one of torch's own attributes has that name."""
+    """Return the object at a path of attributes of `torch.ops`, which may differ if torch uses that name itself."""
     place: Any = torch.ops
     for name in path:
         place = getattr(place, name, None)
@@ -63,5 +63,5 @@ def _reached(path: tuple[str, ...]) -> Any:
 
 
 def named_argument(name: str, text: str) -> str:
-    """An argument given by name: `dim=1`, or `**{'from': 1}` where Python would not take the name."""
+    """Return an argument given by name: `dim=1`, or `**{'from': 1}` if Python does not allow the name."""
     return f"{name}={text}" if is_plain_name(name) else f"**{{{literal(name)}: {text}}}"

@@ -1,4 +1,4 @@
-"""Makes readable Python of a schedule: one function per distinct segment, and the bindings that call them."""
+"""Emit a schedule as readable Python: one function per distinct segment, and the bindings that call them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..capture.captured_step import Captured
 from ..text.source_text import comment, identifier
 from .bound_names import BoundNames, named_argument
 from .equal_views import EqualViews
-from .program import SEED, Binding, Key, Program, load_functions
+from .program import SEED_KEY, Binding, Key, Program, load_functions
 from .scope import Scope, hint_of
 from .text import Rendered, assemble
 
@@ -23,37 +23,41 @@ from .text import Rendered, assemble
 def emit(
     captured: Captured,
     step: StepGraph,
-    posed: ProblemMapping,
+    mapping: ProblemMapping,
     schedule: Schedule,
     title: str,
     header: str,
     device: torch.device,
     links: tuple[int, ...],
 ) -> Program:
-    """The program of a schedule. title names it in tracebacks; header is a comment at the head of the code; links: as
-    in `Program`."""
+    """Return the program of a schedule.
+
+    title: its name in tracebacks.
+    header: a comment at the start of the code.
+    links: `Program.link_sizes`.
+    """
     bound = BoundNames()
-    writer = _Writer(step, posed, schedule, bound)
+    writer = _Writer(step, mapping, schedule, bound)
     half = len(schedule.segments) // 2
     rendered = [writer.segment(segment) for segment in schedule.segments[:half]]
-    for one in rendered:
+    for part in rendered:
         kept = {**{key: step.storages[key].size_bytes for key in writer.alive}, **writer.codes}
-        one.kept = [(name, kept[key]) for key, name in zip(one.gives, one.given, strict=True) if key in kept]
+        part.kept = [(name, kept[key]) for key, name in zip(part.gives, part.given, strict=True) if key in kept]
     rendered += [writer.segment(segment) for segment in schedule.segments[half:]]
     code, names, constants = assemble(
         rendered, step.block_names, "\n".join((header, *map(comment, bound.definitions))), links
     )
     bindings = [
         Binding(
-            block=one.block,
+            block=part.block,
             function=name,
-            takes=tuple(one.takes),
-            drops=frozenset(one.drops),
-            gives=tuple(one.gives),
-            constants=told,
-            gradients=tuple(one.gradients),
+            takes=tuple(part.takes),
+            drops=frozenset(part.drops),
+            gives=tuple(part.gives),
+            constants=values,
+            gradients=tuple(part.gradients),
         )
-        for one, name, told in zip(rendered, names, constants, strict=True)
+        for part, name, values in zip(rendered, names, constants, strict=True)
     ]
     return Program(
         code=code,
@@ -80,16 +84,16 @@ def emit(
 
 
 def _updated_in_passing(step: StepGraph) -> set[Source]:
-    """The buffers and inputs that kernels change besides computing, through views too."""
+    """Return the buffers and inputs that kernels change in addition to their results, also through views."""
     bases = (step.storages[step.storage_of[node]].base for kernel in step.kernels for node in kernel.updates)
     return {base.meta["source"] for base in bases if base.op == "placeholder"}
 
 
 def _dependence(step: StepGraph) -> dict[Source, frozenset[int]]:
-    """For each gradient the tangents (by number) that it depends on."""
+    """Return for each gradient the tangents (by number) on which it depends."""
     tangents = [i for i, s in enumerate(step.storages) if s.kind == "tangent"]
     depends = {storage: frozenset([number]) for number, storage in enumerate(tangents)}
-    found: dict[Source, frozenset[int]] = {}
+    dependence: dict[Source, frozenset[int]] = {}
     for kernel in step.kernels:
         union = frozenset().union(*(depends.get(s, frozenset()) for s in kernel.reads))
         for storage in kernel.makes:
@@ -97,29 +101,29 @@ def _dependence(step: StepGraph) -> dict[Source, frozenset[int]]:
         for storage in kernel.writes:
             depends[storage] = union
         if kernel.role == "accumulate" and kernel.target is not None:
-            found[kernel.target.meta["source"]] = union
-    return found
+            dependence[kernel.target.meta["source"]] = union
+    return dependence
 
 
 class _Writer:
-    """Writes segments one after the other, knowing what is alive between them."""
+    """Writes segments in order, and tracks the values that are alive between them."""
 
-    def __init__(self, step: StepGraph, posed: ProblemMapping, schedule: Schedule, bound: BoundNames) -> None:
+    def __init__(self, step: StepGraph, mapping: ProblemMapping, schedule: Schedule, bound: BoundNames) -> None:
         self.step = step
         self.bound = bound
         self.views = EqualViews(step)
-        self.posed = posed
+        self.mapping = mapping
         self.schedule = schedule
         self.alive: set[int] = set()
-        self.codes: dict[Key, int] = {}  # with their bytes
-        self.read_themselves: dict[int, Key] = {}  # codes in the place of storages, and
-        self.products: dict[fx.Node, Key] = {}  # of the calls that read these
+        self.codes: dict[Key, int] = {}  # the bytes of each live code
+        self.read_themselves: dict[int, Key] = {}  # the codes that are read instead of storages
+        self.products: dict[fx.Node, Key] = {}  # the codes that calls read
         self.started: set[int] = set()
-        self.handed: set[int] = set()  # storages of gradients that have been returned, and are on no tape
+        self.returned_gradients: set[int] = set()  # storages of returned gradients, which are not on the tape
         self.last_forward = len(schedule.segments) // 2 - 1
 
     def segment(self, segment: Segment) -> Rendered:
-        """The function of one segment."""
+        """Return the function of one segment."""
         number = self.schedule.segments.index(segment)
         phase = "forward" if number <= self.last_forward else "backward"
         rendered = Rendered(block=segment.block, phase=phase)
@@ -140,16 +144,16 @@ class _Writer:
                     del self.codes["code", value, encoding]
                     scope.forget(("code", value, encoding))
                 case Free(value):
-                    self._free(scope, self.posed.storages[value])
+                    self._free(scope, self.mapping.storages[value])
         if number == self.last_forward:
             scope.rendered.returned = [scope.expression(node) for node in self.step.outputs]
         for key in scope.rendered.gives:
-            name = scope.other(key) if isinstance(key, tuple) else scope.names[self.step.storages[key].base]
+            name = scope.key_name(key) if isinstance(key, tuple) else scope.names[self.step.storages[key].base]
             scope.rendered.given.append(name)
         return scope.rendered
 
     def _run(self, scope: Scope, op: int, index: int) -> None:
-        kernel = self.posed.kernels[op]
+        kernel = self.mapping.kernels[op]
         if kernel.role == "tangent":
             # The runtime puts the incoming gradients on the tape before the first backward segment.
             self.alive.update(kernel.makes)
@@ -161,13 +165,13 @@ class _Writer:
         elif kernel.role == "check":
             scope.rendered.line(f"require({scope.arguments(kernel.calls[0])})")
         elif kernel.role == "witness":
-            pass  # what it reads has been made, which is all it is for
+            pass  # it only requires that its operands exist
         elif kernel.role == "accumulate":
-            self._hand_over(scope, kernel)
+            self._accumulate(scope, kernel)
         elif kernel.destination is not None:
             self._overwrite(scope, kernel)
         elif kernel.change is not None:
-            self._change(scope, op, kernel, self.schedule.ends_with(index, self.posed.problem.ops[op].reuses))
+            self._change(scope, op, kernel, self.schedule.ends_with(index, self.mapping.problem.ops[op].reuses))
         else:
             self._compute(scope, op, kernel)
 
@@ -175,18 +179,18 @@ class _Writer:
         (call,) = kernel.calls
         if str(call.target) in WRITTEN_OUT:
             variant, written = WRITTEN_OUT[str(call.target)]
-            told, place = scope.arguments(call), scope.argument(kernel.destination)
-            scope.rendered.line(f"{variant}({told}, {written}={place})")
+            arguments, place = scope.arguments(call), scope.argument(kernel.destination)
+            scope.rendered.line(f"{variant}({arguments}, {written}={place})")
             return
         others = [argument for argument in call.args if argument is not kernel.destination]
-        told = ", ".join(scope.argument(argument) for argument in (kernel.destination, *others))
-        scope.rendered.line(f"{in_place_variant(call)}({told})")
+        arguments = ", ".join(scope.argument(argument) for argument in (kernel.destination, *others))
+        scope.rendered.line(f"{in_place_variant(call)}({arguments})")
 
-    def _hand_over(self, scope: Scope, kernel: Kernel) -> None:
+    def _accumulate(self, scope: Scope, kernel: Kernel) -> None:
         assert kernel.target is not None
         gradient = scope.expression(kernel.calls[0])
         if kernel.makes:
-            # An output may be gone by now; its gradient is laid out as it comes.
+            # An output may be freed already, so its gradient keeps the layout it arrives with.
             is_output = kernel.target.meta["source"].kind == "output"
             target = gradient if is_output else scope.expression(kernel.target)
             clone = scope.fresh(identifier(f"{target}_gradient"))
@@ -194,24 +198,24 @@ class _Writer:
             gradient = clone
             self.alive.update(kernel.makes)
         else:
-            # Autograd takes a gradient over only if nobody else holds it: it must not stay on the tape.
+            # Autograd steals a gradient only if nothing else holds it: it must not stay on the tape.
             scope.returned.add(kernel.reads[0])
-            self.handed.add(kernel.reads[0])
+            self.returned_gradients.add(kernel.reads[0])
             scope.leave(kernel.reads[0])
         scope.rendered.returned.append(gradient)
         scope.rendered.gradients.append(kernel.target.meta["source"])
 
     def _compute(self, scope: Scope, op: int, kernel: Kernel) -> None:
-        again = op in self.started
+        is_recomputation = op in self.started
         self.started.add(op)
-        wanted = [s for s in kernel.makes if s not in self.alive and s not in self.read_themselves]
+        missing = [s for s in kernel.makes if s not in self.alive and s not in self.read_themselves]
         first, *rest = kernel.calls
-        called = self._called(scope, first, without=kernel.updates if again else ())
-        state = scope.other(("state", op)) if again and kernel.random else None
-        for storage in wanted:
-            # A value that is made anew replaces what the name stood for before it was freed.
+        called = self._called(scope, first, without=kernel.updates if is_recomputation else ())
+        state = scope.key_name(("state", op)) if is_recomputation and kernel.random else None
+        for storage in missing:
+            # A recomputed value replaces the former meaning of its name, from before it was freed.
             scope.names.pop(self.step.storages[storage].base, None)
-        result = scope.targets(kernel.calls[-1], wanted)
+        result = scope.targets(kernel.calls[-1], missing)
         lines = [f"{result}{called}"]
         for call in rest:
             name = scope.names[kernel.calls[-1]]
@@ -223,78 +227,80 @@ class _Writer:
             scope.rendered.line(("    " if state else "") + line)
         if "unused" in result:
             scope.rendered.line("del unused")
-        if again:
-            size_bytes = sum(self.step.storages[s].size_bytes for s in wanted)
-            scope.rendered.again.append((hint_of(kernel.calls[-1]), size_bytes))
-        self.alive.update(wanted)
-        scope.rendered.gives.extend(wanted)
+        if is_recomputation:
+            size_bytes = sum(self.step.storages[s].size_bytes for s in missing)
+            scope.rendered.recomputed.append((hint_of(kernel.calls[-1]), size_bytes))
+        self.alive.update(missing)
+        scope.rendered.gives.extend(missing)
 
     def _change(self, scope: Scope, op: int, kernel: Kernel, in_place: bool) -> None:
-        """Writes into what is changed, or into a copy of it if it is read later."""
-        (storage,), again = kernel.makes, op in self.started
+        """Write the change into the tensor, or into a copy of it if the tensor is read later."""
+        (storage,), is_recomputation = kernel.makes, op in self.started
         self.started.add(op)
         if storage in self.alive:
-            return  # a second run of what is still there
+            return  # a second run of a value that is still alive
         base = self.step.storages[storage].base
         source = scope.expression(kernel.change.of)
         scope.names.pop(base, None)
         scope.rendered.line(f"{scope.name(base)} = {source if in_place else f'aten.clone.default({source})'}")
         scope.rendered.line(scope.written(kernel.change, scope.names[base]))
-        if again:
-            scope.rendered.again.append((hint_of(kernel.calls[-1]), self.step.storages[storage].size_bytes))
+        if is_recomputation:
+            scope.rendered.recomputed.append((hint_of(kernel.calls[-1]), self.step.storages[storage].size_bytes))
         self.alive.add(storage)
         scope.rendered.gives.append(storage)
 
     def _called(self, scope: Scope, call: fx.Node, without: tuple[fx.Node, ...]) -> str:
-        """A call, or the product with a code's levels that stands for it."""
+        """Return a call, or the product with a code's levels that replaces it."""
         if call not in self.products:
             return scope.called(call, scope.arguments(call, without=without))
         key = self.products[call]
-        coding = self._coding(key[1], key[2])  # pyright: ignore
-        assert coding.product is not None
-        told = [scope.expression(coding.product.replaced.gradient), scope.other(key)]
-        told += [named_argument(name, scope.constant(one)) for name, one in coding.levels_named().items()]
-        return scope.called(coding.product.call, ", ".join(told))
+        site = self._site(key[1], key[2])  # pyright: ignore
+        assert site.product is not None
+        arguments = [scope.expression(site.product.replaced.gradient), scope.key_name(key)]
+        arguments += [
+            named_argument(name, scope.constant(constant)) for name, constant in site.product_keywords().items()
+        ]
+        return scope.called(site.product.call, ", ".join(arguments))
 
     def _encode(self, scope: Scope, value: int, encoding: int) -> None:
-        base, coding = self.step.storages[self.posed.storages[value]].base, self._coding(value, encoding)
+        base, site = self.step.storages[self.mapping.storages[value]].base, self._site(value, encoding)
         source = scope.expression(base)
-        others = self._decoding_lines(scope, coding, coding.encode, value)
-        code = scope.give(("code", value, encoding), identifier(f"{hint_of(base)}_{coding.codec.name}"))
-        scope.rendered.line(f"{code} = {scope.called(coding.encode, ', '.join((source, *others)))}")
-        self.codes[("code", value, encoding)] = coding.code_bytes
+        others = self._codec_arguments(scope, site, site.encode, value)
+        code = scope.give(("code", value, encoding), identifier(f"{hint_of(base)}_{site.codec.name}"))
+        scope.rendered.line(f"{code} = {scope.called(site.encode, ', '.join((source, *others)))}")
+        self.codes[("code", value, encoding)] = site.code_bytes
 
     def _decode(self, scope: Scope, value: int, encoding: int) -> None:
-        storage, coding = self.posed.storages[value], self._coding(value, encoding)
-        if self.posed.problem.values[value].encodings[encoding].is_read_itself:
-            assert coding.product is not None
+        storage, site = self.mapping.storages[value], self._site(value, encoding)
+        if self.mapping.problem.values[value].encodings[encoding].is_read_itself:
+            assert site.product is not None
             key = self.read_themselves[storage] = ("code", value, encoding)
-            self.products[coding.product.replaced.call] = key
+            self.products[site.product.replaced.call] = key
             return
-        code = scope.other(("code", value, encoding))
-        others = self._decoding_lines(scope, coding, coding.decode, value)
+        code = scope.key_name(("code", value, encoding))
+        others = self._codec_arguments(scope, site, site.decode, value)
         name = scope.name(self.step.storages[storage].base)
-        scope.rendered.line(f"{name} = {scope.called(coding.decode, ', '.join((code, *others)))}")
+        scope.rendered.line(f"{name} = {scope.called(site.decode, ', '.join((code, *others)))}")
         self.alive.add(storage)
         scope.rendered.gives.append(storage)
 
-    def _coding(self, value: int, encoding: int) -> CodecSite:
-        return self.posed.codec_sites[self.posed.storages[value]][encoding]
+    def _site(self, value: int, encoding: int) -> CodecSite:
+        return self.mapping.codec_sites[self.mapping.storages[value]][encoding]
 
-    def _decoding_lines(self, scope: Scope, coding: CodecSite, call: fx.Node, value: int) -> list[str]:
-        """What a codec is told besides the value or code. Each value has its own seed, another one in each step."""
-        told = [scope.argument(argument) for argument in call.args[1:]]
-        for name, argument in coding.named(call, value).items():
-            seed = f"{scope.other(SEED)} + " if name == "seed" else ""
-            fits = isinstance(argument, tuple)  # borders or levels, which are one constant
-            text = scope.constant(argument) if fits else scope.argument(argument)
-            told.append(named_argument(name, f"{seed}{text}"))
-        return told
+    def _codec_arguments(self, scope: Scope, site: CodecSite, call: fx.Node, value: int) -> list[str]:
+        """Return a codec's arguments after the value or code. Each value has its own seed, different in each step."""
+        arguments = [scope.argument(argument) for argument in call.args[1:]]
+        for name, argument in site.keywords(call, value).items():
+            seed = f"{scope.key_name(SEED_KEY)} + " if name == "seed" else ""
+            is_tuple = isinstance(argument, tuple)  # borders or levels, which are one constant
+            text = scope.constant(argument) if is_tuple else scope.argument(argument)
+            arguments.append(named_argument(name, f"{seed}{text}"))
+        return arguments
 
     def _free(self, scope: Scope, storage: int) -> None:
         if (code := self.read_themselves.pop(storage, None)) is not None:
             self.products = {call: key for call, key in self.products.items() if key != code}
             return
         self.alive.discard(storage)
-        if storage in scope.returned or storage not in self.handed:
+        if storage in scope.returned or storage not in self.returned_gradients:
             scope.free(storage)

@@ -1,6 +1,6 @@
-"""Finds views that are what something else is already: a matrix transposed twice, a shape changed and changed back.
+"""Find views that equal an existing tensor: a matrix transposed twice, a shape changed and changed back.
 
-Autograd's formulas are full of them. Each would be a call, which for a small tensor takes as long as the kernel does.
+Autograd's formulas contain many of them. Each would be a call, which for a small tensor takes as long as the kernel.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch import fx
 
 from ...passes.step_graph import StepGraph, storage_key
 
-# Generated code runs below autograd, for which the second one hides that it is a view.
+# The second one hides from autograd that it is a view, which does not matter to generated code below autograd.
 _RESHAPES = ("aten.view.default", "aten._unsafe_view.default")
 
 
 class EqualViews:
-    """What views of a step stand for the same elements in the same layout."""
+    """Views of a step that are the same elements in the same layout."""
 
     def __init__(self, step: StepGraph) -> None:
         self._step = step
         self._places: dict[fx.Node, _Place | None] = {}
 
     def of(self, view: fx.Node, named: Collection[fx.Node]) -> fx.Node | None:
-        """A node that can be read in the place of a view: what it is made of, or one of those that have a name."""
+        """Return a node that can be read instead of a view: one from which it is made, or one that has a name."""
         place = self._place(view)
         if place is None:
             return None
@@ -35,8 +35,10 @@ class EqualViews:
         return next((node for node in named if self._place(node) == place), None)
 
     def reshaped(self, view: fx.Node, named: Collection[fx.Node]) -> fx.Node | None:
-        """What a view that only gives another shape can be taken of by `aten.view`: shapes between that nothing else
-        needs are left out. None where the view does more."""
+        """Return the node whose `aten.view` equals a view that only changes the shape; None for other views.
+
+        Intermediate shapes that nothing else needs are skipped.
+        """
         if str(view.target) not in _RESHAPES:
             return None
         source = self._first(view)
@@ -48,7 +50,7 @@ class EqualViews:
         return source
 
     def _made_of(self, view: fx.Node) -> list[fx.Node]:
-        """The tensors in the same storage of which a view is a view, the nearest first."""
+        """Return the tensors in the same storage from which a view is made, the nearest first."""
         chain: list[fx.Node] = []
         source = self._first(view)
         while source is not None:
@@ -57,7 +59,7 @@ class EqualViews:
         return chain
 
     def _first(self, node: fx.Node) -> fx.Node | None:
-        """What a view is a view of, or what a value was written over, if it is a tensor in the same storage."""
+        """Return the base of a view, or the value that was overwritten, if it is a tensor in the same storage."""
         storage = self._step.storage_of.get(node)
         if storage is None or node is self._step.storages[storage].base:
             return None
@@ -66,7 +68,7 @@ class EqualViews:
         return source if is_same and self._place(source) is not None else None  # pyright: ignore
 
     def _place(self, node: fx.Node) -> _Place | None:
-        """Where a tensor lies; None for what is no strided tensor."""
+        """Return the place of a tensor; None if it is not strided."""
         if node not in self._places:
             value = node.meta.get("val")
             is_strided = isinstance(value, torch.Tensor) and value.layout is torch.strided
@@ -74,7 +76,7 @@ class EqualViews:
         return self._places[node]
 
     def _moved(self, node: fx.Node, place: _Place) -> _Place:
-        """A place where a value was written over another one, or a view of such a value, as one in what that is."""
+        """Return the place in the overwritten storage of a value, or of a view of it, that was written over another."""
         written = node
         while written not in self._step.overwrites:
             source = self._first(written)
@@ -89,8 +91,12 @@ class EqualViews:
 
 @dataclass(frozen=True)
 class _Place:
-    """Equal for tensors with the same elements in the same layout. storage: identifies it while a step was captured;
-    offset: elements from its start."""
+    """A place in memory, equal for tensors with the same elements in the same layout.
+
+    storage: identifies the storage during capture.
+    offset: elements from its start.
+    flipped: whether it is lazily conjugated and negated.
+    """
 
     storage: int
     offset: int
@@ -101,7 +107,7 @@ class _Place:
 
     @staticmethod
     def of(value: torch.Tensor) -> _Place:
-        """Where a tensor lies."""
+        """Return the place of a tensor."""
         flipped = value.is_conj(), value.is_neg()
         place = storage_key(value), int(value.storage_offset())
         return _Place(*place, tuple(value.shape), tuple(value.stride()), value.dtype, flipped)

@@ -1,4 +1,4 @@
-"""Generated Python, loaded: the functions of a rewritten step and which block calls which with what."""
+"""Load generated Python: the functions of a rewritten step, and the calls of each block."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from ..capture.torch_internals import DirectOperations
 # A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state, or
 # ("code", number of the value, number of its encoding).
 Key = int | tuple[str, int] | tuple[str, int, int]
-SEED: Key = ("seed", 0)  # the number from which codecs that draw have theirs in this step
+SEED_KEY: Key = ("seed", 0)  # the key of the number from which random codecs derive their seeds in this step
 
 
 @dataclass(frozen=True)
 class Binding:
     """One call of a generated function.
 
-    takes: what it is given, in order; drops: those of them that leave the tape; gives: what it puts on the tape;
-    constants: the numbers in which it differs from other calls of the same function; gradients: for a backward
-    segment, the sources of the gradients it returns.
+    takes: its arguments from the tape, in order.
+    drops: the arguments that leave the tape.
+    gives: the values that it puts on the tape.
+    constants: the numbers in which it differs from other calls of the same function.
+    gradients: for a backward segment, the sources of the gradients that it returns.
     """
 
     block: int
@@ -43,10 +45,12 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A binding as it runs at each step, with all looked up that is the same each time.
+    """A binding prepared for each step, with everything looked up that is the same each time.
 
-    fetches: what it takes, with whether that leaves the tape; watched: those that others can change meanwhile;
-    gradients: the sources of those that it returns; has_outputs: whether outputs are among these.
+    fetches: its arguments from the tape, each with whether it leaves the tape.
+    watched: the arguments that the user can change between forward and backward.
+    gradients: the sources of the gradients that it returns.
+    has_outputs: whether outputs are among these.
     """
 
     function: Callable[..., Any]
@@ -62,8 +66,9 @@ class Prepared:
 class Link:
     """Neighbouring blocks that are one node of autograd's graph.
 
-    number: counted from the first; forward, backward: what they run, in order; enter: the sources whose tensors enter
-    autograd's graph here, in the order in which backward returns their gradients.
+    number: counted from the first.
+    forward, backward: the calls of each phase, in order.
+    enter: the sources whose tensors enter autograd's graph here, in the order in which backward returns gradients.
     """
 
     number: int
@@ -74,16 +79,23 @@ class Link:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything a rewritten forward and backward run.
+    """All data of a rewritten forward and backward.
 
-    code: the text that was executed; forward and backward: one binding per block, in running order; residents: which
-    storages are parameters, buffers, inputs and constants; link_sizes: how many neighbouring blocks, from the first to
-    the last, are one node of autograd's graph; tangents: storages of the incoming gradients with what
-    they belong to; output_storages: the storage each output lies in; updated: buffers that forward changes;
-    depends: for each gradient, the numbers of the tangents it depends on; outputs: what is given, and which of it the
-    tangents belong to (`expected`); idle: sources that gradients may reach, though none of those expected does; undo:
-    what copies restore, should a decision go another way; is_checked: whether one may; rereads: whether results depend
-    on what `updated` held; random: whether it draws random numbers.
+    code: the text that was executed.
+    functions: the generated functions, by name.
+    forward, backward: one binding per block, in running order.
+    residents: the storages of parameters, buffers, inputs and constants, with their sources.
+    tangents: the storages of the incoming gradients.
+    output_storages: the storage of each output.
+    updated: buffers and inputs that forward changes.
+    depends: for each gradient, the numbers of the tangents on which it depends.
+    outputs: the outputs, and which of them have tangents (`expected`).
+    link_sizes: the numbers of neighbouring blocks, from the first to the last, that are one node of autograd's graph.
+    idle: sources that gradients may reach, but that no expected gradient reaches.
+    undo: the sources that copies restore if a decision differs, None for the generator.
+    rereads: whether results depend on former values of `updated`.
+    random: whether it draws random numbers.
+    is_checked: whether decisions are checked while it runs.
     """
 
     code: str
@@ -110,7 +122,7 @@ class Program:
 
     @cached_property
     def single_links(self) -> tuple[Link, ...]:
-        """A node for each block: each gradient is handed over as soon as its block's backward is done."""
+        """One node per block: each gradient is accumulated into .grad right after its block's backward."""
         return self._links((1,) * len(self.forward))
 
     def _links(self, sizes: tuple[int, ...]) -> tuple[Link, ...]:
@@ -126,12 +138,12 @@ class Program:
 
     @cached_property
     def prepared_forward(self) -> tuple[Prepared, ...]:
-        """What forward runs, block by block."""
+        """The calls of forward, block by block."""
         return tuple(map(self._prepared, self.forward))
 
     @cached_property
     def prepared_backward(self) -> tuple[Prepared, ...]:
-        """What backward runs, the last block first."""
+        """The calls of backward, the last block first."""
         return tuple(map(self._prepared, self.backward))
 
     def _prepared(self, binding: Binding) -> Prepared:
@@ -148,12 +160,12 @@ class Program:
 
     @cached_property
     def draws(self) -> bool:
-        """Whether its codecs draw random numbers."""
-        return any(SEED in binding.takes for binding in (*self.forward, *self.backward))
+        """Return whether its codecs draw random numbers."""
+        return any(SEED_KEY in binding.takes for binding in (*self.forward, *self.backward))
 
     @cached_property
     def watched(self) -> tuple[Key, ...]:
-        """What backward reads that others can change in place meanwhile: parameters, buffers, inputs and outputs."""
+        """The values read by backward that the user can change after forward: parameters, buffers, inputs, outputs."""
         read = {key for binding in self.backward for key in binding.takes if isinstance(key, int)}
         resident = {key for key in read if key in self.residents and self.residents[key] not in self.updated}
         return tuple(sorted(resident | (read & set(self.output_storages) - set(self.residents))))
@@ -167,9 +179,9 @@ _LONGEST_TITLE = 80
 def load_functions(
     code: str, title: str, device: torch.device, objects: Mapping[str, Any]
 ) -> dict[str, Callable[..., Any]]:
-    """Runs generated code and returns its functions; tracebacks through them show their lines.
+    """Run generated code and return its functions; tracebacks through them show their lines.
 
-    objects: what the code reaches by name besides what all generated code does.
+    objects: additional names for this code.
     """
     filename = f"<lowtide {printable(title[:_LONGEST_TITLE])} {next(_numbers)}>"
     linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
@@ -185,13 +197,13 @@ def load_functions(
         "own_gradient": own_gradient,
     }
     exec(compile(code, filename, "exec"), namespace)
-    return {name: told for name, told in namespace.items() if name.startswith(("forward_", "backward_"))}
+    return {name: value for name, value in namespace.items() if name.startswith(("forward_", "backward_"))}
 
 
 def own_gradient(target: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """A gradient that autograd can take over as the `.grad` of `target`: a copy, laid out like it.
+    """Return a gradient that autograd can steal as the `.grad` of `target`: a copy with the same layout.
 
-    Where there is a `.grad` already, autograd adds to it and takes nothing over: then it is the gradient as it is.
+    If there is a `.grad` already, autograd adds to it and steals nothing, so the gradient itself is returned.
     """
     if target.is_leaf and target.grad is not None:
         return gradient
@@ -205,15 +217,15 @@ class Generator:
     device: torch.device
 
     def state(self) -> torch.Tensor:
-        """A copy of its present state."""
+        """Return a copy of its present state."""
         return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
 
     def drawing_from(self, state: torch.Tensor) -> _Draw:
-        """A context in which it draws from `state` again; afterwards it is where it was."""
+        """Return a context in which it draws from `state`; its own state is restored at the end."""
         return _Draw(self, state)
 
     def set(self, state: torch.Tensor) -> None:
-        """Puts it into `state`."""
+        """Set its state."""
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state, self.device)
         else:

@@ -1,4 +1,4 @@
-"""What has a name inside one generated function, and the expressions that are made of such names."""
+"""The names inside one generated function, and the expressions made of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ...passes.calls import operation_name
-from ...passes.foreign_calls import calling
+from ...passes.foreign_calls import with_autocast
 from ...passes.rewrites.changes import Change, in_place_overload
 from ...passes.step_graph import StepGraph
 from ..text.source_text import identifier, is_reserved, literal
@@ -23,12 +23,15 @@ from .text import Rendered
 
 @dataclass
 class Scope:
-    """The names of one function, and the lines that had to be written for them.
+    """The names of one function, and the lines that define them.
 
-    on_tape: storages that the function may take from the tape; those of placeholders are always there. names: of
-    tensors, views included; others: of recorded states and codes. used: how often each name was asked for. returned:
-    storages of gradients that the function hands over, so that it does not delete them. bound: names of all functions.
-    views: which of them need not be taken.
+    bound: names of operations and constants, shared by all functions.
+    views: views that equal an existing tensor.
+    on_tape: storages that the function may take from the tape; those of placeholders are always available.
+    names: names of tensors, including views.
+    key_names: names of recorded states and codes.
+    used: the number of requests for each name.
+    returned: storages of gradients that the function returns, so that it does not delete them.
     """
 
     rendered: Rendered
@@ -37,12 +40,12 @@ class Scope:
     views: EqualViews
     on_tape: set[int]
     names: dict[fx.Node, str] = field(default_factory=dict)
-    others: dict[Key, str] = field(default_factory=dict)
+    key_names: dict[Key, str] = field(default_factory=dict)
     used: Counter[str] = field(default_factory=Counter)
     returned: set[int] = field(default_factory=set)
 
     def fresh(self, hint: str) -> str:
-        """A name not used before in this function."""
+        """Return a name not used before in this function."""
         # `split` a second time would be `split_1`, which may be the name of the first one's second part.
         while True:
             self.used[hint] += 1
@@ -54,33 +57,33 @@ class Scope:
                 return name
 
     def name(self, node: fx.Node) -> str:
-        """A new name for a tensor."""
+        """Return a new name for a tensor."""
         self.names[node] = self.fresh(hint_of(node))
         return self.names[node]
 
-    def targets(self, node: fx.Node, wanted: list[int]) -> str:
-        """The left side of an assignment that takes the wanted outputs of a call, `name = `, and names them."""
-        if not wanted:
+    def targets(self, node: fx.Node, outputs: list[int]) -> str:
+        """Return the left side of an assignment, `name = `, for these outputs of a call, and name them."""
+        if not outputs:
             return ""
         if isinstance(node.meta["val"], torch.Tensor):
             return f"{self.name(node)} = "
         picked: dict[int, fx.Node] = {
             user.args[1]: user  # pyright: ignore[reportAssignmentType]
             for user in node.users
-            if user.target is operator.getitem and self.step.storage_of[user] in wanted
+            if user.target is operator.getitem and self.step.storage_of[user] in outputs
         }
         parts = range(len(node.meta["val"]))
         return f"{', '.join(self.name(picked[index]) if index in picked else 'unused' for index in parts)} = "
 
     def arguments(self, call: fx.Node, skip_first: bool = False, without: tuple[fx.Node, ...] = ()) -> str:
-        """The arguments of a call as text; those in `without` are None."""
-        told = [None if argument in without else argument for argument in call.args]
-        parts = [self.argument(argument) for argument in told[1 if skip_first else 0 :]]
+        """Return the arguments of a call as text; those in `without` are None."""
+        positional = [None if argument in without else argument for argument in call.args]
+        parts = [self.argument(argument) for argument in positional[1 if skip_first else 0 :]]
         parts += [named_argument(name, self.argument(argument)) for name, argument in call.kwargs.items()]
         return ", ".join(parts)
 
     def written(self, change: Change, name: str) -> str:
-        """The call that writes a change into the tensor of a name."""
+        """Return the call that writes a change into the tensor of a name."""
         for view in change.place:
             name = f"{view.target}({name}, {self.arguments(view, skip_first=True)})"
         if change.copies:
@@ -89,7 +92,7 @@ class Scope:
         return f"{in_place_overload(change.by.target)}({', '.join(filter(None, [name, others]))})"
 
     def argument(self, argument: Any) -> str:
-        """An argument as text: a tensor by its name, a sequence as a list of such, anything else as a constant."""
+        """Return an argument as text: a tensor by its name, a sequence as a list, any other value as a constant."""
         if isinstance(argument, fx.Node):
             return self.expression(argument)
         if isinstance(argument, (list, tuple)):
@@ -97,16 +100,16 @@ class Scope:
         return self.constant(argument)
 
     def constant(self, value: Any) -> str:
-        """A constant as text: a marked place for numbers, a literal, or the name of an object that has none."""
+        """Return a constant as text: a marked place for numbers, a literal, or the name of an object without one."""
         numbers = isinstance(value, (int, float, tuple)) and not isinstance(value, bool)
         return self.rendered.number(value) if numbers and literal(value) is not None else self.bound.constant(value)
 
     def called(self, call: fx.Node, arguments: str) -> str:
-        """A call of what another node calls."""
-        return f"{self.bound.operation(calling(call))}({arguments})"
+        """Return a call of the operation of a node with other arguments."""
+        return f"{self.bound.operation(with_autocast(call))}({arguments})"
 
     def expression(self, node: fx.Node) -> str:
-        """The name of a tensor in this function; views are taken where they are first needed."""
+        """Return the name of a tensor in this function; views are computed at their first use."""
         if node in self.names:
             return self.names[node]
         if node in self.step.overwrites:
@@ -139,28 +142,28 @@ class Scope:
         return self.names[base]
 
     def give(self, key: Key, hint: str) -> str:
-        """The name of a state or code that is made here and goes onto the tape."""
-        self.others[key] = self.fresh(hint)
+        """Return the name of a state or code that is made here and put on the tape."""
+        self.key_names[key] = self.fresh(hint)
         self.rendered.gives.append(key)
-        return self.others[key]
+        return self.key_names[key]
 
-    def other(self, key: Key) -> str:
-        """The name of a state or code, taken from the tape where it was not made here."""
-        if key not in self.others:
-            self.others[key] = self.fresh(str(key[0]))  # pyright: ignore[reportIndexIssue]
+    def key_name(self, key: Key) -> str:
+        """Return the name of a state or code, taken from the tape if it was not made here."""
+        if key not in self.key_names:
+            self.key_names[key] = self.fresh(str(key[0]))  # pyright: ignore[reportIndexIssue]
             self.rendered.takes.append(key)
-            self.rendered.taken.append(self.others[key])
-        return self.others[key]
+            self.rendered.taken.append(self.key_names[key])
+        return self.key_names[key]
 
     def forget(self, key: Key) -> None:
-        """Deletes a state or code, which nothing reads from here on."""
-        name = self.other(key)
+        """Delete a state or code that nothing reads later."""
+        name = self.key_name(key)
         self.leave(key)
         self.rendered.line(f"del {name}")
-        del self.others[key]
+        del self.key_names[key]
 
     def free(self, storage: int) -> None:
-        """Deletes the names that lie in a storage, of which nothing is read from here on."""
+        """Delete the names of tensors in a storage that nothing reads later."""
         base = self.step.storages[storage].base
         if base not in self.names:
             self._take(storage)
@@ -172,7 +175,7 @@ class Scope:
             del self.names[node]
 
     def leave(self, key: Key) -> None:
-        """Notes that a value ends in this function: it is not given on, or, taken from the tape, leaves it."""
+        """Record that a value ends in this function: it is not put on the tape, or it leaves the tape."""
         if key in self.rendered.gives:
             self.rendered.gives.remove(key)
         else:
@@ -181,12 +184,12 @@ class Scope:
     def _lies_in(self, node: fx.Node, storage: int) -> bool:
         if node in self.step.storage_of:
             return self.step.storage_of[node] == storage
-        # A list of views (the result of a split) lies where what was split lies.
+        # A list of views (the result of a split) is in the storage of the tensor that was split.
         return any(self.step.storage_of.get(n) == storage for n in node.all_input_nodes)
 
 
 def hint_of(node: fx.Node) -> str:
-    """A readable name: of a parameter its last two names without numbers, of a call its operation."""
+    """Return a readable name: for a parameter its last two names without numbers, for a call its operation."""
     if node.op == "placeholder":
         parts = [part for part in node.meta["source"].name.split(".") if not part.isdigit()]
         return identifier("_".join(parts[-2:]) or node.meta["source"].kind)

@@ -1,4 +1,4 @@
-"""Puts generated functions together: equal ones once, with the numbers in which they differ as arguments."""
+"""Assemble generated functions: equal ones once, with the numbers in which they differ as arguments."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _LONGEST_BLOCK_NAME = 64
 
 @dataclass
 class Rendered:
-    """The text of one segment, and what it takes, drops and gives; literals are marked places in the text.
+    """The text of one segment, and the keys that it takes, drops and gives; literals are marked places in the text.
 
-    kept: names and bytes of what it gives that stays for backward; again: of what it runs again.
+    kept: names and bytes of the values that it keeps for backward.
+    recomputed: names and bytes of the values that it recomputes.
     """
 
     block: int
@@ -37,19 +38,19 @@ class Rendered:
     returned: list[str] = field(default_factory=list)
     gradients: list[Source] = field(default_factory=list)
     kept: list[tuple[str, int]] = field(default_factory=list)
-    again: list[tuple[str, int]] = field(default_factory=list)
+    recomputed: list[tuple[str, int]] = field(default_factory=list)
 
     def line(self, text: str) -> None:
-        """Adds a line to the body."""
+        """Add a line to the body."""
         self.lines.append(text)
 
     def number(self, value: int | float | tuple[Any, ...]) -> str:
-        """A marked place for a number, or for several, in case other blocks have other ones."""
+        """Return a marked place for a number or a tuple, which may differ between blocks."""
         self.literals.append(value)
         return f"{_MARK}{len(self.literals) - 1}{_MARK}"
 
     def body(self) -> str:
-        """The function without its head, literals marked."""
+        """Return the function without its head, with marked literals."""
         lines = []
         if self.taken:
             lines += [
@@ -68,11 +69,11 @@ def _tuple(names: Sequence[str]) -> str:
 def assemble(
     rendered: Sequence[Rendered], block_names: Sequence[str], header: str, links: Sequence[int]
 ) -> tuple[str, list[str], list[tuple[Any, ...]]]:
-    """The code, and for each segment the name of its function and the constants to call it with.
+    """Return the code, and for each segment the name of its function and the constants of its call.
 
-    links: how many blocks each has that are one node of autograd's graph.
+    links: the number of blocks in each node of autograd's graph.
     """
-    bodies = [(one.phase, one.body()) for one in rendered]
+    bodies = [(segment.phase, segment.body()) for segment in rendered]
     groups: dict[tuple[str, str], list[int]] = {}
     for index, body in enumerate(bodies):
         groups.setdefault(body, []).append(index)
@@ -102,37 +103,37 @@ def _function(name: str, body: str, literals: Sequence[str], varying: Sequence[i
 
 
 def _head(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
-    """Which blocks a function serves, what it keeps for backward and what it runs again."""
-    names = list(dict.fromkeys(_short(block_names[one.block]) for one in members))
+    """Return a comment with the blocks that a function serves, and the values that it keeps and recomputes."""
+    names = list(dict.fromkeys(_short(block_names[member.block]) for member in members))
     shown = ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, … {names[-1]}"
     text = f"The {members[0].phase} of {shown}"
     text += f" ({len(members)} blocks)." if len(members) > 1 else "."
-    kept = [one.kept for one in members]
-    if any(told != kept[0] for told in kept):
-        # The same code may serve a block whose result the next block needs in backward and one whose it does not.
-        sizes = [sum(size_bytes for _, size_bytes in told) for told in kept]
+    kept = [member.kept for member in members]
+    if any(entries != kept[0] for entries in kept):
+        # The same code may serve blocks whose results are, and are not, needed in backward by the next block.
+        sizes = [sum(size_bytes for _, size_bytes in entries) for entries in kept]
         text += f" Keeps {format_bytes(min(sizes))} to {format_bytes(max(sizes))}."
     elif kept[0]:
         text += f" Keeps {_sized(kept[0])}."
-    if members[0].again:
-        text += f" Runs again: {_sized(members[0].again)}."
+    if members[0].recomputed:
+        text += f" Runs again: {_sized(members[0].recomputed)}."
     return comment(text)
 
 
 def _short(name: str) -> str:
-    """A block's name, cut where it is longer than any that one wants to read."""
+    """Return a block's name, cut to a readable length."""
     return name if len(name) <= _LONGEST_BLOCK_NAME else f"{name[:_LONGEST_BLOCK_NAME]}…"
 
 
-def _sized(told: Sequence[tuple[str, int]]) -> str:
-    """Names with how many there are of each, and their bytes in all: `12.0 MiB (2 × mul, tanh)`."""
-    counts = Counter(name for name, _ in told)
+def _sized(entries: Sequence[tuple[str, int]]) -> str:
+    """Return the total bytes, and names with counts: `12.0 MiB (2 × mul, tanh)`."""
+    counts = Counter(name for name, _ in entries)
     names = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
-    return f"{format_bytes(sum(size_bytes for _, size_bytes in told))} ({names})"
+    return f"{format_bytes(sum(size_bytes for _, size_bytes in entries))} ({names})"
 
 
 def _table(rendered: Sequence[Rendered], names: Sequence[str], block_names: Sequence[str], links: Sequence[int]) -> str:
-    """Which functions serve which block, and which blocks are one node of autograd's graph, as a comment."""
+    """Return a comment with the functions of each block, and the blocks that are one node of autograd's graph."""
     half = len(rendered) // 2
     shown = [printable(_short(name)) for name in block_names]
     width = max(len(name) for name in shown)
@@ -143,6 +144,6 @@ def _table(rendered: Sequence[Rendered], names: Sequence[str], block_names: Sequ
         lines.append(comment(f"{block:>3} {shown[block]:<{width}}  {names[index]:<12} {backward[block]}"))
     if len(links) < half:
         ends = list(accumulate(links, initial=0))
-        told = (f"{a}–{b - 1}" if b > a + 1 else f"{a}" for a, b in pairwise(ends))
-        lines.append(comment(f"Blocks that are one node of autograd's graph: {', '.join(told)}"))
+        ranges = (f"{a}–{b - 1}" if b > a + 1 else f"{a}" for a, b in pairwise(ends))
+        lines.append(comment(f"Blocks that are one node of autograd's graph: {', '.join(ranges)}"))
     return "\n".join(lines)

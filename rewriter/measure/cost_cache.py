@@ -19,18 +19,18 @@ from ...storage.bounded_json import read_json
 from ...storage.cache_folder import cache_folder
 from ...storage.private_files import read_private, remove_oldest, write_private
 from ..capture.call.backend_state import backend_state
-from ..capture.operands.layouts_seen import parsed
+from ..capture.operands.layouts_seen import parse_layouts
 
 # Raise it when what is measured changes, so that old numbers are not taken for new ones.
 _METHOD = 6
-# A file begins so, followed by a digest of all that follows the digest.
+# The beginning of a file, followed by a digest of everything after the digest.
 _OPENING, _AFTER_DIGEST = b'{"digest": "', b'", '
 _DIGEST_LETTERS = 64
 _MOST_FILE_BYTES = 32 * 2**20
 _MOST_KERNELS = 50_000
 _MOST_FILES = 64
 _MOST_PARTS = 40 * _MOST_KERNELS  # of JSON; a signature has commas too
-# No kernel takes as long, or as much.
+# No kernel takes as much time or memory.
 _MOST_SECONDS = 3600.0
 _MOST_WORKING_BYTES = 2**50
 # Variables by which the libraries under torch choose kernels, read when a process starts.
@@ -42,8 +42,12 @@ _VARIABLES = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is known of one kernel: the seconds of one run, the bytes at its fullest moment, and how its results lie in
-    memory (`layouts_seen.written`), or None."""
+    """The measured costs of one kernel; None stands for a number that is unknown.
+
+    seconds: the time of one run.
+    working_bytes: the bytes at its fullest moment.
+    layouts: the layouts of its results in memory (`layouts_seen.format_layouts`).
+    """
 
     seconds: float | None = None
     working_bytes: int | None = None
@@ -51,13 +55,19 @@ class Measurement:
 
     @property
     def is_seen(self) -> bool:
-        """Whether it was run while its memory was watched."""
+        """Return whether the kernel was run while its memory was watched."""
         return self.working_bytes is not None and self.layouts is not None
 
 
 @dataclass
 class CostCache:
-    """The measurements of one environment, by signature; in memory until `save`. path: None where nothing is kept."""
+    """The measurements of one environment, by signature; they stay in memory until `save`.
+
+    device: the device measured on.
+    path: the file, or None where nothing is kept.
+    environment: everything apart from the signature that the costs depend on.
+    measurements: the measurements by signature.
+    """
 
     device: torch.device
     path: Path | None
@@ -66,7 +76,7 @@ class CostCache:
 
     @classmethod
     def load(cls, device: torch.device) -> CostCache:
-        """The cache for a device in this process's situation; empty when none can be read."""
+        """Return the cache for a device in this process's environment; it is empty when none can be read."""
         environment = _environment(device)
         digest = hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:16]
         folder = cache_folder()
@@ -74,24 +84,29 @@ class CostCache:
         return cls(device, path, environment, _read(path, environment))
 
     def add(self, signature: str, measurement: Measurement) -> None:
-        """Records a measurement; what it leaves open stays as it was."""
-        known = self.measurements.pop(signature, Measurement())
-        seconds = known.seconds if measurement.seconds is None else measurement.seconds
-        working_bytes = known.working_bytes if measurement.working_bytes is None else measurement.working_bytes
-        layouts = known.layouts if measurement.layouts is None else measurement.layouts
+        """Record a measurement. Numbers that it leaves open stay unchanged."""
+        previous = self.measurements.pop(signature, Measurement())
+        seconds = previous.seconds if measurement.seconds is None else measurement.seconds
+        working_bytes = previous.working_bytes if measurement.working_bytes is None else measurement.working_bytes
+        layouts = previous.layouts if measurement.layouts is None else measurement.layouts
         self.measurements[signature] = Measurement(seconds, working_bytes, layouts)  # the latest come last
 
     def save(self) -> None:
-        """Writes the cache, together with what another process has written in the meantime.
+        """Write the cache, together with the measurements that another process has written in the meantime.
 
-        A folder that cannot be written to is no error: the costs are measured again next time. Nor is anything written
-        if the situation has changed since the cache was loaded, as where C turned out not to compile.
+        A folder that cannot be written to raises no error: the costs are measured again next time. Nothing is written
+            if the environment has changed since the cache was loaded, for example because C does not compile.
         """
         if self.path is None or self.environment != _environment(self.device):
             return
-        others = {n: one for n, one in _read(self.path, self.environment).items() if n not in self.measurements}
+        others = {
+            name: measurement
+            for name, measurement in _read(self.path, self.environment).items()
+            if name not in self.measurements
+        }
         kernels = {
-            name: [one.seconds, one.working_bytes, one.layouts] for name, one in (others | self.measurements).items()
+            name: [measurement.seconds, measurement.working_bytes, measurement.layouts]
+            for name, measurement in (others | self.measurements).items()
         }
         content = _written(self.environment, kernels)
         with contextlib.suppress(OSError):
@@ -100,18 +115,18 @@ class CostCache:
 
 
 def _written(environment: dict[str, str], kernels: dict[str, list[Any]]) -> bytes:
-    """A cache as a file, without the oldest measurements if it were too large."""
+    """Return a cache as the content of a file, without the oldest measurements if it would be too large."""
     names = [*kernels][-_MOST_KERNELS:]
     while True:
-        told = {"environment": environment, "kernels": {name: kernels[name] for name in names}}
-        rest = json.dumps(told).removeprefix("{").encode()
+        payload = {"environment": environment, "kernels": {name: kernels[name] for name in names}}
+        rest = json.dumps(payload).removeprefix("{").encode()
         if len(rest) < _MOST_FILE_BYTES - 2 * _DIGEST_LETTERS or not names:
             return b"".join((_OPENING, hashlib.sha256(rest).hexdigest().encode(), _AFTER_DIGEST, rest))
         names = names[-(len(names) // 2) :] if len(names) > 1 else []
 
 
 def _read(path: Path | None, environment: dict[str, str]) -> dict[str, Measurement]:
-    """The measurements in a file; none if it is missing, damaged, not ours or of another situation."""
+    """Return the measurements in a file; none if it is missing, damaged, foreign, or of another environment."""
     if path is None:
         return {}
     try:
@@ -120,17 +135,17 @@ def _read(path: Path | None, environment: dict[str, str]) -> dict[str, Measureme
         digest = hashlib.sha256(content[start:]).hexdigest().encode()
         if content[:start] != b"".join((_OPENING, digest, _AFTER_DIGEST)):
             return {}
-        told = read_json(b"{" + content[start:], _MOST_PARTS)
-        if told["environment"] != environment:
+        payload = read_json(b"{" + content[start:], _MOST_PARTS)
+        if payload["environment"] != environment:
             return {}
-        known = ((name, _measurement(entry)) for name, entry in told["kernels"].items())
-        return {name: measurement for name, measurement in known if measurement is not None}
+        entries = ((name, _measurement(entry)) for name, entry in payload["kernels"].items())
+        return {name: measurement for name, measurement in entries if measurement is not None}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
 def _measurement(entry: object) -> Measurement | None:
-    """What a file says of a kernel; None where that cannot be, so that it is measured again."""
+    """Return a file's measurement of a kernel; None if it is impossible, so that the kernel is measured again."""
     if not isinstance(entry, list) or len(entry) != 3:
         return None
     seconds, working_bytes, layouts = entry
@@ -142,14 +157,14 @@ def _measurement(entry: object) -> Measurement | None:
         return None
     if layouts is not None:
         try:
-            parsed(layouts)
+            parse_layouts(layouts)
         except (ValueError, TypeError):
             return None
     return Measurement(None if seconds is None else float(seconds), working_bytes, layouts)
 
 
 def _environment(device: torch.device) -> dict[str, str]:
-    """Everything beside the signature on which a kernel's time and scratch depend."""
+    """Return everything apart from the signature that a kernel's time and scratch depend on."""
     environment = {
         "method": str(_METHOD),
         "torch": f"{torch.__version__} {torch.version.git_version}",
@@ -167,7 +182,7 @@ def _environment(device: torch.device) -> dict[str, str]:
 
 
 def _cores() -> int:
-    """How many this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""Finds what each kernel of a captured step costs: its seconds, its memory while it runs, its arithmetic."""
+"""Finds the costs of each kernel of a captured step: its seconds, its memory while it runs, its arithmetic."""
 
 from __future__ import annotations
 
@@ -23,17 +23,23 @@ __all__ = ["Cost", "MeasureError", "MeasureWarning", "measure_costs", "signature
 NOMINAL_FLOPS_PER_SECOND = 1e12
 """The speed at which `costs="flops"` turns operations into seconds."""
 _BYTES_MOVED_PER_OPERATION = 1000
-"""What an operation weighs as much as: among schedules with equally many operations the one that moves least wins."""
+"""The bytes moved that weigh as much as one operation, so that of schedules with equal operations the one that moves
+the fewest bytes wins."""
 
 
 class MeasureError(LowtideError, ValueError):
-    """Costs that cannot be found in the way asked for."""
+    """Reports costs that cannot be found in the requested manner."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One run of a kernel. working_bytes: the most it has allocated at any moment, its outputs included. layouts: how
-    its results were seen to lie in memory (`layouts_seen.written`), None where it was not run."""
+    """The cost of one run of a kernel.
+
+    seconds: the time of the run.
+    working_bytes: the most bytes allocated at any moment, outputs included.
+    flops: the floating-point operations.
+    layouts: the layouts of its results in memory (`layouts_seen.format_layouts`), or None if the kernel was not run.
+    """
 
     seconds: float
     working_bytes: int
@@ -49,18 +55,22 @@ def measure_costs(
     progress: Callable[[int, int, str], None] | None = None,
     untimed: Iterable[fx.Node] = (),
 ) -> dict[str, Cost]:
-    """The cost of every call among `nodes`, by `signature`; each distinct one is run once and then cached.
+    """Return the cost of every call among `nodes`, by `signature`. Each distinct call is run once and then cached.
 
-    costs: "measured" runs and times each kernel on `device` (the least of several runs, in this process's
-    number of threads). "roofline" estimates seconds by `preset`, by default that of `device`. "flops" takes
-    1e12 operations per second, and next to nothing for the bytes a kernel moves; both give the same seconds
-    every time. The memory is measured wherever `device` is this machine's and the tensors are not on `meta`, and else
-    estimated from shapes. progress: called with (kernels done, kernels to run, name). untimed: further calls, of which
-    memory and layouts are wanted, and no measured seconds.
+    costs: "measured" runs and times each kernel on `device`, with this process's number of threads, and takes the least
+        of several runs. "roofline" estimates seconds from `preset`, by default that of `device`. "flops" takes 1e12
+        operations per second, and next to nothing for the bytes a kernel moves. Roofline and flops give the same
+        seconds every time.
+    preset: the device preset, or its name.
+    progress: a function called with (kernels done, kernels to run, name).
+    untimed: further calls whose memory and layouts are needed, but no measured seconds.
 
-    Raises `MeasureError` when `costs` is unknown, or "measured" is asked for on a device that is not here.
-    Warns with `MeasureWarning` where a kernel cannot be run alone (its memory is then bounded from above), where its
-    tensors are on `meta` (its seconds are then by roofline), and where a running profiler forbids to measure memory.
+    Memory is measured if `device` belongs to this machine and the tensors are not on `meta`; otherwise it is estimated
+    from shapes.
+
+    Raises `MeasureError` if `costs` is unknown, or if "measured" is requested for a device that is not here.
+    Warns with `MeasureWarning` in three cases. A kernel that cannot be run alone has its memory bounded from above. A
+    kernel with tensors on `meta` gets its seconds by roofline. A running profiler prevents measuring memory.
     """
     device = torch.device(device)
     if costs not in ("measured", "roofline", "flops"):
@@ -73,38 +83,40 @@ def measure_costs(
     for node in untimed:
         if node.op == "call_function":
             distinct.setdefault(signature(node), node)
-    chosen = load_device(preset) if isinstance(preset, str) else preset
-    runnable = _is_here(device) and (chosen is None or chosen.kind == device.type)
+    device_preset = load_device(preset) if isinstance(preset, str) else preset
+    runnable = _is_here(device) and (device_preset is None or device_preset.kind == device.type)
     if costs == "measured" and not runnable:
-        name = chosen.name if chosen else str(device)
+        name = device_preset.name if device_preset else str(device)
         raise MeasureError(f"costs='measured' cannot run kernels for {name!r} on this machine; pass costs='roofline'")
     measured: dict[str, Measurement] = {}
     to_run: dict[str, fx.Node] = {}
     if runnable:
-        to_run = {text: node for text, node in distinct.items() if _runs_alone(node)}
+        to_run = {key: node for key, node in distinct.items() if _runs_alone(node)}
         prepare_kernels(to_run.values(), device)
         measured = _measured(to_run, device, timed if costs == "measured" else frozenset(), progress)
         if costs == "measured":
             _warn_of_meta(distinct)
-    if costs == "roofline" and chosen is None:
-        chosen = preset_of(device)
-    failed = {text: _bounded(node) for text, node in to_run.items() if text not in measured}
-    return {text: _cost(node, (measured | failed).get(text), costs, chosen, device) for text, node in distinct.items()}
+    if costs == "roofline" and device_preset is None:
+        device_preset = preset_of(device)
+    failed = {key: _bounded(node) for key, node in to_run.items() if key not in measured}
+    return {
+        key: _cost(node, (measured | failed).get(key), costs, device_preset, device) for key, node in distinct.items()
+    }
 
 
 def _cost(
-    node: fx.Node, found: Measurement | None, costs: str, preset: DevicePreset | None, device: torch.device
+    node: fx.Node, measurement: Measurement | None, costs: str, preset: DevicePreset | None, device: torch.device
 ) -> Cost:
-    """Puts measured and estimated numbers together; calls that compute nothing on tensors cost nothing."""
+    """Combine measured and estimated numbers. Calls that compute nothing on tensors cost nothing."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return Cost(0.0, 0, 0)
     flops = count_flops(node)
-    layouts = found.layouts if found is not None else None
-    working_bytes = found.working_bytes if found is not None else None
+    layouts = measurement.layouts if measurement is not None else None
+    working_bytes = measurement.working_bytes if measurement is not None else None
     if working_bytes is None:
         working_bytes = estimated_working_bytes(node)
-    if costs == "measured" and found is not None and found.seconds is not None:
-        return Cost(found.seconds, working_bytes, flops, layouts)
+    if costs == "measured" and measurement is not None and measurement.seconds is not None:
+        return Cost(measurement.seconds, working_bytes, flops, layouts)
     if costs == "flops":
         moved = 0 if is_view(node) else moved_bytes(node)
         seconds = (flops + moved / _BYTES_MOVED_PER_OPERATION) / NOMINAL_FLOPS_PER_SECOND
@@ -113,7 +125,7 @@ def _cost(
 
 
 def _bounded(node: fx.Node) -> Measurement:
-    """What is said of a kernel that could not be run: nothing of its time, and of its memory no less than it takes."""
+    """Return the measurement of a kernel that could not be run: no time, and an upper bound of its memory."""
     return Measurement(None, bounding_working_bytes(node))
 
 
@@ -122,7 +134,7 @@ def _is_here(device: torch.device) -> bool:
 
 
 def _runs_alone(node: fx.Node) -> bool:
-    """Whether the call can be run here: an operation that only returns something, whose tensors are not on `meta`."""
+    """Return whether the call can be run here: an operation without side effects whose tensors are not on `meta`."""
     return runs_alone(node.target) and not _is_on_meta(node)
 
 
@@ -148,22 +160,21 @@ def _measured(
     timed: frozenset[str],
     progress: Callable[[int, int, str], None] | None,
 ) -> dict[str, Measurement]:
-    """What the cache knows, and runs for the rest, which are added to the cache. timed: whose seconds are wanted.
+    """Return the measurements from the cache; run the other kernels and add them to the cache.
 
-    Kernels of operations that are not torch's own may be others tomorrow under the same name, and are run each time.
+    Kernels of operations that are not torch's own may differ tomorrow under the same name, so they are run each time.
+    timed: the signatures whose seconds are needed.
     """
     cache = CostCache.load(device)
-    foreign = {text for text, node in nodes.items() if is_foreign(node.target)}
-    known = {text: found for text, found in cache.measurements.items() if text not in foreign}
+    foreign = {key for key, node in nodes.items() if is_foreign(node.target)}
+    known = {key: measurement for key, measurement in cache.measurements.items() if key not in foreign}
     unknown = Measurement()
-    memory_of = {text: node for text, node in nodes.items() if not known.get(text, unknown).is_seen}
-    seconds_of = {
-        text: node for text, node in nodes.items() if text in timed and known.get(text, unknown).seconds is None
-    }
+    memory_of = {key: node for key, node in nodes.items() if not known.get(key, unknown).is_seen}
+    seconds_of = {key: node for key, node in nodes.items() if key in timed and known.get(key, unknown).seconds is None}
     if memory_of or seconds_of:
-        found = run_kernels(memory_of, seconds_of, device, progress)
-        for text in found.keys() - foreign:
-            cache.add(text, found[text])
+        measurements = run_kernels(memory_of, seconds_of, device, progress)
+        for key in measurements.keys() - foreign:
+            cache.add(key, measurements[key])
         cache.save()
-        known |= {**found, **cache.measurements}
+        known |= {**measurements, **cache.measurements}
     return known

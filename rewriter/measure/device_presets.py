@@ -1,4 +1,4 @@
-"""Device presets: the memory and the speeds of a device, for planning on a machine that does not have it."""
+"""Loads device presets: the memory and the speeds of a device, for planning on a machine that does not have it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from ..errors import LowtideError
 
 
 class UnknownDeviceError(LowtideError, ValueError):
-    """A device preset that does not exist."""
+    """Reports a device preset that does not exist."""
 
 
 @dataclass(frozen=True)
 class DevicePreset:
-    """One device as its vendor states it; `sources` says for each field where the number comes from.
+    """A device as its vendor states it.
 
-    flops_per_second: by "fp64", "fp32", "tf32", "bf16" and "fp16", dense matrix products. Bandwidths in
-    bytes per second, `host_bytes_per_second` in one direction. allocator_rounding_bytes: torch's allocator
-    hands out multiples of it. library_workspace_bytes: what cuBLAS takes from torch's allocator at the first
-    product and keeps. threads: CPU threads the numbers hold for, 0 on a GPU. torch_names: parts of the names
-    by which torch calls such a device.
+    name: the name of the preset.
+    kind: the type of the device in torch.
+    memory_bytes: the size of its memory.
+    flops_per_second: operations per second of dense matrix products, by "fp64", "fp32", "tf32", "bf16" and "fp16".
+    memory_bytes_per_second: the bandwidth of its memory.
+    host_bytes_per_second: the bandwidth to the host in one direction.
+    launch_seconds: the time to launch a kernel.
+    allocator_rounding_bytes: torch's allocator hands out multiples of it.
+    library_workspace_bytes: the bytes that cuBLAS takes from torch's allocator at the first product and keeps.
+    threads: the CPU threads that the numbers hold for; 0 on a GPU.
+    torch_names: parts of the names that torch gives such a device.
+    sources: the source of the number in each field.
     """
 
     name: str
@@ -41,14 +48,14 @@ class DevicePreset:
     sources: dict[str, str]
 
     def rate(self, dtype: torch.dtype, *, tensor_float_32: bool = False) -> float:
-        """Operations per second of matrix products of `dtype`; one without a rate counts as fp32."""
+        """Return the operations per second of matrix products of `dtype`; a dtype without a rate counts as fp32."""
         name = _RATE_NAMES.get(dtype, "fp32")
         if name == "fp32" and tensor_float_32:
             name = "tf32"
         return self.flops_per_second[name]
 
     def rounded(self, size_bytes: int) -> int:
-        """The bytes that torch's allocator takes for a request of `size_bytes`."""
+        """Return the bytes that torch's allocator takes for a request of `size_bytes`."""
         rounding = self.allocator_rounding_bytes
         return -(-size_bytes // rounding) * rounding
 
@@ -57,13 +64,13 @@ _RATE_NAMES = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp
 
 
 def device_names() -> list[str]:
-    """The names of all presets, in alphabetical order."""
+    """Return the names of all presets, in alphabetical order."""
     files = resources.files(configs).joinpath("devices").iterdir()
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
 def load_device(name: str) -> DevicePreset:
-    """The preset of that name. Raises `UnknownDeviceError`, which lists the names there are."""
+    """Return the preset of that name. Raises `UnknownDeviceError`, which lists the known names."""
     if name not in device_names():
         raise UnknownDeviceError(f"no device preset is called {name!r}; choose one of {', '.join(device_names())}")
     text = resources.files(configs).joinpath("devices", f"{name}.toml").read_text(encoding="utf-8")
@@ -73,17 +80,19 @@ def load_device(name: str) -> DevicePreset:
 
 
 def preset_of(device: torch.device) -> DevicePreset:
-    """The preset that describes a device of this machine.
+    """Return the preset that describes a device of this machine.
 
-    Raises `UnknownDeviceError` for a GPU that no preset names: pass one that is close.
+    Raises `UnknownDeviceError` for a GPU that no preset names; the message asks for one that is close.
     """
     if device.type == "cpu":
         return load_device("cpu")
     if device.type == "cuda" and torch.cuda.is_available():
-        found = torch.cuda.get_device_name(device)
+        device_name = torch.cuda.get_device_name(device)
         for preset in map(load_device, device_names()):
-            if any(name in found for name in preset.torch_names):
+            if any(name in device_name for name in preset.torch_names):
                 return preset
     else:
-        found = str(device)
-    raise UnknownDeviceError(f"no device preset describes {found!r}; name the closest one: {', '.join(device_names())}")
+        device_name = str(device)
+    raise UnknownDeviceError(
+        f"no device preset describes {device_name!r}; name the closest one: {', '.join(device_names())}"
+    )

@@ -19,10 +19,10 @@ aten = torch.ops.aten
 
 
 def count_flops(node: fx.Node) -> int:
-    """Multiplications and additions of matrix products, convolutions and attention; 0 for any other call.
+    """Return the multiplications and additions of matrix products, convolutions and attention; 0 for any other call.
 
-    The formulas are those of `torch.utils.flop_counter`, and for what it lacks those of the nearest kernel
-    that it has: attention counts 2 products of queries × keys forward and 5 backward, causal or not.
+    The formulas are those of `torch.utils.flop_counter`. Where it lacks a kernel, the formula of the nearest kernel is
+    used. Attention counts 2 products of queries × keys forward and 5 backward, causal or not.
     """
     packet = functional_packet(node.target)
     formula = flop_registry.get(packet)
@@ -44,12 +44,12 @@ def _attention_backward(
 
 
 def _pairs(query: torch.Tensor, key: torch.Tensor) -> int:
-    """Batch × heads × queries × keys: how many scores attention computes."""
+    """Return batch × heads × queries × keys, the number of scores that attention computes."""
     return math.prod(query.shape[:-1]) * key.shape[-2]
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, *_: Any) -> int:
-    """A product over the last dimension of `left`: matrix × vector, or two vectors."""
+    """Count a product over the last dimension of `left`: matrix × vector, or two vectors."""
     return 2 * left.numel() if right.dim() < 2 else 2 * left.numel() * right.shape[-1]
 
 
@@ -58,7 +58,7 @@ def _linear(tensor: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
 
 
 def _linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, *others: Any) -> int:
-    """A product for the logits, and one for each of the gradients of hidden states and weight."""
+    """Count a product for the logits, and one for each of the gradients of hidden states and weight."""
     gradients = others[7] & (HIDDEN | WEIGHT)  # the tenth argument
     return 2 * hidden.numel() * weight.shape[0] * (1 + gradients.bit_count())
 
@@ -71,7 +71,7 @@ def _unsketch(code: torch.Tensor, kind: str, *others: Any) -> int:
     return _sketch(others[-1], kind, len(code))
 
 
-# Told the positional arguments, then the result.
+# Each formula gets the positional arguments, then the result.
 _FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,

@@ -1,15 +1,16 @@
-"""Measures how many bytes of torch's allocator functions hold at their fullest moment.
+"""Measures the bytes of torch's allocator that functions hold at their fullest moment.
 
-On CPU the profiler reports every allocation and every free with its size and address; their running sum is
-exact to the byte. Three things need care. A free of memory that was allocated before the session is not
-reported, so the storages alive at the start are watched and leave a mark when they go. A reported free of an
-address that this session did not allocate carries a stale size, so it is passed over. A session inside
-another one ends the other (or crashes it, when it is still warming up), so a running one is refused; one of
-ours is paused,
-and what was taken meanwhile is added at its fullest moment.
+On CPU the profiler reports every allocation and every free with its size and address. The running sum of these is exact
+to the byte. Three cases need care.
 
-What is not seen: allocations on threads that the function itself starts, memory that only autograd's graph
-or C++ code holds at the start and the function frees, and whatever does not come from torch's allocator.
+First, a free of memory that was allocated before the session is not reported. The storages alive at the start are
+therefore watched, and leave a mark when they are freed. Second, a reported free of an address that this session did not
+allocate carries an outdated size, so it is ignored. Third, a session inside another one ends the other, or crashes it
+during its warm-up, so a running one is refused. A session of this file is paused instead, and the bytes taken meanwhile
+are added at their fullest moment.
+
+Allocations on threads that the function itself starts are not seen, nor is memory from outside torch's allocator.
+Neither is memory that only autograd's graph or C++ code holds at the start and the function frees.
 """
 
 from __future__ import annotations
@@ -33,28 +34,27 @@ _FREED = "lowtide::freed "
 
 
 class ProfilerBusyError(LowtideError, RuntimeError):
-    """Memory cannot be measured, because a profiler is already running and only one can."""
+    """Reports that memory cannot be measured because a profiler is already running and only one can run."""
 
 
 def measure_peak(function: Callable[[], object], device: torch.device | str | None = None) -> int:
-    """The most bytes requested from torch's allocator while `function()` runs, above those at its start.
+    """Return the most bytes requested from torch's allocator while `function()` runs, above those at its start.
 
-    What `function` returns is counted until it has returned. Memory from before the start that `function`
-    frees counts as negative. On CPU the number is exact to the byte. On CUDA the allocator's own count of
-    requested bytes is read, its peak statistics are reset, and the first call of a library may add its
-    workspace, so call `function` once before.
+    The result of `function` counts until it has been returned. Memory from before the start that `function` frees
+    counts as negative. On CPU the number is exact to the byte. On CUDA the allocator's own count of requested bytes is
+    read and its peak statistics are reset. The first call of a library there may add its workspace, so call `function`
+    once before.
+    device: None means the current CUDA device if `function` allocates there, and otherwise the CPU.
 
-    `device` None means the current CUDA device where `function` allocates there, and else the CPU.
-
-    Raises `ProfilerBusyError` when a profiler is running and the CPU's memory was asked for.
+    Raises `ProfilerBusyError` when a profiler is running and the CPU's memory is requested.
     """
-    chosen = None if device is None else torch.device(device)
-    if chosen is not None and chosen.type not in ("cpu", "cuda"):
-        raise LowtideError(f"the memory of device {str(chosen)!r} cannot be measured; pass 'cpu' or 'cuda'")
-    if chosen is not None and chosen.type == "cuda":
+    chosen_device = None if device is None else torch.device(device)
+    if chosen_device is not None and chosen_device.type not in ("cpu", "cuda"):
+        raise LowtideError(f"the memory of device {str(chosen_device)!r} cannot be measured; pass 'cpu' or 'cuda'")
+    if chosen_device is not None and chosen_device.type == "cuda":
         gc.collect()
-        return _cuda_peak(function, chosen)
-    if chosen is None and torch.cuda.is_initialized():
+        return _cuda_peak(function, chosen_device)
+    if chosen_device is None and torch.cuda.is_initialized():
         cuda_bytes: list[int] = []
         cuda = torch.device("cuda", torch.cuda.current_device())
         gc.collect()
@@ -71,14 +71,15 @@ def measure_allocations(
     device: torch.device | str = "cpu",
     watch_existing: bool = True,
 ) -> list[int]:
-    """The peak of bytes of each function above its own start, on CPU all measured in one profiler session.
+    """Return the peak of bytes of each function above its own start; on CPU all are measured in one profiler session.
 
-    `functions` may be a generator: what it allocates between two functions is not counted, so it can build
-    each function's operands just in time and let them go afterwards. A function's result is released when
-    its measurement has ended. `watch_existing=False` spares the look through all live tensors, for functions
-    known to free nothing from before them; garbage is not collected while they run, so that nobody else does.
+    A function's result is released when its measurement has ended.
+    functions: may be a generator. Its allocations between two functions are not counted, so it can build each
+        function's operands just in time and release them afterwards.
+    watch_existing: False skips the search through all live tensors, for functions that free nothing from before them.
+        Garbage is not collected while they run, so that nothing else frees such memory.
 
-    Raises `ProfilerBusyError` when a profiler is running; what a function raises passes through.
+    Raises `ProfilerBusyError` when a profiler is running; errors of a function pass through.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -115,7 +116,7 @@ def measure_allocations(
 
 @contextmanager
 def _garbage_left() -> Iterator[None]:
-    """Keeps Python from collecting garbage, which may hold memory of what ran before."""
+    """Keep Python from collecting garbage, which may hold memory of earlier functions."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -126,8 +127,10 @@ def _garbage_left() -> Iterator[None]:
 
 
 def is_profiler_running() -> bool:
-    """Whether a profiler of this process is recording, or has prepared to (a warm-up), that cannot be paused:
-    one of `measure_allocations` in this thread can."""
+    """Return whether a profiler of this process that cannot be paused is recording or warming up.
+
+    A session of `measure_allocations` in this thread can be paused.
+    """
     if threading.get_ident() in _sessions:
         return False
     return _any_session_recording() or any(
@@ -137,23 +140,28 @@ def is_profiler_running() -> bool:
 
 
 def _alive(kind: type) -> list[Any]:
-    """All objects of a class or of one derived from it that the garbage collector knows.
+    """Return all objects of a class or of its subclasses that the garbage collector knows.
 
-    Each class is looked at once: there may be millions of objects.
+    Each class is examined once, since there may be millions of objects.
     """
     objects = gc.get_objects()
     kinds = {cls for cls in set(map(type, objects)) if issubclass(cls, kind)}
-    return [one for one in objects if type(one) in kinds] if kinds else []
+    return [candidate for candidate in objects if type(candidate) in kinds] if kinds else []
 
 
 def _any_session_recording() -> bool:
-    """torch has no public name for this; without the private one, only sessions found by `gc` count."""
+    """Return whether torch reports a recording session.
+
+    torch has no public name for this. Without the private one, only sessions found by `gc` count.
+    """
     enabled = getattr(torch.autograd, "_profiler_enabled", None)
     return bool(enabled and enabled())
 
 
 def _cuda_peak(function: Callable[[], object], device: torch.device) -> int:
-    """Peak of requested bytes on a CUDA device; allocated bytes where the allocator does not keep those."""
+    """Return the peak of requested bytes on a CUDA device, or of allocated bytes if the allocator does not count
+    requests.
+    """
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_stats(device)
@@ -166,9 +174,9 @@ def _cuda_peak(function: Callable[[], object], device: torch.device) -> int:
 
 
 class _Session:
-    """A session that records memory. It is paused where something inside of it measures in one of its own.
+    """A session that records memory. It is paused where something inside of it measures in a session of its own.
 
-    events: (time, name, address, bytes) in order; bytes are negative for a free. Complete when it has ended.
+    events: (time, name, address, bytes) in order, complete when the session has ended; bytes are negative for a free.
     """
 
     def __init__(self) -> None:
@@ -185,7 +193,7 @@ class _Session:
 
     @contextmanager
     def paused(self) -> Iterator[Callable[[int], None]]:
-        """A context outside of the session. Yields what to call with the most bytes that were taken meanwhile."""
+        """Pause the session for a context. Yields a function to call with the most bytes that were taken meanwhile."""
         thread = threading.get_ident()
         self.stop()
         del _sessions[thread]
@@ -205,7 +213,7 @@ _sessions: dict[int, _Session] = {}  # by the thread that runs them
 
 @contextmanager
 def _memory_session() -> Iterator[_Session]:
-    """One session; its events are read after the `with`."""
+    """Run one session; its events are read after the `with`."""
     session = _Session()
     thread = threading.get_ident()
     session.start()
@@ -219,10 +227,10 @@ def _memory_session() -> Iterator[_Session]:
 
 @contextmanager
 def _quiet_first_session() -> Iterator[None]:
-    """Keeps kineto, the profiler's backend, from printing to stderr.
+    """Keep kineto, the profiler's backend, from printing to stderr.
 
-    It reads its level once, when a process's first session starts: so it stays quiet in later ones, and where
-    the user's own came first, or `KINETO_LOG_LEVEL` is set, it is as they have it.
+    Kineto reads its level once, when a process's first session starts, so it stays quiet in later ones. If the user's
+    own session came first, or `KINETO_LOG_LEVEL` is set, the user's level stays.
     """
     name = "KINETO_LOG_LEVEL"
     if name in os.environ:
@@ -236,11 +244,11 @@ def _quiet_first_session() -> Iterator[None]:
 
 
 def _watch_storages() -> list[weakref.finalize]:
-    """Has every live CPU storage of torch's allocator leave a mark with its size when it is freed."""
+    """Make every live CPU storage of torch's allocator leave a mark with its size when it is freed."""
     storages: dict[int, Any] = {}
     for candidate in _alive(torch.Tensor):
         try:
-            # A gradient that nobody has looked at is no Python object yet.
+            # A gradient that has not been accessed yet is not a Python object.
             gradient = candidate.grad if candidate.is_leaf else None
             for tensor in (candidate, gradient):
                 storage = None if tensor is None else tensor.untyped_storage()
@@ -258,12 +266,12 @@ def _mark_freed(freed_bytes: int) -> None:
 
 
 def _allocation_events(profiler: Any) -> list[tuple[int, str, int, int]]:
-    """The session's (time, name, address, bytes) in order; bytes are negative for a free.
+    """Return the session's (time, name, address, bytes) in order; bytes are negative for a free.
 
-    The one place that reads the profiler's event tree, which torch calls experimental: the flat list of
-    events, which is public, does not tell addresses.
+    Only this function reads the profiler's event tree, which torch calls experimental. The flat list of events, which
+    is public, has no addresses.
     """
-    found: list[tuple[int, str, int, int]] = []
+    events: list[tuple[int, str, int, int]] = []
     pending = list(reversed(profiler.kineto_results.experimental_event_tree()))
     while pending:
         event = pending.pop()
@@ -271,16 +279,16 @@ def _allocation_events(profiler: Any) -> list[tuple[int, str, int, int]]:
         if name == "[memory]":
             fields = event.extra_fields
             if fields.device.type == "cpu":
-                found.append((event.start_time_ns, name, fields.ptr, fields.alloc_size))
+                events.append((event.start_time_ns, name, fields.ptr, fields.alloc_size))
         elif name.startswith("lowtide::"):
-            found.append((event.start_time_ns, name, 0, 0))
+            events.append((event.start_time_ns, name, 0, 0))
         pending.extend(reversed(event.children))
-    found.sort(key=lambda event: event[0])
-    return found
+    events.sort(key=lambda event: event[0])
+    return events
 
 
 def _peaks(events: list[tuple[int, str, int, int]]) -> Iterator[int]:
-    """The highest running sum of bytes between each begin and end."""
+    """Yield the highest running sum of bytes between each begin and end."""
     size_by_address: dict[int, int] = {}
     live_bytes = peak_bytes = 0
     for _, name, address, allocated_bytes in events:

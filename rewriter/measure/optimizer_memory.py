@@ -1,4 +1,4 @@
-"""What an optimizer holds and what its step allocates, found by running a twin of it on tensors without data."""
+"""Finds the bytes of an optimizer's state and of its step by running a shadow copy on tensors without data."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ _NUMBER_BYTES = 16
 
 @dataclass(frozen=True)
 class OptimizerNeeds:
-    """state_bytes: what the optimizer's state takes once it has stepped; scratch_bytes: what a step allocates
-    besides."""
+    """The memory of an optimizer.
+
+    state_bytes: the size of its state after its first step.
+    scratch_bytes: the bytes that a step allocates in addition.
+    """
 
     state_bytes: int
     scratch_bytes: int
 
 
 class _Counter(OperationMode):
-    """Counts the bytes of the storages that are alive among those made under it."""
+    """Counts the live bytes of the storages made under it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ class _Counter(OperationMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            # What a step does with a norm, say, does not change what it allocates; 1 - 1 would be divided by.
+            # The value of a norm, for example, does not change the allocations; with 1, code may divide by 1 - 1.
             return 0.5
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (list, tuple)) else (out,):
@@ -45,8 +48,8 @@ class _Counter(OperationMode):
                 self._count(tensor)
         return out
 
-    def know(self, tensor: torch.Tensor) -> None:
-        """A tensor from before, which is not counted."""
+    def ignore(self, tensor: torch.Tensor) -> None:
+        """Exclude a tensor that existed before."""
         self._seen.add(tensor.untyped_storage()._cdata)
 
     def _count(self, tensor: torch.Tensor) -> None:
@@ -66,37 +69,36 @@ class _Counter(OperationMode):
 
 
 def optimizer_needs(optimizer: torch.optim.Optimizer, device: torch.device) -> OptimizerNeeds:
-    """The bytes of an optimizer's state and of its step's temporaries on `device`; the optimizer is not touched.
+    """Return the bytes of an optimizer's state and of its step's temporaries on `device`; the optimizer is not touched.
 
-    A twin of the same class and settings takes two steps on tensors without data: the first makes the state, the second
-    is counted.
+    A shadow copy of the same class and settings takes two steps on tensors without data. The first step makes the
+    state; the second is counted.
     """
     required = [p for p in inspect.signature(optimizer.step).parameters.values() if p.default is p.empty]
     if required:
         raise ValueError(
-            f"{type(optimizer).__name__}.step() runs the model again by its {required[0].name}, so what it takes "
-            "cannot be "
-            "told apart from the step; leave optimizer= out and lower the budget by what it holds"
+            f"{type(optimizer).__name__}.step() runs the model again through its {required[0].name}, so its memory "
+            "cannot be separated from the step's; leave optimizer= out and lower the budget by the bytes it holds"
         )
     here = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available())
     counter = _Counter()
     with tensors_without_data():
-        twin = _twin(optimizer, device if here else torch.device("meta"), on_cuda=device.type == "cuda")
+        shadow = _shadow_optimizer(optimizer, device if here else torch.device("meta"), on_cuda=device.type == "cuda")
         with counter:
-            for parameter in (p for group in twin.param_groups for p in group["params"]):
-                counter.know(parameter)
+            for parameter in (p for group in shadow.param_groups for p in group["params"]):
+                counter.ignore(parameter)
                 if parameter.grad is not None:
-                    counter.know(parameter.grad)
-            twin.step()
+                    counter.ignore(parameter.grad)
+            shadow.step()
             state_bytes = counter.live_bytes
             counter.peak_bytes = state_bytes
-            twin.step()
+            shadow.step()
     scratch_bytes = counter.peak_bytes - state_bytes
     return OptimizerNeeds(state_bytes, scratch_bytes + _NUMBER_BYTES)
 
 
-def _twin(optimizer: torch.optim.Optimizer, device: torch.device, on_cuda: bool) -> torch.optim.Optimizer:
-    """An optimizer of the same class over parameters without data, with the choices the real one makes."""
+def _shadow_optimizer(optimizer: torch.optim.Optimizer, device: torch.device, on_cuda: bool) -> torch.optim.Optimizer:
+    """Build an optimizer of the same class over parameters without data, with the choices that the real one makes."""
     groups = []
     for group in optimizer.param_groups:
         settings: dict[str, Any] = {k: copy.copy(v) for k, v in group.items() if k != "params"}
@@ -110,9 +112,9 @@ def _twin(optimizer: torch.optim.Optimizer, device: torch.device, on_cuda: bool)
                 blank.grad = _blank(parameter, device)
             parameters.append(blank)
         groups.append({**settings, "params": parameters})
-    twin: Any = object.__new__(type(optimizer))
-    twin.__setstate__({"state": defaultdict(dict), "param_groups": groups, "defaults": dict(optimizer.defaults)})
-    return twin
+    shadow: Any = object.__new__(type(optimizer))
+    shadow.__setstate__({"state": defaultdict(dict), "param_groups": groups, "defaults": dict(optimizer.defaults)})
+    return shadow
 
 
 def _blank(like: torch.Tensor, device: torch.device) -> torch.Tensor:

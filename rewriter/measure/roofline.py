@@ -12,7 +12,7 @@ from .device_presets import DevicePreset
 
 aten = torch.ops.aten
 
-# They read as many elements as they return (or as there are rows), not the whole of their largest operand.
+# Operations that read as many elements as they return (or as there are rows), not all of their largest operand.
 _PICKING = {
     aten.embedding,
     aten.gather,
@@ -27,9 +27,9 @@ _ALIASING = {aten._unsafe_view, aten.lift_fresh, aten._reshape_alias}
 
 
 def roofline_seconds(node: fx.Node, flops: int, preset: DevicePreset) -> float:
-    """The larger of arithmetic at the device's peak and traffic at its bandwidth, plus the launch.
+    """Return the larger of arithmetic at the device's peak and traffic at its bandwidth, plus the launch.
 
-    The roofline model of Williams, Waterman and Patterson (2009). A view costs nothing.
+    A view costs nothing. Source: the roofline model of Williams, Waterman and Patterson (2009).
     """
     if is_view(node):
         return 0.0
@@ -41,7 +41,7 @@ def roofline_seconds(node: fx.Node, flops: int, preset: DevicePreset) -> float:
 
 
 def moved_bytes(node: fx.Node) -> int:
-    """Bytes read from and written to memory: every operand once, every output once."""
+    """Return the bytes read from and written to memory: every operand once, every output once."""
     written = sum(extent_bytes(tensor) for tensor in tensors_in(value_of(node)))
     read = [extent_bytes(tensor) for tensor in tensor_operands(node)]
     if getattr(node.target, "overloadpacket", None) in _PICKING:
@@ -51,12 +51,12 @@ def moved_bytes(node: fx.Node) -> int:
 
 
 def output_bytes(node: fx.Node) -> int:
-    """Bytes that the call's outputs allocate; 0 for a view and for what is written in place."""
+    """Return the bytes that the call's outputs allocate; 0 for a view and for outputs written in place."""
     return sum(_new_output_bytes(node))
 
 
 def estimated_working_bytes(node: fx.Node) -> int:
-    """The call's bytes at its fullest moment as far as they are known without running it.
+    """Return the call's bytes at its fullest moment, as far as they are known without running it.
 
     These are the outputs, and the accumulators of FlashAttention-2's backward.
     """
@@ -67,9 +67,9 @@ def estimated_working_bytes(node: fx.Node) -> int:
 
 
 def bounding_working_bytes(node: fx.Node) -> int:
-    """More than a call has been seen to have allocated: for kernels that should have been run and could not.
+    """Return more bytes than a call has been seen to allocate, for kernels that should have been run and could not.
 
-    Its outputs twice, each operand once as it is broadcast, and a place in memory for each element of masks.
+    The bound has the outputs twice, each operand once as it is broadcast, and an index for each element of masks.
     """
     scratch_bytes = 0
     for tensor in tensor_operands(node):
@@ -80,7 +80,7 @@ def bounding_working_bytes(node: fx.Node) -> int:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether the call only returns a view of an operand, by its schema or as one of the few that hide it."""
+    """Return whether the call only returns a view of an operand, by its schema or as one of the few that hide it."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return False
@@ -101,9 +101,9 @@ def _new_output_bytes(node: fx.Node) -> list[int]:
 
 
 def _flash_backward_scratch(node: fx.Node) -> int:
-    """Bytes of FlashAttention-2's own buffers (arXiv 2307.08691, `mha_bwd` in flash_api.cpp).
+    """Return the bytes of FlashAttention-2's own buffers (arXiv 2307.08691, `mha_bwd` in flash_api.cpp).
 
-    The queries' gradients are added up in fp32 beside the rows' sums; with fewer heads of keys than of
+    The queries' gradients are added up in fp32, along with the sums of the rows. With fewer heads of keys than of
     queries, the keys' and values' gradients are first made for each query head.
     """
     query, key = fake_operands(node)[0][1:3]
@@ -120,7 +120,7 @@ def _up(number: int, multiple: int) -> int:
 
 
 def _arithmetic_dtype(node: fx.Node) -> torch.dtype:
-    """The dtype of the largest floating operand: what the product is done in."""
+    """Return the dtype of the largest floating operand, in which the product is computed."""
     floating = [tensor for tensor in tensor_operands(node) if tensor.dtype.is_floating_point]
     return max(floating, key=lambda tensor: tensor.numel()).dtype if floating else torch.float32
 

@@ -1,4 +1,4 @@
-"""Runs kernels alone on made-up operands, to see how long each takes and how much memory it holds."""
+"""Runs kernels alone on generated operands, to measure the time and the memory of each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import fx
 
 from ...kernels.backend.library import is_own, prepare
 from ...kernels.backend.triton_dispatch import works
-from ...passes.foreign_calls import calling
-from ..capture.operands.layouts_seen import layouts_of, operands_of, written
+from ...passes.foreign_calls import with_autocast
+from ..capture.operands.layouts_seen import format_layouts, layouts_of, operands_of
 from ..capture.operands.operand_values import Fitting, fittings_of
 from ..capture.operands.operands import OperandMaker, target_name
 from .cost_cache import Measurement
@@ -29,31 +29,33 @@ _ONCE_SECONDS = 0.3
 _SECONDS_PER_KERNEL = 0.015
 _LEAST_RUNS = 1
 _MOST_RUNS = 30
-# What a kernel takes on an idle machine, roughly: a launch, its memory traffic, its arithmetic.
+# Rough costs of a kernel on an idle machine: a launch, its memory traffic, its arithmetic.
 _PLAUSIBLE_LAUNCH_SECONDS = 5e-5
 _PLAUSIBLE_BYTES_PER_SECOND = 1e10
 _PLAUSIBLE_FLOPS_PER_SECOND = 1e11
 _LONGEST_WAIT_SECONDS = 0.05
-_WAITING = 20  # times as long as is plausible: then it has waited, however long it took
-_SURPRISING = 4  # times as long as is plausible: then a first run has perhaps prepared something
+_WAITING = 20  # a kernel this many times slower than plausible has waited for a core
+_SURPRISING = 4  # a first run this many times slower than plausible has perhaps prepared something
 _Progress = Callable[[int, int, str], None]
 
 
 class MeasureWarning(UserWarning):
-    """A cost that had to be estimated although it was to be measured."""
+    """Warns of a cost that had to be estimated although it was to be measured."""
 
 
 def prepare_kernels(nodes: Iterable[fx.Node], device: torch.device) -> None:
-    """Does once what the first run of each kernel would do besides running: it is no cost of a kernel, nor of a step.
+    """Do once the one-time work of each kernel's first run, which is not a cost of a kernel or of a step.
 
-    Steps whose costs are known need it too, lest their first one takes more than planned.
+    Steps whose costs are known need it too; otherwise their first one takes more than planned.
     """
     own = [node for node in nodes if is_own(node.target)]
     with _undisturbed(device):
         for node in own:
             names = (argument.name for argument in node.target._schema.arguments)  # pyright: ignore
-            given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-            prepare(node.target, {name: one for name, one in given.items() if not isinstance(one, fx.Node)})
+            operands = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+            prepare(
+                node.target, {name: operand for name, operand in operands.items() if not isinstance(operand, fx.Node)}
+            )
         if own and device.type == "cuda":
             works(device)
 
@@ -64,11 +66,10 @@ def run_kernels(
     device: torch.device,
     progress: _Progress | None = None,
 ) -> dict[str, Measurement]:
-    """Measures the memory of the kernels in `memory_of` and the time of those in `seconds_of`, by signature.
+    """Measure the memory of the kernels in `memory_of` and the time of those in `seconds_of`, by signature.
 
-    The memory of all is measured in one profiler session. Operands live only while their kernel is measured;
-    the global random streams stay where they are. What could not be measured is None, and a `MeasureWarning`
-    says so.
+    The memory of all kernels is measured in one profiler session. Operands live only while their kernel is measured,
+    and the global random streams stay unchanged. Numbers that could not be measured are None, with a `MeasureWarning`.
     """
     trials = _Trials(OperandMaker(device), progress, total=len({**memory_of, **seconds_of}))
     with _undisturbed(device):
@@ -82,17 +83,17 @@ def run_kernels(
         elif memory_of:
             runs = trials.each(memory_of, seconds_of, least_seconds=_SLOW_SECONDS)
             peaks = measure_allocations(runs, device=device, watch_existing=False)
-            for text, peak_bytes in zip(trials.started, peaks, strict=True):
-                trials.working_bytes[text] = max(trials.working_bytes.get(text, 0), peak_bytes)
-        untimed = {text: node for text, node in seconds_of.items() if text not in trials.seconds}
-        unseen = {text: node for text, node in memory_of.items() if text not in trials.layouts}
+            for key, peak_bytes in zip(trials.started, peaks, strict=True):
+                trials.working_bytes[key] = max(trials.working_bytes.get(key, 0), peak_bytes)
+        untimed = {key: node for key, node in seconds_of.items() if key not in trials.seconds}
+        unseen = {key: node for key, node in memory_of.items() if key not in trials.layouts}
         for run in trials.each({**unseen, **untimed}, untimed, least_seconds=0.0):
             run()
-    for text, error in trials.failures.items():
-        name = target_name({**memory_of, **seconds_of}[text])
+    for key, error in trials.failures.items():
+        name = target_name({**memory_of, **seconds_of}[key])
         warnings.warn(
             f"{name} cannot be run alone ({error}), so its cost is estimated from shapes, its memory from above; "
-            f"called as {text}",
+            f"called as {key}",
             MeasureWarning,
             stacklevel=4,
         )
@@ -101,7 +102,7 @@ def run_kernels(
 
 @dataclass
 class _Trials:
-    """The kernels run so far: which, how long they took, how much they held, why they could not be run."""
+    """The kernels run so far, by signature: their time, memory, layouts and failures."""
 
     maker: OperandMaker
     progress: _Progress | None
@@ -111,48 +112,47 @@ class _Trials:
     working_bytes: dict[str, int] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
     def each(
         self, nodes: Mapping[str, fx.Node], timed: Mapping[str, fx.Node], least_seconds: float
     ) -> Iterator[Callable[[], object]]:
-        """Yields each kernel's first run, on each kind of operands; then times those that take `least_seconds` or more.
+        """Yield each kernel's first run, on each kind of operands, and time those that take `least_seconds` or more.
 
-        timed: of which kernels the time is wanted, on the first kind of operands.
+        timed: the kernels whose time is needed, on the first kind of operands.
         """
-        for text, node in nodes.items():
+        for key, node in nodes.items():
             for number, fitting in enumerate(fittings_of(node)):
-                if text in self.failures:
+                if key in self.failures:
                     break
                 try:
                     trial = _Trial.prepare(node, self.maker, fitting)
                 except Exception as error:  # any operand that cannot be made: the cost is estimated instead
-                    self.failures[text] = _first_line(error)
+                    self.failures[key] = _first_line(error)
                     break
-                self.started.append(text)
+                self.started.append(key)
                 yield trial.run
                 if trial.layouts is not None:
-                    self.layouts.setdefault(text, trial.layouts)
+                    self.layouts.setdefault(key, trial.layouts)
                 if trial.error is not None:
-                    self.failures[text] = trial.error
-                elif number == 0 and text in timed and trial.seconds[-1] >= least_seconds:
+                    self.failures[key] = trial.error
+                elif number == 0 and key in timed and trial.seconds[-1] >= least_seconds:
                     seconds = trial.least_seconds()
-                    if seconds >= least_seconds:  # or else only the first run was slow, as of what compiles itself then
-                        self.seconds[text] = seconds
+                    if seconds >= least_seconds:  # otherwise only the first run was slow, for example by compiling
+                        self.seconds[key] = seconds
                 del trial  # its operands go before the next kernel's are made
-            self._report(text, node)
+            self._report(key, node)
 
     def measurements(self) -> dict[str, Measurement]:
         known = (set(self.seconds) | set(self.working_bytes) | set(self.layouts)) - set(self.failures)
         return {
-            text: Measurement(self.seconds.get(text), self.working_bytes.get(text), self.layouts.get(text))
-            for text in known
+            key: Measurement(self.seconds.get(key), self.working_bytes.get(key), self.layouts.get(key)) for key in known
         }
 
-    def _report(self, text: str, node: fx.Node) -> None:
-        self.seen.add(text)
+    def _report(self, key: str, node: fx.Node) -> None:
+        self.reported.add(key)
         if self.progress is not None:
-            self.progress(len(self.seen), self.total, target_name(node))
+            self.progress(len(self.reported), self.total, target_name(node))
 
 
 @dataclass
@@ -170,37 +170,39 @@ class _Trial:
 
     @classmethod
     def prepare(cls, node: fx.Node, maker: OperandMaker, fitting: Fitting) -> _Trial:
-        trial = cls(calling(node), *maker.make(node, filled=not is_view(node), fitting=fitting), maker.device)
+        trial = cls(with_autocast(node), *maker.make(node, filled=not is_view(node), fitting=fitting), maker.device)
         trial.plausible_seconds = (
             _PLAUSIBLE_LAUNCH_SECONDS
             + moved_bytes(node) / _PLAUSIBLE_BYTES_PER_SECOND
             + count_flops(node) / _PLAUSIBLE_FLOPS_PER_SECOND
         )
         if maker.device.type == "cuda" or is_own(node.target):
-            trial.run()  # a library's workspace, which it then keeps, is not the kernel's, nor is being compiled
+            trial.run()  # neither a library's workspace, which it then keeps, nor compiling is a cost of the kernel
             trial.seconds.clear()
         return trial
 
     def run(self) -> object:
-        """Runs the kernel once, notes the time and returns what it returned; None when it fails."""
+        """Run the kernel once, record the time and return its result; None if it fails."""
         try:
             if self.device.type == "cuda":
                 return self._run_on_cuda()
             start = time.perf_counter()
             result = self.call(*self.positional, **self.named)
             self.seconds.append(time.perf_counter() - start)
-            return self._seen(result)
+            return self._note_layouts(result)
         except Exception as error:  # whatever a kernel raises, the others are measured
             self.error = _first_line(error)
             return None
 
     def least_seconds(self) -> float:
-        """The least of several runs: as many as fit a share of time, so that slow kernels run once; twice if they look
-        as if they had done something else besides.
+        """Return the least time of several runs.
 
-        On a busy machine threads wait for each other until all have a core, which can make a short kernel
-        20 times as slow, every time. A kernel that looks so is run on one thread too: on an idle machine it
-        would be no slower than the faster of both.
+        There are as many runs as fit a share of time, so that slow kernels run once. They run twice if the first run
+        seems to have done other work too.
+
+        On a busy machine threads wait for each other until all have a core. This can make a short kernel 20 times as
+        slow, every time. Such a kernel is run on one thread too: on an idle machine that would not be faster than the
+        faster of both.
         """
         self._repeat(_SECONDS_PER_KERNEL)
         threads = torch.get_num_threads()
@@ -215,7 +217,7 @@ class _Trial:
         return min(self.seconds)
 
     def _repeat(self, budget_seconds: float) -> None:
-        """Runs again until `budget_seconds` were spent; a kernel that is slow by its nature not at all."""
+        """Run again until `budget_seconds` were spent. A kernel that is inherently slow is not run again."""
         start = time.perf_counter()
         for run in range(_MOST_RUNS):
             spent = time.perf_counter() - start
@@ -233,18 +235,18 @@ class _Trial:
         end.record()
         torch.cuda.synchronize(self.device)
         self.seconds.append(start.elapsed_time(end) / 1e3)
-        return self._seen(result)
+        return self._note_layouts(result)
 
-    def _seen(self, result: object) -> object:
-        """A result, once it has been noted how it lies."""
+    def _note_layouts(self, result: object) -> object:
+        """Record the layouts of a result and return it."""
         if self.layouts is None:
-            self.layouts = written(layouts_of(result, operands_of(self.positional, self.named)))
+            self.layouts = format_layouts(layouts_of(result, operands_of(self.positional, self.named)))
         return result
 
 
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Runs kernels as they are: no graph, no casts, and every default generator put back afterwards."""
+    """Run kernels without graph and casts, and restore every default generator afterwards."""
     generators = [device] if device.type == "cuda" else []
     with (
         torch.no_grad(),

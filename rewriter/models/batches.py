@@ -1,4 +1,4 @@
-"""A batch of inputs with labels for whatever kind of model it is, made from real text."""
+"""Makes a batch of inputs with labels for each kind of model, from real text."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ SEQUENCE_TOKENS = 512
 
 
 def default_sequence(model: torch.nn.Module) -> int:
-    """The sequence length when nobody says one: 512 tokens or what positions allow; for images their side in pixels,
-    which is 224 where the configuration does not fix it."""
+    """Return the default sequence length: 512 tokens, or fewer if the model has fewer positions.
+
+    For images it is their side in pixels, which is 224 if the configuration does not fix it.
+    """
     if head_of_model(model).task == "image class":
         return max(_image_size(model, IMAGE_SIDE_PIXELS))
     return min(SEQUENCE_TOKENS, most_positions(model) or SEQUENCE_TOKENS)
@@ -41,13 +43,14 @@ def sample_batch(
     device: str | torch.device | None = None,
     padded: bool = False,
 ) -> dict[str, Tensor]:
-    """Keyword arguments of `model`'s forward, labels included: deterministic for one Python version and seed.
+    """Return keyword arguments of `model`'s forward, labels included; deterministic for one Python version and seed.
 
-    seq: tokens; for images the side in pixels where the configuration does not fix it; for speech the tokens
-        of the transcript. None takes `default_sequence`.
-    device: by default the parameters' (on meta: tensors without data).
-    padded: text rows end at different lengths, with an attention mask.
-    Raises ModelError if the model is of no kind known here, or has no positions for `seq` tokens.
+    seq: tokens. For images the side in pixels if the configuration does not fix it; for speech the tokens of the
+        transcript. None means `default_sequence`.
+    device: by default that of the parameters (on meta: tensors without data).
+    padded: whether text rows end at different lengths, with an attention mask.
+
+    Raises ModelError if the kind of the model is not known here, or it has no positions for `seq` tokens.
     """
     if batch < 1 or (seq is not None and seq < 2):
         raise ModelError(f"a batch needs at least 1 row and 2 positions, got batch {batch}, sequence {seq}")
@@ -59,12 +62,12 @@ def sample_batch(
         refuse_long(model, seq)
         inputs = _MAKERS[task](TextRequest(model, batch, seq, seed, padded))
     parameter = next(model.parameters())
-    place = torch.device(device or parameter.device)
-    if place.type == "meta" and not padded:
+    target = torch.device(device or parameter.device)
+    if target.type == "meta" and not padded:
         # Models look at the mask's values (`if mask.all():`); without data only its absence says "all ones".
         inputs.pop("attention_mask", None)
     return {
-        name: tensor.to(place, parameter.dtype) if tensor.is_floating_point() else tensor.to(place)
+        name: tensor.to(target, parameter.dtype) if tensor.is_floating_point() else tensor.to(target)
         for name, tensor in inputs.items()
     }
 
@@ -90,24 +93,24 @@ _MAKERS = {
 
 def _images(model: torch.nn.Module, batch: int, side: int, seed: int) -> dict[str, Tensor]:
     config: Any = model.config
-    seen: Any = getattr(config, "vision_config", config)
+    image_config: Any = getattr(config, "vision_config", config)
     height, width = _image_size(model, side)
-    shown = pictures(batch, getattr(seen, "num_channels", 3), height, width, seed)
-    labels = (shown.mean((1, 2, 3)).abs() * 1e4).long() % config.num_labels
-    return {"pixel_values": shown, "labels": labels}
+    images = pictures(batch, getattr(image_config, "num_channels", 3), height, width, seed)
+    labels = (images.mean((1, 2, 3)).abs() * 1e4).long() % config.num_labels
+    return {"pixel_values": images, "labels": labels}
 
 
 def _image_size(model: torch.nn.Module, side: int) -> tuple[int, int]:
-    """Height and width of images, (side, side) where the configuration does not fix them."""
+    """Return height and width of images; (side, side) if the configuration does not fix them."""
     config: Any = model.config
     size = getattr(getattr(config, "vision_config", config), "image_size", None) or side
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def pictures(batch: int, channels: int, height: int, width: int, seed: int) -> Tensor:
-    """Text as brightness [batch, channels, height, width], with mean 0 and deviation 1.
+    """Return text as brightness [batch, channels, height, width], with mean 0 and deviation 1.
 
-    Smooth over four pixels, as photographs and spectrograms are and noise is not.
+    The result is smooth over four pixels, like photographs and spectrograms and unlike noise.
     """
     rows, columns = -(-height // 4), -(-width // 4)
     data = bytearray(sample_bytes(batch * channels * rows * columns, seed))

@@ -18,7 +18,12 @@ from .resolve import choose_model
 
 @dataclass(frozen=True)
 class Head:
-    """What a model is trained to do: the auto class that builds it, and its class of each model type."""
+    """The training task of a model.
+
+    task: the name of the task.
+    auto_class: the auto class that builds the model.
+    mapping: the name of the mapping from model types to classes.
+    """
 
     task: str
     auto_class: str
@@ -26,7 +31,7 @@ class Head:
 
     @property
     def classes(self) -> Mapping[str, str]:
-        """The class names of this head, by model type."""
+        """Return the class names of this head, by model type."""
         return getattr(modeling_auto, self.mapping)
 
 
@@ -50,13 +55,14 @@ def build_model(
     seed: int = 0,
     meta: bool = False,
 ) -> torch.nn.Module:
-    """The model that `name` stands for, with random weights, in training mode. No weights are downloaded.
+    """Return the model that `name` stands for, with random weights, in training mode. No weights are downloaded.
 
     name: a preset, a model type, a local folder or `config.json`, or a hub name (see `choose_model`).
-    overrides: changes of the configuration, dotted names for nested ones, text typed by the present value.
-    dtype: of the parameters; by default the preset's, else float32.
-    seed: of the weights; they are drawn on the CPU, and the caller's generators are left as they are.
-    meta: build on the meta device: shapes only, nothing is allocated or initialized.
+    overrides: changes of the configuration, with dotted names for nested ones; text gets the type of the present value.
+    dtype: the dtype of the parameters; by default the preset's, else float32.
+    seed: the seed of the weights. They are drawn on the CPU, and the caller's generators are left unchanged.
+    meta: whether to build on the meta device: shapes only, nothing is allocated or initialized.
+
     Raises ModelError for an unknown name, option, dtype or device.
     """
     choice = choose_model(name, overrides)
@@ -79,28 +85,28 @@ def build_model(
 
 
 def head_of_config(config: PreTrainedConfig) -> Head:
-    """The head to train a configuration with: the one its `architectures` name, else the first of `HEADS`.
+    """Return the head to train a configuration with: the one that its `architectures` name, else the first of `HEADS`.
 
     Raises ModelError if none of `HEADS` exists for this type of model.
     """
     kind = config.model_type
-    having = [head for head in HEADS if kind in head.classes]
-    for head in having:
+    candidates = [head for head in HEADS if kind in head.classes]
+    for head in candidates:
         if _names(head.classes[kind]) & set(config.architectures or ()):
             return head
     if getattr(config, "is_decoder", False):
-        having = [head for head in having if head.task != "masked text"]
-    if not having:
+        candidates = [head for head in candidates if head.task != "masked text"]
+    if not candidates:
         tasks = ", ".join(head.task for head in HEADS)
         raise ModelError(
             f"{kind} has none of the heads that lowtide can make a batch for ({tasks}); build it yourself "
             "and pass it to lowtide.rewrite(model, budget, args, kwargs)"
         )
-    return having[0]
+    return candidates[0]
 
 
 def head_of_model(model: torch.nn.Module) -> Head:
-    """The head that `model`'s class is. Raises ModelError if it is none of `HEADS`."""
+    """Return the head of `model`'s class. Raises ModelError if it is none of `HEADS`."""
     for kind in type(model).__mro__:
         for head in HEADS:
             if any(kind.__name__ in _names(name) for name in head.classes.values()):
@@ -113,7 +119,7 @@ def _names(name: str | tuple[str, ...]) -> set[str]:
 
 
 def _name_loss(model: torch.nn.Module, head: Head) -> None:
-    """Says which loss is meant where transformers would guess the same one and warn (GPT-2's head)."""
+    """Set the loss where transformers would guess the same one and warn (GPT-2's head)."""
     if head.task == "next token" and getattr(model, "loss_type", "") is None:
         model.loss_type = "ForCausalLM"  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     config: Any = model.config
@@ -130,5 +136,5 @@ def _dtype(name: str) -> torch.dtype:
         "float64": torch.float64,
     }
     if name not in known:
-        raise ModelError(f"dtype {name!r} is none of {', '.join(known)}")
+        raise ModelError(f"dtype {name!r} is not one of {', '.join(known)}")
     return known[name]

@@ -1,4 +1,4 @@
-"""Changes of a model's configuration, `n_layer=4` or `text_config.hidden_size=64`, checked and typed."""
+"""Applies changes to a model's configuration, `n_layer=4` or `text_config.hidden_size=64`, checked and typed."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from transformers import PreTrainedConfig
 
 from ..errors import ModelError
 
-# Read by every configuration though none lists them as a field.
+# Names that every configuration reads although none lists them as a field.
 _ALWAYS_KNOWN = ("num_labels", "attn_implementation", "experts_implementation")
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, str]:
-    """`["n_layer=4", "dropout=0"]` of the command line as a mapping of text to text.
+    """Return `["n_layer=4", "dropout=0"]` of the command line as a mapping of text to text.
 
     Raises ModelError for a setting without `=`.
     """
-    told: dict[str, str] = {}
+    values: dict[str, str] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name.strip():
-            raise ModelError(f"--set {setting!r} is no NAME=VALUE; write for example --set num_hidden_layers=4")
-        told[name.strip()] = value.strip()
-    return told
+            raise ModelError(f"--set {setting!r} is not NAME=VALUE; write for example --set num_hidden_layers=4")
+        values[name.strip()] = value.strip()
+    return values
 
 
 def changed_fields(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that make `config`'s class with `overrides` applied.
+    """Return the keyword arguments that make `config`'s class with `overrides` applied.
 
-    Text is typed by the value that `config` has now; dotted names reach into nested configurations.
-    Special token ids that a smaller vocabulary no longer holds become its last id; lists with an entry for
-    each layer are left to the configuration's class when the number of layers changes.
+    Text gets the type of the value that `config` has now; dotted names reach into nested configurations. Special token
+    ids outside a smaller vocabulary become its last id. Lists with an entry for each layer are left to the
+    configuration's class when the number of layers changes.
+
     Raises ModelError for a name that `config` does not have (with close matches) or a value of another type.
     """
     fields: dict[str, Any] = {}
@@ -53,29 +54,31 @@ def changed_fields(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> di
 
 
 def _changed_inside(config: PreTrainedConfig, name: str, inner: dict[str, Any]) -> dict[str, Any]:
-    """A nested configuration or dictionary with `inner` applied, as a dictionary."""
+    """Return a nested configuration or dictionary with `inner` applied, as a dictionary."""
     present = getattr(config, name)
     if isinstance(present, PreTrainedConfig):
         return present.to_diff_dict() | {"model_type": present.model_type} | changed_fields(present, inner)
     if not isinstance(present, dict):
-        raise ModelError(f"{name} of {config.model_type} is {present!r}, so {name}.{next(iter(inner))} names nothing")
+        raise ModelError(
+            f"{name} of {config.model_type} is {present!r}, so it has no {next(iter(inner))}; set {name} itself"
+        )
     changed = json.loads(json.dumps(present))
     for dotted, value in inner.items():
         *path, last = dotted.split(".")
-        where = changed
+        holder = changed
         for step in path:
-            where = where.get(step) if isinstance(where, dict) else None
-        if not isinstance(where, dict) or last not in where:
-            known = ", ".join(where) if isinstance(where, dict) else "nothing"
-            raise ModelError(f"{name} of {config.model_type} has no {dotted}; it holds {known}")
-        where[last] = typed(value, where[last], f"{name}.{dotted} of {config.model_type}")
+            holder = holder.get(step) if isinstance(holder, dict) else None
+        if not isinstance(holder, dict) or last not in holder:
+            names = ", ".join(holder) if isinstance(holder, dict) else "nothing"
+            raise ModelError(f"{name} of {config.model_type} has no {dotted}; it holds {names}")
+        holder[last] = typed(value, holder[last], f"{name}.{dotted} of {config.model_type}")
     return changed
 
 
 def typed(value: Any, present: Any, what: str) -> Any:
-    """`value` as the type of `present`; text is read, `none` is None.
+    """Return `value` as the type of `present`; text is parsed, `none` is None.
 
-    Raises ModelError where it cannot be.
+    Raises ModelError if it has no value of that type.
     """
     if isinstance(value, str) and value.lower() in ("none", "null"):
         return None
@@ -99,7 +102,7 @@ def typed(value: Any, present: Any, what: str) -> Any:
 
 
 def _present(config: PreTrainedConfig, name: str) -> Any:
-    """The value that the type of a new one is taken from."""
+    """Return the present value, which sets the type of a new one."""
     return "" if name.endswith("_implementation") else getattr(config, name)
 
 
@@ -113,17 +116,19 @@ def _refuse_unknown(config: PreTrainedConfig, name: str, dotted: str) -> None:
 
 
 def _fields_per_layer(config: PreTrainedConfig, fields: Mapping[str, Any]) -> dict[str, None]:
-    """None, which lets the class fill them in, for lists that have an entry for each of the former layers."""
+    """Return None, which lets the class fill them in, for lists with an entry for each of the former layers."""
     count = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     if count not in fields:
         return {}
-    told = config.to_dict().items()
+    entries = config.to_dict().items()
     former = getattr(config, count)
-    return {name: None for name, value in told if "layer" in name and isinstance(value, list) and len(value) == former}
+    return {
+        name: None for name, value in entries if "layer" in name and isinstance(value, list) and len(value) == former
+    }
 
 
 def _ids_inside(config: PreTrainedConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """New values for the special token ids that a changed vocabulary no longer holds."""
+    """Return new values for the special token ids that are outside a changed vocabulary."""
     size = fields.get("vocab_size")
     if not isinstance(size, int):
         return {}

@@ -1,4 +1,4 @@
-"""Real text that every machine has: the sources of Python's own standard library."""
+"""Reads real text that every machine has: the sources of Python's own standard library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def sample_words(count: int, seed: int = 0) -> list[str]:
-    """`count` words and marks of the standard library's sources; another seed starts at another file."""
+    """Return `count` words and marks of the standard library's sources; another seed starts at another file."""
     words: list[str] = []
     for text in _texts(seed):
         words += re.findall(r"\w+|[^\w\s]", text)
@@ -20,7 +20,7 @@ def sample_words(count: int, seed: int = 0) -> list[str]:
 
 
 def sample_bytes(count: int, seed: int = 0) -> bytes:
-    """`count` bytes of the standard library's sources; another seed starts at another file."""
+    """Return `count` bytes of the standard library's sources; another seed starts at another file."""
     data = bytearray()
     for text in _texts(seed):
         data += text.encode()
@@ -30,7 +30,7 @@ def sample_bytes(count: int, seed: int = 0) -> bytes:
 
 
 def hashed(words: list[str], size: int, leave_out: frozenset[int] = frozenset()) -> list[int]:
-    """For each word a number in [0, size) outside `leave_out`: the same word has always the same one."""
+    """Return for each word a number in [0, size) outside `leave_out`; equal words have equal numbers."""
     skipped = sorted(number for number in leave_out if 0 <= number < size)
     room = max(1, size - len(skipped))
     numbers = []
@@ -43,7 +43,7 @@ def hashed(words: list[str], size: int, leave_out: frozenset[int] = frozenset())
 
 
 def _texts(seed: int) -> Iterator[str]:
-    """The sources one after the other, for ever, starting at a file that the seed picks."""
+    """Yield the sources one after the other in an endless cycle, starting at a file that the seed picks."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")) or [Path(__file__)]
     start = seed * 7919 % len(files)
     while True:

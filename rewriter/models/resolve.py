@@ -1,4 +1,4 @@
-"""What a model's name stands for: a type, a folder, a file, a hub name or a preset, as a configuration."""
+"""Finds the configuration for a model's name: a type, a folder, a file, a hub name or a preset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRESETS = resources.files(configs) / "models"
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A configuration, and the batch and sequence length that a preset asks for (None: nobody said)."""
+    """A configuration with the batch and sequence length that a preset requests (None if there is no preset)."""
 
     name: str
     config: PreTrainedConfig
@@ -31,16 +31,15 @@ class ModelChoice:
 
 
 def preset_names() -> tuple[str, ...]:
-    """The presets of `configs/models`, sorted."""
+    """Return the presets of `configs/models`, sorted."""
     names = (file.name for file in PRESETS.iterdir())
     return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
 
 def choose_model(name: str, overrides: Mapping[str, Any] | None = None) -> ModelChoice:
-    """The configuration that `name` stands for, with `overrides` applied.
+    """Return the configuration that `name` stands for, with `overrides` applied.
 
-    A name is looked up as a preset, a model type, a local path, and last, if written
-    `owner/name`, on the hub.
+    A name is looked up as a preset, a model type, a local path, and last, if written `owner/name`, on the hub.
     Raises ModelError if it is none of these, or the configuration refuses the overrides.
     """
     overrides = overrides or {}
@@ -63,10 +62,10 @@ def choose_model(name: str, overrides: Mapping[str, Any] | None = None) -> Model
 
 
 def _from_preset(name: str, overrides: Mapping[str, Any]) -> ModelChoice:
-    told = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
-    default = _configured(told["model"], {}, {})
-    config = _configured(told["model"], changed_fields(default, told.get("config", {})), overrides)
-    return ModelChoice(name, config, told.get("batch"), told.get("sequence"), told.get("dtype", "float32"))
+    preset = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
+    default = _configured(preset["model"], {}, {})
+    config = _configured(preset["model"], changed_fields(default, preset.get("config", {})), overrides)
+    return ModelChoice(name, config, preset.get("batch"), preset.get("sequence"), preset.get("dtype", "float32"))
 
 
 def _from_raw(name: str, raw: dict[str, Any], overrides: Mapping[str, Any]) -> PreTrainedConfig:
@@ -77,10 +76,10 @@ def _from_raw(name: str, raw: dict[str, Any], overrides: Mapping[str, Any]) -> P
 
 
 def _configured(kind: str, raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> PreTrainedConfig:
-    """A configuration of type `kind` from `raw` fields, then `overrides` typed by what is there then.
+    """Return a configuration of type `kind` from `raw` fields, then `overrides` typed by the values present then.
 
-    The class is built anew with all fields, rather than changed in place, so that fields that follow from
-    others (head size, types of layers) follow the new ones.
+    The class is built again with all fields, rather than changed in place. Fields that follow from others (head size,
+    types of layers) then follow the new ones.
     """
     make = CONFIG_MAPPING[kind]
     try:
@@ -102,7 +101,7 @@ def _read_local(name: str) -> dict[str, Any]:
     try:
         raw, _ = PreTrainedConfig.get_config_dict(str(file), local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file} is no configuration of a transformers model: {error}") from error
+        raise ModelError(f"{file} is not a configuration of a transformers model: {error}") from error
     return raw
 
 
@@ -111,7 +110,7 @@ def _read_hub(name: str) -> dict[str, Any]:
         raw, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{name} is neither a local folder nor to be had from the hub: {error}. Without a network, "
+            f"{name} is not a local folder and cannot be read from the hub: {error}. Without a network, "
             "build the same shape from its type, for example: gpt2 --set n_layer=24 --set n_embd=1024"
         ) from error
     return raw

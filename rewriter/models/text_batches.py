@@ -1,4 +1,4 @@
-"""Token ids, masks and labels for models that read or write text."""
+"""Makes token ids, masks and labels for models that read or write text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ IGNORED = -100  # a label that transformers' losses leave out
 
 @dataclass(frozen=True)
 class TextRequest:
-    """A batch to be made: for which model, how many rows of how many tokens, and whether rows end early."""
+    """A request for a batch of text.
+
+    model: the model that reads the batch.
+    batch: the number of rows.
+    sequence: the number of tokens in a row.
+    seed: the seed of the text.
+    padded: whether rows end early.
+    """
 
     model: torch.nn.Module
     batch: int
@@ -27,16 +34,16 @@ class TextRequest:
 
     @property
     def config(self) -> Any:
-        """The model's whole configuration."""
+        """Return the model's whole configuration."""
         return self.model.config
 
     @property
     def text_config(self) -> Any:
-        """The part of the configuration that the vocabulary belongs to."""
+        """Return the part of the configuration that the vocabulary belongs to."""
         return self.config.get_text_config(decoder=True)
 
     def special(self, name: str) -> int:
-        """The id of a special token, 0 where the configuration leaves it open."""
+        """Return the id of a special token; 0 if the configuration leaves it open."""
         for config in (self.config, self.text_config):
             value = getattr(config, name, None)
             if isinstance(value, int):
@@ -44,12 +51,14 @@ class TextRequest:
         return 0
 
     def mask(self) -> Tensor:
-        """1 where a row has a token [batch, sequence]: everywhere; padded, in all, 3/4, 1/2 of it in turn."""
+        """Return 1 for each token of a row [batch, sequence]: all tokens, or with padding all, 3/4 and 1/2 of them in
+        turn.
+        """
         missing = [row % 3 * self.sequence // 4 if self.padded else 0 for row in range(self.batch)]
         return (torch.arange(self.sequence)[None] < self.sequence - torch.tensor(missing)[:, None]).long()
 
     def tokens(self, seed: int) -> Tensor:
-        """Ids of running text [batch, sequence], none special; the padding id where a row has ended."""
+        """Return ids of running text [batch, sequence], none special; the padding id after the end of a row."""
         fields = self.config.to_dict() | self.text_config.to_dict()
         ids = (value for name, value in fields.items() if name.endswith("_token_id"))
         special = frozenset(value for value in ids if isinstance(value, int))
@@ -60,14 +69,14 @@ class TextRequest:
 
 
 def next_token(request: TextRequest) -> dict[str, Tensor]:
-    """Each token is to be told from those before it; without padding there is no mask, as with full rows."""
+    """Return a batch in which each token is predicted from those before it; without padding there is no mask."""
     tokens, mask = request.tokens(request.seed), request.mask()
     labels = tokens.masked_fill(mask == 0, IGNORED)
     return {"input_ids": tokens, **({"attention_mask": mask} if request.padded else {}), "labels": labels}
 
 
 def masked_text(request: TextRequest) -> dict[str, Tensor]:
-    """A share of the tokens is hidden and to be told from the others."""
+    """Return a batch in which a share of the tokens is hidden and predicted from the others."""
     tokens, mask = request.tokens(request.seed), request.mask()
     draw = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(request.seed))
     hidden = (draw < MASKED_SHARE) & (mask == 1)
@@ -81,7 +90,7 @@ def masked_text(request: TextRequest) -> dict[str, Tensor]:
 
 
 def text_to_text(request: TextRequest) -> dict[str, Tensor]:
-    """One text is to be turned into another."""
+    """Return a batch in which one text is turned into another."""
     return {
         "input_ids": request.tokens(request.seed),
         "attention_mask": request.mask(),
@@ -90,7 +99,7 @@ def text_to_text(request: TextRequest) -> dict[str, Tensor]:
 
 
 def text_class(request: TextRequest) -> dict[str, Tensor]:
-    """Each row is of one class (told here by its first word)."""
+    """Return a batch in which each row has one class, which follows from its first word."""
     tokens = request.tokens(request.seed)
     return {
         "input_ids": tokens,
@@ -100,7 +109,7 @@ def text_class(request: TextRequest) -> dict[str, Tensor]:
 
 
 def decoder_inputs(request: TextRequest) -> dict[str, Tensor]:
-    """What the decoder is to say, and the same shifted right by one, as transformers' collators give it."""
+    """Return the labels of the decoder, and its inputs: the same shifted right by one, as in transformers."""
     tokens = request.tokens(request.seed + 1)
     start = torch.full((request.batch, 1), request.special("decoder_start_token_id"))
     labels = tokens.masked_fill(request.mask() == 0, IGNORED)
@@ -108,7 +117,7 @@ def decoder_inputs(request: TextRequest) -> dict[str, Tensor]:
 
 
 def most_positions(model: torch.nn.Module) -> int | None:
-    """How many tokens a model with learned positions takes; None if its positions are computed."""
+    """Return the most tokens that a model with learned positions takes; None if positions are computed."""
     config = TextRequest(model, 1, 1).text_config
     if getattr(config, "max_target_positions", None):
         return config.max_target_positions
@@ -119,12 +128,12 @@ def most_positions(model: torch.nn.Module) -> int | None:
         # RoBERTa counts positions from the padding id on.
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             used = 0 if module.padding_idx is None else module.padding_idx + 1
-    # XLNet says -1 where there is no limit.
+    # XLNet has -1 if there is no limit.
     return config.max_position_embeddings - used if config.max_position_embeddings > 0 else None
 
 
 def refuse_long(model: torch.nn.Module, sequence: int) -> None:
-    """Raises ModelError if `model` has fewer learned positions than `sequence` tokens need."""
+    """Raise ModelError if `model` has fewer learned positions than `sequence` tokens need."""
     most = most_positions(model)
     if most is not None and sequence > most:
         config = TextRequest(model, 1, 1).text_config

@@ -1,9 +1,9 @@
-"""How much the gradient varies from one batch to the next, measured in one step on one batch.
+"""Measure the variance of the gradient between batches, in one step on one batch.
 
-The variance that the gradient has anyway, as an estimate from a batch of B samples: with signs σ_b = ±1 that add up to
-0 on the samples' losses, E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is the variance of the sum of B samples.
-Signs are given to the first gradients of backward that have a place for each sample; all that comes of them is linear.
-Terms of a loss that depend on parameters alone (a penalty of their size) belong to no sample and do not vary.
+The variance is estimated from a batch of B samples: with signs σ_b = ±1 that add up to 0 on the samples' losses,
+E‖Σ_b σ_b g_b‖² = B/(B−1) Σ_b ‖g_b − ḡ‖², which is the variance of the sum of B samples. The first gradients of
+backward that have a place for each sample receive the signs; later gradients are linear in these.
+Terms of a loss that depend only on parameters (a penalty of their size) belong to no sample and do not vary.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from .replay import Replay
 class SampleSigns:
     """Balanced signs for the samples of a batch, and the gradient of their losses with these signs.
 
-    A gradient has a place for each sample if its first dimension is a multiple of their number; with one sample alone,
-    each token counts as one. seed: of which samples get which sign.
+    A gradient has a place for each sample if its first dimension is a multiple of their number. If there is only one
+    sample, each token counts as a sample.
+
+    seed: the seed for the order of the signs.
     """
 
     def __init__(self, step: StepGraph, samples: int, tokens: int, seed: int, device: torch.device) -> None:
@@ -37,12 +39,12 @@ class SampleSigns:
         self._of_no_sample = _without_samples(step)
 
     def see_tangents(self, made: Mapping[fx.Node, torch.Tensor]) -> None:
-        """Gives signs to gradients that come in from outside."""
+        """Give signs to incoming gradients."""
         self._gradients.update(made)
         self._give_signs(made)
 
     def see(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay) -> None:
-        """Follows what has signs through a kernel of backward, or gives some to what it makes of gradients."""
+        """Propagate signed gradients through a kernel of backward, or give signs to gradients that it makes."""
         self.signed = {node: tensor for node, tensor in self.signed.items() if node in replay.made}
         operands = replay.operands(kernel)
         with_signs = {n: self.signed[n].to(replay.made[n].dtype) for n in operands if n in self.signed}
@@ -53,21 +55,21 @@ class SampleSigns:
             if kernel.sequence not in self._of_no_sample:
                 self._give_signs(made)
             return
-        # what is added to it and belongs to no sample does not vary
+        # an added gradient that belongs to no sample does not vary
         sizes = {tensor.numel() for tensor in with_signs.values()}
         others = (n for n in operands if n in self._gradients and n not in with_signs)
-        instead = {n: torch.zeros_like(replay.made[n]) for n in others if replay.made[n].numel() in sizes}
-        found = replay.results(kernel, {**instead, **with_signs}, again=True)
-        self.signed.update((node, tensor.to(CARRIED)) for node, tensor in found.items() if tensor.is_floating_point())
+        replacements = {n: torch.zeros_like(replay.made[n]) for n in others if replay.made[n].numel() in sizes}
+        results = replay.results(kernel, {**replacements, **with_signs}, is_rerun=True)
+        self.signed.update((node, tensor.to(CARRIED)) for node, tensor in results.items() if tensor.is_floating_point())
 
     def see_forward(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay) -> None:
-        """A fused loss makes gradients in forward: of the positive samples alone where the others' rows are ignored."""
+        """Handle a fused loss, which makes gradients in forward: rerun it with the rows of negative samples ignored."""
         call = kernel.calls[-1] if kernel.role == "compute" else None
         if call is None or call.target is not linear_cross_entropy or self.samples < 2:
             return
-        place, class_weight, reduction, ignored = call.args[3], call.args[4], call.args[5], call.args[6]
-        assert isinstance(place, fx.Node)
-        target = replay.value(place)
+        target_node, class_weight, reduction, ignored = call.args[3], call.args[4], call.args[5], call.args[6]
+        assert isinstance(target_node, fx.Node)
+        target = replay.value(target_node)
         if len(target) % self.samples:
             return
         positive = self.signs.repeat_interleave(len(target) // self.samples) > 0
@@ -75,13 +77,13 @@ class SampleSigns:
         if isinstance(class_weight, fx.Node):
             weight *= replay.value(class_weight).double()[target.clamp(min=0)]
         share = float(weight[positive].sum() / weight.sum()) if reduction == 1 else 1.0
-        halves = replay.results(kernel, {place: target.masked_fill(~positive, ignored)}, again=True)
+        halves = replay.results(kernel, {target_node: target.masked_fill(~positive, ignored)}, is_rerun=True)
         for node, whole in made.items():
-            if node.args[1] in (2, 3) and whole.numel():  # the weight's and the bias's
+            if node.args[1] in (2, 3) and whole.numel():  # the gradients of weight and bias
                 self.signed[node] = (2 * share * halves[node] - whole).to(CARRIED)
 
     def variance(self, node: fx.Node) -> float:
-        """Of a parameter's gradient; 0 where it is not known."""
+        """Return the variance of a parameter's gradient; 0 if it is not known."""
         if node not in self.signed:
             return 0.0
         odd = self.samples / (self.samples - 1) if self.samples % 2 else 1.0
@@ -96,7 +98,7 @@ class SampleSigns:
                 self.signed[node] = (gradient * signs.to(gradient.dtype)).to(CARRIED)
 
     def _rows(self, gradient: torch.Tensor) -> int:
-        """How many rows of a gradient belong to each sample; 0 if it has no place for samples."""
+        """Return the number of rows of a gradient for each sample; 0 if it has no place for samples."""
         if gradient.dim() == 0:
             return 0
         rows = gradient.shape[0] if gradient.shape[0] > 1 or gradient.dim() == 1 else gradient.shape[1]
@@ -104,7 +106,7 @@ class SampleSigns:
 
 
 def _without_samples(step: StepGraph) -> frozenset[int]:
-    """Autograd's numbers of operations of forward that depend on no input."""
+    """Return autograd's numbers of forward operations that depend on no input."""
     varying = {number for number, storage in enumerate(step.storages) if storage.kind == "input"}
     numbers: dict[bool, set[int]] = {False: set(), True: set()}
     for kernel in step.kernels:

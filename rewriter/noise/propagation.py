@@ -1,11 +1,11 @@
-"""Where noise goes in backward: from the kernels that read a code to the gradients of parameters, as energies.
+"""Propagate the energy of noise in backward, from the kernels that read a code to the gradients of parameters.
 
-Noise on a gradient is of three kinds, which the layers below do not treat alike:
+Noise on a gradient has three kinds, which the layers below amplify differently:
 
-    aligned     along the gradient, row by row (the last dimension), each row times a factor of its own, as where a
-                norm's deviation is off: a gradient lies along the directions that weights let through most;
-    fresh       the rest of what a code has just brought, nearly white;
-    travelled   the rest of what has passed a kernel, which has turned it towards those directions.
+    aligned     parallel to the gradient in each row (the last dimension), with one factor per row, as from a wrong
+                deviation in a norm: a gradient lies along the directions that weights amplify most;
+    fresh       the rest of the noise just added by a code, nearly white;
+    travelled   the rest of the noise that has passed a kernel, which has turned it towards those directions.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Place = tuple[fx.Node, str]
 """A gradient and a kind of noise on it."""
 
 _KINDS = ("aligned", "fresh", "travelled")
-_CHUNK = 1 << 18  # elements that are multiplied at once
+_CHUNK = 1 << 18  # elements multiplied at once
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Where noise of energy 1 in `source` goes: energy `gain` in `target`."""
+    """The gain of noise from `source` to `target`: energy 1 becomes energy `gain`."""
 
     source: Place
     target: Place
@@ -36,7 +36,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """The energy that a coding of a storage, by number, brings into `target`."""
+    """The energy that a codec site of a storage, by number, adds to `target`."""
 
     storage: int
     number: int
@@ -46,9 +46,9 @@ class Noise:
 
 @dataclass
 class NoisePaths:
-    """All flows and noises of a step, in the order of its kernels, and the nodes at which gradients are finished.
+    """All flows and noises of a step, in the order of its kernels, and the nodes of finished gradients.
 
-    Parts of noise are taken for independent, so that energies add up.
+    Parts of noise are assumed independent, so that energies add up.
     """
 
     flows: list[Flow] = field(default_factory=list)
@@ -56,9 +56,9 @@ class NoisePaths:
     finals: list[tuple[fx.Node, Source]] = field(default_factory=list)
 
     def added(self, weights: Mapping[Source, float] | None = None) -> dict[tuple[int, int], float]:
-        """By storage and number of its coding: the energy that it adds to all gradients together.
+        """Return the energy added to all gradients together, by storage and number of the codec site.
 
-        weights: what the energy in each gradient is multiplied by, 1 if not given.
+        weights: the factors of the energy in each gradient, 1 by default.
         """
         worth: dict[Place, float] = {}
         for node, source in self.finals:
@@ -73,22 +73,22 @@ class NoisePaths:
         return added
 
     def settled(self, chosen: Iterable[tuple[int, int]]) -> bool:
-        """Whether no kernel reads what the codings chosen, each given as storage and number, make noisy.
+        """Return whether no kernel reads the noise of the chosen codec sites, each given as storage and number.
 
-        What they add is then what was measured where they brought it in.
+        The energy that they add is then the one measured where it was added.
         """
         chosen, read = set(chosen), {flow.source[0] for flow in self.flows}
         return not any(noise.target[0] in read for noise in self.noises if (noise.storage, noise.number) in chosen)
 
     def by_gradient(
-        self, chosen: Iterable[tuple[int, int]], told: Mapping[tuple[int, int], float]
+        self, chosen: Iterable[tuple[int, int]], totals: Mapping[tuple[int, int], float]
     ) -> dict[Source, float]:
-        """The energy that each gradient has of the codings chosen, each given as storage and number.
+        """Return the energy in each gradient from the chosen codec sites, each given as storage and number.
 
-        told: what each adds in all, where it is known better than `added` tells: its noise is scaled to that.
+        totals: the measured total of a codec site, to which its noise is scaled, instead of the one by `added`.
         """
         added, chosen = self.added(), set(chosen)
-        scale = {key: told.get(key, added[key]) / added[key] for key in chosen if added.get(key)}
+        scale = {key: totals.get(key, added[key]) / added[key] for key in chosen if added.get(key)}
         energy: dict[Place, float] = {}
         for noise in self.noises:
             if (noise.storage, noise.number) in scale:
@@ -97,27 +97,33 @@ class NoisePaths:
         for flow in self.flows:
             if flow.source in energy:
                 energy[flow.target] = energy.get(flow.target, 0.0) + flow.gain * energy[flow.source]
-        found: dict[Source, float] = {}
+        by_source: dict[Source, float] = {}
         for node, source in self.finals:
-            found[source] = found.get(source, 0.0) + sum(energy.get((node, kind), 0.0) for kind in _KINDS)
-        return found
+            by_source[source] = by_source.get(source, 0.0) + sum(energy.get((node, kind), 0.0) for kind in _KINDS)
+        return by_source
 
 
 def squares_of_rows(gradient: torch.Tensor) -> torch.Tensor:
-    """‖row‖² of each row (the last dimension) of a gradient, which stays as a dimension of 1."""
+    """Return ‖row‖² of each row (the last dimension) of a gradient; the dimension is kept with size 1."""
     dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     return torch.linalg.vector_norm(gradient, dim=-1, keepdim=gradient.dim() > 0, dtype=dtype).square_()
 
 
 def split(noise: torch.Tensor, gradient: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
-    """By what each row of a gradient is multiplied for the part of the noise on it that is aligned with it.
+    """Return the factor of each row of a gradient that gives the part of the noise aligned with it.
 
-    squares: of the gradient's rows. Takes that part off the noise, in place.
+    squares: the squares of the gradient's rows.
+    Subtracts the aligned part from the noise, in place.
     """
     if gradient.dim() > 1:
         step = max(_CHUNK * len(gradient) // max(gradient.numel(), 1), 1)
         parts = zip(noise.split(step), gradient.split(step), strict=True)
-        products = torch.cat([(one * other).sum(-1, keepdim=True, dtype=squares.dtype) for one, other in parts])
+        products = torch.cat(
+            [
+                (noise_part * gradient_part).sum(-1, keepdim=True, dtype=squares.dtype)
+                for noise_part, gradient_part in parts
+            ]
+        )
     else:
         products = (noise * gradient).sum(-1, keepdim=gradient.dim() > 0, dtype=squares.dtype)
     share = torch.where(squares > 0, products / squares, 0.0)

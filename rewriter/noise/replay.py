@@ -1,4 +1,4 @@
-"""Runs a schedule kernel by kernel on real tensors, where each kernel's operands can be looked at and exchanged."""
+"""Run a schedule kernel by kernel on real tensors, so that each kernel's operands can be read and replaced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ...passes.build_problem import ProblemMapping
-from ...passes.foreign_calls import calling
+from ...passes.foreign_calls import with_autocast
 from ...passes.sources import Source
 from ...passes.step_graph import Kernel, StepGraph, tensors_of
 from ...solvers.problem.schedule import Free, Run, Schedule
@@ -20,16 +20,18 @@ Instead = Mapping[fx.Node, torch.Tensor]
 
 
 class Replay:
-    """A step in progress. `made` holds what is alive: the value of each call, and of each output of one with several.
+    """A step in progress.
 
-    Nothing is computed in place and nothing of the user's is changed: buffers are copies. A random kernel that runs
-    again draws what it drew; where the generator stands afterwards is the caller's matter.
+    made: the live values of calls, and of each output of a call with several.
+
+    Nothing is computed in place and no tensor of the user is changed: buffers are copied. A recomputed random kernel
+    draws the same numbers. The caller restores the generator afterwards.
     """
 
     def __init__(
-        self, step: StepGraph, posed: ProblemMapping, tensors: Mapping[Source, torch.Tensor], device: torch.device
+        self, step: StepGraph, mapping: ProblemMapping, tensors: Mapping[Source, torch.Tensor], device: torch.device
     ) -> None:
-        self.step, self.posed, self.device = step, posed, device
+        self.step, self.mapping, self.device = step, mapping, device
         self.made: dict[fx.Node, torch.Tensor] = {}
         self._in_storage: dict[int, set[fx.Node]] = {}
         self._given = {source: t.detach().clone() if source.kind == "buffer" else t for source, t in tensors.items()}
@@ -40,45 +42,48 @@ class Replay:
     def run(
         self, schedule: Schedule, exchanged: Callable[[Kernel], Instead] = lambda kernel: {}
     ) -> Iterator[tuple[Kernel, dict[fx.Node, torch.Tensor]]]:
-        """Carries the schedule out; yields each kernel that has run for the first time, with what it made.
+        """Run the schedule; yield each kernel after its first run, with the values that it made.
 
-        exchanged: what a kernel computes from in the place of what was made.
+        exchanged: returns the replacements of a kernel's operands.
         """
         for instruction in schedule.instructions:
             if isinstance(instruction, Run):
                 first = instruction.op not in self._started
-                made = self._run(instruction.op, exchanged(self.posed.kernels[instruction.op]))
+                made = self._run(instruction.op, exchanged(self.mapping.kernels[instruction.op]))
                 if first:
-                    yield self.posed.kernels[instruction.op], made
+                    yield self.mapping.kernels[instruction.op], made
                 self._keep(made)
             elif isinstance(instruction, Free):
-                for node in self._in_storage.pop(self.posed.storages[instruction.value], ()):
+                for node in self._in_storage.pop(self.mapping.storages[instruction.value], ()):
                     self.made.pop(node, None)
 
     def release(self, op: int) -> None:
-        """Frees what an operation has read, held or not, if no operation reads it later in trace order."""
-        problem = self.posed.problem
+        """Free the operands of an operation, retained or not, that no operation reads later in trace order."""
+        problem = self.mapping.problem
         for value in problem.ops[op].reads:
             if problem.readers[value][-1] == op and not problem.values[value].resident:
-                for node in self._in_storage.pop(self.posed.storages[value], ()):
+                for node in self._in_storage.pop(self.mapping.storages[value], ()):
                     self.made.pop(node, None)
 
     def operands(self, kernel: Kernel) -> list[fx.Node]:
-        """What a kernel reads of the floating-point values that have been made, each once: not its views."""
+        """Return the floating-point values that a kernel reads, each once, as their bases rather than views."""
         inside = set(kernel.calls)
-        found: dict[fx.Node, None] = {}
+        operands: dict[fx.Node, None] = {}
         stack = [node for call in reversed(kernel.calls) for node in reversed(call.all_input_nodes)]
         while stack:
             node = stack.pop()
             if node in self.made:
                 if self.made[node].is_floating_point():
-                    found[node] = None
+                    operands[node] = None
             elif node not in inside and node.op != "placeholder":
                 stack += reversed(node.all_input_nodes)
-        return list(found)
+        return list(operands)
 
     def value(self, node: fx.Node, instead: Instead | None = None) -> Any:
-        """What a node stands for. instead: tensors to compute it from, in the place of those that were made."""
+        """Return the value of a node.
+
+        instead: tensors that replace made values in its computation.
+        """
         if instead and node in instead:
             return instead[node]
         if node in self.made:
@@ -91,15 +96,16 @@ class Replay:
             return self.value(source, instead)[index]
         return self._called(node, instead)
 
-    def results(self, kernel: Kernel, instead: Instead | None = None, *, again: bool) -> dict[fx.Node, torch.Tensor]:
-        """What a compute kernel makes, by the node that stands for it.
+    def results(self, kernel: Kernel, instead: Instead | None = None, *, is_rerun: bool) -> dict[fx.Node, torch.Tensor]:
+        """Return the results of a compute kernel, by node.
 
-        instead: as in `value`; again: it has run before, so that buffers are not updated a second time.
+        instead: as in `value`.
+        is_rerun: whether it has run before, so that buffers are not updated a second time.
         """
         changed = dict(instead or {})
         result: Any = None
         for call in kernel.calls:
-            result = self._called(call, changed, kernel.updates if again else ())
+            result = self._called(call, changed, kernel.updates if is_rerun else ())
             changed[call] = result
         last = kernel.calls[-1]
         if isinstance(result, torch.Tensor):
@@ -107,35 +113,35 @@ class Replay:
         return {node: result[node.args[1]] for node, _ in tensors_of(last)}  # pyright: ignore[reportArgumentType]
 
     def _called(self, call: fx.Node, instead: Instead | None, without: tuple[fx.Node, ...] = ()) -> Any:
-        positional = [self._told(argument, instead, without) for argument in call.args]
-        named = {name: self._told(argument, instead, without) for name, argument in call.kwargs.items()}
-        return calling(call)(*positional, **named)
+        positional = [self._argument(argument, instead, without) for argument in call.args]
+        named = {name: self._argument(argument, instead, without) for name, argument in call.kwargs.items()}
+        return with_autocast(call)(*positional, **named)
 
-    def _told(self, argument: Any, instead: Instead | None, without: tuple[fx.Node, ...]) -> Any:
-        # A function within `_called` that called itself would keep operands alive until garbage is collected.
+    def _argument(self, argument: Any, instead: Instead | None, without: tuple[fx.Node, ...]) -> Any:
+        # A recursive closure inside `_called` would keep operands alive until garbage collection.
         if isinstance(argument, fx.Node):
             return None if argument in without else self.value(argument, instead)
         if isinstance(argument, (list, tuple)):
-            return [self._told(one, instead, without) for one in argument]
+            return [self._argument(part, instead, without) for part in argument]
         return argument
 
     def _run(self, op: int, instead: Instead) -> dict[fx.Node, torch.Tensor]:
-        kernel, again = self.posed.kernels[op], op in self._started
+        kernel, is_rerun = self.mapping.kernels[op], op in self._started
         self._started.add(op)
         if kernel.role == "tangent":
             return {base: self._tangent(base) for base in (self.step.storages[s].base for s in kernel.makes)}
         if kernel.role != "compute":
             return {}
         if not kernel.random:
-            return self.results(kernel, instead, again=again)
-        if not again:
+            return self.results(kernel, instead, is_rerun=is_rerun)
+        if not is_rerun:
             self._states[op] = self._generator.state()
-            return self.results(kernel, instead, again=False)
+            return self.results(kernel, instead, is_rerun=False)
         with self._generator.drawing_from(self._states[op]):
-            return self.results(kernel, instead, again=True)
+            return self.results(kernel, instead, is_rerun=True)
 
     def _tangent(self, base: fx.Node) -> torch.Tensor:
-        """An incoming gradient: of a loss 1, of another output at random."""
+        """Return an incoming gradient: 1 for a loss, random for another output."""
         fake = base.meta["val"]
         tangent = torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=self.device)
         return tangent.fill_(1) if fake.numel() == 1 else tangent.normal_()
@@ -143,7 +149,7 @@ class Replay:
     def _keep(self, made: Mapping[fx.Node, torch.Tensor]) -> None:
         for node, tensor in made.items():
             storage = self.step.storage_of[node]
-            if node in self.step.overwrites:  # what lay there before
+            if node in self.step.overwrites:  # removes the overwritten value
                 for other in self._in_storage.pop(storage, ()):
                     self.made.pop(other, None)
             self.made[node] = tensor

@@ -1,4 +1,4 @@
-"""The comment at the head of generated code: what was planned, for which budget, at what cost."""
+"""Writes the comment at the head of generated code: the plan's peak, its budget and its cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .step import PlannedStep
 
 
 def header_of(planned: PlannedStep) -> str:
-    """A few comment lines."""
+    """Return the header as a few comment lines."""
     plan = planned.plan
     lines = [f"One training step of {planned.costs.name}, rewritten by lowtide."]
     budget = f", budget {format_bytes(plan.budget_bytes)}" if plan.budget_bytes is not None else ""
@@ -17,4 +17,4 @@ def header_of(planned: PlannedStep) -> str:
         f"{format_bytes(plan.baseline_peak_bytes)}. "
         f"Extra time {plan.extra_share:.1%} ({plan.costs})."
     )
-    return "\n".join(map(comment, (*lines, *planned.posed.problem.notes)))
+    return "\n".join(map(comment, (*lines, *planned.mapping.problem.notes)))

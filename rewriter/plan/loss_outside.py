@@ -1,9 +1,9 @@
-"""The bytes that a caller's loss takes between forward and backward, where outputs are no loss yet.
+"""Counts the bytes that a caller's loss takes between forward and backward, where the outputs are not a loss yet.
 
-Eager's usual losses have at most four tensors of the output's shape at once beside the output: `square().mean()` four,
-cross-entropy three, `mse_loss` two, the output's incoming gradient among them. In half precision it is up to three in
-float32, of a loss computed in it. They are there once forward has ended and backward of the step has not begun; and
-with them the loss itself and its gradient, two numbers.
+The usual losses of eager have at most four tensors of the output's shape alive at once, next to the output.
+`square().mean()` has four, cross-entropy three and `mse_loss` two, each with the output's incoming gradient. In half
+precision there are up to three in float32, of a loss computed in it. They are alive after forward has ended and before
+the step's backward begins. The loss itself and its gradient add two numbers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ _NUMBERS_BYTES = 2 * _FLOAT32_BYTES
 
 
 def room_bytes(captured: Captured, granularity: int = 1) -> int:
-    """What the losses on a step's outputs take at their fullest moment beside the incoming gradients.
+    """Return the most bytes that the losses on a step's outputs take in addition to the incoming gradients.
 
-    0 where gradients arrive at scalars only, whose loss is part of the step. granularity: the allocator's, in bytes.
-    Losses on several outputs each keep a tensor for their backward, or have made the incoming gradient of it; one of
-    them at a time has all of its tensors.
+    The result is 0 where gradients arrive at scalars only: then the loss is part of the step. Losses on several outputs
+        each keep a tensor for their backward, or the incoming gradient made from it. One of them at a time has all of
+        its tensors.
+    granularity: the allocator's granularity in bytes.
     """
     arriving = [
         node.meta["val"]
@@ -44,7 +45,7 @@ def room_bytes(captured: Captured, granularity: int = 1) -> int:
 
 
 def with_room(problem: Problem, room: int) -> Problem:
-    """The problem with so many bytes more taken where the incoming gradients arrive."""
+    """Return the problem with `room` more bytes taken where the incoming gradients arrive."""
     if not room:
         return problem
     ops = list(problem.ops)
@@ -56,19 +57,19 @@ def with_room(problem: Problem, room: int) -> Problem:
 
 
 def peak_with_room(plan: Plan, room: int) -> int:
-    """What a plan peaks at together with the loss outside, in bytes."""
+    """Return the peak of a plan together with the loss outside, in bytes."""
     if not room:
         return plan.peak_bytes
     return max(simulate(with_room(plan.problem, room), plan.schedule).peak_bytes, plan.problem.floor_bytes)
 
 
 def everything_kept_bytes(problem: Problem, room: int) -> int:
-    """What a step peaks at with everything kept, the loss outside and the optimizer's own step included."""
+    """Return the peak of a step with everything kept, including the loss outside and the optimizer's own step."""
     return max(baseline_of(with_room(problem, room)).peak_bytes, problem.floor_bytes)
 
 
 def note_of(plan: Plan, room: int, budget_bytes: int) -> tuple[str, ...]:
-    """What a plan's budget leaves for a loss outside, in words; nothing where no such loss is expected."""
+    """Describe the part of a plan's budget left for a loss outside; empty where no loss outside is expected."""
     if not room:
         return ()
     if peak_with_room(plan, room) <= budget_bytes:

@@ -1,4 +1,4 @@
-"""How to capture and plan: the options of `rewrite`, checked when they are given."""
+"""Holds the options of `rewrite` for capturing and planning, which are checked when they are given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..measure.device_presets import DevicePreset, load_device
 
 @dataclass(frozen=True)
 class Options:
-    """How to capture and plan; the meaning of each is told at `lowtide.rewrite`."""
+    """The options for capturing and planning; `lowtide.rewrite` explains each."""
 
     fidelity: str = "bitwise"
     outputs: tuple[str, ...] | None = None
@@ -33,17 +33,19 @@ class Options:
         if self.solver not in SOLVER_NAMES:
             raise ValueError(f"there is no solver {self.solver!r}: choose among {', '.join(SOLVER_NAMES)}")
         if not self.time_limit_seconds > 0:
-            raise ValueError(f"time_limit={self.time_limit_seconds!r} is no time: pass seconds above 0")
+            raise ValueError(f"time_limit={self.time_limit_seconds!r} is not a time: pass seconds above 0")
         if isinstance(self.error_budget, bool) or not isinstance(self.error_budget, (int, float)):
-            raise ValueError(f"error_budget={self.error_budget!r} is no number: pass a share of a variance, like 0.01")
+            raise ValueError(
+                f"error_budget={self.error_budget!r} is not a number: pass a share of a variance, like 0.01"
+            )
         if not self.error_budget >= 0:
             raise ValueError(
-                f"error_budget={self.error_budget!r} is no share of a variance: pass 0 or more, 0.01 for a hundredth"
+                f"error_budget={self.error_budget!r} is not a share of a variance: pass 0 or more, 0.01 for a hundredth"
             )
         self.preset()
         for name, item in (("outputs", "loss"), ("differentiable", "loss"), ("codecs", "groups")):
             if not isinstance(getattr(self, name), (tuple, str, type(None))):
-                raise ValueError(f'{name}={getattr(self, name)!r} is no list of names: {name}=["{item}"]')
+                raise ValueError(f'{name}={getattr(self, name)!r} is not a list of names: {name}=["{item}"]')
             if isinstance(getattr(self, name), str):
                 raise ValueError(f'{name}={getattr(self, name)!r} is one string; pass a list: {name}=["{item}"]')
         if self.codecs is not None:
@@ -52,9 +54,9 @@ class Options:
             if getattr(self, name) != getattr(Options, name):
                 raise ValueError(
                     f'{name}={getattr(self, name)!r} is for fidelity="approximate", and fidelity is {self.fidelity!r}: '
-                    f"leave {name} out, or allow what it is for"
+                    f'leave {name} out, or pass fidelity="approximate"'
                 )
 
     def preset(self) -> DevicePreset | None:
-        """The device planned for, None for the one at hand."""
+        """Return the preset of the device planned for, or None for the device at hand."""
         return load_device(self.device) if self.device else None

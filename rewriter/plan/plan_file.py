@@ -32,9 +32,9 @@ from ..errors import PlanError
 
 _FORMAT = "lowtide plan"
 _VERSION = 1
-_NEEDED = ("problem", "instructions", "segments", "solver", "budget_bytes", "lower_bound_seconds", "solve_seconds")
-_NEEDED += ("notes",)
-# A plan of 126 layers with all its codes has a tenth of these.
+_REQUIRED = ("problem", "instructions", "segments", "solver", "budget_bytes", "lower_bound_seconds", "solve_seconds")
+_REQUIRED += ("notes",)
+# Limits; a plan of 126 layers with all its codes has a tenth of these.
 _MOST_BYTES = 128 * 2**20
 _MOST_PARTS = 16_000_000
 _MOST_WORK = 20_000_000  # values read and made by all that is run: a minute of simulation
@@ -51,16 +51,18 @@ _INSTRUCTIONS: dict[str, type[Instruction]] = {
 
 
 def save_plan(plan: Plan, path: str | Path, made_by: Mapping[str, Any] | None = None) -> None:
-    """Writes a plan, whole or not at all. made_by: what it was made from, as plain data, for whoever loads it.
+    """Write a plan to a file, completely or not at all.
 
-    Raises OSError where it cannot be written.
+    made_by: the origin of the plan as plain data, for the reader of the file.
+
+    Raises OSError if the file cannot be written.
     """
-    told = plan_to_dict(plan) | ({"made_by": dict(made_by)} if made_by is not None else {})
-    write_whole(Path(path), json.dumps(told).encode())
+    payload = plan_to_dict(plan) | ({"made_by": dict(made_by)} if made_by is not None else {})
+    write_whole(Path(path), json.dumps(payload).encode())
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
-    """A plan as plain lists and numbers."""
+    """Return a plan as plain lists and numbers."""
     names = {kind: name for name, kind in _INSTRUCTIONS.items()}
     return {
         "format": _FORMAT,
@@ -78,7 +80,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def summary_of(plan: Plan) -> dict[str, Any]:
-    """The numbers of a plan that people ask for first."""
+    """Return the main numbers of a plan."""
     return {
         "model": plan.problem.name,
         "budget_bytes": plan.budget_bytes,
@@ -102,76 +104,79 @@ def summary_of(plan: Plan) -> dict[str, Any]:
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Reads a plan, checks all of it and simulates it; nothing in it is run, and none of its own numbers is believed.
+    """Read a plan, check all of it and simulate it. Nothing in it is run, and none of its own numbers is trusted.
 
-    Raises PlanError for a file that is damaged, too large, no plan, or of another version.
+    Raises PlanError for a file that is damaged, too large, not a plan, or of another version.
     """
-    told = _read(path)
+    payload = _read(path)
     try:
-        return _plan_of(told)
+        return _plan_of(payload)
     except (ValueError, ScheduleError) as error:
-        raise PlanError(f"{_named(path)} is a damaged plan ({shortened(str(error))}); plan again") from error
+        raise PlanError(f"{_printable_path(path)} is a damaged plan ({shortened(str(error))}); plan again") from error
 
 
 def load_made_by(path: str | Path) -> dict[str, Any] | None:
-    """What a saved plan says that it was made from, unchecked; None if it does not say. Raises PlanError."""
-    told = _read(path).get("made_by")
-    if told is not None and not isinstance(told, dict):
-        raise PlanError(f"{_named(path)} is a damaged plan (made_by is {shown(told)}); plan again")
-    return told
+    """Return the origin that a saved plan states, unchecked, or None if it states none. Raises PlanError."""
+    made_by = _read(path).get("made_by")
+    if made_by is not None and not isinstance(made_by, dict):
+        raise PlanError(f"{_printable_path(path)} is a damaged plan (made_by is {shown(made_by)}); plan again")
+    return made_by
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    """The content of a plan's file, of the right format and version."""
+    """Return the content of a plan's file of the right format and version."""
     try:
         content = read_bounded(Path(path), _MOST_BYTES)
         text = content.decode("utf-8")
     except (OSError, ValueError) as error:  # a path with a zero in it is a ValueError
-        raise PlanError(f"{_named(path)} cannot be read as a plan: {shortened(str(error))}") from error
+        raise PlanError(f"{_printable_path(path)} cannot be read as a plan: {shortened(str(error))}") from error
     try:
-        told = read_json(text, _MOST_PARTS, finite=False)
+        payload = read_json(text, _MOST_PARTS, finite=False)
     except ValueError as error:
         raise PlanError(
-            f"{_named(path)} is no JSON, so no plan: {shortened(str(error))}; save the plan again"
+            f"{_printable_path(path)} is not JSON, so it is not a plan: {shortened(str(error))}; save the plan again"
         ) from error
-    if not isinstance(told, dict) or told.get("format") != _FORMAT:
+    if not isinstance(payload, dict) or payload.get("format") != _FORMAT:
         raise PlanError(
-            f"{_named(path)} is JSON but no plan of lowtide; `lowtide plan --out` and `save_plan` write plans"
+            f"{_printable_path(path)} is JSON but not a plan of lowtide; "
+            "`lowtide plan --out` and `save_plan` write plans"
         )
-    version = told.get("version")
+    version = payload.get("version")
     if type(version) is not int or version != _VERSION:
-        raise PlanError(f"{_named(path)} has version {shown(version)}, this lowtide reads {_VERSION}; plan again")
-    return told
+        raise PlanError(
+            f"{_printable_path(path)} has version {shown(version)}, this lowtide reads {_VERSION}; plan again"
+        )
+    return payload
 
 
-def _plan_of(told: dict[str, Any]) -> Plan:
-    """Raises ValueError, ScheduleError."""
-    missing = next((name for name in _NEEDED if name not in told), None)
+def _plan_of(payload: dict[str, Any]) -> Plan:
+    """Build the plan from a file's content. Raises ValueError, ScheduleError."""
+    missing = next((name for name in _REQUIRED if name not in payload), None)
     if missing is not None:
         raise ValueError(f"{missing!r} is missing")
-    problem = problem_of(told["problem"])
-    schedule = _schedule_of(told["instructions"], told["segments"], problem)
-    budget_bytes, bound = told["budget_bytes"], told["lower_bound_seconds"]
+    problem = problem_of(payload["problem"])
+    schedule = _schedule_of(payload["instructions"], payload["segments"], problem)
+    budget_bytes, bound = payload["budget_bytes"], payload["lower_bound_seconds"]
     return make_plan(
         problem,
         schedule,
-        solver=text_of(told["solver"], "solver"),
+        solver=text_of(payload["solver"], "solver"),
         budget_bytes=None if budget_bytes is None else number_of(budget_bytes, "budget_bytes"),
         lower_bound_seconds=None if bound is None else seconds_of(bound, "lower_bound_seconds"),
-        solve_seconds=seconds_of(told["solve_seconds"], "solve_seconds"),
-        notes=texts_of(told["notes"], "notes"),
+        solve_seconds=seconds_of(payload["solve_seconds"], "solve_seconds"),
+        notes=texts_of(payload["notes"], "notes"),
     )
 
 
-def _schedule_of(told: object, told_segments: object, problem: Problem) -> Schedule:
-    instructions = tuple(_instruction_of(one, place, problem) for place, one in enumerate(_list(told, "instructions")))
-    work = sum(
-        len(problem.ops[one.op].reads) + len(problem.ops[one.op].makes) for one in instructions if isinstance(one, Run)
+def _schedule_of(instruction_list: object, segment_list: object, problem: Problem) -> Schedule:
+    instructions = tuple(
+        _instruction_of(entry, place, problem) for place, entry in enumerate(_list(instruction_list, "instructions"))
     )
+    work = sum(len(problem.ops[i.op].reads) + len(problem.ops[i.op].makes) for i in instructions if isinstance(i, Run))
     if work > _MOST_WORK:
-        raise ValueError(f"what is run reads and makes values {work:,} times, more than {_MOST_WORK:,}")
+        raise ValueError(f"what is run reads and makes values {work:,} times, more than the limit of {_MOST_WORK:,}")
     segments = []
-    for segment in _list(told_segments, "segments"):
+    for segment in _list(segment_list, "segments"):
         numbers = numbers_of(segment, "a segment")
         if len(numbers) != 3:
             raise ValueError(f"a segment has {len(numbers)} numbers, not 3")
@@ -179,28 +184,28 @@ def _schedule_of(told: object, told_segments: object, problem: Problem) -> Sched
     return Schedule(instructions, tuple(segments))
 
 
-def _instruction_of(told: object, place: int, problem: Problem) -> Instruction:
-    name, *numbers = _list(told, f"instruction {place}") or [None]
+def _instruction_of(entry: object, place: int, problem: Problem) -> Instruction:
+    name, *numbers = _list(entry, f"instruction {place}") or [None]
     kind = _INSTRUCTIONS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ValueError(f"an instruction {shown(name)} is none that plans have: {', '.join(_INSTRUCTIONS)}")
-    names = [one.name for one in fields(kind)]
+        raise ValueError(f"an instruction {shown(name)} is not one that plans have: {', '.join(_INSTRUCTIONS)}")
+    names = [field.name for field in fields(kind)]
     if len(numbers) != len(names):
         raise ValueError(f"instruction {place} ({name}) has {len(numbers)} numbers, not {len(names)}")
-    given = {n: number_of(number, f"{n} of instruction {place}") for n, number in zip(names, numbers, strict=True)}
+    arguments = {n: number_of(number, f"{n} of instruction {place}") for n, number in zip(names, numbers, strict=True)}
     counts = {"op": len(problem.ops), "value": len(problem.values)}
-    for what, number in given.items():
-        count = len(problem.values[given["value"]].encodings) if what == "encoding" else counts[what]
+    for what, number in arguments.items():
+        count = len(problem.values[arguments["value"]].encodings) if what == "encoding" else counts[what]
         if number >= count:
             raise ValueError(f"instruction {place} names {what} {number} of a step that has {count}")
-    return kind(**given)
+    return kind(**arguments)
 
 
-def _list(told: object, what: str) -> list[Any]:
-    if not isinstance(told, list):
-        raise ValueError(f"{what} is {shown(told)}, not a list")
-    return told
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is {shown(value)}, not a list")
+    return value
 
 
-def _named(path: str | Path) -> str:
+def _printable_path(path: str | Path) -> str:
     return printable(str(path))

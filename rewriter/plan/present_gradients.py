@@ -1,7 +1,7 @@
-"""A captured step where other gradients are there before it: its problem, and what becomes of a schedule.
+"""Adapts a captured step's problem and schedule to the gradients that are present before the step.
 
-A gradient that is there is counted as resident, and the step's own is added to it and let go; one that is not there is
-made by the step and stays. Neither changes what runs, so one program serves all of these situations.
+A gradient that is present counts as resident; the step's own gradient is added to it and freed. An absent gradient is
+made by the step and stays. Neither changes which operations run, so one program serves all these situations.
 """
 
 from __future__ import annotations
@@ -10,33 +10,36 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ...passes.build_problem import ProblemMapping, held_storages
+from ...passes.build_problem import ProblemMapping, find_held_storages
 from ...passes.step_graph import StepGraph
 from ...solvers.problem.problem import Problem
 from ...solvers.problem.schedule import Free, Instruction, Run, Schedule, Segment
 from .situation import Situation
 
 
-def problem_in(step: StepGraph, posed: ProblemMapping, situation: Situation) -> Problem:
-    """The problem of a step in a situation. posed: as it is where no gradient is there."""
-    floor_bytes = max(situation.floor_bytes, situation.resident_bytes + posed.problem.floor_bytes)
-    problem = replace(posed.problem, resident_bytes=situation.resident_bytes, floor_bytes=floor_bytes)
+def problem_in(step: StepGraph, mapping: ProblemMapping, situation: Situation) -> Problem:
+    """Return the problem of a step in a situation.
+
+    mapping: the problem mapping in the situation without gradients.
+    """
+    floor_bytes = max(situation.floor_bytes, situation.resident_bytes + mapping.problem.floor_bytes)
+    problem = replace(mapping.problem, resident_bytes=situation.resident_bytes, floor_bytes=floor_bytes)
     present = {
         op: kernel
-        for op, kernel in enumerate(posed.kernels)
+        for op, kernel in enumerate(mapping.kernels)
         if kernel.target is not None
         and kernel.role == "accumulate"
         and kernel.target.meta["source"] in situation.grad_present
     }
     if not present:
         return problem
-    held = held_storages(step, situation.grad_present)
+    held = find_held_storages(step, situation.grad_present)
     ops, values = list(problem.ops), list(problem.values)
-    for index, storage in enumerate(posed.storages):
+    for index, storage in enumerate(mapping.storages):
         if values[index].held != (storage in held):
             values[index] = replace(values[index], held=storage in held)
     for op, kernel in present.items():
-        for value in ops[op].makes:  # a copy for autograd to take over, which is not made then
+        for value in ops[op].makes:  # a copy for autograd to steal, which is not made then
             values[value] = replace(values[value], held=False, resident=True)
         if kernel.makes:
             ops[op] = replace(ops[op], makes=(), working_bytes=0)
@@ -44,10 +47,10 @@ def problem_in(step: StepGraph, posed: ProblemMapping, situation: Situation) -> 
 
 
 def schedule_in(problem: Problem, schedule: Schedule, links: Sequence[int]) -> Schedule:
-    """A schedule of a step, made for another situation, as the same program carries it out in the problem's.
+    """Return a schedule made for another situation as the same program carries it out in this problem's situation.
 
-    links: how many blocks each has that are one node of autograd's graph. A gradient that is handed over is let go when
-    what returns it ends: with the last segment of its link.
+    A gradient that is accumulated into .grad is freed with the last segment of its link.
+    links: the number of blocks in each node of autograd's graph.
     """
     never_freed = {index for index, value in enumerate(problem.values) if value.held or value.resident}
     link_of = _link_of_segments(links)
@@ -55,37 +58,39 @@ def schedule_in(problem: Problem, schedule: Schedule, links: Sequence[int]) -> S
     instructions: list[Instruction] = []
     segments: list[Segment] = []
     returned: dict[int, None] = {}  # of the present link
-    gone: set[int] = set()
+    freed_values: set[int] = set()
     for number, segment in enumerate(schedule.segments):
         start, link = len(instructions), link_of[number]
         for instruction in schedule.instructions[segment.start : segment.stop]:
             if isinstance(instruction, Run):
-                returned |= dict.fromkeys(v for v in _handed_over(problem, instruction.op) if last_read[v] == link)
+                returned |= dict.fromkeys(
+                    v for v in _accumulated_gradients(problem, instruction.op) if last_read[v] == link
+                )
             freed = instruction.value if isinstance(instruction, Free) else None
-            if freed is None or not (freed in never_freed or freed in returned or freed in gone):
+            if freed is None or not (freed in never_freed or freed in returned or freed in freed_values):
                 instructions.append(instruction)
         if link not in link_of[number + 1 : number + 2]:
             instructions += [Free(value) for value in returned if value not in never_freed]
-            gone |= returned.keys()
+            freed_values |= returned.keys()
             returned = {}
         segments.append(Segment(segment.block, start, len(instructions)))
     return Schedule(tuple(instructions), tuple(segments))
 
 
 def _link_of_segments(links: Sequence[int]) -> list[int]:
-    """For each segment the number of its link, counted on from forward's to backward's."""
+    """Return the number of each segment's link. Links of backward are numbered after those of forward."""
     sizes = [*links, *reversed(links)]
     return [number for number, size in enumerate(sizes) for _ in range(size)]
 
 
-def _handed_over(problem: Problem, op: int) -> tuple[int, ...]:
-    """The gradient that an operation hands over as it is, if that is what it does."""
-    told = problem.ops[op]
-    return told.reads if told.kind == "accumulate" and not told.makes else ()
+def _accumulated_gradients(problem: Problem, op: int) -> tuple[int, ...]:
+    """Return the gradient that an operation passes on to .grad unchanged, if the operation does that."""
+    operation = problem.ops[op]
+    return operation.reads if operation.kind == "accumulate" and not operation.makes else ()
 
 
 def _last_reads(problem: Problem, schedule: Schedule, link_of: Sequence[int]) -> Mapping[int, int]:
-    """For each value the link in which an operation reads it for the last time."""
+    """Return, for each value, the last link in which an operation reads it."""
     last: dict[int, int] = defaultdict(lambda: -1)
     for number, segment in enumerate(schedule.segments):
         for instruction in schedule.instructions[segment.start : segment.stop]:

@@ -1,4 +1,4 @@
-"""A progress bar for planning, shown only where a person waits."""
+"""Shows a progress bar for planning, where standard error is a terminal."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PATIENCE_SECONDS = 1.0
 
 @contextmanager
 def shown_progress(title: str) -> Iterator[Callable[[float, str], None] | None]:
-    """Yields what to call with (share done, what is being done); None where standard error is no terminal.
+    """Yield a function to call with (share done, description); None where standard error is not a terminal.
 
-    The bar appears when the work has taken a second.
+    The bar appears after one second of work.
     """
     if not sys.stderr.isatty():
         yield None
@@ -24,14 +24,14 @@ def shown_progress(title: str) -> Iterator[Callable[[float, str], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    # Names are in both texts: neither a format nor markup, nor control characters.
-    told = TextColumn("{task.fields[title]}", markup=False), TextColumn("{task.description}", markup=False)
-    columns = (told[0], BarColumn(), TimeElapsedColumn(), told[1])
+    # Both texts hold names, which must not act as formats, markup or control characters.
+    texts = TextColumn("{task.fields[title]}", markup=False), TextColumn("{task.description}", markup=False)
+    columns = (texts[0], BarColumn(), TimeElapsedColumn(), texts[1])
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task("", total=1.0, title=printable(title))
     started, shown = time.monotonic(), False
 
-    def tell(share: float, text: str) -> None:
+    def update(share: float, text: str) -> None:
         nonlocal shown
         if not shown and time.monotonic() - started > _PATIENCE_SECONDS:
             bar.start()
@@ -39,7 +39,7 @@ def shown_progress(title: str) -> Iterator[Callable[[float, str], None] | None]:
         bar.update(task, completed=share, description=printable(text)[:40])
 
     try:
-        yield tell
+        yield update
     finally:
         if shown:
             bar.stop()

@@ -1,4 +1,4 @@
-"""What is there when a step begins: the tensors that it starts from, their gradients, and the bytes of all that."""
+"""Describes the start of a step: the tensors present, their gradients, and the bytes of both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from .options import Options
 
 @dataclass(frozen=True)
 class Situation:
-    """What is there when a step begins: the tensors by source, and which of them have a `.grad`."""
+    """The start of a step.
+
+    tensors: the tensors by source.
+    grad_present: the sources of the tensors that have a `.grad`.
+    resident_bytes: bytes alive during the whole step.
+    floor_bytes: the least peak in bytes, reached by the optimizer's own step.
+    """
 
     tensors: Mapping[Source, torch.Tensor]
     grad_present: frozenset[Source]
@@ -28,7 +34,9 @@ class Situation:
 
 
 def device_of(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.device:
-    """The device of the module's first parameter, or of the first tensor among the arguments; meta counts as CPU."""
+    """Return the device of the module's first parameter, or of the first tensor among the arguments; meta counts as
+    CPU.
+    """
     inputs, _ = flatten((args, kwargs), "argument")
     first = next(iter([*model.parameters(), *model.buffers(), *inputs]), torch.empty(0))
     return torch.device("cpu") if first.device.type == "meta" else first.device
@@ -43,9 +51,10 @@ def situation_of(
     constants: tuple[torch.Tensor, ...],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Situation:
-    """What is there when the step begins on these arguments.
+    """Return the situation in which a step begins on these arguments.
 
-    constants: tensors that the module holds without registering them; optimizer: the one that steps afterwards.
+    constants: tensors that the module holds without registering them.
+    optimizer: the optimizer that steps afterwards.
     """
     kwargs, _ = bind(model, args, kwargs)
     inputs, structure = flatten((args, kwargs), "argument")
@@ -58,11 +67,12 @@ def situation_of(
 def situation_with(
     tensors: Mapping[Source, torch.Tensor], granularity: int, needs: OptimizerNeeds | None = None
 ) -> Situation:
-    """What is there when a step begins on these tensors.
+    """Return the situation in which a step begins on these tensors.
 
-    granularity: the allocator's, in bytes; needs: of the optimizer that steps afterwards.
+    granularity: the allocator's granularity in bytes.
+    needs: the memory of the optimizer that steps afterwards.
     """
-    # A tensor that is no leaf has no .grad of its own: asking for it warns.
+    # A tensor that is not a leaf has no .grad of its own: reading it warns.
     grads = {source: t.grad for source, t in tensors.items() if t.is_leaf and t.grad is not None}
     resident_bytes = storages_bytes([*tensors.values(), *grads.values()], granularity)
     floor_bytes = 0
@@ -74,14 +84,14 @@ def situation_with(
 
 
 def storages_bytes(tensors: Iterable[torch.Tensor], rounding_bytes: int = 1) -> int:
-    """Bytes of the distinct allocations behind tensors."""
+    """Return the bytes of the distinct allocations that hold the tensors."""
     held = (tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided)
     storages = {storage._cdata: storage.nbytes() for storage in held}
     return sum(-(-size // rounding_bytes) * rounding_bytes for size in storages.values())
 
 
 def rounding_bytes(device: torch.device, preset: DevicePreset | None) -> int:
-    """The granularity of the allocator."""
+    """Return the granularity of the allocator in bytes."""
     if preset is not None:
         return preset.allocator_rounding_bytes
     return 512 if device.type == "cuda" else 1

@@ -1,4 +1,4 @@
-"""From a module and sample inputs to scheduling problems: capture, passes, measure, pose."""
+"""Turns a module and sample inputs into scheduling problems: captures, runs passes, measures and builds the problem."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import fx
 
 from ...kernels.approximate_codecs import USUAL_FAMILIES
-from ...passes.build_problem import ProblemMapping, pose
-from ...passes.encodings.codec_sites import CodecSite, codec_sites_of
+from ...passes.build_problem import ProblemMapping, build_problem
+from ...passes.encodings.codec_sites import CodecSite, find_codec_sites
 from ...passes.pipeline import allowed_at, recompute_in_backward, run_passes
-from ...passes.rewrites.accumulate_grads import hand_over_gradients
+from ...passes.rewrites.accumulate_grads import accumulate_grads
 from ...passes.savings import Saving
 from ...passes.step_graph import StepGraph
 from ...solvers.portfolio import Portfolio
@@ -24,7 +24,7 @@ from ...solvers.problem.simulate import baseline_of
 from ..capture.boundary.outputs import Arrivals
 from ..capture.capture import capture
 from ..capture.captured_step import Captured
-from ..capture.operands.layouts_seen import SEEN, stand_ins
+from ..capture.operands.layouts_seen import SEEN, distinct_calls
 from ..errors import PlanError
 from ..measure.costs import Cost, measure_costs, signature
 from ..noise.sensitivity import Sensitivity, sensitivity_of
@@ -35,17 +35,27 @@ from .situation import Situation, device_of, rounding_bytes, situation_of
 
 Progress = Callable[[float, str], None]
 
-# What torch.get_rng_state() returns for the CPU's generator; a CUDA generator's state lives on the host.
+# The size of torch.get_rng_state() for the CPU's generator; a CUDA generator's state lives on the host.
 _CPU_STATE_BYTES = 5056
 _MOST_CAPTURES = 8
-_NOISY = {"groups", "spread"}  # codes of values from which others may be made again
+_NOISY = {"groups", "spread"}  # codes of values from which others may be recomputed
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """A captured step, its step graph, how its storages may be encoded, and what all that costs: what stays the same
-    while `.grad` comes and goes. sensitivity: of the gradient to what is approximate, if anything may be. remade: the
-    same step with more made again in backward (`recompute_in_backward`), which needs fewer approximate codes."""
+    """A captured step with its costs: all that stays the same while `.grad` comes and goes.
+
+    captured: the captured step.
+    step: its step graph.
+    codec_sites: the ways to encode each storage.
+    costs: the cost of each call, by signature.
+    options: the options of the plan.
+    device: the device that is planned for.
+    name: the name of the model.
+    sensitivity: the sensitivity of the gradient to approximate codes, if any are allowed.
+    recomputing: the variant of the step that recomputes more in backward (`recompute_in_backward`) and needs fewer
+        approximate codes.
+    """
 
     captured: Captured
     step: StepGraph
@@ -55,23 +65,23 @@ class StepCosts:
     device: torch.device
     name: str
     sensitivity: Sensitivity | None = None
-    remade: RecomputeVariant | None = field(default=None, repr=False)
+    recomputing: RecomputeVariant | None = field(default=None, repr=False)
 
     @cached_property
-    def posed(self) -> tuple[StepGraph, ProblemMapping]:
-        """The step and its problem where no gradient is there before it, and nothing else but it either."""
-        return _posed(self)
+    def step_and_mapping(self) -> tuple[StepGraph, ProblemMapping]:
+        """Return the step and its problem mapping in the situation without gradients and other resident bytes."""
+        return _build_step_problem(self)
 
 
 @dataclass(eq=False)
 class RecomputeVariant:
-    """The step with more made again in backward, whose noise is measured when it is first asked for."""
+    """The variant of a step that recomputes more in backward. Its noise is measured when it is first needed."""
 
     costs: StepCosts
     measured: StepCosts | None = None
 
     def calibrated(self, situation: Situation) -> StepCosts:
-        """As `calibrated`; of later situations the same."""
+        """Return the calibrated costs; they are measured in the first situation and reused in later ones."""
         if self.measured is None:
             self.measured = calibrated(self.costs, situation)
         return self.measured
@@ -79,48 +89,57 @@ class RecomputeVariant:
 
 @dataclass(frozen=True)
 class StepProblem:
-    """A step in a situation, ready to be solved. step: with its gradients handed over as the situation has them."""
+    """A step in a situation, ready to be solved.
+
+    costs: the captured step with its costs.
+    situation: the situation.
+    step: the step graph, with its gradients accumulated into .grad.
+    mapping: the mapping between the step graph and the scheduling problem.
+    """
 
     costs: StepCosts = field(repr=False)
     situation: Situation
     step: StepGraph
-    posed: ProblemMapping
+    mapping: ProblemMapping
 
     @cached_property
-    def remade(self) -> StepProblem | None:
-        """The step with more made again in backward, compared with this one; None if nothing is."""
-        if self.costs.remade is None:
+    def recomputing(self) -> StepProblem | None:
+        """Return the variant of the step that recomputes more in backward, or None if nothing can be recomputed.
+
+        Its problem refers to this one's baseline.
+        """
+        if self.costs.recomputing is None:
             return None
-        costs = self.costs.remade.calibrated(self.situation)
-        step, posed = formulate_step(costs, self.situation)
-        posed = replace(posed, problem=replace(posed.problem, reference=baseline_of(self.posed.problem)))
-        return StepProblem(costs, self.situation, step, posed)
+        costs = self.costs.recomputing.calibrated(self.situation)
+        step, mapping = formulate_step(costs, self.situation)
+        mapping = replace(mapping, problem=replace(mapping.problem, reference=baseline_of(self.mapping.problem)))
+        return StepProblem(costs, self.situation, step, mapping)
 
     @property
-    def ways(self) -> Iterator[StepProblem]:
-        """All ways to make the step's gradients; the second one is measured when its turn comes."""
+    def variants(self) -> Iterator[StepProblem]:
+        """Yield all variants of the step; the second one is measured only when it is requested."""
         yield self
-        if self.remade is not None:
-            yield self.remade
+        if self.recomputing is not None:
+            yield self.recomputing
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A plan with the step it is for."""
+    """A plan with the step that it is for."""
 
     step: StepGraph
-    posed: ProblemMapping
+    mapping: ProblemMapping
     plan: Plan
     costs: StepCosts = field(repr=False)
 
     @property
     def coded(self) -> tuple[tuple[int, int], ...]:
-        """What the plan encodes, each once: storage and number of the coding."""
-        return tuple((self.posed.storages[value], number) for value, number in self.plan.encoded)
+        """Return each encoding of the plan once, as a storage with the number of its codec site."""
+        return tuple((self.mapping.storages[value], number) for value, number in self.plan.encoded)
 
     @property
     def noise_energy(self) -> float:
-        """What the approximate codes of the plan are predicted to add to E‖ĝ − g‖² of all gradients together."""
+        """Return the predicted E‖ĝ − g‖² that the plan's approximate codes add, over all gradients together."""
         return self.costs.sensitivity.energy(self.coded) if self.costs.sensitivity is not None else 0.0
 
 
@@ -132,20 +151,23 @@ def capture_step(
     progress: Progress | None = None,
     arriving: Arrivals | None = None,
 ) -> StepCosts:
-    """Captures a step and finds what its kernels cost. Raises CaptureError, MeasureError.
+    """Capture a step and measure the costs of its kernels. Raises CaptureError, MeasureError.
 
+    The step is captured again where a kernel lays its results out unlike its fake version. Later kernels may differ
+    then too, so this repeats up to a limit.
     arriving: the gradients to plan for, by default those that most likely arrive.
-    Where a kernel is seen to lay its results out unlike its fake ones, the step is captured again with what was seen:
-    what follows may be laid out otherwise too, and so on.
     """
     for _ in range(_MOST_CAPTURES):
-        found, calls = _captured_once(model, args, kwargs, options, progress, arriving)
-        surprises = SEEN.surprises(calls, {text: cost.layouts for text, cost in found.costs.items()})
-        if not surprises:
-            return found
+        step_costs, calls = _captured_once(model, args, kwargs, options, progress, arriving)
+        layout_mismatches = SEEN.layout_mismatches(
+            calls, {text: cost.layouts for text, cost in step_costs.costs.items()}
+        )
+        if not layout_mismatches:
+            return step_costs
     raise PlanError(
-        f"{type(model).__name__}: after {_MOST_CAPTURES} captures {surprises[0]} still lays out its results unlike "
-        "what is predicted, so that no plan would hold; keep what calls it out of the rewritten module"
+        f"{type(model).__name__}: after {_MOST_CAPTURES} captures {layout_mismatches[0]} still lays "
+        "out its results differently from what is predicted, so that no plan would hold; keep the code that calls it "
+        "out of the rewritten module"
     )
 
 
@@ -157,7 +179,7 @@ def _captured_once(
     progress: Progress | None,
     arriving: Arrivals | None,
 ) -> tuple[StepCosts, list[fx.Node]]:
-    """A step captured with the layouts that have been seen so far, and all calls that were run to see theirs."""
+    """Capture a step with the layouts seen so far; return it with all calls that were run to see their layouts."""
     preset = options.preset()
     foreign = preset.kind if preset is not None and preset.kind != "cpu" else None
     if progress:
@@ -171,50 +193,54 @@ def _captured_once(
         arriving=arriving,
         device=foreign,
     )
-    as_captured = stand_ins(captured.graph.graph)  # passes replace some of them, and what they replace was eager's
+    as_captured = distinct_calls(
+        captured.graph.graph
+    )  # passes replace some of them, and the replaced ones were eager's
     step = run_passes(captured.graph, captured.mutations, options.fidelity)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
-    found = StepCosts(captured, step, _codings(step, options), {}, options, device, type(model).__name__)
+    step_costs = StepCosts(captured, step, _codec_sites(step, options), {}, options, device, type(model).__name__)
     is_noisy = options.fidelity == "approximate" and _NOISY & set(options.codecs or USUAL_FAMILIES)
-    remade = _remade(found) if is_noisy else None
-    calls = [call for one in (found, remade) if one is not None for call in _calls(one)]
-    told = (
+    recomputing = _recomputing_variant(step_costs) if is_noisy else None
+    calls = [call for variant in (step_costs, recomputing) if variant is not None for call in _calls(variant)]
+    measuring_progress = (
         (lambda done, total, name: progress(0.1 + 0.5 * done / max(total, 1), f"measuring {name}"))
         if progress
         else None
     )
-    costs = measure_costs(calls, device, options.costs, preset, told, as_captured)
-    found = replace(
-        found, costs=costs, remade=RecomputeVariant(replace(remade, costs=costs)) if remade is not None else None
+    costs = measure_costs(calls, device, options.costs, preset, measuring_progress, as_captured)
+    step_costs = replace(
+        step_costs,
+        costs=costs,
+        recomputing=RecomputeVariant(replace(recomputing, costs=costs)) if recomputing is not None else None,
     )
-    return found, [*calls, *as_captured]
+    return step_costs, [*calls, *as_captured]
 
 
-def _codings(step: StepGraph, options: Options) -> Mapping[int, tuple[CodecSite, ...]]:
-    return codec_sites_of(step, allowed_at(options.fidelity), options.codecs or USUAL_FAMILIES)
+def _codec_sites(step: StepGraph, options: Options) -> Mapping[int, tuple[CodecSite, ...]]:
+    return find_codec_sites(step, allowed_at(options.fidelity), options.codecs or USUAL_FAMILIES)
 
 
 def _calls(costs: StepCosts) -> Iterator[fx.Node]:
-    """All that a step may call."""
+    """Yield all calls that a step may make."""
     for kernel in costs.step.kernels:
         yield from kernel.measured_calls if kernel.role == "compute" else ()
-    for one in chain.from_iterable(costs.codec_sites.values()):
-        yield from one.calls
+    for site in chain.from_iterable(costs.codec_sites.values()):
+        yield from site.calls
 
 
-def _remade(costs: StepCosts) -> StepCosts | None:
-    """The same step with more made again in backward, if any can be."""
+def _recomputing_variant(costs: StepCosts) -> StepCosts | None:
+    """Return the same step with more recomputed in backward, or None if nothing can be recomputed."""
     captured = costs.captured
-    found = recompute_in_backward(captured.graph, captured.mutations, costs.step)
-    if found is None:
+    recomputed = recompute_in_backward(captured.graph, captured.mutations, costs.step)
+    if recomputed is None:
         return None
-    graph, step = found
-    notes = (*captured.notes, "backward makes again what it can of what it reads anyway")
+    graph, step = recomputed
+    notes = (*captured.notes, "backward recomputes what it can from the values that it reads anyway")
     return replace(
         costs,
         captured=replace(captured, graph=graph, notes=notes),
         step=step,
-        codec_sites=_codings(step, costs.options),
+        codec_sites=_codec_sites(step, costs.options),
     )
 
 
@@ -226,7 +252,7 @@ def capture_and_formulate(
     optimizer: torch.optim.Optimizer | None = None,
     progress: Progress | None = None,
 ) -> StepProblem:
-    """The scheduling problem of a step in the situation that there is now. Raises CaptureError, MeasureError."""
+    """Return the scheduling problem of a step in the present situation. Raises CaptureError, MeasureError."""
     costs = capture_step(model, args, kwargs, options, progress)
     situation = situation_of(model, args, kwargs, options, costs.device, costs.captured.constants, optimizer)
     costs = calibrated(costs, situation, progress)
@@ -234,9 +260,9 @@ def capture_and_formulate(
 
 
 def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None = None) -> StepCosts:
-    """The step with the error of each approximate coding measured on what the situation has; raises PlanError.
+    """Return the step with the error of each approximate codec site measured in the situation. Raises PlanError.
 
-    It is run once, in as few bytes as it can be without encodings.
+    The step runs once, in as few bytes as possible without encodings.
     """
     if costs.options.fidelity != "approximate":
         return costs
@@ -247,11 +273,11 @@ def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None
         )
     if progress:
         progress(0.6, "measuring errors")
-    step, posed = formulate_step(replace(costs, codec_sites={}), situation)
-    plan = Portfolio().frontier(posed.problem, 2)[-1]
-    found = sensitivity_of(
+    step, mapping = formulate_step(replace(costs, codec_sites={}), situation)
+    plan = Portfolio().frontier(mapping.problem, 2)[-1]
+    sensitivity = sensitivity_of(
         step,
-        posed,
+        mapping,
         plan.schedule,
         situation.tensors,
         costs.codec_sites,
@@ -260,15 +286,18 @@ def calibrated(costs: StepCosts, situation: Situation, progress: Progress | None
         costs.options.error_budget,
     )
     notes = costs.captured.notes
-    if costs.codec_sites and not found.own_variance > 0:
+    if costs.codec_sites and not sensitivity.own_variance > 0:
         notes = (*notes, "nothing is kept approximately: the sample shows no finite variance of the gradient")
     captured = replace(costs.captured, notes=notes)
-    return replace(costs, captured=captured, codec_sites=found.codec_sites, sensitivity=found)
+    return replace(costs, captured=captured, codec_sites=sensitivity.codec_sites, sensitivity=sensitivity)
 
 
 def _batch(situation: Situation) -> tuple[int, int]:
-    """How many samples the inputs have, and how many tokens each: the first two dimensions of the first of them, if it
-    is one of ids [samples, tokens] or of vectors [samples, tokens, features]; a picture has no tokens."""
+    """Return the number of samples in the inputs and the number of tokens in each.
+
+    Both are the first dimensions of the first input, if it holds ids [samples, tokens] or vectors [samples, tokens,
+    features]. A picture counts as one token.
+    """
     for source, tensor in situation.tensors.items():
         if source.kind == "input" and tensor.dim():
             has_tokens = tensor.dim() == (3 if tensor.is_floating_point() else 2)
@@ -277,20 +306,20 @@ def _batch(situation: Situation) -> tuple[int, int]:
 
 
 def formulate_step(costs: StepCosts, situation: Situation) -> tuple[StepGraph, ProblemMapping]:
-    """The scheduling problem of a captured step in a situation."""
-    step, posed = costs.posed
-    return step, replace(posed, problem=problem_in(step, posed, situation))
+    """Return the step graph and the problem mapping of a captured step in a situation."""
+    step, mapping = costs.step_and_mapping
+    return step, replace(mapping, problem=problem_in(step, mapping, situation))
 
 
-def _posed(costs: StepCosts) -> tuple[StepGraph, ProblemMapping]:
+def _build_step_problem(costs: StepCosts) -> tuple[StepGraph, ProblemMapping]:
     captured = costs.captured
-    step = hand_over_gradients(costs.step, captured.graph, captured.gradients, frozenset())
+    step = accumulate_grads(costs.step, captured.graph, captured.gradients, frozenset())
 
     def cost_of(call: Any) -> tuple[float, int]:
         cost = costs.costs[signature(call)]
         return cost.seconds, cost.working_bytes
 
-    posed = pose(
+    mapping = build_problem(
         step,
         cost_of,
         resident_bytes=0,
@@ -303,20 +332,22 @@ def _posed(costs: StepCosts) -> tuple[StepGraph, ProblemMapping]:
         costs=costs.options.costs,
         notes=(*captured.notes, *_savings_text(costs.step.savings)),
     )
-    return step, posed
+    return step, mapping
 
 
 def _start_bytes(costs: StepCosts) -> int:
-    """What a step takes at its very start: a copy of the generator's state, if other gradients may arrive."""
-    copied = len(costs.captured.outputs.able) > 1 and any(kernel.random for kernel in costs.step.kernels)
+    """Return the bytes taken at the very start of a step: a copy of the generator's state, if other gradients may
+    arrive.
+    """
+    copied = len(costs.captured.outputs.differentiable) > 1 and any(kernel.random for kernel in costs.step.kernels)
     return _CPU_STATE_BYTES if copied and costs.device.type == "cpu" else 0
 
 
 def _savings_text(savings: Iterable[Saving]) -> Iterator[str]:
-    """What each pass took back."""
+    """Describe the savings of each pass."""
     saved: dict[str, int] = {}
-    for one in savings:
-        saved[one.name] = saved.get(one.name, 0) + one.saved_bytes
+    for saving in savings:
+        saved[saving.name] = saved.get(saving.name, 0) + saving.saved_bytes
     for name, saved_bytes in saved.items():
         if saved_bytes > 0:
             yield f"{name}: backward reads {format_bytes(saved_bytes)} less of forward"

@@ -1,8 +1,8 @@
-"""Gradients that `torch.autograd.grad` or `backward(inputs=)` asks for at outputs from which others are computed.
+"""Full gradients for `torch.autograd.grad` or `backward(inputs=)` at outputs from which others are computed.
 
-At such an output autograd's engine sees what arrives from outside, and would give that alone: what comes through the
-other outputs stays within the step. So the step is told what is asked before backward begins, hands out the whole
-gradients, and they take the place of what the engine has found.
+At these outputs autograd's engine only sees the gradient from outside, and would return that: the part through other
+outputs stays within the step. So the step receives the request before backward begins and provides the full gradients,
+which replace those of the engine.
 """
 
 from __future__ import annotations
@@ -16,50 +16,54 @@ import torch
 from ..capture.torch_internals import Engine, gradient_edge
 
 
-class Handing(Protocol):
-    """A step that can hand out gradients of its outputs, on the node that autograd's graph has for all of them."""
+class GradientProvider(Protocol):
+    """A step that can provide gradients of its outputs, as an attribute of its last node in autograd's graph."""
 
-    asked: frozenset[int]
-    handed: dict[int, torch.Tensor]
+    requested: frozenset[int]
+    provided: dict[int, torch.Tensor]
     first_token: torch.Tensor
 
     def is_inside(self, output: int) -> bool:
-        """Whether others are computed from an output. Raises TapeError where its gradient cannot be handed out."""
+        """Return whether others are computed from an output. Raises TapeError if its gradient cannot be provided."""
         ...
 
 
 @dataclass
-class _Asked:
-    """What is asked of one step. places: by output, where among the engine's inputs it stands."""
+class _Request:
+    """The gradients requested from one step.
 
-    tape: Handing
+    places: the places among the engine's inputs, by output.
+    """
+
+    tape: GradientProvider
     places: dict[int, list[int]] = field(default_factory=dict)
 
 
-def run_asked(engine: Engine, inputs: Sequence[Any], allow_unused: bool, accumulates: bool) -> Any:
-    """Runs a backward for chosen tensors (`inputs`), and gives what the engine does, with whole gradients.
+def run_requested(engine: Engine, inputs: Sequence[Any], allow_unused: bool, accumulates: bool) -> Any:
+    """Run a backward for chosen tensors (`inputs`), and return the engine's result with full gradients.
 
-    accumulates: they go to `.grad`. Raises RuntimeError as the engine does for inputs that receive no gradient.
+    accumulates: whether gradients go to `.grad`.
+    Raises RuntimeError as the engine does for inputs that receive no gradient.
     """
-    asked = _asked_of(inputs)
-    if not asked:
+    requests = _asked_of(inputs)
+    if not requests:
         return engine(inputs, allow_unused)
-    for one in asked:
-        one.tape.asked = frozenset(one.places)
+    for request in requests:
+        request.tape.requested = frozenset(request.places)
     try:
-        # The engine would pass over the step's backward where nothing beyond it is asked for.
-        found = engine((*inputs, *(one.tape.first_token for one in asked)), True)
+        # The engine would skip the step's backward if no gradient beyond it were requested.
+        results = engine((*inputs, *(request.tape.first_token for request in requests)), True)
         if accumulates:
-            return found
-        gradients = list(found[: len(inputs)])
-        for one in asked:
-            for output, places in one.places.items():
-                for place in places if output in one.tape.handed else ():
-                    gradients[place] = one.tape.handed[output]
+            return results
+        gradients = list(results[: len(inputs)])
+        for request in requests:
+            for output, places in request.places.items():
+                for place in places if output in request.tape.provided else ():
+                    gradients[place] = request.tape.provided[output]
     finally:
-        for one in asked:
-            one.tape.asked = frozenset()
-            one.tape.handed.clear()
+        for request in requests:
+            request.tape.requested = frozenset()
+            request.tape.provided.clear()
     missing = next((place for place, gradient in enumerate(gradients) if gradient is None), None)
     if missing is not None and not allow_unused:
         raise RuntimeError(
@@ -69,12 +73,12 @@ def run_asked(engine: Engine, inputs: Sequence[Any], allow_unused: bool, accumul
     return tuple(gradients)
 
 
-def _asked_of(inputs: Iterable[Any]) -> list[_Asked]:
-    """What of the inputs lies inside of a step, by step."""
-    found: dict[int, _Asked] = {}
-    for place, one in enumerate(inputs):
-        node, output = gradient_edge(one)
-        tape = getattr(node, "handing", None)
+def _asked_of(inputs: Iterable[Any]) -> list[_Request]:
+    """Return the requests, one for each step, for inputs that are intermediate outputs of a step."""
+    requests: dict[int, _Request] = {}
+    for place, target in enumerate(inputs):
+        node, output = gradient_edge(target)
+        tape = getattr(node, "gradient_provider", None)
         if tape is not None and tape.is_inside(output):
-            found.setdefault(id(tape), _Asked(tape)).places.setdefault(output, []).append(place)
-    return list(found.values())
+            requests.setdefault(id(tape), _Request(tape)).places.setdefault(output, []).append(place)
+    return list(requests.values())

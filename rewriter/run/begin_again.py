@@ -1,4 +1,4 @@
-"""Runs a step from its start inside backward, where other gradients arrive than those it was planned for."""
+"""Restart a step inside backward, if gradients arrive for which it was not planned."""
 
 from __future__ import annotations
 
@@ -19,8 +19,14 @@ Served = tuple[Program, Mapping[Source, torch.Tensor]]
 
 @dataclass
 class Start:
-    """What a step began from. tensors: by source. plan_for: the program, with its constants, for other gradients;
-    conditions: those in which forward ran (autocast)."""
+    """The start of a step.
+
+    tensors: the tensors from which it started, by source.
+    versions: their versions, without those that forward updates.
+    generator, state: the generator and its state, None for a step that draws no random numbers.
+    plan_for: returns the program, with its constants, for other gradients.
+    conditions: makes the context in which forward ran (autocast).
+    """
 
     tensors: Mapping[Source, torch.Tensor]
     versions: Mapping[Source, int]
@@ -30,7 +36,7 @@ class Start:
     conditions: Callable[[], AbstractContextManager[Any]]
 
     @classmethod
-    def here(
+    def begin(
         cls,
         program: Program,
         tensors: Mapping[Source, torch.Tensor],
@@ -38,22 +44,22 @@ class Start:
         plan_for: Callable[[Arrivals], Served],
         conditions: Callable[[], AbstractContextManager[Any]],
     ) -> Start:
-        """The start of a step that begins now."""
+        """Return the start of a step that begins now."""
         generator = Generator(device)
-        # Kept outside of torch's allocator, since a state is no tensor of the step; for a moment it is one.
+        # The state is kept outside of torch's allocator, since it is not a tensor of the step.
         state = generator.state().numpy().tobytes() if program.random else None
         versions = {source: t._version for source, t in tensors.items() if source not in program.updated}
         return cls(tensors, versions, generator, state, plan_for, conditions)
 
     def drawing(self) -> AbstractContextManager[Any]:
-        """A context in which the generator draws as it did from the start; afterwards it is where it was."""
+        """Return a context in which the generator draws as it did from the start; its state is restored at the end."""
         if self.state is None:
             return nullcontext()
         return self.generator.drawing_from(torch.frombuffer(bytearray(self.state), dtype=torch.uint8))
 
 
 def check_start(start: Start, program: Program, arriving: Arrivals) -> None:
-    """Raises TapeError if a step cannot begin again because something is no longer what it began from."""
+    """Raise TapeError if a step cannot begin again because a tensor of its start has changed."""
     what_to_do = "call forward again, which is planned for that now"
     if program.rereads or any(source.kind == "input" for source in program.updated):
         raise TapeError(

@@ -1,4 +1,4 @@
-"""The bytes that a budget comes to: a share is one of what the largest batch so far takes with everything kept."""
+"""Compute the bytes of a budget: a share refers to the bytes of the largest batch so far with everything kept."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..text.byte_sizes import Share, format_bytes, parse_bytes
 
 @dataclass
 class BudgetInForce:
-    """A budget, and for a share the largest batch so far, of calls in training mode and of others.
+    """A budget, and for a share the largest batch so far, in training mode and in evaluation mode.
 
     Calls in evaluation mode have a share of the largest batch in training, if there was one: a large batch in
-    validation does not raise what training may take.
+    validation does not raise the budget of training.
     """
 
     budget: int | str
@@ -21,25 +21,25 @@ class BudgetInForce:
 
     @property
     def is_share(self) -> bool:
-        """Whether it depends on batches."""
-        return isinstance(self._wanted, Share)
+        """Return whether it depends on batches."""
+        return isinstance(self._parsed_budget, Share)
 
     @cached_property
-    def _wanted(self) -> int | Share:
+    def _parsed_budget(self) -> int | Share:
         return parse_bytes(self.budget)
 
     def see(self, whole_bytes: int, batch: str, training: bool) -> None:
-        """Notes what a batch, told in words, takes with everything kept."""
+        """Record the bytes of a batch, described in words, with everything kept."""
         if whole_bytes > self._largest.get(training, (0, ""))[0]:
             self._largest[training] = whole_bytes, batch
 
     def bytes(self, training: bool) -> int:
-        """The budget in bytes for calls in training mode, or for others; 0 for a share before any batch."""
-        wanted = self._wanted
-        return int(wanted.fraction * self._in_force(training)[0]) if isinstance(wanted, Share) else wanted
+        """Return the budget in bytes for calls in training mode, or for others; 0 for a share before any batch."""
+        budget = self._parsed_budget
+        return int(budget.fraction * self._in_force(training)[0]) if isinstance(budget, Share) else budget
 
     def notes(self, training: bool) -> tuple[str, ...]:
-        """Which batch set the bytes of a share."""
+        """Return a note on the batch that determined the bytes of a share."""
         if not self.is_share:
             return ()
         whole_bytes, batch = self._in_force(training)

@@ -1,4 +1,4 @@
-"""Arguments that forward changes in place by what gradients pass through: in autograd's graph they become outputs."""
+"""Handle arguments that forward changes in place by tensors with gradients: they become outputs in autograd's graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import TapeError
 
 
 def alone(program: Program, tensors: Mapping[Source, torch.Tensor]) -> Mapping[Source, torch.Tensor]:
-    """The tensors of a step, such that it holds none that comes of it in autograd's graph, as changed inputs do."""
+    """Return the tensors of a step with changed inputs detached, so that the step does not hold its own outputs."""
     changed = set(program.outputs.changed)
     if not changed:
         return tensors
@@ -21,12 +21,12 @@ def alone(program: Program, tensors: Mapping[Source, torch.Tensor]) -> Mapping[S
 
 
 def refuse_changes(outputs: Outputs, tensors: Sequence[torch.Tensor]) -> None:
-    """Raises for inputs that autograd does not let forward change."""
+    """Raise RuntimeError or TapeError for inputs that autograd does not let forward change."""
     for source, tensor in zip(outputs.changed, tensors, strict=True):
         if tensor.is_leaf and tensor.requires_grad:
             raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
         if tensor._base is not None:
             raise TapeError(
                 f"forward changes argument {source.name} in place, which is a view of another tensor: gradients "
-                "through that tensor's new value would not be followed; pass a copy of the part (.clone())"
+                "through that tensor's new value would be lost; pass a copy of the part (.clone())"
             )

@@ -1,4 +1,4 @@
-"""Calls in evaluation mode with gradients: they are planned too, but what cannot be planned runs the original."""
+"""Calls in evaluation mode with gradients: they are planned too, but run the original if they cannot be planned."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from ..errors import CaptureError, LowtideWarning
 
 @dataclass
 class Evaluation:
-    """Which kinds of calls in evaluation mode run the original, since planning them failed."""
+    """The kinds of calls in evaluation mode that run the original, since planning them failed."""
 
     _given_up: set[Hashable] = field(default_factory=set)
     _has_warned: bool = False
 
     def has_given_up(self, key: CallKey) -> bool:
-        """Whether a kind of call is to run the original."""
+        """Return whether a kind of call runs the original."""
         return bool(self._given_up) and (key in self._given_up or _without_shapes(key) in self._given_up)
 
     def give_up(self, key: CallKey | None, error: Exception) -> None:
-        """Notes that a kind of call cannot be planned, and warns the first time.
+        """Record that a kind of call cannot be planned, and warn the first time.
 
-        What cannot be captured is not tried again with other shapes. key: None where not even that could be told.
+        key: the kind of call, None if it could not be described.
+        After a CaptureError the call is not tried again with other shapes.
         """
         if key is not None:
             self._given_up.add(_without_shapes(key) if isinstance(error, CaptureError) else key)
@@ -34,7 +35,7 @@ class Evaluation:
         warnings.warn(
             "a call in evaluation mode with grad mode on could not be planned, so it runs the original forward without "
             "a budget; in validation call the module under torch.no_grad(), which needs no plan and keeps nothing "
-            f"for backward. What was in the way: {type(error).__name__}: {error}",
+            f"for backward. The cause: {type(error).__name__}: {error}",
             LowtideWarning,
             stacklevel=4,
         )

@@ -1,6 +1,6 @@
-"""A `forward` that is set on the instance of a rewritten module: served itself, or run around the rewritten one.
+"""Handle a `forward` that is set on the instance of a rewritten module: rewrite it, or run it around the rewritten one.
 
-Trainers do this: accelerate puts autocast around the forward that there is, others put one of their own in its place.
+Trainers do this: accelerate puts autocast around the existing forward, others replace it by their own.
 """
 
 from __future__ import annotations
@@ -18,33 +18,36 @@ from ..capture.call.identity import Same
 from ..capture.call.original import original_class
 from ..errors import CaptureError, LowtideWarning
 
-_MOST_LOOKED_AT = 500  # functions and what they close over, to find the rewritten forward in them
-_OWN = "_lowtide_forward_of"  # marks the functions that this file makes, by themselves
+_MOST_VISITED = 500  # functions and their closures visited to find the rewritten forward in them
+_OWN = "_lowtide_forward_of"  # the attribute that marks the functions made by this file; its value is the function
 
 
 @dataclass(frozen=True)
 class SetForward:
-    """A forward that is rewritten in the place of the original one. bound: whether it takes the module first."""
+    """A forward that is rewritten instead of the original one.
+
+    bound: whether its first argument is the module.
+    """
 
     forward: Callable[..., Any]
     bound: bool
 
     def on(self, module: torch.nn.Module) -> Callable[..., Any]:
-        """It as the forward of a module."""
+        """Return it as the forward of a module."""
         return self.forward.__get__(module) if self.bound else self.forward
 
     @property
     def key(self) -> tuple[Same, ...]:
-        """What identifies it: a bound method is made anew each time that it is asked for."""
-        told = self.forward
-        return Same(getattr(told, "__func__", told)), Same(getattr(told, "__self__", None))
+        """The identity of the forward; a bound method is a new object at each access."""
+        forward = self.forward
+        return Same(getattr(forward, "__func__", forward)), Same(getattr(forward, "__self__", None))
 
 
 def set_forward(model: Any, forward: Any) -> Any | None:
-    """What to keep as `forward` of a rewritten module's instance in place of what is set; None for nothing.
+    """Return the function to keep as `forward` of a rewritten module's instance; None for none.
 
-    The module's own forward, rewritten or original, needs none. One that calls the rewritten forward runs around it.
-    Any other one is rewritten in the place of the original.
+    The module's own forward, rewritten or original, needs none. A forward that calls the rewritten one runs around it.
+    Any other forward is rewritten instead of the original.
     """
     function = getattr(forward, "__func__", forward)
     rewritten = type(model).forward
@@ -58,30 +61,33 @@ def set_forward(model: Any, forward: Any) -> Any | None:
     return MethodType(_served(SetForward(forward, bound=False), _calls(forward, rewritten)), model)
 
 
-def _served(told: SetForward, goes_outside: bool) -> Callable[..., Any]:
-    """The function that serves a forward. goes_outside: whether it runs as it is, around the rewritten one."""
+def _served(custom: SetForward, goes_outside: bool) -> Callable[..., Any]:
+    """Return the function that serves a forward.
+
+    goes_outside: whether it runs unchanged, around the rewritten one.
+    """
     state = {"outside": goes_outside, "has_warned": False}
 
-    @functools.wraps(told.forward)
+    @functools.wraps(custom.forward)
     def served(self: Any, *args: Any, **kwargs: Any) -> Any:
-        own = told.on(self)
+        own = custom.on(self)
         rewriting = self.lowtide
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled() or rewriting.is_inside:
             return own(*args, **kwargs)
         reason = "it does not call it"
         if not state["outside"]:
             try:
-                return rewriting.run(self, args, kwargs, told)
+                return rewriting.run(self, args, kwargs, custom)
             except CaptureError as error:
-                # It may do what cannot be captured around the rewritten forward, which serves then.
+                # It may contain code around the rewritten forward that cannot be captured.
                 state["outside"], reason = True, str(error)
         before = rewriting.calls
         returned = own(*args, **kwargs)
         if rewriting.calls == before and not state["has_warned"]:
             state["has_warned"] = True
             warnings.warn(
-                f"the forward that was set on this {type(self).__name__} runs in the place of the rewritten one, so "
-                f"the budget is not in force: {reason}. Set it before rewrite, or call the rewritten forward in it",
+                f"the forward that was set on this {type(self).__name__} runs instead of the rewritten one, so the "
+                f"budget is not in force: {reason}. Set it before rewrite, or call the rewritten forward in it",
                 LowtideWarning,
                 stacklevel=2,
             )
@@ -93,10 +99,10 @@ def _served(told: SetForward, goes_outside: bool) -> Callable[..., Any]:
 
 
 def _calls(forward: Any, rewritten: Any) -> bool:
-    """Whether a forward has the rewritten one, or one served here, among what it is made of."""
+    """Return whether a forward refers to the rewritten one, or to one served here."""
     seen: dict[int, Any] = {}
     waiting = [forward]
-    while waiting and len(seen) < _MOST_LOOKED_AT:
+    while waiting and len(seen) < _MOST_VISITED:
         held = waiting.pop()
         if id(held) in seen:
             continue
@@ -109,7 +115,7 @@ def _calls(forward: Any, rewritten: Any) -> bool:
 
 
 def _parts(held: Any) -> Iterator[Any]:
-    """The callable things that something callable is made of."""
+    """Yield the callables to which a callable refers."""
     if isinstance(held, torch.nn.Module):
         return
     if isinstance(held, functools.partial):
@@ -122,7 +128,7 @@ def _parts(held: Any) -> Iterator[Any]:
         ]
         own = vars(held).values() if hasattr(held, "__dict__") and not isinstance(held, type) else ()
         candidates = [*cells, *defaults, *own, getattr(held, "__func__", None), getattr(held, "__self__", None)]
-    yield from (one for one in candidates if callable(one) and not isinstance(one, type))
+    yield from (candidate for candidate in candidates if callable(candidate) and not isinstance(candidate, type))
 
 
 def _is_filled(cell: Any) -> bool:
@@ -134,7 +140,7 @@ def _is_filled(cell: Any) -> bool:
 
 
 def watched_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A trainer's step (Lightning's `training_step`) that warns once if it does not call the rewritten forward."""
+    """Return a trainer's step (Lightning's `training_step`) that warns once if it skips the rewritten forward."""
 
     @functools.wraps(step)
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from ..capture.call.key import CallKey
 from .step_plans import StepPlans
 
-_LEAST_BYTES = 2**30  # some hundred kinds of calls of a small model, some ten of a deep one
-_SHARE = 16  # of the host's memory
+_LEAST_BYTES = 2**30  # about a hundred kinds of calls of a small model, about ten of a deep one
+_SHARE = 16  # the divisor of the host's memory
 
 
 def most_bytes() -> int:
-    """How much of the host's memory captures and programs may take."""
+    """Return the bytes of the host's memory that captures and programs may take."""
     return max(_LEAST_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _SHARE)
 
 
@@ -38,7 +38,7 @@ class KnownSteps:
         return tuple(self._steps)
 
     def of(self, key: CallKey) -> Sequence[StepPlans]:
-        """The captured steps of a kind of call, which is the latest now."""
+        """Return the captured steps of a kind of call, and make it the latest."""
         steps = self._steps.get(key)
         if steps is None:
             return ()
@@ -46,12 +46,12 @@ class KnownSteps:
         return steps
 
     def add(self, key: CallKey, step: StepPlans) -> None:
-        """Keeps a captured step."""
+        """Keep a captured step."""
         self._steps.setdefault(key, []).append(step)
         self._steps.move_to_end(key)
 
     def forget_oldest(self) -> int:
-        """Forgets the kinds of calls longest ago until the rest takes no more than it may; how many those were."""
+        """Forget the kinds of calls longest ago until the rest fits; return the number of forgotten kinds."""
         before = len(self._steps)
         while len(self._steps) > 1 and sum(step.host_bytes for step in self) > self.most_bytes:
             self._steps.popitem(last=False)

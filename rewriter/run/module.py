@@ -23,12 +23,12 @@ from .rewriting import Rewriting
 
 
 class Rewritten:
-    """Mixed into the user's class: forward goes through the plan in training, and through the original otherwise."""
+    """A mixin for the user's class: forward runs the plan if gradients are enabled, and the original otherwise."""
 
     lowtide: Rewriting
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's forward, in less memory where a gradient is wanted."""
+        """Run the original's forward, in less memory if gradients are enabled."""
         model: Any = self
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled() or self.lowtide.is_inside:
             return original_forward(model)(*args, **kwargs)
@@ -47,19 +47,19 @@ class Rewritten:
         return _restore, (original_class(self), state.pop("lowtide"), state.pop(OWN_FORWARD, None)), state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in _state(self).items()})
-        return twin
+        duplicate = object.__new__(type(self))
+        memo[id(self)] = duplicate
+        duplicate.__dict__.update({name: copy.deepcopy(value, memo) for name, value in _state(self).items()})
+        return duplicate
 
 
 def _state(module: Any) -> dict[str, Any]:
-    """What copies and pickles carry: not what `compile()` made, which would call the module that it was made of."""
+    """Return the attributes for copies and pickles, without the result of `compile()`, which calls this module."""
     return {name: value for name, value in vars(module).items() if name != "_compiled_call_impl"}
 
 
 def _restore(cls: type, rewriting: Rewriting, forward: Any) -> torch.nn.Module:
-    """An empty rewritten module, for pickle to fill."""
+    """Return an empty rewritten module, for pickle to fill."""
     module = object.__new__(_rewritten_class(cls))
     module.__dict__["lowtide"] = rewriting
     if forward is not None:
@@ -69,34 +69,34 @@ def _restore(cls: type, rewriting: Rewriting, forward: Any) -> torch.nn.Module:
 
 @cache
 def _rewritten_class(cls: type) -> type:
-    """The user's class with `Rewritten` before it, under its own name."""
-    told: dict[str, Any] = {
+    """Return the user's class with `Rewritten` as its first base, under the same name."""
+    namespace: dict[str, Any] = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         ORIGINAL: cls,
     }
     for name in ("plan", "code"):
-        # A model's own attribute of that name goes first; ours is still reached through `small.lowtide`.
+        # A model's own attribute of that name has priority; ours is still available as `small.lowtide`.
         if not hasattr(cls, name):
-            told[name] = property(lambda self, name=name: getattr(self.lowtide, name))
+            namespace[name] = property(lambda self, name=name: getattr(self.lowtide, name))
     if hasattr(cls, "training_step"):
-        told["training_step"] = watched_step(cls.training_step)
-    made = type(cls.__name__, (Rewritten, cls), told)
+        namespace["training_step"] = watched_step(cls.training_step)
+    rewritten_class = type(cls.__name__, (Rewritten, cls), namespace)
     forward = _with_signature(Rewritten.forward, cls.forward)
-    made.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
-    return made
+    rewritten_class.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+    return rewritten_class
 
 
 def _with_signature(forward: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that tells the original's signature, which trainers look at."""
+    """Return a forward with the original's signature, which trainers inspect."""
 
     @left_alone_by_compile
     def rewritten_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return forward(self, *args, **kwargs)
 
     rewritten_forward.__name__, rewritten_forward.__doc__ = "forward", original.__doc__
-    # Not __wrapped__: who takes wrappers off a forward (accelerate does) shall stop here, not at the original.
+    # Not __wrapped__: code that unwraps a forward (accelerate) must stop here, not at the original.
     rewritten_forward.__annotations__ = getattr(original, "__annotations__", {})
     with suppress(ValueError, TypeError):
         rewritten_forward.__signature__ = inspect.signature(original)  # pyright: ignore[reportFunctionMemberAccess]
@@ -104,37 +104,40 @@ def _with_signature(forward: Callable[..., Any], original: Callable[..., Any]) -
 
 
 def make_rewritten(model: torch.nn.Module, rewriting: Rewriting) -> torch.nn.Module:
-    """A new module beside the original: copies of the module objects, the same parameters and buffers in them."""
+    """Return a new module next to the original: copies of the module objects with the same parameters and buffers.
+
+    Raises LowtideError, CaptureError for modules that cannot be rewritten.
+    """
     if isinstance(model, Rewritten):
         raise LowtideError("this module is rewritten already; pass the original to rewrite")
     for name, module in model.named_modules():
         if isinstance(module, Rewritten):
             raise LowtideError(
-                f"part {name} of this module is rewritten already, and its plan cannot be planned again; rewrite the "
-                "whole from the original, or this part alone"
+                f"part {name} of this module is rewritten already, and cannot be planned again inside the whole; "
+                "rewrite the whole from the original, or only this part"
             )
     refuse_parts(model)
     if isinstance(model, LazyModuleMixin):
         raise LowtideError(
             f"the module itself is a {type(model).__name__}, which becomes another class with its first batch; call it "
-            "once and rewrite it then"
+            "once before rewriting it"
         )
     shared = {id(held): held for module in model.modules() for held in _shared(module)}
-    twin: Any = copy.deepcopy(model, dict(shared))
-    twin.__class__ = _rewritten_class(type(model))
-    if "forward" in vars(twin):
-        twin.__dict__[OWN_FORWARD] = twin.__dict__.pop("forward")
-    twin.__dict__["lowtide"] = rewriting
-    warn_of_hooks(twin, rewriting.hooked)
-    return twin
+    rewritten: Any = copy.deepcopy(model, dict(shared))
+    rewritten.__class__ = _rewritten_class(type(model))
+    if "forward" in vars(rewritten):
+        rewritten.__dict__[OWN_FORWARD] = rewritten.__dict__.pop("forward")
+    rewritten.__dict__["lowtide"] = rewriting
+    warn_of_hooks(rewritten, rewriting.hooked)
+    return rewritten
 
 
 def _shared(module: torch.nn.Module) -> list[Any]:
-    """The parameters, buffers and other tensors that a module holds itself, and functions that cannot be copied."""
+    """Return the tensors that a module itself holds, and functions that cannot be copied."""
     held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
     return [value for value in held if isinstance(value, (torch.Tensor, torch.jit.ScriptFunction))]
 
 
 def prepare(small: Any, args: tuple, kwargs: Mapping[str, Any]) -> Plan:
-    """Plans a rewritten module for a kind of call without running it. Raises NothingToDifferentiate."""
+    """Plan a rewritten module for a kind of call without running it. Raises NothingToDifferentiate."""
     return small.lowtide.prepare(small, args, dict(kwargs))

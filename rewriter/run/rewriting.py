@@ -1,4 +1,4 @@
-"""What a rewritten module knows of its rewriting: it plans at the first call of each kind, and finds the plan again."""
+"""The state of a rewritten module: it plans at the first call of each kind, and finds the plan at later calls."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ from .evaluation import Evaluation
 from .forwards import SetForward
 from .known_steps import KnownSteps
 from .run_step import Step, run_step
-from .step_plans import Asking, Chosen, SituationKey, StepPlans
+from .step_plans import Chosen, PlanRequest, SituationKey, StepPlans
 
 _planning = threading.RLock()
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a call: the captured step that serves it, and the plan that did in the same situation."""
+    """The captured step that serves a call, and the plan chosen before in the same situation.
+
+    has_backward: whether the call has a backward at all.
+    """
 
     step: StepPlans | None = None
     chosen: Chosen | None = None
@@ -49,10 +52,10 @@ class _Known:
 
 @dataclass
 class Rewriting:
-    """What a rewritten module knows of its rewriting: the budget, the options, and a plan per kind of call.
+    """The state of a rewritten module: the budget, the options, and a plan per kind of call.
 
-    It is reached as `small.lowtide`. Copies and pickles carry the budget, the options and the plans' schedules;
-    captures and code are made again.
+    It is available as `small.lowtide`. Copies and pickles contain the budget, the options and the plan;
+    captures and code are rebuilt.
     """
 
     budget: int | str
@@ -77,7 +80,7 @@ class Rewriting:
         self._in_force = BudgetInForce(self.budget)
 
     def __getstate__(self) -> dict[str, Any]:
-        # An optimizer belongs to the parameters of one module: a copy has other ones.
+        # An optimizer belongs to the parameters of one module, and a copy has different ones.
         return {"budget": self.budget, "options": self.options, "kept_plan": self.plan}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -95,38 +98,46 @@ class Rewriting:
     def code(self) -> str:
         """The generated Python of the last kind of call. Raises LowtideError before the first."""
         if self._last is None:
-            raise LowtideError("there is no code before the first training-mode call, or rewrite(model, budget, args)")
+            raise LowtideError(
+                "there is no code before the first training-mode call: call the module in training mode, or pass args "
+                "to rewrite"
+            )
         return self._last.ready.program.code
 
     @property
     def planned(self) -> PlannedStep | None:
-        """The plan of the last kind of call together with the captured step it is for."""
+        """The plan of the last kind of call, together with its captured step."""
         return self._last.planned if self._last is not None else None
 
     @property
     def is_inside(self) -> bool:
-        """Whether this thread is capturing the module, or running its original forward."""
+        """Return whether this thread is capturing the module, or running its original forward."""
         return getattr(self._here, "inside", False)
 
-    def run(self, model: Any, args: tuple, kwargs: dict[str, Any], told: SetForward | None = None) -> Any:
-        """One forward of the rewritten module, with grad mode on. told: a forward that was set on it."""
+    def run(self, model: Any, args: tuple, kwargs: dict[str, Any], custom_forward: SetForward | None = None) -> Any:
+        """Run one forward of the rewritten module, with grad mode on.
+
+        custom_forward: a forward that was set on it.
+        """
         self.calls += 1
 
         def run_original() -> Any:
             with self._inside():
-                return (original_forward(model) if told is None else told.on(model))(*args, **kwargs)
+                return (original_forward(model) if custom_forward is None else custom_forward.on(model))(
+                    *args, **kwargs
+                )
 
         self._check_place(model)
         try:
-            call = self._describe(model, args, kwargs, told)
+            call = self._describe(model, args, kwargs, custom_forward)
         except Exception as error:
             return self._original(model, run_original, None, error)
 
         def find(excluded: frozenset[int] = frozenset(), arriving: Arrivals | None = None) -> Chosen | None:
-            wanted = arriving if arriving is not None else self._arrived.get(call.key)
+            expected = arriving if arriving is not None else self._arrived.get(call.key)
             is_first = not excluded and arriving is None  # else forward has run since the call was described
             present = call if is_first else replace(call, state=self._describer.state_of(model))
-            chosen = self._choose(model, args, kwargs, present, told, wanted, excluded)
+            chosen = self._choose(model, args, kwargs, present, custom_forward, expected, excluded)
             if chosen is not None:
                 self._last = chosen
                 if arriving is not None:
@@ -142,7 +153,7 @@ class Rewriting:
         return run_step(step, chosen)
 
     def _original(self, model: Any, run_original: Callable[[], Any], call: Call | None, error: Exception) -> Any:
-        """What the original returns where a call cannot be planned and need not be: else raises what was in the way."""
+        """Run the original if a call cannot be planned in evaluation mode or before settling; else raise the error."""
         if isinstance(error, Unsettled):
             _warn_of_settling(error)
         elif model.training:
@@ -152,21 +163,23 @@ class Rewriting:
         return run_original()
 
     def prepare(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Plan:
-        """Plans for a kind of call without running it.
+        """Plan for a kind of call without running it.
 
-        Raises NothingToDifferentiate where there is no backward, Unsettled where the next forward changes the module.
+        Raises NothingToDifferentiate if there is no backward, Unsettled if the next forward changes the module.
         """
         with torch.enable_grad():
             call = self._describe(model, args, kwargs)
             chosen = self._choose(model, args, kwargs, call, must_fit=True)
         if chosen is None:
-            raise NothingToDifferentiate("no output requires a gradient: there is no backward to plan")
+            raise NothingToDifferentiate(
+                "no output requires a gradient: there is no backward to plan; check that parameters require gradients"
+            )
         self._last = chosen
         return chosen.plan
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
-        """Within it, a call of the rewritten forward in this thread is one of the original."""
+        """Make calls of the rewritten forward in this thread run the original within this context."""
         before = self.is_inside
         self._here.inside = True
         try:
@@ -174,11 +187,15 @@ class Rewriting:
         finally:
             self._here.inside = before
 
-    def _describe(self, model: Any, args: tuple, kwargs: dict[str, Any], told: SetForward | None = None) -> Call:
-        return self._describer.describe(model, args, kwargs, self._options(model).outputs, told and told.key)
+    def _describe(
+        self, model: Any, args: tuple, kwargs: dict[str, Any], custom_forward: SetForward | None = None
+    ) -> Call:
+        return self._describer.describe(
+            model, args, kwargs, self._options(model).outputs, custom_forward and custom_forward.key
+        )
 
     def _options(self, model: Any) -> Options:
-        # In evaluation mode all outputs are returned: metrics are made of them.
+        # In evaluation mode all outputs are returned, for metrics.
         return self.options if model.training or self.options.outputs is None else replace(self.options, outputs=None)
 
     def _choose(
@@ -187,15 +204,16 @@ class Rewriting:
         args: tuple,
         kwargs: dict[str, Any],
         call: Call,
-        told: SetForward | None = None,
+        custom_forward: SetForward | None = None,
         arriving: Arrivals | None = None,
         excluded: frozenset[int] = frozenset(),
         must_fit: bool = False,
     ) -> Chosen | None:
-        """The plan for a call; None for one without backward, and for one that is not to be planned.
+        """Return the plan for a call; None for a call without backward, and for one that is not planned.
 
-        arriving: the gradients it is for, by default those that most likely come; excluded: captured steps, by id, that
-        do not serve.
+        arriving: the gradients to plan for, by default the most likely ones.
+        excluded: captured steps, by id, that do not serve the call.
+        must_fit: whether a share that cannot be kept is an error.
         """
         wants_gradient = call.state.trains or any(tensor.requires_grad for tensor in call.inputs)
         if not wants_gradient or (not model.training and not must_fit and self._evaluation.has_given_up(call.key)):
@@ -203,14 +221,16 @@ class Rewriting:
         known = self._known(model, call, Settings.are_current, arriving, excluded)
         if known.chosen is not None or not known.has_backward:
             return known.chosen
-        # Capturing watches what the whole process runs, and other tensors stand in the module meanwhile.
+        # Capture watches the whole process, so that only one thread may plan at a time.
         with _planning:
-            call = self._describe(model, args, kwargs, told)
+            call = self._describe(model, args, kwargs, custom_forward)
             known = self._known(model, call, Settings.hold, arriving, excluded)
             if known.chosen is not None or not known.has_backward:
                 return known.chosen
             with shown_progress(f"planning {type(model).__name__}") as progress:
-                return self._planned(model, args, kwargs, call, told, known.step, arriving, must_fit, progress)
+                return self._planned(
+                    model, args, kwargs, call, custom_forward, known.step, arriving, must_fit, progress
+                )
 
     def _known(
         self,
@@ -220,16 +240,16 @@ class Rewriting:
         arriving: Arrivals | None,
         excluded: frozenset[int],
     ) -> _Known:
-        """The captured step that serves a call, and the plan that was chosen before in the same situation.
+        """Return the captured step that serves a call, and the plan chosen before in the same situation.
 
-        holds: how to find out whether what the step read of the modules is what they hold now.
+        holds: decides whether the attributes that the step read are unchanged in the modules.
         """
         owners = call.state.owners
         if any(holds(settings, owners.modules) for settings in self._without_backward.get(call.key, ())):
             return _Known(has_backward=False)
         for step in self.steps.of(call.key):
             guard = step.costs.captured.guard
-            if id(step) in excluded or not step.costs.captured.outputs.are_for(arriving):
+            if id(step) in excluded or not step.costs.captured.outputs.are_planned_for(arriving):
                 continue
             if not holds(step.costs.captured.settings, owners.modules):
                 continue
@@ -243,16 +263,16 @@ class Rewriting:
         args: tuple,
         kwargs: dict[str, Any],
         call: Call,
-        told: SetForward | None,
+        custom_forward: SetForward | None,
         step: StepPlans | None,
         arriving: Arrivals | None,
         must_fit: bool,
         progress: Progress | None,
     ) -> Chosen | None:
-        """A plan made now, for a step that is captured now where none was before; None where it has no backward."""
+        """Make a plan, and capture the step if that was not done before; return None if it has no backward."""
         owners = call.state.owners
         tensors = owners.sources(call.inputs, call.structure)
-        asking = Asking(
+        request = PlanRequest(
             self._in_force,
             self.portfolio,
             batch_text(call),
@@ -264,14 +284,14 @@ class Rewriting:
         is_new = step is None
         if step is None:
             try:
-                step = self._captured(model, args, kwargs, told, tensors, arriving, progress)
+                step = self._captured(model, args, kwargs, custom_forward, tensors, arriving, progress)
             except NothingToDifferentiate as error:
                 if error.settings is not None:
                     self._without_backward.setdefault(call.key, []).append(error.settings)
                 return None
-        chosen = step.choose(SituationKey.of(call, owners), tensors, asking, progress)
+        chosen = step.choose(SituationKey.of(call, owners), tensors, request, progress)
         if is_new:
-            # A kernel that could not be compiled meanwhile is another state of the process.
+            # A kernel that failed to compile in the meantime has changed the state of the process.
             process = self._describer.process(self._describer.state_of(model))
             self.steps.add(replace(call.key, process=process), step)
         self._forget_oldest()
@@ -282,13 +302,13 @@ class Rewriting:
         model: Any,
         args: tuple,
         kwargs: dict[str, Any],
-        told: SetForward | None,
+        custom_forward: SetForward | None,
         tensors: Mapping[Source, torch.Tensor],
         arriving: Arrivals | None,
         progress: Progress | None,
     ) -> StepPlans:
-        original = original_view(model, told and told.on)
-        inspect.signature(original.forward).bind(*args, **kwargs)  # raises what a call would raise
+        original = original_view(model, custom_forward and custom_forward.on)
+        inspect.signature(original.forward).bind(*args, **kwargs)  # raises TypeError like a call
         warn_of_hooks(original, self.hooked)
         options = self._options(model)
         with self._inside(), autocast_kept(self._describer.state_of(model).owners.device_type):
@@ -296,11 +316,11 @@ class Rewriting:
         return StepPlans(costs, tensors, self.optimizer, progress)
 
     def _check_place(self, model: Any) -> None:
-        """Raises LowtideError for a replica, and for a module that was rewritten for another machine than this."""
+        """Raise LowtideError for a replica, and for a module that was rewritten for another machine."""
         if vars(model).get("_is_replica"):
             raise LowtideError(
-                "this is a replica that DataParallel made of a rewritten module; its parameters are copies that no "
-                "step is planned for: use DistributedDataParallel around the rewritten module"
+                "this is a replica that DataParallel made of a rewritten module; its parameters are copies for which "
+                "no step is planned: use DistributedDataParallel around the rewritten module"
             )
         preset = self.options.preset()
         if preset is not None and preset.kind != self._describer.state_of(model).owners.device_type:
@@ -314,7 +334,7 @@ class Rewriting:
         if self.steps.forget_oldest():
             differing = ", ".join(keys[-1].differing(keys[-2]))
             warnings.warn(
-                f"lowtide keeps what it planned in {format_bytes(self.steps.most_bytes)} of the host's memory, which "
+                f"lowtide keeps its plans in {format_bytes(self.steps.most_bytes)} of the host's memory, which "
                 f"{len(keys)} kinds of calls exceed, and forgets the oldest; the last two differ in their {differing}: "
                 "pad batches to a few shapes, and pass numbers that change as tensors",
                 LowtideWarning,

@@ -1,4 +1,4 @@
-"""One call of a rewritten module: runs the plan that serves it, and another where the step goes another way."""
+"""Run one call of a rewritten module by its plan, and by another plan if a decision of the step differs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from .begin_again import Served, Start
 from .runtime import run_forward
 from .step_plans import Chosen
 
-# Ways in which the decisions of one call may go, each captured and planned, until the original runs instead.
-_MOST_WAYS = 8
+# The number of branches of decisions in one call that are captured and planned before the original runs instead.
+_MOST_BRANCHES = 8
 
 
 class Find(Protocol):
-    """Finds, or makes, the plan for a call; None where there is nothing to plan.
+    """Finds, or makes, the plan for a call; None if there is nothing to plan.
 
-    excluded: captured steps, by id, that do not serve it. arriving: the gradients to plan for.
+    excluded: captured steps, by id, that do not serve it.
+    arriving: the gradients to plan for.
     """
 
     def __call__(self, excluded: frozenset[int] = ..., arriving: Arrivals | None = ...) -> Chosen | None: ...
@@ -38,8 +39,11 @@ class Find(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """A call of a rewritten module. find: plans for this call. expect: told which gradients have arrived, so that the
-    next such call is planned for them."""
+    """A call of a rewritten module.
+
+    find: plans for this call.
+    expect: records which gradients have arrived, so that the next call of this kind is planned for them.
+    """
 
     model: torch.nn.Module
     args: tuple
@@ -52,10 +56,11 @@ class Step:
 
 
 def run_step(step: Step, chosen: Chosen | None) -> Any:
-    """What the module returns. chosen: the plan that is to run, None where there is nothing to plan.
+    """Run a call and return the module's result.
 
-    Where a decision goes another way than it did when the step was captured, the step is undone and another plan runs,
-    or the original with a warning.
+    chosen: the plan to run, None if there is nothing to plan.
+    If a decision differs from the one at capture, the step is undone and another plan runs, or the original with a
+    warning.
     """
     excluded: frozenset[int] = frozenset()
     while chosen is not None:
@@ -65,8 +70,8 @@ def run_step(step: Step, chosen: Chosen | None) -> Any:
         except DecisionChanged as changed:
             _undo(chosen, changed, tensors)
             excluded |= {id(chosen.step)}
-        if len(excluded) == _MOST_WAYS:
-            return _run_original(step, f"its decisions went {_MOST_WAYS} other ways than planned")
+        if len(excluded) == _MOST_BRANCHES:
+            return _run_original(step, f"its decisions took {_MOST_BRANCHES} branches that differ from the plans")
         try:
             chosen = step.find(excluded)
         except LowtideError as error:
@@ -77,10 +82,10 @@ def run_step(step: Step, chosen: Chosen | None) -> Any:
 def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]) -> Any:
     program = chosen.ready.program
     start = None
-    # Else no other gradients can arrive than those planned for, or the step cannot begin again; and an argument that
-    # forward changes comes of the step, which must not hold it.
-    if len(program.outputs.able) > 1 and not program.outputs.changed:
-        start = Start.here(
+    # Otherwise no other gradients can arrive, or the step cannot begin again. An argument that forward changes depends
+    # on the step, which must not hold it.
+    if len(program.outputs.differentiable) > 1 and not program.outputs.changed:
+        start = Start.begin(
             program,
             tensors,
             chosen.step.costs.device,
@@ -90,24 +95,24 @@ def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]
     # The root is the rewritten module itself.
     modules = {**step.owners.modules, "": step.model} if program.outputs.stashes else {}
     if not program.is_checked:
-        _let_go_of_left(chosen, modules)
+        _release_left_values(chosen, modules)
     outputs = run_forward(program, tensors, step.owners.device_type, start, step.expect)
-    return program.outputs.hand_over(outputs, modules, [step.args, step.kwargs])
+    return program.outputs.deliver(outputs, modules, [step.args, step.kwargs])
 
 
-def _let_go_of_left(chosen: Chosen, modules: Mapping[str, torch.nn.Module]) -> None:
-    """Lets go of what the step before has left in modules, which eager replaces in the course of forward.
+def _release_left_values(chosen: Chosen, modules: Mapping[str, torch.nn.Module]) -> None:
+    """Release the values that the previous step left in modules, which eager replaces during forward.
 
-    Not where the step may be undone: what runs instead may read it.
+    It must not be called for a step that may be undone: the forward that runs instead may read them.
     """
     for stash in chosen.ready.program.outputs.stashes:
-        stash.let_go(modules)
+        stash.release(modules)
         if stash.attribute is not None:
             chosen.step.costs.captured.settings.forget(*stash.attribute)
 
 
 def _undo(chosen: Chosen, changed: DecisionChanged, tensors: Mapping[Source, torch.Tensor]) -> None:
-    """Puts back the generator and what forward has changed, and lets go of what it has made."""
+    """Restore the generator and the tensors that forward has changed, and release the tensors that it has made."""
     with torch.no_grad():
         for source, copy in zip(chosen.ready.program.undo, changed.undo, strict=True):
             if source is None:
@@ -121,8 +126,8 @@ def _undo(chosen: Chosen, changed: DecisionChanged, tensors: Mapping[Source, tor
 def _run_original(step: Step, why: str) -> Any:
     returned = step.run_original()
     warnings.warn(
-        f"a decision in forward of {type(step.model).__name__} went another way than planned, and this step could "
-        f"not be planned anew ({why}): it runs as the original does, outside of the budget",
+        f"a decision in forward of {type(step.model).__name__} differs from the plan, and this step could not be "
+        f"planned again ({why}): it runs as the original does, outside of the budget",
         LowtideWarning,
         stacklevel=5,
     )
@@ -130,13 +135,13 @@ def _run_original(step: Step, why: str) -> Any:
 
 
 def _serve(step: Step, before: Chosen, arriving: Arrivals) -> Served:
-    """The program for these gradients, planned now where it was not before."""
+    """Return the program for these gradients, and plan it if necessary."""
     chosen = step.find(arriving=arriving)
     assert chosen is not None
     warnings.warn(
         f"gradients arrive at {arriving}, and this step was planned for gradients of "
         f"{before.ready.program.outputs.arrivals}: its backward begins with forward again, within "
-        f"{format_bytes(chosen.plan.peak_bytes)} beside what the first forward returned; the next steps are "
+        f"{format_bytes(chosen.plan.peak_bytes)} in addition to what the first forward returned; the next steps are "
         "planned for it",
         LowtideWarning,
         stacklevel=2,
@@ -145,7 +150,7 @@ def _serve(step: Step, before: Chosen, arriving: Arrivals) -> Served:
 
 
 def _present_autocast() -> Callable[[], AbstractContextManager[Any]]:
-    """Makes contexts with the present autocast of every device type that has one."""
+    """Return a function that makes contexts with the present autocast."""
     device = "cuda" if torch.is_autocast_enabled("cuda") else "cpu"
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     cached = torch.is_autocast_cache_enabled()

@@ -1,4 +1,4 @@
-"""Runs a program under autograd, link by link, all values on a tape of their own for each call."""
+"""Run a program under autograd, link by link, with a separate tape of values for each call."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ import torch
 from ...passes.sources import Source
 from ..capture.boundary.outputs import Arrivals
 from ..capture.torch_internals import answer_backwards, any_waits_for_gradient, left_alone_by_compile
-from ..emit.program import SEED, Key, Link, Prepared, Program
+from ..emit.program import SEED_KEY, Key, Link, Prepared, Program
 from ..errors import LowtideWarning, TapeError
-from .asked_gradients import run_asked
+from .asked_gradients import run_requested
 from .begin_again import Start, check_start
 from .changed_arguments import alone, refuse_changes
 
 
 class Tape:
-    """What one forward leaves for its backward. values: by key, parameters, buffers and inputs among them."""
+    """The values that one forward keeps for its backward.
+
+    values: by key, including parameters, buffers and inputs.
+    versions: the versions of values that the user can change.
+    """
 
     def __init__(
         self,
@@ -44,14 +48,14 @@ class Tape:
         self.due = len(links) - 1  # the link whose backward comes next
         self.output_shapes: list[torch.Tensor] = []
         self.outputs: list[weakref.ref[torch.Tensor]] = []  # as the caller has them
-        self.gradients: Mapping[Source, torch.Tensor] | None = None  # all of them, where the step began again
+        self.gradients: Mapping[Source, torch.Tensor] | None = None  # all of them, if the step began again
         # The first token requires a gradient so that every link is part of the graph, whatever is frozen.
         self.first_token = torch.empty(0, requires_grad=True)
-        self.asked: frozenset[int] = frozenset()  # outputs whose whole gradients are to be handed out, and these
-        self.handed: dict[int, torch.Tensor] = {}
+        self.requested: frozenset[int] = frozenset()  # outputs whose full gradients are requested, and these
+        self.provided: dict[int, torch.Tensor] = {}
 
     def run(self, part: Prepared) -> tuple[torch.Tensor, ...]:
-        """Calls one function; what it gives goes onto the tape, what else it returns (outputs, gradients) comes back.
+        """Call one function, put the values it gives on the tape, and return its other results (outputs, gradients).
 
         Autocast must be off: generated code calls kernels with the dtypes that autocast chose at capture.
         """
@@ -63,21 +67,21 @@ class Tape:
         return returned
 
     def seal(self) -> None:
-        """Notes the versions of what backward reads and others can reach: parameters, buffers, inputs and outputs."""
+        """Record the versions of values that backward reads and the user can change: parameters, inputs, outputs."""
         for key in self.program.watched:
             tensor = self.values[key]
             if not tensor.is_inference():  # those count no versions
                 self.versions[key] = tensor._version
 
     def is_inside(self, output: int) -> bool:
-        """Whether others are computed from an output. Raises TapeError for one declared to receive no gradient."""
+        """Return whether others are computed from an output. Raises TapeError for one declared without gradient."""
         outputs = self.program.outputs
         if output in outputs.inside:
             _refuse_declined(self, [output])
         return output in outputs.inside
 
     def check(self, part: Prepared) -> None:
-        """Raises TapeError if something that this part of backward reads was changed in place since forward."""
+        """Raise TapeError if something that this part of backward reads was changed in place since forward."""
         for key in part.watched:
             expected = self.versions.get(key)
             if expected is not None and (now := self.values[key]._version) != expected:
@@ -89,19 +93,19 @@ class Tape:
                 )
 
     def close(self) -> None:
-        """Lets go of everything: a backward runs once."""
+        """Release all values: a backward runs once."""
         self.due = -1
         self.values.clear()
         self.start = None
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Generated code calls kernels with the dtypes that autocast chose at capture: it must not choose again."""
+    """Return a context without autocast: generated code has the dtypes that autocast chose at capture."""
     return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 class _Node(torch.autograd.Function):
-    """One link in autograd's graph, chained to the next by a token; the last returns the outputs."""
+    """A link as a node of autograd's graph, connected to the next by a token; the last returns the outputs."""
 
     @staticmethod
     def forward(ctx: Any, tape: Tape, link: Link, token: torch.Tensor, *entering: torch.Tensor) -> Any:
@@ -114,16 +118,16 @@ class _Node(torch.autograd.Function):
         if link is not tape.links[-1]:
             return torch.empty(0)
         tape.seal()
-        ctx.handing = tape
+        ctx.gradient_provider = tape
         outputs = tape.program.outputs
-        # The tape keeps the values, the caller gets aliases: an output on its own tape would be a cycle.
+        # The tape keeps the values and the caller gets aliases: an output on its own tape would be a cycle.
         changed = entering[len(entering) - len(outputs.changed) :] if outputs.changed else ()
         ctx.mark_dirty(*changed)
         given = (*(output.detach() for output in returned[: len(returned) - len(changed)]), *changed)
         tape.output_shapes = [_like(output.shape, output.stride(), output.dtype) for output in given]
-        if len(outputs.able) + len(outputs.declined) < len(given):
-            able = {*outputs.able, *outputs.declined}
-            ctx.mark_non_differentiable(*(o for i, o in enumerate(given) if i not in able))
+        if len(outputs.differentiable) + len(outputs.declined) < len(given):
+            differentiable = {*outputs.differentiable, *outputs.declined}
+            ctx.mark_non_differentiable(*(o for i, o in enumerate(given) if i not in differentiable))
         return given
 
     @staticmethod
@@ -143,12 +147,12 @@ class _Node(torch.autograd.Function):
 
 @lru_cache(maxsize=1024)
 def _like(shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor without data, laid out as gradients of such an output are."""
+    """Return a tensor without data that has the layout of the gradient of an output."""
     return torch.empty_like(torch.empty_strided(shape, stride, dtype=dtype, device="meta"))
 
 
 def _run_backward(tape: Tape, link: Link, gradients: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
-    """The gradients that are final after a link's backward, in the order of `link.enter`."""
+    """Return the gradients that are final after a link's backward, in the order of `link.enter`."""
     if link.number + 1 == len(tape.links):
         _warn_of_autocast(tape.device_type)
         _receive(tape, gradients)
@@ -172,19 +176,19 @@ def _gradients(tape: Tape, link: Link) -> list[torch.Tensor | None]:
             if part.has_outputs:
                 for source, gradient in zip(part.gradients, own, strict=True):
                     if source.kind == "output":
-                        _hand_out(tape, source, gradient)
+                        _provide_gradient(tape, source, gradient)
                     else:
                         made.append(gradient)
             else:
                 made += own
-    return made + [None] * (len(link.enter) - len(made))  # those that no expected gradient reaches
+    return made + [None] * (len(link.enter) - len(made))  # sources that no expected gradient reaches
 
 
 def _warn_of_autocast(device_type: str) -> None:
     if torch.is_autocast_enabled(device_type):
         warnings.warn(
             "backward runs under autocast, which would cast some of its operations again; a rewritten module's "
-            "backward computes as outside of it, as torch recommends: leave the context before calling backward",
+            "backward ignores it, as torch recommends: leave the context before calling backward",
             LowtideWarning,
             stacklevel=2,
         )
@@ -198,17 +202,17 @@ def _refuse_twice(tape: Tape, number: int) -> None:
         )
     if tape.due != number:
         raise TapeError(
-            "backward ran a second time through the same forward of a rewritten module, whose values are freed as "
-            "backward goes; call forward again (retain_graph=True does not keep them)"
+            "backward ran a second time through the same forward of a rewritten module, whose values are freed during "
+            "backward; call forward again (retain_graph=True does not keep them)"
         )
 
 
 def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
-    """Puts the incoming gradients on the tape; where others come than expected, the step begins again for them."""
+    """Put the incoming gradients on the tape; if they are not the expected ones, the step begins again for them."""
     outputs = tape.program.outputs
     arrived = tuple(i for i, gradient in enumerate(gradients) if gradient is not None)
     _refuse_declined(tape, arrived)
-    retained = _retained(tape) | tape.asked
+    retained = _retained(tape) | tape.requested
     if set(arrived) != set(outputs.expected) or retained != frozenset(outputs.retained):
         incoming = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None}
         tape.gradients = _begin_again(tape, incoming, retained)
@@ -220,8 +224,8 @@ def _receive(tape: Tape, gradients: Sequence[torch.Tensor | None]) -> None:
 
 
 def _laid_out(gradient: torch.Tensor, like: torch.Tensor, device_type: str) -> torch.Tensor:
-    """A gradient laid out like its output, which is what kernels were planned for."""
-    gradient = gradient.resolve_conj().resolve_neg()  # kernels were planned for plain ones, which they need not copy
+    """Return a gradient with the layout of its output, for which kernels were planned."""
+    gradient = gradient.resolve_conj().resolve_neg()  # kernels were planned for gradients without lazy flags
     if gradient.stride() == like.stride():
         return gradient
     _warn_of_layout(gradient, like)
@@ -234,14 +238,17 @@ def _refuse_declined(tape: Tape, arrived: Sequence[int]) -> None:
         if output in outputs.declined:
             raise TapeError(
                 f"a gradient arrives at the output {outputs.names[output]!r}, which was declared not to receive one "
-                f"(differentiable={[outputs.names[i] for i in outputs.able]}); name it in differentiable= of rewrite, "
-                "or detach it where it is used"
+                f"(differentiable={[outputs.names[i] for i in outputs.differentiable]}); name it in differentiable= of "
+                "rewrite, or detach it where it is used"
             )
 
 
 def _retained(tape: Tape) -> frozenset[int]:
-    """The outputs that others are computed from and whose gradient the caller retains: what of it comes through the
-    others stays within the step, and has to be handed over. Raises TapeError for hooks, which would see a part."""
+    """Return the outputs from which others are computed and whose gradient the caller retains.
+
+    The part of the gradient through other outputs stays within the step, which must provide it.
+    Raises TapeError for hooks, which would only see the other part.
+    """
     retained = set()
     for output in tape.program.outputs.inside:
         tensor = tape.outputs[output]() if tape.outputs else None
@@ -250,8 +257,8 @@ def _retained(tape: Tape) -> frozenset[int]:
         if tensor._backward_hooks:
             raise TapeError(
                 f"a hook waits for the gradient of the output {tape.program.outputs.names[output]!r}, and other "
-                "outputs are computed from it: what comes through those stays within the rewritten step; add the hook "
-                "inside of forward, or use retain_grad()"
+                "outputs are computed from it: its gradient through those stays within the rewritten step; add the "
+                "hook inside of forward, or use retain_grad()"
             )
         if tensor.retains_grad:
             _refuse_declined(tape, [output])
@@ -259,12 +266,12 @@ def _retained(tape: Tape) -> frozenset[int]:
     return frozenset(retained)
 
 
-def _hand_out(tape: Tape, source: Source, gradient: torch.Tensor) -> None:
-    """Gives an output its whole gradient in the place of the part that autograd has seen."""
+def _provide_gradient(tape: Tape, source: Source, gradient: torch.Tensor) -> None:
+    """Give an output its full gradient instead of the part that autograd has seen."""
     tensor = tape.outputs[source.index]()
-    is_asked = source.index in tape.asked
+    is_asked = source.index in tape.requested
     if is_asked:
-        tape.handed[source.index] = gradient
+        tape.provided[source.index] = gradient
     if tensor is not None and tensor.retains_grad:
         tensor.grad = gradient.clone() if is_asked else gradient
 
@@ -272,8 +279,7 @@ def _hand_out(tape: Tape, source: Source, gradient: torch.Tensor) -> None:
 def _begin_again(
     tape: Tape, incoming: Mapping[int, torch.Tensor], retained: frozenset[int]
 ) -> dict[Source, torch.Tensor]:
-    """The gradients of a step that was planned for other incoming ones: it runs again, from its start, planned for
-    these."""
+    """Plan a step for these incoming gradients, run it again from its start, and return its gradients."""
     start, names = tape.start, tape.program.outputs.names
     arriving = Arrivals(frozenset(names[i] for i in incoming), frozenset(names[i] for i in retained))
     if start is None:
@@ -292,24 +298,24 @@ def _begin_again(
         program, constants = start.plan_for(arriving)
     check_start(start, tape.program, arriving)
     tape.values.clear()
-    # Buffers have been updated already: those that are handed over now are scratch.
+    # Buffers have been updated already, so the second run updates copies.
     tensors = {source: t.detach().clone() if source in updated else t for source, t in start.tensors.items()}
-    again = Tape(program, {**tensors, **constants}, tape.device_type)
+    second_tape = Tape(program, {**tensors, **constants}, tape.device_type)
     with start.drawing(), _no_autocast(tape.device_type):
         if program.draws:
-            again.values[SEED] = _next_number()
+            second_tape.values[SEED_KEY] = _next_number()
         for part in program.prepared_forward:
-            again.run(part)
+            second_tape.run(part)
     number = {name: i for i, name in enumerate(program.outputs.names)}
     gradients = {number[names[i]]: (gradient, shapes[i]) for i, gradient in incoming.items()}
     for storage, output in zip(program.tangents, program.outputs.expected, strict=True):
-        again.values[storage] = _laid_out(*gradients[output], tape.device_type)
+        second_tape.values[storage] = _laid_out(*gradients[output], tape.device_type)
     made: dict[Source, torch.Tensor] = {}
     with _no_autocast(tape.device_type):
         for part in program.prepared_backward:
-            made.update(zip(part.gradients, again.run(part), strict=True))
+            made.update(zip(part.gradients, second_tape.run(part), strict=True))
     for source in [source for source in made if source.kind == "output"]:
-        _hand_out(tape, replace(source, index=names.index(source.name)), made.pop(source))
+        _provide_gradient(tape, replace(source, index=names.index(source.name)), made.pop(source))
     return made
 
 
@@ -318,9 +324,8 @@ def _warn_of_layout(gradient: torch.Tensor, like: torch.Tensor) -> None:
     if like.numel() and any(gradient.stride(d) != like.stride(d) for d in significant):
         warnings.warn(
             f"an incoming gradient of shape {tuple(like.shape)} has strides {gradient.stride()}, the output had "
-            f"{like.stride()}: it is copied into the output's layout, so sums over it may differ from eager's in "
-            "the last "
-            "bit; compute the loss inside the rewritten module, or make the output contiguous there",
+            f"{like.stride()}: it is copied into the output's layout, so sums over it may differ from eager's in the "
+            "last bit; compute the loss inside the rewritten module, or make the output contiguous there",
             LowtideWarning,
             stacklevel=2,
         )
@@ -333,21 +338,22 @@ def run_forward(
     start: Start | None = None,
     expect: Callable[[Arrivals], None] | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Runs the forward of a step; the outputs it returns carry the backward.
+    """Run the forward of a step; backward runs through the outputs that it returns.
 
     tensors: the parameters, buffers, inputs and constants of the step, by source. Each parameter enters autograd's
-    graph at the link in whose backward its gradient is final, so that gradients are accumulated, and released, link by
-    link. start: for a backward to which other gradients come than planned; expect: told of them
-    where there is no start.
-    Raises DecisionChanged where a decision of forward goes another way than the captured one.
+        graph at the link in whose backward its gradient is final, so that gradients are accumulated, and released,
+        link by link.
+    start: the start of the step, for a backward with other gradients than planned.
+    expect: receives these gradients if there is no start.
+    Raises DecisionChanged if a decision of forward differs from the captured one.
     """
     changed = [tensors[source] for source in program.outputs.changed]
     refuse_changes(program.outputs, changed)
-    # A hook that waits for gradients may let go of each as soon as it is there.
+    # A hook on accumulated gradients may release each of them immediately.
     links = program.single_links if any_waits_for_gradient(tensors.values()) else program.links
     tape = Tape(program, alone(program, tensors), device_type, start, expect, links)
     if program.draws:
-        tape.values[SEED] = _next_number()
+        tape.values[SEED_KEY] = _next_number()
     token: Any = tape.first_token
     for link in links:
         entering = [tensors[source] for source in link.enter]
@@ -355,15 +361,15 @@ def run_forward(
             entering += changed
         token = _Node.apply(tape, link, token, *entering)
     if program.outputs.inside:
-        answer_backwards(run_asked)
+        answer_backwards(run_requested)
         tape.outputs = [weakref.ref(output) for output in token]
     if program.draws:
-        torch.randint(2, (1,))  # so that the next step's codecs draw other numbers
+        torch.randint(2, (1,))  # so that the codecs of the next step draw different numbers
     return token
 
 
 def _next_number() -> int:
-    """The number that the default generator would give next: forward itself draws what eager would draw."""
+    """Return the next number of the default generator without advancing it, so that forward draws like eager."""
     state = torch.get_rng_state()
     number = int(torch.randint(2**62, (1,)))
     torch.set_rng_state(state)

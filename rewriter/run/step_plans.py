@@ -1,4 +1,4 @@
-"""The plans of one captured step: for the gradients that are there before it, and for what else is in memory."""
+"""The plans of one captured step, for the gradients present before it and for the other bytes in memory."""
 
 from __future__ import annotations
 
@@ -32,30 +32,37 @@ from ..text.byte_sizes import format_bytes
 from .budget_in_force import BudgetInForce
 
 Tensors = Mapping[Source, torch.Tensor]
-# Host memory that a capture takes for each node of its graph, and a plan for each of its instructions; measured.
+# Measured host memory of a capture per node of its graph, and of a plan per instruction.
 _NODE_BYTES = 16 * 1024
 _INSTRUCTION_BYTES = 2 * 1024
-_MOST_SITUATIONS = 256  # of one captured step; others are worked out again
+_MOST_SITUATIONS = 256  # remembered situations of one captured step; older ones are recomputed
 
 
 @dataclass(frozen=True)
 class SituationKey:
-    """What differs between calls of one kind. grads: which parameters and trained inputs have a `.grad`; inputs_bytes:
-    of the storages that the inputs lie in, which may be larger than the inputs."""
+    """The differences between calls of one kind.
+
+    grads: which parameters and trained inputs have a `.grad`.
+    inputs_bytes: the bytes of the inputs' storages, which may be larger than the inputs.
+    """
 
     grads: tuple[bool, ...]
     inputs_bytes: int
 
     @staticmethod
     def of(call: Call, owners: Owners) -> SituationKey:
-        """That of a call."""
+        """Return the key of a call."""
         return SituationKey(owners.grads_present(call.inputs), storages_bytes(call.inputs))
 
 
 @dataclass(eq=False)
 class Ready:
-    """A plan whose program can run. situation, budget_bytes: what it was made for; room_bytes: what it leaves of a
-    budget for a loss outside; fits: situations in which it was seen to keep a budget, with that budget."""
+    """A plan with its program.
+
+    situation, budget_bytes: the situation and the budget for which it was made.
+    room_bytes: the bytes of the budget that it leaves for a loss outside.
+    fits: situations in which it is known to keep a budget, with that budget.
+    """
 
     planned: PlannedStep
     program: Program
@@ -67,7 +74,7 @@ class Ready:
 
 @dataclass(eq=False)
 class Chosen:
-    """A plan as it serves in one situation."""
+    """A plan in one situation."""
 
     step: StepPlans = field(repr=False)
     ready: Ready
@@ -77,20 +84,26 @@ class Chosen:
 
     @cached_property
     def plan(self) -> Plan:
-        """The plan with what it peaks at in this situation; worked out when it is first asked for."""
+        """The plan with its peak in this situation, computed at first use."""
         return self.step.plan_in(self.ready, self.situation, self.budget_bytes, self.notes)
 
     @property
     def planned(self) -> PlannedStep:
-        """The plan together with the captured step it is for."""
+        """The plan together with its captured step."""
         planned = self.ready.planned
-        return replace(planned, plan=self.plan, posed=replace(planned.posed, problem=self.plan.problem))
+        return replace(planned, plan=self.plan, mapping=replace(planned.mapping, problem=self.plan.problem))
 
 
 @dataclass(frozen=True)
-class Asking:
-    """What a plan is asked for. batch: the call's tensors in words; must_fit: whether a share that cannot be kept is an
-    error; given: a plan to take instead of solving, or one that may serve."""
+class PlanRequest:
+    """A request for a plan.
+
+    batch: the call's tensors in words.
+    training: whether the call is in training mode.
+    must_fit: whether a share that cannot be kept is an error.
+    given: a plan to use instead of solving.
+    kept: a plan to use if it was made for the same problem.
+    """
 
     budget: BudgetInForce
     portfolio: Portfolio
@@ -102,8 +115,11 @@ class Asking:
 
 
 class StepPlans:
-    """A captured step with its plans. One is made where no gradient is there before the step, one where all are there;
-    with any other subset of gradients one of these serves, and its peak is worked out anew."""
+    """A captured step with its plans.
+
+    One plan is made for a step that starts without gradients, and one for a step that starts with all of them. For
+    any other subset of gradients one of these is used, and its peak is recomputed.
+    """
 
     def __init__(
         self,
@@ -114,7 +130,7 @@ class StepPlans:
     ) -> None:
         self._granularity = rounding_bytes(costs.device, costs.options.preset())
         self._room_bytes = room_of(costs)
-        self._needs: OptimizerNeeds | None = None  # what is measured of codes does not depend on it
+        self._needs: OptimizerNeeds | None = None  # measurements of codes do not depend on it
         self.constants = costs.captured.held
         self.costs = costs = calibrated(costs, self._situation(tensors), progress)
         self.plans: list[Ready] = []
@@ -123,47 +139,49 @@ class StepPlans:
         self._needs = optimizer_needs(optimizer, costs.device) if optimizer is not None else None
         self._gradients = {
             kernel.target.meta["source"]: -(-kernel.target.meta["val"].nbytes // self._granularity) * self._granularity
-            for kernel in costs.posed[1].kernels
+            for kernel in costs.step_and_mapping[1].kernels
             if kernel.role == "accumulate" and kernel.target is not None and kernel.target.op == "placeholder"
         }
 
     @property
     def host_bytes(self) -> int:
-        """About what is kept of it in the host's memory."""
+        """The approximate bytes that it takes in the host's memory."""
         instructions = sum(len(ready.planned.plan.schedule.instructions) for ready in self.plans)
         code = sum(len(ready.program.code) for ready in self.plans)
         nodes = len(self.costs.captured.graph.graph.nodes)
         return _NODE_BYTES * nodes + _INSTRUCTION_BYTES * instructions + 8 * code
 
     def known(self, key: SituationKey, budget_bytes: int) -> Chosen | None:
-        """The plan that was chosen in a situation, if the budget in force is still the same."""
+        """Return the plan that was chosen in a situation, if the budget in force is still the same."""
         chosen = self._chosen.get(key)
         return chosen if chosen is not None and chosen.budget_bytes == budget_bytes else None
 
-    def choose(self, key: SituationKey, tensors: Tensors, asking: Asking, progress: Progress | None = None) -> Chosen:
-        """A plan that keeps the budget with these tensors there. Raises InfeasibleBudget, PlanError."""
+    def choose(
+        self, key: SituationKey, tensors: Tensors, request: PlanRequest, progress: Progress | None = None
+    ) -> Chosen:
+        """Return a plan that keeps the budget with these tensors in memory. Raises InfeasibleBudget, PlanError."""
         situation = self._situation(tensors)
-        if asking.budget.is_share:
+        if request.budget.is_share:
             whole_bytes = everything_kept_bytes(formulate_step(self.costs, situation)[1].problem, self._room_bytes)
-            asking.budget.see(whole_bytes, asking.batch, asking.training)
-        budget_bytes = asking.budget.bytes(asking.training)
+            request.budget.see(whole_bytes, request.batch, request.training)
+        budget_bytes = request.budget.bytes(request.training)
         ready = self._best_known(situation, budget_bytes)
         if ready is None or self._could_be_faster(ready, situation, budget_bytes):
             try:
-                ready = self._solved(situation, budget_bytes, asking, progress)
+                ready = self._solved(situation, budget_bytes, request, progress)
             except InfeasibleBudget:
-                may_exceed = asking.budget.is_share and asking.training and not asking.must_fit
+                may_exceed = request.budget.is_share and request.training and not request.must_fit
                 if ready is None and not may_exceed:
                     raise
-                ready = ready or self._smallest(situation, budget_bytes, asking, progress)
-        notes = (*asking.budget.notes(asking.training), *self._notes(ready, budget_bytes))
+                ready = ready or self._smallest(situation, budget_bytes, request, progress)
+        notes = (*request.budget.notes(request.training), *self._notes(ready, budget_bytes))
         chosen = self._chosen[key] = Chosen(self, ready, _without_tensors(situation), budget_bytes, notes)
         if len(self._chosen) > _MOST_SITUATIONS:
             self._chosen.popitem(last=False)
         return chosen
 
     def plan_in(self, ready: Ready, situation: Situation, budget_bytes: int, notes: tuple[str, ...] = ()) -> Plan:
-        """A plan as it is carried out in a situation. Raises ScheduleError where it cannot be."""
+        """Return a plan as it runs in a situation. Raises ScheduleError if it cannot run."""
         planned = ready.planned
         solved, links = planned.plan, ready.program.link_sizes
         bound = solved.lower_bound_seconds if budget_bytes <= ready.budget_bytes else None
@@ -174,11 +192,11 @@ class StepPlans:
         if is_as_solved and not holds_longer:
             notes = (*solved.notes, *notes)
             return replace(solved, budget_bytes=budget_bytes, lower_bound_seconds=bound, notes=notes)
-        problem = problem_in(planned.step, planned.costs.posed[1], situation)
-        if planned.posed.problem.reference is not None:
+        problem = problem_in(planned.step, planned.costs.step_and_mapping[1], situation)
+        if planned.mapping.problem.reference is not None:
             reference = baseline_of(formulate_step(self.costs, situation)[1].problem)
             problem = replace(problem, reference=reference)
-        # A plan that was made elsewhere may err a little more than one that is made here.
+        # A plan made on another machine may have a slightly larger error than one made here.
         problem = replace(problem, error_budget=max(problem.error_budget, solved.problem.error_budget))
         return make_plan(
             problem,
@@ -194,7 +212,7 @@ class StepPlans:
         return situation_with({**tensors, **self.constants}, self._granularity, self._needs)
 
     def _best_known(self, situation: Situation, budget_bytes: int) -> Ready | None:
-        """The fastest of the plans that keep the budget in a situation; first those that leave room for a loss."""
+        """Return the fastest plan that keeps the budget in a situation, preferably one with room for a loss."""
 
         def rank(ready: Ready) -> tuple[int, float, int]:
             return -ready.room_bytes, ready.planned.plan.seconds, -ready.budget_bytes
@@ -213,66 +231,73 @@ class StepPlans:
         return None
 
     def _is_harder(self, situation: Situation, other: Situation) -> bool:
-        """Whether at each moment of a schedule at least as much is alive in a situation as in another one."""
+        """Return whether at each time of a schedule at least as many bytes are alive in a situation as in another."""
         more = situation.grad_present - other.grad_present
         return (
             other.grad_present & self._gradients.keys() <= situation.grad_present
-            and situation.resident_bytes >= other.resident_bytes + sum(self._gradients.get(one, 0) for one in more)
+            and situation.resident_bytes
+            >= other.resident_bytes + sum(self._gradients.get(source, 0) for source in more)
             and situation.floor_bytes >= other.floor_bytes
         )
 
     def _could_be_faster(self, ready: Ready, situation: Situation, budget_bytes: int) -> bool:
-        """Whether solving anew may find a faster plan than one made for more gradients, or for a smaller budget."""
-        there, before = (self._gradients.keys() & one.grad_present for one in (situation, ready.situation))
-        is_made_for_more = not there and bool(before)
-        # With more bytes there may also be room for a loss outside that there was not.
+        """Return whether solving again may find a faster plan than one made for more gradients or a smaller budget."""
+        present, solved_for = (self._gradients.keys() & case.grad_present for case in (situation, ready.situation))
+        is_made_for_more = not present and bool(solved_for)
+        # With more bytes there may also be room for a loss outside.
         wanting = bool(ready.planned.plan.extra_seconds) or ready.room_bytes < self._room_bytes
         return wanting and (budget_bytes > ready.budget_bytes or is_made_for_more)
 
-    def _solved(self, situation: Situation, budget_bytes: int, asking: Asking, progress: Progress | None) -> Ready:
-        """A new plan: for no gradients, or for all of them, or, where that cannot be, for those that are there."""
+    def _solved(
+        self, situation: Situation, budget_bytes: int, request: PlanRequest, progress: Progress | None
+    ) -> Ready:
+        """Make a plan for no gradients, or for all of them, or, if that is infeasible, for those that are present."""
         missing = self._gradients.keys() - situation.grad_present
-        if asking.given is None and 0 < len(missing) < len(self._gradients):
-            all_there = replace(
+        if request.given is None and 0 < len(missing) < len(self._gradients):
+            with_all_gradients = replace(
                 situation,
                 grad_present=situation.grad_present | missing,
                 resident_bytes=situation.resident_bytes + sum(self._gradients[source] for source in missing),
             )
             try:
-                return self._solved(all_there, budget_bytes, asking, progress)
+                return self._solved(with_all_gradients, budget_bytes, request, progress)
             except InfeasibleBudget:
                 pass
-        self._refuse_again(situation, budget_bytes)
-        posed = self._posed(situation)
-        given = asking.given
-        if given is None and asking.kept is not None:
-            fits = any(way.posed.problem.fingerprint == asking.kept.fingerprint for way in posed.ways)
-            given = asking.kept if fits else None
+        self._raise_known_infeasibility(situation, budget_bytes)
+        step_problem = self._step_problem(situation)
+        given = request.given
+        if given is None and request.kept is not None:
+            fits = any(
+                variant.mapping.problem.fingerprint == request.kept.fingerprint for variant in step_problem.variants
+            )
+            given = request.kept if fits else None
         try:
-            planned = solve_step(posed, budget_bytes, asking.portfolio, progress, given)
+            planned = solve_step(step_problem, budget_bytes, request.portfolio, progress, given)
         except InfeasibleBudget as error:
             self._infeasible.append((_without_tensors(situation), budget_bytes, error))
             raise
         return self._keep(situation, planned, budget_bytes)
 
-    def _refuse_again(self, situation: Situation, budget_bytes: int) -> None:
-        """Raises what was raised before, if the budget was not enough where no more was there."""
+    def _raise_known_infeasibility(self, situation: Situation, budget_bytes: int) -> None:
+        """Raise an earlier InfeasibleBudget, if it was for at least this budget in an easier situation."""
         for known, limit, error in self._infeasible:
             if budget_bytes <= limit and self._is_harder(situation, known):
                 raise error
 
-    def _smallest(self, situation: Situation, budget_bytes: int, asking: Asking, progress: Progress | None) -> Ready:
-        """The plan of the smallest peak, made once for each budget that could not be kept."""
+    def _smallest(
+        self, situation: Situation, budget_bytes: int, request: PlanRequest, progress: Progress | None
+    ) -> Ready:
+        """Return the plan of the smallest peak, made once for each budget that could not be kept."""
         for ready in self.plans:
             if ready.budget_bytes == budget_bytes < ready.planned.plan.peak_bytes:
                 return ready
-        planned = smallest_step(self._posed(situation), asking.portfolio, progress)
+        planned = smallest_step(self._step_problem(situation), request.portfolio, progress)
         over = format_bytes(planned.plan.peak_bytes - budget_bytes)
         warnings.warn(
-            f"a step of {self.costs.name} with {asking.batch} cannot be done in {asking.budget.budget}, which is "
+            f"a step of {self.costs.name} with {request.batch} cannot be done in {request.budget.budget}, which is "
             f"{format_bytes(budget_bytes)}: it peaks {over} above that, the least that could be planned, until a "
-            "larger batch comes, of which the share is taken then; give the budget in bytes, or pass the largest batch "
-            "to rewrite as args or kwargs",
+            "larger batch raises the bytes of the share; give the budget in bytes, or pass the largest batch to "
+            "rewrite as args or kwargs",
             LowtideWarning,
             stacklevel=2,
         )
@@ -290,7 +315,7 @@ class StepPlans:
         program = emit(
             planned.costs.captured,
             planned.step,
-            planned.posed,
+            planned.mapping,
             planned.plan.schedule,
             self.costs.name,
             header_of(planned),
@@ -306,15 +331,17 @@ class StepPlans:
         return ready
 
     def _links(self, situation: Situation, planned: PlannedStep) -> tuple[int, ...]:
-        """Which blocks are one node of autograd's graph."""
-        all_there = replace(situation, grad_present=situation.grad_present | self._gradients.keys())
-        step, posed = planned.step, planned.costs.posed[1]
-        return links_of(problem_in(step, posed, all_there), problem_in(step, posed, situation), planned.plan.schedule)
+        """Return the numbers of blocks that are one node of autograd's graph."""
+        with_all_gradients = replace(situation, grad_present=situation.grad_present | self._gradients.keys())
+        step, mapping = planned.step, planned.costs.step_and_mapping[1]
+        return links_of(
+            problem_in(step, mapping, with_all_gradients), problem_in(step, mapping, situation), planned.plan.schedule
+        )
 
-    def _posed(self, situation: Situation) -> StepProblem:
+    def _step_problem(self, situation: Situation) -> StepProblem:
         return StepProblem(self.costs, situation, *formulate_step(self.costs, situation))
 
 
 def _without_tensors(situation: Situation) -> Situation:
-    """A situation that keeps nothing alive."""
+    """Return the situation without tensors, so that it keeps nothing alive."""
     return replace(situation, tensors={})

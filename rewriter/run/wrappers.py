@@ -8,7 +8,7 @@ import torch
 
 from ..errors import LowtideError
 
-# (where the class comes from, its name): what to do. By name, since importing some of these takes long.
+# Advice by (module of the class, its name). Names are used since importing some of these takes long.
 _INSIDE = "rewrite the module inside, and wrap what rewrite returns"
 _SHARDED = "rewrite the module before its parameters are sharded, and shard what rewrite returns"
 _WRAPPERS = {
@@ -27,14 +27,14 @@ _WRAPPERS = {
 _AT_THE_ROOT = {
     ("torch._dynamo.", "OptimizedModule"): (
         "rewrite the module that was compiled, its `_orig_mod`; a rewritten forward calls its kernels itself, and "
-        "torch.compile around it leaves it alone"
+        "torch.compile around it does not change it"
     ),
-    ("torch.jit.", "ScriptModule"): "TorchScript has no Python to follow: rewrite the module that it was made of",
+    ("torch.jit.", "ScriptModule"): "TorchScript has no Python code: rewrite the module from which it was made",
 }
 
 
 def check_model(model: object) -> None:
-    """Raises LowtideError for what is no module or has no forward, and for what is or holds such a wrapper."""
+    """Raise LowtideError for an object that is not a module or has no forward, and for one with such a wrapper."""
     if not isinstance(model, torch.nn.Module):
         is_pipeline = "pipelin" in type(model).__module__
         advice = "; it splits a model into stages: rewrite the module of each" if is_pipeline else ""
@@ -43,8 +43,8 @@ def check_model(model: object) -> None:
         what = f"part {name} of this module" if name else "this module"
         for cls, advice in _advised(module, _WRAPPERS):
             raise LowtideError(
-                f"{what} is a {cls}, whose own work at each step (to reduce or gather) would be done once, while it "
-                f"is captured: {advice}"
+                f"{what} is a {cls}, whose own work at each step (to reduce or gather) would be done once, during "
+                f"capture: {advice}"
             )
         for cls, advice in _advised(module, _AT_THE_ROOT) if not name else ():
             raise LowtideError(f"{what} is a {cls}: {advice}")
@@ -56,7 +56,7 @@ def check_model(model: object) -> None:
 
 
 def _advised(module: torch.nn.Module, table: Mapping[tuple[str, str], str]) -> Iterator[tuple[str, str]]:
-    """The classes of a module that stand in a table, with what to do."""
+    """Yield the classes of a module that are in a table, with the advice."""
     for cls in type(module).__mro__:
         for (home, name), advice in table.items():
             if cls.__name__ == name and cls.__module__.startswith(home):

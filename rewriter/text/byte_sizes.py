@@ -1,4 +1,4 @@
-"""Budgets as people write them: `"8GiB"`, `"8GB"`, a number of bytes, or `"60%"` of today's peak."""
+"""Reads budgets as people write them: `"8GiB"`, `"8GB"`, a number of bytes, or `"60%"` of today's peak."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Share:
 
 
 def parse_bytes(budget: int | str) -> int | Share:
-    """A budget as a number of bytes, or as a share of what the step takes with everything kept.
+    """Return a budget as a number of bytes, or as a share of the step's peak with everything kept.
 
-    Units are read whatever their case; a fraction of a byte is dropped.
-    Raises BudgetError, saying what was given and what is accepted, for anything that is no positive number of
-    bytes or is more than 100 %.
+    Units are read in any case; a fraction of a byte is dropped.
+    Raises BudgetError for anything but a positive number of bytes or a share up to 100 %. The message says what was
+    given and what is accepted.
     """
     if isinstance(budget, str):
         return _parse_text(budget)

@@ -1,4 +1,4 @@
-"""Shortens module names, and tells names that differ in one number only as one: `h.0-5.attn`."""
+"""Shortens module names, and merges names that differ in one number only into one name: `h.0-5.attn`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TypeVar
 
 Row = TypeVar("Row")
 
-# Of few digits in ASCII: names are data, and Python reads no number of thousands of digits.
+# At most nine ASCII digits: names are data, and Python refuses to read numbers of thousands of digits.
 _NUMBER = re.compile(r"\.([0-9]{1,9})(?=\.|$)")
 
 
 def shortened(module: str, depth: int | None = None) -> str:
-    """The first `depth` names of a module's path; by default up to its first number (`h.3`), else two names."""
+    """Return the first `depth` names of a module's path; by default up to its first number (`h.3`), else two names."""
     parts = module.split(".")
     if depth is not None:
         return ".".join(parts[:depth])
@@ -22,31 +22,31 @@ def shortened(module: str, depth: int | None = None) -> str:
 
 
 def plain_operation(name: str) -> str:
-    """The ATen operation of a captured kernel's name: `mm` of `mm_default_4`."""
+    """Return the ATen operation of a captured kernel's name: `mm` of `mm_default_4`."""
     return re.sub(r"(_(default|tensor|scalar|int|dim|self|tensor_scalar))?(_\d+)?$", "", name)
 
 
 def pattern_of(name: str) -> str:
-    """The name with its first number left open: `h.*.attn` for `h.3.attn`."""
+    """Return the name with its first number left open: `h.*.attn` for `h.3.attn`."""
     return _NUMBER.sub(".*", name, count=1)
 
 
 def grouped(
-    rows: Iterable[Row], name_of: Callable[[Row], str], alike: Callable[[Row], Hashable]
+    rows: Iterable[Row], name_of: Callable[[Row], str], row_key: Callable[[Row], Hashable]
 ) -> list[tuple[str, list[Row]]]:
-    """Rows whose names differ in their first number only and that are `alike`, with one name for them all.
+    """Group rows whose names differ in their first number only and whose `row_key` is equal; give each group one name.
 
     Groups come in the order of their first rows.
     """
     groups: dict[Hashable, list[Row]] = {}
     for row in rows:
-        groups.setdefault((pattern_of(name_of(row)), alike(row)), []).append(row)
-    return [(one_name([name_of(row) for row in group]), group) for group in groups.values()]
+        groups.setdefault((pattern_of(name_of(row)), row_key(row)), []).append(row)
+    return [(merged_name([name_of(row) for row in group]), group) for group in groups.values()]
 
 
-def one_name(names: list[str]) -> str:
-    """One name for names of one pattern: `["h.0", "h.1", "h.2", "h.5"]` is `h.0-2,5`."""
-    numbers = sorted({int(found[1]) for name in names if (found := _NUMBER.search(name))})
+def merged_name(names: list[str]) -> str:
+    """Return one name for names of one pattern: `["h.0", "h.1", "h.2", "h.5"]` is `h.0-2,5`."""
+    numbers = sorted({int(match[1]) for name in names if (match := _NUMBER.search(name))})
     if len(numbers) < 2:
         return names[0]
     return _NUMBER.sub(f".{_ranges(numbers)}", names[0], count=1)

@@ -1,7 +1,7 @@
-"""Makes Python source of what is not source: identifiers and comments of names, literals of values.
+"""Turns names and values into Python source: identifiers, comments and literals.
 
-Names of classes, modules, arguments and keys come from outside and may hold anything. They reach generated code through
-the functions of this file alone.
+Names of classes, modules, arguments and keys come from outside and may hold anything. They reach generated code only
+through the functions of this file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 
 from ...solvers.problem.plain_text import printable
 
-# What generated code itself means by a name.
+# Names that have a meaning in generated code.
 _MEANT = ("aten", "constants", "device", "drawing_from", "generator_state", "lowtide", "torch", "unused", "values")
-_NUMBERED = ("backward", "constant", "forward", "object")  # with a number behind
+_NUMBERED = ("backward", "constant", "forward", "object")  # followed by a number
 _RESERVED = frozenset((*_MEANT, *_NUMBERED, *dir(builtins), *keyword.kwlist, *keyword.softkwlist))
 _RESERVED_WITH_NUMBER = re.compile(rf"({'|'.join(_NUMBERED)})_\d+")
 
@@ -31,14 +31,14 @@ _ENCODING = re.compile(r"coding(?=[:=])")
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a name means something else in generated code: a keyword, a builtin, or what the code itself uses."""
+    """Return whether generated code gives a name another meaning: a keyword, a builtin, or a name of its own."""
     return name in _RESERVED or _RESERVED_WITH_NUMBER.fullmatch(name) is not None
 
 
 def identifier(text: str) -> str:
-    """A valid, unreserved Python name like any text: `zip_code` for "zip code", `value_3` for "3".
+    """Return a valid, unreserved Python name for any text: `zip_code` for "zip code", `value_3` for "3".
 
-    It is in ASCII, since Python takes some other letters for one another, and at most 50 characters long. Different
+    The name is in ASCII, since Python treats some other letters as equal, and at most 50 characters long. Different
     texts may give the same name.
     """
     plain = unicodedata.normalize("NFKD", text[: 4 * _LONGEST_NAME])
@@ -50,21 +50,21 @@ def identifier(text: str) -> str:
 
 
 def is_plain_name(text: str) -> bool:
-    """Whether a text can stand as it is where Python expects the name of an attribute or argument."""
+    """Return whether a text is valid as the name of an attribute or argument in Python."""
     return text.isascii() and text.isidentifier() and not keyword.iskeyword(text)
 
 
 def comment(text: str) -> str:
-    """A text as lines of comment, wrapped."""
+    """Return a text as wrapped lines of comment."""
     safe = _ENCODING.sub("coding ", printable(text))
     return "\n".join(f"# {line}" for line in textwrap.wrap(safe, _COMMENT_COLUMNS)) or "#"
 
 
 def literal(value: Any) -> str | None:
-    """An expression that evaluates to the same value; None where there is none.
+    """Return an expression that evaluates to the same value, or None if there is none.
 
-    The expression uses `float`, `complex`, `slice`, `torch` and `device` (`torch.device`). Sequences, slices and dicts
-    are looked into.
+    The expression uses `float`, `complex`, `slice`, `torch` and `device` (`torch.device`). The parts of sequences,
+    slices and dicts are converted too.
     """
     if value is None or isinstance(value, bool):
         return repr(value)
@@ -94,7 +94,7 @@ def _number(value: float) -> str:
 
 
 def _container(value: Any) -> str | None:
-    """A sequence, slice or dict whose parts all have literals."""
+    """Return the literal of a sequence, slice or dict whose parts all have literals."""
     if isinstance(value, slice):
         parts = [literal(part) for part in (value.start, value.stop, value.step)]
         return None if None in parts else f"slice({', '.join(map(str, parts))})"

@@ -6,20 +6,24 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from .tolerances import ALL_GRADIENTS, GRADIENT, Error, Told, errors_of, same_bits, widest
+from .tolerances import ALL_GRADIENTS, GRADIENT, Deviation, StepResults, deviations_of, same_bits, widest
 
 GENERATOR = "generator state"
-STEPPED = "parameter "  # what the names of parameters after the optimizer's step begin with
+STEPPED = "parameter "  # prefix of the names of parameters after the optimizer's step
 
-# How many times as far as a rounding of the parameters moves a single gradient in eager, rewriting may move it. Biases
-# before BatchNorm, whose gradients are nothing but what was rounded, were moved about as far by both.
+# Rewriting may move a single gradient this many times as far as a rounding of the parameters moves it in eager. Biases
+# before BatchNorm, whose gradients consist of rounding only, were moved about as far by both.
 _NUDGED = 8.0
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that was not the same after a step: to the bit, and then by how much at most; or within its limit, and
-    then its relative error."""
+    """A result that was not the same after a step.
+
+    step: the number of the step.
+    what: the name of the result.
+    largest: the largest difference where bits are compared, otherwise the relative error.
+    """
 
     step: int
     what: str
@@ -28,76 +32,89 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """What was found in the steps so far.
+    """The differences in the steps so far.
 
-    limit: None to compare bits; else the relative error that rounding may cause (`relative_errors.limit_of`).
+    limit: None to compare bits, otherwise the relative error that rounding may cause (`tolerances.limit_of`).
     noise: the distance by which approximate codes are predicted to move all gradients together.
-    compared: how many tensors of each step; unstable: what differs between two runs of eager.
+    compared: the number of tensors compared in each step.
+    unstable: the results that differ between two runs of eager.
     """
 
     limit: float | None
     noise: float = 0.0
     compared: int = 0
     unstable: dict[str, None] = field(default_factory=dict)
-    _found: list[Difference] = field(default_factory=list)
-    _errors: list[Error] = field(default_factory=list)
+    _differences: list[Difference] = field(default_factory=list)
+    _deviations: list[Deviation] = field(default_factory=list)
 
-    def add(self, step: int, eager: Told, again: Told, rewritten: Told, nudged: Told | None = None) -> None:
-        """Compares what a step gave in eager, in eager once more, and rewritten.
+    def add(
+        self,
+        step: int,
+        eager: StepResults,
+        repeated: StepResults,
+        rewritten: StepResults,
+        nudged: StepResults | None = None,
+    ) -> None:
+        """Compare the results of a step in eager, in eager once more, and rewritten.
 
-        nudged: eager's gradients with every parameter moved by a rounding: a single gradient may be off by a few times
-        what that moves it.
+        nudged: eager's gradients with every parameter moved by a rounding. A single gradient may deviate by a few times
+            the effect of that.
         """
         if self.limit is None:
             self.compared = len(eager)
-            self.unstable |= dict.fromkeys(one.what for one in _different_bits(step, eager, again))
-            self._found += _different_bits(step, eager, rewritten)
+            self.unstable |= dict.fromkeys(difference.what for difference in _different_bits(step, eager, repeated))
+            self._differences += _different_bits(step, eager, rewritten)
             return
-        eager, again, rewritten = _before_stepping(eager), _before_stepping(again), _before_stepping(rewritten)
+        eager, repeated, rewritten = _before_stepping(eager), _before_stepping(repeated), _before_stepping(rewritten)
         self.compared = len(eager)
-        self.unstable |= dict.fromkeys(e.what for e in errors_of(eager, again, self.limit) if not e.is_within)
+        self.unstable |= dict.fromkeys(e.what for e in deviations_of(eager, repeated, self.limit) if not e.is_within)
         if self.noise:  # codes that draw move the generator on
-            eager, rewritten = ({w: t for w, t in told.items() if w != GENERATOR} for told in (eager, rewritten))
-        errors = errors_of(eager, rewritten, self.limit, self.noise)
+            eager, rewritten = ({w: t for w, t in results.items() if w != GENERATOR} for results in (eager, rewritten))
+        deviations = deviations_of(eager, rewritten, self.limit, self.noise)
         if nudged is not None:
-            moved = {e.what: e.relative for e in errors_of({w: eager[w] for w in nudged}, nudged, self.limit)}
-            errors = [
+            moved = {e.what: e.relative for e in deviations_of({w: eager[w] for w in nudged}, nudged, self.limit)}
+            deviations = [
                 replace(e, limit=max(e.limit, _NUDGED * moved[e.what])) if e.what.startswith(GRADIENT) else e
-                for e in errors
+                for e in deviations
             ]
-        self._found += [Difference(step, e.what, e.relative) for e in errors if not e.is_within]
-        self._errors += errors
+        self._differences += [Difference(step, e.what, e.relative) for e in deviations if not e.is_within]
+        self._deviations += deviations
 
     @property
     def differences(self) -> tuple[Difference, ...]:
-        """What differs, and does not between two runs of eager."""
-        return tuple(one for one in self._found if one.what not in self.unstable)
+        """Return the results that differ, except those that differ between two runs of eager."""
+        return tuple(difference for difference in self._differences if difference.what not in self.unstable)
 
     @property
-    def errors(self) -> tuple[Error, ...]:
-        """The error nearest its limit, or furthest beyond, of each kind: all gradients together, one gradient, anything
-        else; where bits were compared, none."""
-        kinds: dict[str, Error] = {}
-        for one in (one for one in self._errors if one.what not in self.unstable):
-            kind = next((kind for kind in (ALL_GRADIENTS, GRADIENT) if one.what.startswith(kind)), "")
-            if kind not in kinds or not one.relative / one.limit <= kinds[kind].relative / kinds[kind].limit:
-                kinds[kind] = one
+    def deviations(self) -> tuple[Deviation, ...]:
+        """Return for each kind of result the deviation nearest its limit, or furthest beyond it.
+
+        The kinds are all gradients together, one gradient, and anything else. Where bits are compared there are none.
+        """
+        kinds: dict[str, Deviation] = {}
+        for deviation in (deviation for deviation in self._deviations if deviation.what not in self.unstable):
+            kind = next((kind for kind in (ALL_GRADIENTS, GRADIENT) if deviation.what.startswith(kind)), "")
+            if (
+                kind not in kinds
+                or not deviation.relative / deviation.limit <= kinds[kind].relative / kinds[kind].limit
+            ):
+                kinds[kind] = deviation
         return tuple(kinds[kind] for kind in (ALL_GRADIENTS, GRADIENT, "") if kind in kinds)
 
 
-def _different_bits(step: int, first: Told, second: Told) -> Iterator[Difference]:
-    """What is not the same to the bit."""
-    for what in first.keys() | second.keys():
-        one, other = first.get(what), second.get(what)
-        if one is None or other is None:
-            if one is not other:
+def _different_bits(step: int, first_results: StepResults, second_results: StepResults) -> Iterator[Difference]:
+    """Yield the results that are not the same to the bit."""
+    for what in first_results.keys() | second_results.keys():
+        left, right = first_results.get(what), second_results.get(what)
+        if left is None or right is None:
+            if left is not right:
                 yield Difference(step, what, math.inf)
-        elif one.shape != other.shape:
+        elif left.shape != right.shape:
             yield Difference(step, what, math.inf)
-        elif one.dtype != other.dtype or not same_bits(one, other):
-            yield Difference(step, what, float((widest(one) - widest(other)).abs().max()))
+        elif left.dtype != right.dtype or not same_bits(left, right):
+            yield Difference(step, what, float((widest(left) - widest(right)).abs().max()))
 
 
-def _before_stepping(told: Told) -> Told:
-    """Without the parameters that an optimizer's step left, in which rounding is magnified."""
-    return {what: one for what, one in told.items() if not what.startswith(STEPPED)}
+def _before_stepping(results: StepResults) -> StepResults:
+    """Return the results without the parameters after an optimizer's step, in which rounding is magnified."""
+    return {what: tensor for what, tensor in results.items() if not what.startswith(STEPPED)}

@@ -1,4 +1,4 @@
-"""Holds the noise of approximate gradients against what is predicted: how much there is, and whether it has a bias."""
+"""Checks the noise of approximate gradients against the prediction: its amount, and whether it has a bias."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ..noise.perturbed_backward import energy_of
 from ..plan.step import PlannedStep
-from .tolerances import ALL_GRADIENTS, ALONE, GRADIENT, Told
+from .tolerances import ALL_GRADIENTS, ALONE, GRADIENT, StepResults
 
-# Times the predicted energy that there may be. Measured on the models of the tests: up to 1.8 times in a weight's
-# gradient and 5 times in a bias's, which adds up noise that rows have in common; 0.6 to 1.3 times in all together.
+# The largest ratios of measured to predicted energy. Measured on the models of the tests: up to 1.8 in a weight's
+# gradient and 5 in a bias's, which adds up noise that rows have in common; 0.6 to 1.3 in all gradients together.
 _SLACK_ALONE = 6.0
 _SLACK_TOGETHER = 2.25
-_SMALL = 1e-2  # of the average element's energy, that every gradient's noise may have though it is not predicted
-# Shares of energies that may be the same in each draw: of codes that draw, since backward squares the noise of what it
-# reads of tanh, norms and softmax (a fifth was measured, with 2 bits), and of those that round to the nearest.
+_SMALL = 1e-2  # share of the average element's energy that every gradient's noise may have without a prediction
+# Shares of energies that may be the same in each draw. Codes that draw have some, since backward squares the noise in
+# the values of tanh, norms and softmax (a fifth was measured, with 2 bits). Codes that round to the nearest have more.
 _BIAS_OF_DRAWN = 0.4
 _BIAS_OF_NEAREST = 2.0
 _DEVIATIONS = 5.0
@@ -27,7 +27,13 @@ _DEVIATIONS = 5.0
 
 @dataclass(frozen=True)
 class NoisyGradient:
-    """The noise of a gradient, or of all together: mean ‖ĝ − g‖² over draws, as a share of the own variance of all."""
+    """The noise of a gradient, or of all together: mean ‖ĝ − g‖² over draws, as a share of the own variance of all.
+
+    what: the name of the gradient.
+    predicted: the predicted noise.
+    measured: the measured noise.
+    limit: the most noise allowed.
+    """
 
     what: str
     predicted: float
@@ -36,12 +42,12 @@ class NoisyGradient:
 
     @property
     def is_within(self) -> bool:
-        """Whether there is no more of it than there may be; NaN is."""
+        """Return whether the noise is at most its limit; NaN is not."""
         return self.measured <= self.limit
 
     @property
     def share_of_limit(self) -> float:
-        """What there is of what there may be: infinite where there may be none and is some, and for NaN."""
+        """Return the noise as a share of its limit: infinite for NaN, and for noise where none is allowed."""
         if self.limit > 0 and not isnan(self.measured):
             return self.measured / self.limit
         return 0.0 if self.is_within else inf
@@ -49,9 +55,16 @@ class NoisyGradient:
 
 @dataclass(frozen=True)
 class MeasuredNoise:
-    """What so many draws say. bias: ‖E ĝ − g‖² of all gradients together, estimated without the draws' own noise, as a
-    share of the gradient's own variance; the mean of n draws has this and an n-th of the noise. most_biased: the
-    gradient that has most of it."""
+    """The noise over several draws.
+
+    draws: the number of draws.
+    together: the noise of all gradients together.
+    alone: the noise of each gradient.
+    bias: ‖E ĝ − g‖² of all gradients together, without the draws' own noise, as a share of the gradient's own variance.
+        The mean of n draws has this and an n-th of the noise.
+    bias_limit: the most bias allowed.
+    most_biased: the gradient with the largest bias.
+    """
 
     draws: int
     together: NoisyGradient
@@ -62,12 +75,12 @@ class MeasuredNoise:
 
     @property
     def faults(self) -> Iterator[str]:
-        """What is wrong, in words."""
-        for one in (self.together, *self.alone):
-            if not one.is_within:
+        """Yield a sentence about each gradient with too much noise, and about a bias."""
+        for gradient in (self.together, *self.alone):
+            if not gradient.is_within:
                 yield (
-                    f"{one.what}: codes add {one.measured:.1e} of the gradient's own variance over {self.draws} draws, "
-                    f"{one.predicted:.1e} was predicted (limit {one.limit:.1e})"
+                    f"{gradient.what}: codes add {gradient.measured:.1e} of the gradient's own variance over "
+                    f"{self.draws} draws, {gradient.predicted:.1e} was predicted (limit {gradient.limit:.1e})"
                 )
         if not self.bias <= self.bias_limit:
             yield (
@@ -76,7 +89,7 @@ class MeasuredNoise:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts, for JSON."""
+        """Return plain numbers and texts, for JSON."""
         return asdict(self)
 
 
@@ -84,8 +97,10 @@ class MeasuredNoise:
 class GradientNoise:
     """Sums up the noise of draws.
 
-    predicted: its energy by the name of the gradient; from_nearest: what of it codes make that round to the nearest;
-    rounding: the relative error that all gradients together may have besides.
+    predicted: the predicted energy of the noise, by the name of the gradient.
+    from_nearest: the part of that energy from codes that round to the nearest.
+    rounding: the relative error allowed in addition for all gradients together.
+    own_variance: the variance of the gradient without codes.
     """
 
     predicted: Mapping[str, float]
@@ -98,49 +113,51 @@ class GradientNoise:
 
     @staticmethod
     def of(planned: PlannedStep, rounding: float) -> GradientNoise | None:
-        """For the codes of a plan; None if it has no approximate ones."""
+        """Build the sums for the codes of a plan; None if it has no approximate codes."""
         sensitivity, plan = planned.costs.sensitivity, planned.plan
         if sensitivity is None or not plan.encoding_error > 0:
             return None
-        codecs = {(s, number): planned.posed.codec_sites[s][number].codec for s, number in planned.coded}
+        codecs = {(s, number): planned.mapping.codec_sites[s][number].codec for s, number in planned.coded}
         nearest = [key for key, codec in codecs.items() if codec.fidelity == "approximate" and not codec.draws]
-        told = {f"{GRADIENT}{source.name}": noise for source, noise in sensitivity.by_gradient(codecs).items()}
-        return GradientNoise(told, sum(sensitivity.by_gradient(nearest).values()), rounding, sensitivity.own_variance)
+        predicted = {f"{GRADIENT}{source.name}": noise for source, noise in sensitivity.by_gradient(codecs).items()}
+        return GradientNoise(
+            predicted, sum(sensitivity.by_gradient(nearest).values()), rounding, sensitivity.own_variance
+        )
 
-    def add(self, eager: Told, rewritten: Told) -> None:
-        """One more draw: what the same step gave in eager and rewritten."""
+    def add(self, eager: StepResults, rewritten: StepResults) -> None:
+        """Add a draw: the gradients of the same step in eager and rewritten."""
         for what in self.predicted:
-            one, other = eager.get(what), rewritten.get(what)
-            if one is not None and other is not None and one.shape == other.shape:
-                off = other - one
-                self._energies.setdefault(what, []).append(energy_of(off))
-                self._exact[what] = energy_of(one)
-                self._sums[what] = self._sums[what].add_(off) if what in self._sums else off
+            exact, noisy = eager.get(what), rewritten.get(what)
+            if exact is not None and noisy is not None and exact.shape == noisy.shape:
+                deviation = noisy - exact
+                self._energies.setdefault(what, []).append(energy_of(deviation))
+                self._exact[what] = energy_of(exact)
+                self._sums[what] = self._sums[what].add_(deviation) if what in self._sums else deviation
 
-    def found(self) -> MeasuredNoise | None:
-        """What the draws say, two at least; None if no gradient that noise reaches is there."""
+    def summarize(self) -> MeasuredNoise | None:
+        """Return the noise over at least two draws; None if no gradient that noise reaches is present."""
         if not self._energies:
             return None
         draws = len(next(iter(self._energies.values())))
-        elements = {what: told.numel() for what, told in self._sums.items()}
-        mean = {what: sum(told) / draws for what, told in self._energies.items()}
+        elements = {what: total.numel() for what, total in self._sums.items()}
+        mean = {what: sum(energies) / draws for what, energies in self._energies.items()}
         bias = {what: (energy_of(self._sums[what]) / draws - mean[what]) / (draws - 1) for what in mean}
         whole = sum(self.predicted[what] for what in mean)
-        rounding, least = self.rounding**2, _SMALL * whole / sum(elements.values())
+        rounding, element_energy = self.rounding**2, _SMALL * whole / sum(elements.values())
         alone = [
             self._judged(
                 what,
-                told,
+                energies,
                 self.predicted[what],
                 _SLACK_ALONE,
-                ALONE**2 * rounding * self._exact[what] + least * elements[what],
+                ALONE**2 * rounding * self._exact[what] + element_energy * elements[what],
             )
-            for what, told in self._energies.items()
+            for what, energies in self._energies.items()
         ]
-        in_all = [sum(told) for told in zip(*self._energies.values(), strict=True)]
+        in_all = [sum(draw) for draw in zip(*self._energies.values(), strict=True)]
         rounding *= sum(self._exact.values())
         limit = _BIAS_OF_DRAWN * whole + _BIAS_OF_NEAREST * self.from_nearest + rounding
-        # of noise with m equal parts ‖e‖² strays by √(2 / m) of itself, the product of two draws' noise by √(1 / m)
+        # ‖e‖² of noise with m equal parts varies by √(2 / m) of itself, the product of two draws' noise by √(1 / m)
         limit += _DEVIATIONS * _spread(in_all) * whole / (draws * (draws - 1)) ** 0.5
         return MeasuredNoise(
             draws,
@@ -152,16 +169,21 @@ class GradientNoise:
         )
 
     def _judged(
-        self, what: str, energies: Sequence[float], predicted: float, slack: float, besides: float
+        self, what: str, energies: Sequence[float], predicted: float, slack: float, unpredicted: float
     ) -> NoisyGradient:
-        """besides: energy that there may be and is not predicted."""
+        """Return the noise of a gradient with its limit.
+
+        unpredicted: energy that is allowed although it is not predicted.
+        """
         measured = sum(energies) / len(energies)
-        limit = slack * predicted * (1 + _DEVIATIONS * _spread(energies) / len(energies) ** 0.5) + besides
-        return NoisyGradient(what, *(one / self.own_variance for one in (predicted, measured, limit)))
+        limit = slack * predicted * (1 + _DEVIATIONS * _spread(energies) / len(energies) ** 0.5) + unpredicted
+        return NoisyGradient(what, *(energy / self.own_variance for energy in (predicted, measured, limit)))
 
 
 def _spread(energies: Sequence[float]) -> float:
-    """How far draws stray from their mean, as a share of it: no further than the square of one normal number."""
+    """Return the standard deviation of the draws as a share of their mean, at most that of the square of one normal
+    number.
+    """
     mean = sum(energies) / len(energies)
-    deviation = (sum((one - mean) ** 2 for one in energies) / (len(energies) - 1)) ** 0.5
+    deviation = (sum((energy - mean) ** 2 for energy in energies) / (len(energies) - 1)) ** 0.5
     return min(deviation / mean, 2**0.5) if mean else 0.0

@@ -1,4 +1,4 @@
-"""What verification found, predicted beside measured: as text, as JSON."""
+"""Holds the outcome of verification, predicted against measured, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ from ..text.byte_sizes import format_bytes
 from .codec_audit import Audit
 from .comparison import Difference
 from .noise_check import MeasuredNoise
-from .tolerances import GRADIENT, Error
+from .tolerances import GRADIENT, Deviation
 
 
 @dataclass(frozen=True)
 class Report:
     """The outcome of `verify`.
 
-    compared: how many tensors were compared after each step; unstable: what differs between two runs of eager, which
-    no rewriting can equal. Peaks are in bytes, everything counted; `dropped_peak_bytes` is the peak when the caller
-    drops what forward returned, but for the loss, before backward. time_ratio: median over pairs of rewritten / eager.
-    errors: where results may be rounded, the largest relative error of each kind, with its limit; else none.
+    name: the class of the module.
+    plan: the plan of the rewritten module.
+    steps: the number of steps compared.
+    compared: the number of tensors compared after each step.
+    differences: the results that differ between eager and the rewritten module.
+    unstable: the results that differ between two runs of eager, which no rewriting can equal.
+    eager_peak_bytes: the measured peak of eager, everything counted.
+    measured_peak_bytes: the measured peak of the rewritten module.
+    dropped_peak_bytes: the same if the caller drops the outputs of forward, except for the loss, before backward.
+    time_ratio: the median over pairs of rewritten / eager; None if nothing was timed.
+    timed_pairs: the number of timed pairs.
+    device_type: the type of the device.
+    notes: the notes of the plan.
+    errors: the largest relative error of each kind of result, with its limit; empty where bits are compared.
     predicted_error: the relative error of all gradients together that approximate codes are predicted to cause.
-    audit: what single codes do to their values and to the gradient, predicted and measured. noise: what all of them do
-    to each gradient, over a few draws; None if nothing is approximate.
+    audit: the errors that single codes cause in their values and in the gradient, predicted and measured.
+    noise: the noise that all codes cause in each gradient, over a few draws; None if nothing is approximate.
     """
 
     name: str
@@ -42,45 +52,45 @@ class Report:
     timed_pairs: int
     device_type: str
     notes: tuple[str, ...] = ()
-    errors: tuple[Error, ...] = ()
+    errors: tuple[Deviation, ...] = ()
     predicted_error: float = 0.0
     audit: Audit = field(default_factory=Audit)
     noise: MeasuredNoise | None = None
 
     @property
     def same_results(self) -> bool:
-        """Whether all that eager itself repeats was the same: to the bit, or within limits where it may be rounded."""
+        """Return whether all results that eager itself repeats were the same, to the bit or within limits."""
         return not self.differences
 
     @property
     def same_bits(self) -> bool:
-        """Whether it was the same to the bit."""
-        return not self.differences and not any(one.relative for one in self.errors)
+        """Return whether all those results were the same to the bit."""
+        return not self.differences and not any(deviation.relative for deviation in self.errors)
 
     @property
     def within_budget(self) -> bool:
-        """Whether both measured peaks are at most the budget."""
+        """Return whether both measured peaks are at most the budget."""
         budget_bytes = self.plan.budget_bytes
         return budget_bytes is None or max(self.measured_peak_bytes, self.dropped_peak_bytes) <= budget_bytes
 
     @property
     def predicted(self) -> bool:
-        """Whether the peak was predicted: on CPU to the byte, on CUDA within 1 %."""
+        """Return whether the peak was predicted: on CPU to the byte, on CUDA within 1 %."""
         off = abs(self.measured_peak_bytes - self.plan.peak_bytes)
         return off == 0 if self.device_type == "cpu" else off <= 0.01 * self.plan.peak_bytes
 
     @property
     def ok(self) -> bool:
-        """Same results, within budget, as predicted, no code at fault."""
+        """Return whether results are the same, peaks are predicted and within the budget, and no code has a fault."""
         return self.same_results and self.within_budget and self.predicted and not self.faults
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is wrong with approximate codes, in words."""
+        """Return a sentence about each fault of approximate codes."""
         return (*self.audit.faults, *(self.noise.faults if self.noise is not None else ()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts, for JSON."""
+        """Return plain numbers and texts, for JSON."""
         return {
             "model": self.name,
             "ok": self.ok,
@@ -90,9 +100,9 @@ class Report:
             "predicted": self.predicted,
             "steps": self.steps,
             "compared": self.compared,
-            "differences": [asdict(d) for d in self.differences],
+            "differences": [asdict(difference) for difference in self.differences],
             "unstable": list(self.unstable),
-            "errors": [asdict(one) for one in self.errors],
+            "errors": [asdict(deviation) for deviation in self.errors],
             "predicted_error": self.predicted_error,
             "audit": self.audit.to_dict(),
             "noise": self.noise.to_dict() if self.noise is not None else None,
@@ -127,7 +137,10 @@ class Report:
             rows.append(("variance added, predicted", f"at most {added} of the gradient's own, limit {limit}"))
             rows += self._noise()
             rows.append(("relative error, predicted", f"{self.predicted_error:.1e}: all gradients together"))
-        rows += [("relative error", f"{one.relative:.1e}, limit {one.limit:.0e}: {one.what}") for one in self.errors]
+        rows += [
+            ("relative error", f"{deviation.relative:.1e}, limit {deviation.limit:.0e}: {deviation.what}")
+            for deviation in self.errors
+        ]
         rows.append(("results" if self.errors else "bits", self._compared()))
         width = max(len(name) for name, _ in rows)
         lines = [f"{self.name}: {'verified' if self.ok else 'NOT VERIFIED'}"]
@@ -137,26 +150,28 @@ class Report:
         return "\n".join(map(printable, lines))
 
     def _noise(self) -> Iterator[tuple[str, str]]:
-        """What draws of the codes' noise show."""
+        """Yield the rows about the noise of codes over draws."""
         if self.noise is None:
             return
         draws, together = self.noise.draws, self.noise.together
         yield "  measured over draws", f"{_share(together.measured)}, limit {_share(together.limit)}, {draws} draws"
         yield "  the same in all draws", f"{_share(max(self.noise.bias, 0.0))}, limit {_share(self.noise.bias_limit)}"
-        furthest = max(self.noise.alone, key=lambda one: one.share_of_limit)
-        told = f"{_share(furthest.measured)}, limit {_share(furthest.limit)}"
-        yield "  of that nearest its limit", f"{told}: {furthest.what.removeprefix(GRADIENT)}"
+        furthest = max(self.noise.alone, key=lambda gradient: gradient.share_of_limit)
+        measured = f"{_share(furthest.measured)}, limit {_share(furthest.limit)}"
+        yield "  of that nearest its limit", f"{measured}: {furthest.what.removeprefix(GRADIENT)}"
 
     def _compared(self) -> str:
         if self.differences:
             worst = self.differences[0]
-            told = f"{len(self.differences)} DIFFER, first {worst.what} after step {worst.step} by {worst.largest:.2e}"
+            summary = (
+                f"{len(self.differences)} DIFFER, first {worst.what} after step {worst.step} by {worst.largest:.2e}"
+            )
         else:
-            alike = "within the limits" if self.errors else "equal"
-            told = f"{alike}: {self.compared} tensors after each of {self.steps} steps"
-        return told + (f"; {len(self.unstable)} differ between two runs of eager" if self.unstable else "")
+            agreement = "within the limits" if self.errors else "equal"
+            summary = f"{agreement}: {self.compared} tensors after each of {self.steps} steps"
+        return summary + (f"; {len(self.unstable)} differ between two runs of eager" if self.unstable else "")
 
 
 def _share(part: float) -> str:
-    """A share of the gradient's own variance: in per cent, unless it is next to nothing."""
+    """Format a share of the gradient's own variance: in per cent, unless it is nearly nothing."""
     return f"{part:.2%}" if part >= 1e-3 else f"{part:.1e}"

@@ -1,4 +1,4 @@
-"""Runs the original and the rewritten module side by side, and compares results and peaks."""
+"""Trains a module in eager and rewritten, and compares results, peaks and times."""
 
 from __future__ import annotations
 
@@ -41,41 +41,47 @@ def verify(
     make_optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
     **options: Any,
 ) -> Report:
-    """Trains copies of a module for a few steps, in eager and rewritten, and compares what each step gives.
+    """Train copies of a module for a few steps, in eager and rewritten, and compare the results of each step.
 
-    steps: optimizer steps (AdamW unless `make_optimizer` makes another from parameters); timed_pairs: how many steps of
-    each are timed in turn; options: those of `rewrite`, `time_limit` among them. What differs between two runs of eager
-    is listed apart: no rewriting can be equal to it. The module itself is not changed, nor is the random state.
-    Where the module has checkpoints of its own (`torch.utils.checkpoint`), which rewriting makes plain calls, results
-    are compared with eager in which they are plain calls too; eager's peak is measured with them.
+    steps: the number of optimizer steps.
+    timed_pairs: the number of steps of each copy that are timed in turn.
+    audited: the most values that are audited (`audit_of`).
+    make_optimizer: a function that makes an optimizer from parameters; AdamW by default.
+    options: the options of `rewrite`, `time_limit` included.
 
-    With fidelity="bitwise" the outputs asked for, gradients, parameters, buffers and the generator's state are compared
-    after each step, bit for bit. With a looser one each step begins from eager's parameters and buffers, as training
-    magnifies what is rounded (AdamW divides a gradient by its own size): outputs, gradients and buffers are held to
-    limits of their relative errors, which follow the dtype (`relative_errors.limit_of`), the generator bit for bit. A
-    single gradient may be off by a few times what a rounding of the parameters moves it in eager: that of a bias before
-    BatchNorm is nothing but what was rounded.
-    With "approximate" all gradients together are held to what the codes of the plan are predicted to add to them; five
-    more draws at the first parameters hold each parameter's gradient to what it is predicted to get, and their mean to
-    the exact gradient (`gradient_noise`). At most `audited` of the values that are kept approximately are given back as
-    decoded, each alone (`audit`).
+    Results that differ between two runs of eager are listed separately: no rewriting can equal them. The module itself
+        and the random state do not change. A module may have checkpoints of its own (`torch.utils.checkpoint`), which
+        rewriting turns into plain calls. Results are then compared with eager in which they are plain calls too;
+        eager's peak is measured with them.
 
-    Raises what `rewrite` raises; ValueError for a dtype whose rounding has not been measured.
+    With fidelity="bitwise", outputs, gradients, parameters, buffers and the generator's state are compared after each
+    step, bit for bit. With a looser fidelity each step begins from eager's parameters and buffers, since training
+    magnifies rounding (AdamW divides a gradient by its own size). Relative errors of outputs, gradients and buffers are
+    held to limits that follow the dtype (`tolerances.limit_of`); the generator is compared bit for bit. A single
+    gradient may deviate by a few times the effect of a rounding of the parameters in eager: the gradient of a bias
+    before BatchNorm consists of rounding only.
+
+    With "approximate", all gradients together are held to the predicted noise of the plan's codes. Five more draws at
+    the first parameters hold each parameter's gradient to its prediction, and their mean to the exact gradient
+    (`GradientNoise`). At most `audited` values that are kept approximately are replaced by their decoded versions, each
+    alone (`audit_of`).
+
+    Raises the errors of `rewrite`, and ValueError for a dtype whose rounding has not been measured.
     """
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     make_optimizer = make_optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=_LEARNING_RATE))
     with _generators_restored(device_of(model, args, kwargs)):
-        small = rewrite(copy.deepcopy(model).train(), budget, args, kwargs, **options)
-        first = small.lowtide.planned
+        rewritten = rewrite(copy.deepcopy(model).train(), budget, args, kwargs, **options)
+        first = rewritten.lowtide.planned
         constants = first.costs.captured.constants
-        modules = (copy.deepcopy(model).train(), copy.deepcopy(model).train(), small)
+        modules = (copy.deepcopy(model).train(), copy.deepcopy(model).train(), rewritten)
         runners = [_Runner(module, args, kwargs, options, make_optimizer, constants) for module in modules]
         limit = None if first.costs.options.fidelity == "bitwise" else limit_of(_dtypes_made(first))
         audit = audit_of(first, runners[2].situation().tensors, audited)
         with checkpoints_passed() if first.costs.captured.checkpoints else nullcontext():
-            noise = _noise_found(GradientNoise.of(first, limit), runners) if limit is not None else None
-            comparison = _compared(runners, steps, limit, first.noise_energy**0.5)
-        peaks = _peaks(runners[0], runners[2], small.lowtide.planned.costs.captured.outputs)
+            noise = _measure_noise(GradientNoise.of(first, limit), runners) if limit is not None else None
+            comparison = _compare_steps(runners, steps, limit, first.noise_energy**0.5)
+        peaks = _peaks(runners[0], runners[2], rewritten.lowtide.planned.costs.captured.outputs)
         ratio = _time_ratio(runners[0], runners[2], timed_pairs) if timed_pairs else None
     return Report(
         name=type(model).__name__,
@@ -90,47 +96,47 @@ def verify(
         time_ratio=ratio,
         timed_pairs=timed_pairs,
         device_type=first.costs.device.type,
-        notes=first.posed.problem.notes,
-        errors=comparison.errors,
+        notes=first.mapping.problem.notes,
+        errors=comparison.deviations,
         predicted_error=_predicted_error(first),
         audit=audit,
         noise=noise,
     )
 
 
-def _compared(runners: Sequence[_Runner], steps: int, limit: float | None, noise: float) -> Comparison:
-    """What each step gives, in turn; with a limit all begin from the same parameters."""
+def _compare_steps(runners: Sequence[_Runner], steps: int, limit: float | None, noise: float) -> Comparison:
+    """Compare the results of each step; with a limit, all copies begin each step from the same parameters."""
     comparison = Comparison(limit, noise)
-    eager, again, rewritten = runners
+    eager, repeated, rewritten = runners
     for step in range(steps):
         nudged = None
         if limit is not None and not noise:  # with noise no gradient is judged alone
-            again.take_over(eager)
-            nudged = again.nudged_gradients(step)
+            repeated.copy_state_from(eager)
+            nudged = repeated.nudged_gradients(step)
         if limit is not None:
-            again.take_over(eager)
-            rewritten.take_over(eager)
+            repeated.copy_state_from(eager)
+            rewritten.copy_state_from(eager)
         comparison.add(step, *(runner.step(step) for runner in runners), nudged=nudged)
     return comparison
 
 
-def _noise_found(noise: GradientNoise | None, runners: Sequence[_Runner]) -> MeasuredNoise | None:
-    """What draws at the first parameters show of the noise of codes."""
+def _measure_noise(noise: GradientNoise | None, runners: Sequence[_Runner]) -> MeasuredNoise | None:
+    """Measure the noise of codes over several draws at the first parameters."""
     if noise is None:
         return None
     for seed in range(_DRAWS):
         noise.add(*(runner.gradients(seed) for runner in (runners[0], runners[2])))
-    return noise.found()
+    return noise.summarize()
 
 
 def _predicted_error(planned: PlannedStep) -> float:
-    """How far the approximate codes of a plan move all gradients together, as a share of those it was predicted on."""
+    """Return the predicted relative error that a plan's approximate codes cause in all gradients together."""
     sensitivity, energy = planned.costs.sensitivity, planned.noise_energy
     return (energy / sensitivity.squared_gradient) ** 0.5 if sensitivity is not None and energy else 0.0
 
 
 def _dtypes_made(planned: PlannedStep) -> set[torch.dtype]:
-    """The floating-point dtypes that a step computes in, autocast's too."""
+    """Return the floating-point dtypes that a step computes in, those of autocast included."""
     values = (node.meta["val"] for node in planned.costs.captured.graph.graph.nodes if "val" in node.meta)
     tensors = (value for value in values if isinstance(value, torch.Tensor))
     return {tensor.dtype.to_real() for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()}
@@ -158,49 +164,49 @@ class _Runner:
         self.model = model
         self.constants = constants
         self.args, self.kwargs = args, kwargs
-        self.wanted, self.returned = options.get("differentiable"), options.get("outputs")
+        self.differentiable, self.returned = options.get("differentiable"), options.get("outputs")
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(trained) if trained else None
         self.device = device_of(model, args, kwargs)
 
     def step(self, seed: int) -> dict[str, torch.Tensor | None]:
-        """One optimizer step; everything there is to compare, by name."""
+        """Take one optimizer step and return all results to compare, by name."""
         outputs, names = self._forward_and_backward(seed)
-        told: dict[str, torch.Tensor | None] = {
+        results: dict[str, torch.Tensor | None] = {
             f"output {name}": output.detach().clone()
             for name, output in zip(names, outputs, strict=True)
             if self.returned is None or is_named(name, self.returned)
         }
-        told |= {what: None if grad is None else grad.clone() for what, grad in self._grads().items()}
+        results |= {what: None if grad is None else grad.clone() for what, grad in self._grads().items()}
         if self.optimizer is not None:
             self.optimizer.step()
-        told |= {f"{STEPPED}{name}": p.detach().clone() for name, p in self.model.named_parameters()}
-        told |= {f"buffer {name}": b.clone() for name, b in self.model.named_buffers()}
-        told[GENERATOR] = torch.get_rng_state()
+        results |= {f"{STEPPED}{name}": p.detach().clone() for name, p in self.model.named_parameters()}
+        results |= {f"buffer {name}": b.clone() for name, b in self.model.named_buffers()}
+        results[GENERATOR] = torch.get_rng_state()
         if self.device.type == "cuda":
-            told["generator state on the device"] = torch.cuda.get_rng_state(self.device)
-        return told
+            results["generator state on the device"] = torch.cuda.get_rng_state(self.device)
+        return results
 
     def gradients(self, seed: int) -> dict[str, torch.Tensor | None]:
-        """All gradients of one forward and backward, by name; none is left behind."""
+        """Return all gradients of one forward and backward, by name; none stays in `.grad`."""
         self._forward_and_backward(seed)
-        found = self._grads()
+        gradients = self._grads()
         self.clear()
-        return found
+        return gradients
 
     def nudged_gradients(self, seed: int) -> dict[str, torch.Tensor | None]:
-        """`gradients` with each parameter moved up or down by a rounding of its own, which is left so."""
+        """Return `gradients` after moving each parameter up or down by a rounding; the parameters stay moved."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in (one for one in self.model.parameters() if one.is_floating_point() or one.is_complex()):
+            for parameter in (p for p in self.model.parameters() if p.is_floating_point() or p.is_complex()):
                 signs = torch.randint(2, parameter.shape, generator=generator).mul_(2).sub_(1)
                 parameter.mul_(1 + torch.finfo(parameter.dtype).eps * signs.to(parameter))
         return self.gradients(seed)
 
     def _forward_and_backward(self, seed: int) -> tuple[list[torch.Tensor], Sequence[str]]:
-        """The outputs, with their names."""
+        """Run forward and backward; return the outputs with their names."""
         torch.manual_seed(seed)
-        # Under a context that spans steps, eager would go on with the casts of parameters from before they changed.
+        # Under a context that spans steps, eager would continue with the casts of parameters from before they changed.
         torch.clear_autocast_cache()
         self.clear()
         outputs, structure = flatten(without_caches(self.model(*self.args, **self.kwargs)), "output")
@@ -208,21 +214,24 @@ class _Runner:
         return outputs, structure.names
 
     def _grads(self) -> dict[str, torch.Tensor | None]:
-        told = {f"{GRADIENT}{name}": parameter.grad for name, parameter in self.model.named_parameters()}
-        return told | {f"{GRADIENT}input {index}": tensor.grad for index, tensor in enumerate(self._inputs())}
+        gradients = {f"{GRADIENT}{name}": parameter.grad for name, parameter in self.model.named_parameters()}
+        return gradients | {f"{GRADIENT}input {index}": tensor.grad for index, tensor in enumerate(self._inputs())}
 
-    def take_over(self, other: _Runner) -> None:
-        """Takes the values of another copy's parameters and buffers."""
-        own, its = (runner.model for runner in (self, other))
+    def copy_state_from(self, other: _Runner) -> None:
+        """Copy the values of another runner's parameters and buffers."""
+        own_model, other_model = (runner.model for runner in (self, other))
         with torch.no_grad():
             for kind in ("named_parameters", "named_buffers"):
-                values = dict(getattr(its, kind)())
-                for name, tensor in getattr(own, kind)():
+                values = dict(getattr(other_model, kind)())
+                for name, tensor in getattr(own_model, kind)():
                     if not torch.equal(tensor, values[name]):
                         tensor.copy_(values[name])
 
-    def once(self, *, hold: bool) -> None:
-        """Forward and backward; `hold` keeps what forward returned until backward has ended."""
+    def run_once(self, *, hold: bool) -> None:
+        """Run forward and backward.
+
+        hold: whether to keep the outputs of forward until backward has ended.
+        """
         outputs, structure = flatten(without_caches(self.model(*self.args, **self.kwargs)), "output")
         if not hold:
             chosen = self._chosen(outputs, structure.names)
@@ -230,16 +239,16 @@ class _Runner:
         self._backward(outputs, structure.names)
 
     def clear(self) -> None:
-        """Lets go of all gradients."""
+        """Release all gradients."""
         for tensor in (*self.model.parameters(), *self._inputs()):
             tensor.grad = None
 
     def situation(self) -> Situation:
-        """What is there when a step begins."""
+        """Return the situation in which a step begins."""
         return situation_of(self.model, self.args, self.kwargs, Options(), self.device, self.constants)
 
     def resident_bytes(self, outputs: Outputs) -> int:
-        """What is there when a step begins, with all that the step before has left in the module."""
+        """Return the bytes present when a step begins, including all that the previous step has left in the module."""
         situation, granularity = self.situation(), rounding_bytes(self.device, None)
         left, _ = flatten(outputs.left_before(dict(self.model.named_modules())), "left")
         own = list(situation.tensors.values())
@@ -251,13 +260,13 @@ class _Runner:
         return [t for t in tensors if t.requires_grad and t.is_leaf]
 
     def _chosen(self, outputs: Sequence[torch.Tensor | None], names: Sequence[str]) -> list[int]:
-        """The outputs that backward starts from: of those returned the loss, or all that carry a gradient."""
+        """Return the outputs that backward starts from: the loss among those returned, or all that carry a gradient."""
         places = {id(output): i for i, output in reversed(list(enumerate(outputs)))}
         able = [i for i in sorted(places.values()) if (output := outputs[i]) is not None and output.requires_grad]
         if self.returned is not None:
             able = [i for i in able if is_named(names[i], self.returned)]
-        if self.wanted is not None:
-            return [i for i in able if is_named(names[i], self.wanted)]
+        if self.differentiable is not None:
+            return [i for i in able if is_named(names[i], self.differentiable)]
         return [i for i in able if names[i] == "loss"] or able
 
     def _backward(self, outputs: Sequence[torch.Tensor | None], names: Sequence[str]) -> None:
@@ -268,22 +277,23 @@ class _Runner:
 
 
 def _peaks(eager: _Runner, rewritten: _Runner, outputs: Outputs) -> tuple[int, int, int]:
-    """Measured peaks: of eager, of the rewritten module, and of the latter with outputs dropped before backward.
+    """Return the measured peaks of eager, of the rewritten module, and of the latter with outputs dropped before
+    backward.
 
-    What the step before has left in the module is there at the start, and is let go of meanwhile.
+    Tensors that the previous step has left in the module are present at the start and are freed during the step.
     """
     peaks = []
     for runner, hold in ((eager, True), (rewritten, True), (rewritten, False)):
         runner.clear()
         resident_bytes = runner.resident_bytes(outputs)
-        above = measure_peak(lambda runner=runner, hold=hold: runner.once(hold=hold), runner.device)
+        above = measure_peak(lambda runner=runner, hold=hold: runner.run_once(hold=hold), runner.device)
         peaks.append(resident_bytes + above)
         runner.clear()
     return peaks[0], peaks[1], peaks[2]
 
 
 def _time_ratio(eager: _Runner, rewritten: _Runner, pairs: int) -> float:
-    """The median over pairs, run in turn, of the rewritten step's time divided by eager's."""
+    """Return the median over pairs, run in turn, of the rewritten step's time divided by eager's."""
     ratios = []
     for _ in range(pairs):
         seconds = []
@@ -292,7 +302,7 @@ def _time_ratio(eager: _Runner, rewritten: _Runner, pairs: int) -> float:
             if runner.device.type == "cuda":
                 torch.cuda.synchronize(runner.device)
             started = time.perf_counter()
-            runner.once(hold=True)
+            runner.run_once(hold=True)
             if runner.device.type == "cuda":
                 torch.cuda.synchronize(runner.device)
             seconds.append(time.perf_counter() - started)

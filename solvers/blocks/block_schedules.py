@@ -1,5 +1,4 @@
-"""The ways to run one layer, told by what runs and in which order: what each keeps, how high it rises, how long
-it takes."""
+"""Schedules of one block: the operations that its forward and backward run, with their bytes and seconds."""
 
 from __future__ import annotations
 
@@ -15,35 +14,35 @@ from .block_values import shared_values, stream_values
 
 @dataclass(frozen=True)
 class BlockSchedule:
-    """One way to run a block of a class, everything that other blocks make or read being kept.
+    """A schedule of a block of a class; all values that other blocks make or read are kept.
 
-    forward, backward: what runs in the block's forward and in its backward, in order, as positions in
-        `operations_of`, so that a way of one block is one of every block of its class. An operation of forward that
-        runs for the first time in backward has waited.
-    kept_bytes: alive from forward to backward (values that other blocks read left out, recorded generator states
-        included).
-    height_bytes: the highest moment of backward above what is alive when it begins, with the kept bytes counted in,
-        and what backward reads of the block's output: to be added to what the rest of the step holds then.
-    forward_height_bytes: the highest moment of forward above what is alive when it begins.
-    seconds: beyond running every operation once.
+    forward, backward: the operations that run in forward and in backward, in order, as positions in `operations_of`.
+        A schedule of one block therefore fits every block of its class. An operation of forward that first runs in
+        backward has waited.
+    kept_bytes: alive from forward to backward, with recorded generator states but without values that other blocks
+        read.
+    backward_peak_bytes: the peak of backward above the bytes alive when it begins. It includes the kept bytes and
+        the values of the block's output that backward reads; add it to the bytes that the rest of the step holds.
+    forward_peak_bytes: the peak of forward above the bytes alive when it begins.
+    seconds: time beyond running every operation once.
     """
 
     forward: tuple[int, ...]
     backward: tuple[int, ...]
     kept_bytes: int
-    height_bytes: int
-    forward_height_bytes: int
+    backward_peak_bytes: int
+    forward_peak_bytes: int
     seconds: float
 
 
 def operations_of(problem: Problem, block: int) -> tuple[int, ...]:
-    """The operations of a block, those of its forward first."""
+    """Return the operations of a block, those of its forward first."""
     segments = problem.segment_operations
     return segments[block] + segments[2 * len(problem.block_classes) - 1 - block]
 
 
 class BlockEvaluator:
-    """Weighs ways to run one block."""
+    """Computes the bytes and seconds of schedules of one block."""
 
     def __init__(self, problem: Problem, block: int) -> None:
         self.problem, self.block = problem, block
@@ -53,18 +52,18 @@ class BlockEvaluator:
         self.size_bytes, self.momentary_bytes = arrays.size_bytes.tolist(), arrays.momentary_bytes.tolist()
         shared = shared_values(problem)
         own = [value for index in self.operations for value in problem.ops[index].makes]
-        turn = problem.forward_length
-        # what forward makes for this block alone: alive when backward begins only if backward wants it
-        self.loose = frozenset(
+        boundary = problem.forward_length
+        # values that forward makes for this block alone: alive when backward begins only if backward reads them
+        self.local_values = frozenset(
             value
             for value in own
-            if problem.maker[value] < turn and value not in shared and not problem.values[value].held
+            if problem.maker[value] < boundary and value not in shared and not problem.values[value].held
         )
         touched = {value for index in self.operations for value in problem.ops[index].reads} | set(own)
         self.held = {value for value in touched if problem.values[value].held}
-        after = block + 1
-        self.stream = stream_values(problem)[after] if after < len(problem.block_classes) else frozenset()
-        # what an earlier block reads stays: it may have to run its forward again
+        following = block + 1
+        self.stream = stream_values(problem)[following] if following < len(problem.block_classes) else frozenset()
+        # a value that an earlier block reads stays: that block may have to recompute its forward
         self.after_backward = {
             value
             for value in touched
@@ -73,33 +72,33 @@ class BlockEvaluator:
             or any(problem.ops[reader].block < block for reader in problem.readers[value])
         }
 
-    def weigh(self, forward: tuple[int, ...], backward: tuple[int, ...]) -> BlockSchedule:
-        """The way that runs these operations (by their numbers in the problem)."""
-        ops, turn = self.problem.ops, self.problem.forward_length
-        again = {index for index in backward if index < turn and ops[index].random}
-        states_bytes = self.problem.state_bytes * len(again)
-        wanted, rise_bytes = self._backward(backward)
-        kept = wanted & self.loose
-        kept_bytes = self._size(kept) + states_bytes
-        once = sum(ops[index].seconds for index in self.operations)
-        ran = sum(ops[index].seconds for index in forward) + sum(ops[index].seconds for index in backward)
+    def evaluate(self, forward: tuple[int, ...], backward: tuple[int, ...]) -> BlockSchedule:
+        """Return the schedule that runs these operations, given by their numbers in the problem."""
+        ops, boundary = self.problem.ops, self.problem.forward_length
+        redrawn = {index for index in backward if index < boundary and ops[index].random}
+        states_bytes = self.problem.state_bytes * len(redrawn)
+        required, peak_above_start_bytes = self._backward(backward)
+        kept_values = required & self.local_values
+        kept_bytes = self._size(kept_values) + states_bytes
+        once_seconds = sum(ops[index].seconds for index in self.operations)
+        ran_seconds = sum(ops[index].seconds for index in forward) + sum(ops[index].seconds for index in backward)
         return BlockSchedule(
             forward=tuple(self.position[index] for index in forward),
             backward=tuple(self.position[index] for index in backward),
             kept_bytes=kept_bytes,
-            height_bytes=rise_bytes + self._size(wanted) + states_bytes,
-            forward_height_bytes=self.forward_peak(forward, kept) + states_bytes,
-            seconds=ran - once,
+            backward_peak_bytes=peak_above_start_bytes + self._size(required) + states_bytes,
+            forward_peak_bytes=self.forward_peak(forward, kept_values) + states_bytes,
+            seconds=ran_seconds - once_seconds,
         )
 
-    def wanted(self, backward: tuple[int, ...]) -> frozenset[int]:
-        """What a backward wants of what its block's forward makes for itself and for the next block alone."""
+    def required_values(self, backward: tuple[int, ...]) -> frozenset[int]:
+        """Return the values that backward requires, of those made for this block and the next one alone."""
         return self._backward(backward)[0]
 
     def forward_peak(self, forward: tuple[int, ...], kept: frozenset[int]) -> int:
-        """The highest moment of a forward that keeps these values, above what is alive when it begins."""
+        """Return the peak of a forward that keeps these values, above the bytes alive when it begins."""
         ops, size = self.problem.ops, self.size_bytes
-        alive = {value for index in forward for value in ops[index].makes if value not in self.loose} | kept
+        alive = {value for index in forward for value in ops[index].makes if value not in self.local_values} | kept
         live = sum(size[value] for index in forward for value in ops[index].makes if value in alive)
         highest = live
         for index in reversed(forward):
@@ -109,7 +108,7 @@ class BlockEvaluator:
                     live -= size[value]
             reused = 0
             for value in ops[index].reads:
-                if value in self.loose and value not in alive:
+                if value in self.local_values and value not in alive:
                     alive.add(value)
                     live += size[value]
                     reused += size[value] * (value == ops[index].reuses)
@@ -117,7 +116,7 @@ class BlockEvaluator:
         return highest
 
     def _backward(self, order: tuple[int, ...]) -> tuple[frozenset[int], int]:
-        """(values wanted, bytes by which it rises above its beginning), walked from the end to the beginning."""
+        """Return (values required, peak above the start in bytes), walking from the end to the beginning."""
         ops, size, momentary = self.problem.ops, self.size_bytes, self.momentary_bytes
         needed = self.after_backward.copy()
         live = highest = 0  # relative to the end
@@ -134,14 +133,27 @@ class BlockEvaluator:
                     live += size[value]
                     reused += size[value] * (value == ops[index].reuses)
             highest = max(highest, live + momentary[index] - reused)
-        return frozenset((self.loose | self.stream) & needed), highest - live
+        return frozenset((self.local_values | self.stream) & needed), highest - live
 
     def _size(self, values: Iterable[int]) -> int:
         return sum(self.size_bytes[value] for value in values)
 
 
-def unbeaten(ways: Iterable[BlockSchedule]) -> tuple[BlockSchedule, ...]:
-    """Those that no other is as good as in everything, from the most bytes kept to the fewest."""
-    order = sorted(ways, key=lambda w: (w.seconds, w.kept_bytes, w.height_bytes, w.forward, w.backward))
-    best = unbeaten_rows(np.array([(way.kept_bytes, way.height_bytes, way.forward_height_bytes) for way in order]))
-    return tuple(sorted((order[i] for i in best), key=lambda way: (-way.kept_bytes, way.seconds)))
+def unbeaten(schedules: Iterable[BlockSchedule]) -> tuple[BlockSchedule, ...]:
+    """Return the schedules that no other matches in every respect, from the most bytes kept to the fewest."""
+    order = sorted(
+        schedules,
+        key=lambda schedule: (
+            schedule.seconds,
+            schedule.kept_bytes,
+            schedule.backward_peak_bytes,
+            schedule.forward,
+            schedule.backward,
+        ),
+    )
+    rows = unbeaten_rows(
+        np.array(
+            [(schedule.kept_bytes, schedule.backward_peak_bytes, schedule.forward_peak_bytes) for schedule in order]
+        )
+    )
+    return tuple(sorted((order[row] for row in rows), key=lambda schedule: (-schedule.kept_bytes, schedule.seconds)))

@@ -1,4 +1,4 @@
-"""What the blocks of a problem own and share."""
+"""Values that the blocks of a problem own and share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .tradeoff import forward_needs
 
 @lru_cache(maxsize=8)
 def forward_values(problem: Problem) -> tuple[tuple[int, ...], ...]:
-    """For each block the values its forward makes, in order: equal positions correspond in blocks of one class."""
+    """Return for each block the values its forward makes, in order; positions correspond within a class."""
     blocks = len(problem.block_classes)
     return tuple(
         tuple(value for op in operations for value in problem.ops[op].makes)
@@ -23,7 +23,7 @@ def forward_values(problem: Problem) -> tuple[tuple[int, ...], ...]:
 
 @lru_cache(maxsize=8)
 def shared_values(problem: Problem) -> frozenset[int]:
-    """Values that forward makes in one block and another block reads: block inputs, and what is carried along."""
+    """Return the values that forward makes in one block and another block reads."""
     shared = set()
     for op in problem.ops[: problem.forward_length]:
         for value in op.makes:
@@ -34,7 +34,7 @@ def shared_values(problem: Problem) -> frozenset[int]:
 
 @lru_cache(maxsize=8)
 def stream_values(problem: Problem) -> tuple[frozenset[int], ...]:
-    """For each block the values that only the block before makes and only these two read: they may be dropped."""
+    """Return for each block the values that the block before makes and only these two read: they may be dropped."""
     blocks = len(problem.block_classes)
     may_drop, streams = droppable(problem), [set() for _ in range(blocks)]
     for value in shared_values(problem):
@@ -46,14 +46,14 @@ def stream_values(problem: Problem) -> tuple[frozenset[int], ...]:
 
 
 def repeated_blocks(problem: Problem) -> tuple[int, ...]:
-    """Blocks whose class has more than one member, in order; all blocks if there are none."""
+    """Return the blocks whose class has several members, in order; all blocks if there are none."""
     members = Counter(problem.block_classes)
     repeated = tuple(b for b, block_class in enumerate(problem.block_classes) if members[block_class] > 1)
     return repeated or tuple(range(len(problem.block_classes)))
 
 
 def block_inputs(problem: Problem, block: int) -> tuple[int, ...]:
-    """Values made by the forward of other blocks that the forward of this one reads."""
+    """Return the values of other blocks' forward that the forward of this one reads."""
     own = frozenset(forward_values(problem)[block])
     shared = shared_values(problem)
     reads = (v for op in problem.segment_operations[block] for v in problem.ops[op].reads)
@@ -62,28 +62,28 @@ def block_inputs(problem: Problem, block: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=8)
 def alike(problem: Problem) -> tuple[int, ...]:
-    """For each block the first one that is equal to it in all that matters to how it may be run.
+    """Return for each block the first block that has the same schedules.
 
-    Of its class, with equal times and sizes, wired alike within, and the same of its values held, read by other blocks
-    or needed before backward: blocks merged into layers of one class may differ in these.
+    Both are of one class, with equal times, sizes and wiring. The same of their values are held, read by other blocks
+    or needed before backward; blocks merged into layers of one class may differ in these.
     """
     segments, last = problem.segment_operations, 2 * len(problem.block_classes) - 1
     shared, needs, values = shared_values(problem), forward_needs(problem), problem.values
     first: dict[tuple, int] = {}
-    found = []
+    representatives = []
     for block, block_class in enumerate(problem.block_classes):
         number: dict[int, int] = {}
-        told = []
+        signature = []
         for index in segments[block] + segments[last - block]:
             op = problem.ops[index]
             wiring = tuple(number.setdefault(value, len(number)) for value in (*op.reads, *op.makes))
             makes = tuple((values[value].size_bytes, values[value].held, value in shared) for value in op.makes)
-            told.append((op.seconds, bool(needs[index]), wiring, makes))
-        found.append(first.setdefault((block_class, len(segments[block]), tuple(told)), block))
-    return tuple(found)
+            signature.append((op.seconds, bool(needs[index]), wiring, makes))
+        representatives.append(first.setdefault((block_class, len(segments[block]), tuple(signature)), block))
+    return tuple(representatives)
 
 
 def middle_member(kinds: Sequence[int], kind: int) -> int:
-    """The block that stands for its kind (`alike`): the first and the last may see unusual neighbours."""
+    """Return the block that represents its kind (`alike`); the first and the last may have unusual neighbours."""
     members = [block for block, other in enumerate(kinds) if other == kind]
     return members[len(members) // 2]

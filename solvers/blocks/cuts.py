@@ -1,4 +1,4 @@
-"""Finer ways to cut a step than into layers: parts of a layer, and windows of large blocks."""
+"""Cuts of a step into blocks finer than layers: parts of a layer, and windows of large blocks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..problem.problem import Problem
 from .layers import crossing_bytes, in_layers, layer_starts, merged
 
 _LEAST_OF_A_PART = 4  # operations of forward
-_AS_NARROW = 1.05  # parts begin where at most so many times the bytes cross that cross between layers
-_SMALL = 160  # operations of forward of a step that can be looked at as a whole
+_AS_NARROW = 1.05  # parts begin where at most this many times the bytes cross that cross between layers
+_SMALL = 160  # operations of forward of a step that can be searched as a whole
 _LARGE = 24  # operations of forward that make a block worth cutting
 _LINKS_OF_A_CHAIN = 4
 _WORTH_CUTTING = 1.2  # times as many blocks
@@ -21,10 +21,10 @@ _WINDOW = (8, 20)  # least and most operations of forward in a window
 
 
 def partitions(problem: Problem) -> tuple[Problem, ...]:
-    """The same step with its blocks merged into layers, into parts of layers, and into windows.
+    """Return the step with its blocks merged into layers, into parts of layers, and into windows.
 
-    The coarser cuts find what is best within a layer as a whole, the finer ones keep fewer bytes at once. A finer cut
-    is left out if it has hardly more blocks than the one before, or more than are worth the time.
+    The coarser cuts find the best schedules of whole layers, the finer ones keep fewer bytes at once. A finer cut is
+    left out if it has hardly more blocks than the one before, or too many for the time they take.
     """
     cuts = [in_layers(problem)]
     for finer in (in_parts(problem), in_windows(in_parts(problem))):
@@ -34,7 +34,7 @@ def partitions(problem: Problem) -> tuple[Problem, ...]:
 
 
 def chains(problem: Problem) -> tuple[Problem, ...]:
-    """The partitions worth nesting: windows only of what is no chain of layers, and small steps also uncut."""
+    """Return the partitions worth nesting: windows only of steps without a chain of layers; small steps also uncut."""
     layers, parts, windows = in_layers(problem), in_parts(problem), in_windows(in_parts(problem))
     cuts = [layers]
     if parts in partitions(problem):
@@ -48,7 +48,7 @@ def chains(problem: Problem) -> tuple[Problem, ...]:
 
 @lru_cache(maxsize=8)
 def in_parts(problem: Problem) -> Problem:
-    """Layers cut wherever as few bytes cross as between layers (between attention and feed-forward)."""
+    """Return layers cut wherever as few bytes cross as between layers, such as between attention and feed-forward."""
     crossing, layers = crossing_bytes(problem), layer_starts(problem)
     sizes = [len(operations) for operations in problem.segment_operations[: len(problem.block_classes)]]
     starts = []
@@ -64,11 +64,10 @@ def in_parts(problem: Problem) -> Problem:
 
 @lru_cache(maxsize=8)
 def in_windows(problem: Problem) -> Problem:
-    """Blocks of many operations cut where few bytes cross that are read soon after.
+    """Return blocks of many operations cut where few bytes cross that are read soon after.
 
-    What is read much later (the skips of a U-Net) crosses every cut, and does not tell good cuts from bad ones. Blocks
-    of one class are cut at the same places. An operation of backward goes with the latest window that it or a later one
-    reads from.
+    Values read much later (the skips of a U-Net) cross every cut, so they do not distinguish cuts. Blocks of one class
+    are cut at the same places. An operation of backward goes with the latest window that it or a later one reads from.
     """
     blocks = len(problem.block_classes)
     segments = problem.segment_operations
@@ -97,10 +96,12 @@ def in_windows(problem: Problem) -> Problem:
 
 
 def window_cuts(operations: Sequence[tuple[Sequence[int], Sequence[int]]], size_bytes: Sequence[int]) -> list[int]:
-    """Positions at which to cut many operations into windows, the first one left out; none if they are few.
+    """Return the positions at which to cut operations into windows, without the first; none for few operations.
 
-    operations: what each reads and makes. size_bytes: of what they read and make. The cuts are where the fewest bytes
-    cross that are read soon after.
+    The cuts are where the fewest bytes cross that are read soon after.
+
+    operations: the values that each reads and makes.
+    size_bytes: of these values, by their numbers.
     """
     least, most = _WINDOW
     cuts: list[int] = []
@@ -115,7 +116,7 @@ def window_cuts(operations: Sequence[tuple[Sequence[int], Sequence[int]]], size_
 def _read_soon_bytes(
     operations: Sequence[tuple[Sequence[int], Sequence[int]]], size_bytes: Sequence[int], position: int, soon: int
 ) -> int:
-    """Bytes made before a position and read within the next operations."""
+    """Return the bytes made before a position and read within the next `soon` operations."""
     made = {value for _, makes in operations[:position] for value in makes}
     read = {value for reads, _ in operations[position : position + soon] for value in reads}
     return sum(size_bytes[value] for value in made & read)

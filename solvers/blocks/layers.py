@@ -1,4 +1,4 @@
-"""Merges consecutive blocks that repeat together, the parts of one layer, and takes them apart again."""
+"""Merges consecutive blocks that repeat together into layers, and splits run orders of layers into those blocks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ..problem.liveness import RunOrder
 from ..problem.problem import Problem
 
 _LONGEST_PERIOD = 64
-_WORTH_TURNING = 0.9  # begin layers elsewhere if at most this share of the bytes crosses there
-_MOST_OF_A_LAYER = 1.5  # what lies between runs of layers is cut into pieces of at most so many layers
+_WORTH_ROTATING = 0.9  # begin layers elsewhere if at most this share of the bytes crosses there
+_MOST_OF_A_LAYER = 1.5  # stretches between runs of layers are cut into pieces of at most this many layers
 
 
 @lru_cache(maxsize=8)
 def in_layers(problem: Problem) -> Problem:
-    """The same step with blocks merged into layers, for deciding what to keep.
+    """Return the step with blocks merged into layers, for deciding which values to keep.
 
-    Blocks are cut wherever few bytes cross, which may be several times within a layer; what crosses within a
-    layer is as good to drop as any other value, what crosses between layers is what checkpointing keeps. A run
-    of layers is where the classes of blocks are periodic; layers begin where fewest bytes cross. What is left is
-    cut into pieces not much larger than a layer (or than the largest block).
+    Blocks are cut wherever few bytes cross, which may be several times within a layer. A value that crosses within a
+    layer may be dropped like any other; checkpointing keeps those that cross between layers. A run of layers is where
+    the classes of blocks are periodic; layers begin where fewest bytes cross. The rest is cut into pieces not much
+    larger than a layer, or than the largest block.
     """
     return merged(problem, layer_starts(problem))
 
 
 def merged(problem: Problem, first_blocks: Sequence[int]) -> Problem:
-    """The same step with blocks merged; `first_blocks` begin the new ones, in order."""
+    """Return the step with blocks merged; `first_blocks` begin the new ones, in order."""
     ends = [*first_blocks[1:], len(problem.block_classes)]
     layer_of: list[int] = []
     classes: dict[tuple[int, ...], int] = {}
@@ -44,29 +44,29 @@ def merged(problem: Problem, first_blocks: Sequence[int]) -> Problem:
 
 
 def in_blocks(problem: Problem, order: RunOrder) -> RunOrder:
-    """A run order of `in_layers(problem)` with its segments cut into those of the problem's own blocks.
+    """Return a run order of `in_layers(problem)` with its segments cut into those of the problem's own blocks.
 
-    Operations of forward run in their own block. In backward, operations that run once mark their block's
-    segment, and what is run before them for their sake goes with them.
+    Operations of forward run in their own block. In backward, operations that run once mark their block's segment;
+    operations recomputed for them go with them.
     """
     count = 2 * len(problem.block_classes)
     if len(order) == count:
         return order
     runs = [op for segment in order for op in segment]
-    turn = sum(len(segment) for segment in order[: len(order) // 2])
+    boundary = sum(len(segment) for segment in order[: len(order) // 2])
     home, once = _homes(problem)
-    forward, backward = np.array(runs[:turn], dtype=np.int64), np.array(runs[turn:], dtype=np.int64)
+    forward, backward = np.array(runs[:boundary], dtype=np.int64), np.array(runs[boundary:], dtype=np.int64)
     # the segment begun by the latest operation that runs once, and the one that the next one needs
     begun = np.maximum.accumulate(np.where(once[backward], home[backward], count // 2))
-    wanted = np.where(backward >= problem.forward_length, np.maximum(home[backward], begun), count - 1)
-    following = np.minimum.accumulate(wanted[::-1])[::-1]
+    required = np.where(backward >= problem.forward_length, np.maximum(home[backward], begun), count - 1)
+    following = np.minimum.accumulate(required[::-1])[::-1]
     ends = np.searchsorted(np.concatenate((home[forward], following)), np.arange(count), side="right").tolist()
     return tuple(tuple(runs[start:end]) for start, end in zip([0, *ends], ends, strict=False))
 
 
 @lru_cache(maxsize=8)
 def _homes(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """For each operation the segment it belongs to, and whether it runs once."""
+    """Return for each operation its segment, and whether it runs once."""
     home = np.empty(len(problem.ops), dtype=np.int64)
     for segment, operations in enumerate(problem.segment_operations):
         home[list(operations)] = segment
@@ -74,7 +74,7 @@ def _homes(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def layer_starts(problem: Problem) -> list[int]:
-    """The first block of every layer."""
+    """Return the first block of every layer."""
     crossing = crossing_bytes(problem)
     sizes = [len(operations) for operations in problem.segment_operations[: len(problem.block_classes)]]
     starts: list[int] = []
@@ -88,9 +88,9 @@ def layer_starts(problem: Problem) -> list[int]:
             between.append((low, high))
             continue
         begin, period, count = low + run[0], run[1], run[2]
-        turned = min(range(period), key=lambda shift: (crossing[begin + shift], shift))
-        if count > 2 and crossing[begin + turned] < _WORTH_TURNING * crossing[begin]:
-            begin, count = begin + turned, count - 1
+        rotated = min(range(period), key=lambda shift: (crossing[begin + shift], shift))
+        if count > 2 and crossing[begin + rotated] < _WORTH_ROTATING * crossing[begin]:
+            begin, count = begin + rotated, count - 1
         starts += range(begin, begin + period * count, period)
         largest = max(largest, sum(sizes[begin : begin + period]))
         pending += [(low, begin), (begin + period * count, high)]
@@ -100,8 +100,10 @@ def layer_starts(problem: Problem) -> list[int]:
 
 
 def _pieces(low: int, high: int, sizes: list[int], crossing: list[int], most: float) -> list[int]:
-    """Cuts blocks low..high-1 into pieces of at most `most` operations of forward, in the second half of each
-    where fewest bytes cross; returns where they start."""
+    """Cut blocks low..high-1 into pieces of at most `most` operations of forward; return their first blocks.
+
+    Each piece ends in the second half of its range, where fewest bytes cross.
+    """
     starts: list[int] = []
     while low < high:
         starts.append(low)
@@ -119,7 +121,7 @@ def _pieces(low: int, high: int, sizes: list[int], crossing: list[int], most: fl
 
 
 def _longest_run(classes: Sequence[int]) -> tuple[int, int, int] | None:
-    """(start, period, repetitions) of the stretch that covers most blocks, the shortest period of equals."""
+    """Return (start, period, repetitions) of the run that covers most blocks; of equals the shortest period."""
     best, covered = None, 0
     for period in range(1, min(_LONGEST_PERIOD, len(classes) // 2) + 1):
         same = 0
@@ -135,7 +137,7 @@ def _longest_run(classes: Sequence[int]) -> tuple[int, int, int] | None:
 
 
 def crossing_bytes(problem: Problem) -> list[int]:
-    """For each block the bytes that the forward of earlier blocks makes and its own or a later one's reads."""
+    """Return for each block the bytes that earlier blocks' forward makes and its own or a later one's reads."""
     change = [0] * (len(problem.block_classes) + 1)
     for value, maker in enumerate(problem.maker):
         if 0 <= maker < problem.forward_length:

@@ -8,8 +8,8 @@ INFINITE = float("inf")
 class FlowGraph:
     """A directed graph with capacities between node 0 (the source) and node 1 (the sink).
 
-    Dinic 1970: shortest augmenting paths, a level at a time; O(nodes² · edges), far less on graphs as thin as
-    those of a model. Capacities are floats; what is below `smallest` counts as saturated.
+    Dinic 1970: shortest augmenting paths, a level at a time; O(nodes² · edges), far less on the sparse graphs of
+    models. Capacities are floats; an edge with less than `smallest` left counts as saturated.
     """
 
     def __init__(self, nodes: int) -> None:
@@ -26,7 +26,7 @@ class FlowGraph:
         self.rest += (capacity, 0.0)
 
     def cut(self) -> tuple[float, set[int]]:
-        """(value, nodes on the source's side) of the minimum cut with the fewest nodes on the source's side.
+        """Return (value, nodes on the source's side) of the minimum cut with the fewest nodes on that side.
 
         The value is that of a flow, hence never above the true minimum.
         """
@@ -42,7 +42,7 @@ class FlowGraph:
                 value += pushed
 
     def _levels(self) -> list[int]:
-        """Distance of every node from the source along edges with capacity left; -1 if there is no way."""
+        """Return the distance of every node from the source along edges with capacity left; -1 without a path."""
         level = [-1] * len(self.out)
         level[0] = 0
         front = [0]
@@ -54,8 +54,10 @@ class FlowGraph:
         return level
 
     def _push(self, level: list[int], upcoming: list[int]) -> float:
-        """Push flow along one shortest path; 0 if there is none left. `upcoming`: next edge to try per
-        node."""
+        """Push flow along one shortest path and return it; 0 if no path is left.
+
+        upcoming: the next edge to try per node.
+        """
         path: list[int] = []
         node = 0
         while node != 1:

@@ -1,4 +1,4 @@
-"""From how long each value lives to a run order: what is dropped is run again just before it is needed."""
+"""Turns lifetimes of values into a run order: dropped values are recomputed just before they are needed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..problem.problem import Problem
 
 
 class Lifetime(IntEnum):
-    """How long a value lives once it is made; in any case it dies with its last reader.
+    """The lifetime of a value once it is made; in any case it dies with its last reader.
 
-    All but STEP are dropped where forward ends, and not made in forward at all if only backward needs them.
+    All but STEP are dropped where forward ends, and not made in forward if only backward needs them.
     """
 
     STEP = 0  # kept from forward to its last reader in backward
     BACKWARD = 1  # rematerialized once in backward, then kept to its last reader
-    SEGMENT = 2  # rematerialized in each backward segment that needs it, and kept to the end of that
-    READING = 3  # as SEGMENT, but kept only from where backward itself reads it: not as a step to another value
+    SEGMENT = 2  # rematerialized in each backward segment that needs it, and kept to the end of that segment
+    READING = 3  # as SEGMENT, but kept only from where backward itself reads it, not to recompute another value
     MOMENT = 4  # rematerialized for each operation of backward that needs it
 
 
 @lru_cache(maxsize=8)
 def droppable(problem: Problem) -> bytes:
-    """For each value 1 if it may live shorter than STEP: not held, and made by a repeatable operation."""
+    """Return for each value 1 if it may live shorter than STEP: not held, and made by a repeatable operation."""
     flags = bytearray(len(problem.values))
     for op in problem.ops:
         if op.repeatable:
@@ -36,23 +36,24 @@ def droppable(problem: Problem) -> bytes:
 
 @lru_cache(maxsize=8)
 def residents(problem: Problem) -> bytes:
-    """For each value 1 if it is there before the step."""
+    """Return for each value 1 if it exists before the step."""
     return bytes(value.resident for value in problem.values)
 
 
 @lru_cache(maxsize=8)
 def may_wait(problem: Problem) -> bytes:
-    """For each operation 1 if it may run first when something it makes is needed, and not at all if nothing is."""
+    """Return for each operation 1 if its first run may wait until a result is needed, or never come."""
     return bytes(op.repeatable and not op.random and bool(op.makes) for op in problem.ops)
 
 
 def run_order(problem: Problem, lifetimes: Sequence[int]) -> RunOrder:
-    """Forward in trace order; then each operation of backward, preceded by the fewest runs that make what it
-    reads and is not alive, these in trace order.
+    """Return the run order of a step whose values have these lifetimes.
 
-    lifetimes: one `Lifetime` per value; values that are not `droppable` count as STEP. With STEP throughout
-    this is the trace. Nothing is rematerialized before the operation that needs it: a chain rematerialized
-    early and held can raise the peak when more is dropped.
+    Forward runs in trace order. Each operation of backward is preceded by the fewest runs, in trace order, that make
+    the values it reads that are not alive. Nothing is rematerialized before the operation that needs it: a chain
+    rematerialized early and held can raise the peak when more is dropped.
+
+    lifetimes: one `Lifetime` per value; values that are not `droppable` count as STEP. STEP throughout gives the trace.
     """
     may_drop = droppable(problem)
     walk = Walk(problem, bytes(life * may for life, may in zip(lifetimes, may_drop, strict=True)))
@@ -61,12 +62,12 @@ def run_order(problem: Problem, lifetimes: Sequence[int]) -> RunOrder:
     walk.let_wait(range(problem.forward_length, len(problem.ops)))
     walk.let_forward_wait(range(problem.forward_length), bytearray(len(problem.values)))
     forward = tuple(walk.forward(segment) for segment in segments[:blocks])
-    walk.turn()
+    walk.end_forward()
     return forward + tuple(walk.backward(segment) for segment in segments[blocks:])
 
 
 class Walk:
-    """Walks through a step, or a part of it, and knows what is alive. At first what is resident is."""
+    """Walks through a step or a part of it and tracks which values are alive, at first the resident ones."""
 
     def __init__(self, problem: Problem, lifetimes: Sequence[int]) -> None:
         self.problem = problem
@@ -77,7 +78,7 @@ class Walk:
         self._moment_values: list[int] = []  # rematerialized, to be dropped after the operation
 
     def let_wait(self, operations: Iterable[int]) -> None:
-        """Let operations wait whose values are all dropped."""
+        """Let operations wait if all values they make are dropped."""
         ops, idle, lifetimes, waits = self.problem.ops, may_wait(self.problem), self.lifetimes, self.waits
         for index in operations:
             waits[index] = idle[index]
@@ -86,9 +87,9 @@ class Walk:
                     waits[index] = 0
 
     def let_forward_wait(self, operations: range | tuple[int, ...], read_in_forward: bytearray) -> None:
-        """The same for operations of forward, if the rest of forward does without them.
+        """Let operations of forward wait likewise if the rest of forward does not need them.
 
-        read_in_forward: 1 for values that forward reads elsewhere; what these operations read is added.
+        read_in_forward: 1 for values that forward reads elsewhere; the values that these operations read are added.
         """
         self.let_wait(operations)
         ops, waits = self.problem.ops, self.waits
@@ -102,19 +103,19 @@ class Walk:
                     read_in_forward[value] = 1
 
     def forward(self, segment: Iterable[int]) -> tuple[int, ...]:
-        """What a forward segment runs."""
+        """Return the operations that a forward segment runs."""
         order = tuple(op for op in segment if not self.waits[op])
         for op in order:
             for value in self.problem.ops[op].makes:
                 self.alive[value] = 1
         return order
 
-    def turn(self) -> None:
-        """Drop what does not live from forward to backward."""
+    def end_forward(self) -> None:
+        """Drop the values that do not live from forward to backward."""
         self.alive = bytearray(alive and not life for alive, life in zip(self.alive, self.lifetimes, strict=True))
 
     def backward(self, segment: Iterable[int]) -> tuple[int, ...]:
-        """What a backward segment runs."""
+        """Return the operations that a backward segment runs."""
         order: list[int] = []
         alive, ops, waits = self.alive, self.problem.ops, self.waits
         for index in segment:
@@ -133,7 +134,7 @@ class Walk:
         return tuple(order)
 
     def _rematerialize(self, reader: int) -> list[int]:
-        """The fewest runs, in trace order, that make what `reader` reads and is not alive."""
+        """Return the fewest runs, in trace order, that make the values `reader` reads that are not alive."""
         alive, ops, maker = self.alive, self.problem.ops, self.problem.maker
         needed: set[int] = set()
         front = [reader]

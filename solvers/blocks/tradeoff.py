@@ -1,4 +1,4 @@
-"""What one block can trade: bytes kept between forward and backward against seconds of running again."""
+"""The trade of one block: bytes kept between forward and backward against seconds of recomputation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ SOURCE, SINK = 0, 1  # nodes; repeatable operation i of a block is node i + 2
 
 @dataclass(frozen=True)
 class Stake:
-    """A value in the trade. Kept across the turn it takes `kept_bytes`; if it is neither kept nor made again,
-    `missing_bytes` are paid for (by blocks that count on it). `position` is its place among the block's
-    values, -1 for one that another block makes. `codes` are (bytes, seconds of codec) that keep it as well."""
+    """A value in the trade.
+
+    kept_bytes: the bytes it takes if kept across the forward/backward boundary.
+    missing_bytes: paid for by blocks that rely on it, if it is neither kept nor recomputed.
+    position: its place among the block's values, -1 for one that another block makes.
+    codes: (bytes, seconds of the codec) of encodings that keep it as well.
+    """
 
     maker: int
     consumers: tuple[int, ...]
@@ -25,20 +29,22 @@ class Stake:
     codes: tuple[tuple[int, float], ...] = ()
 
     def kept_at(self, price: float) -> tuple[float, float, int]:
-        """(bytes, seconds, number of its code or -1) of the cheapest way to keep it, at a price in seconds per byte.
+        """Return (bytes, seconds, number of the code or -1) that keep it at the least cost.
 
-        The cost is the least of lines in the price, so concave.
+        price: in seconds per byte.
+
+        The cost is the minimum of lines in the price, hence concave.
         """
-        ways = [(self.kept_bytes, 0.0, -1), *((*code, number) for number, code in enumerate(self.codes))]
-        return min(ways, key=lambda way: way[1] + price * way[0])
+        choices = [(self.kept_bytes, 0.0, -1), *((*code, number) for number, code in enumerate(self.codes))]
+        return min(choices, key=lambda choice: choice[1] + price * choice[0])
 
 
 @dataclass(frozen=True)
 class Trade:
-    """The trade of one block, free of names: equal for equal blocks.
+    """The trade of one block, without names: equal for equal blocks.
 
-    Operation i takes `seconds[i]` and `state_bytes[i]` to run again after the turn (0 s if nothing forces it
-    to run before).
+    Operation i takes `seconds[i]` and `state_bytes[i]` to be recomputed in backward; 0 s if nothing forces it to run
+    in forward.
     """
 
     seconds: tuple[float, ...]
@@ -48,9 +54,12 @@ class Trade:
 
 @dataclass(frozen=True)
 class Point:
-    """One way to trade: `kept` positions, their bytes (payments included), seconds of what runs again.
+    """One point of a trade.
 
-    encoded: positions and codes of what is kept encoded; `kept_bytes` and `seconds` count their codes and codecs.
+    kept: positions of the values kept.
+    kept_bytes: of these values, with payments, generator states and codes.
+    seconds: of recomputed operations and of codecs.
+    encoded: (position, code) of the values kept encoded.
     """
 
     kept: frozenset[int]
@@ -61,7 +70,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The best trades. worth[i] is the minimum of seconds + price[i] · bytes over all trades (never above it)."""
+    """The best trades; worth[i] is at most the minimum of seconds + price[i] · bytes over all trades."""
 
     points: tuple[Point, ...]
     price: tuple[float, ...]
@@ -70,8 +79,10 @@ class Curve:
 
 @lru_cache(maxsize=8)
 def forward_needs(problem: Problem) -> bytes:
-    """For each operation 1 if every schedule runs it before backward begins: forward's outputs, operations
-    that run once, random draws, and all that these are made from."""
+    """Return for each operation 1 if every schedule runs it before backward begins.
+
+    These make forward's outputs, run once or draw random numbers, or make the values that such operations read.
+    """
     needs = bytearray(len(problem.ops))
     for index in range(problem.forward_length - 1, -1, -1):
         op = problem.ops[index]
@@ -85,12 +96,11 @@ def forward_needs(problem: Problem) -> bytes:
 
 
 def trade_of(problem: Problem, block: int, shares: bool) -> Trade:
-    """The trade of a block.
+    """Build the trade of a block.
 
-    shares: whether values that several blocks use take part. If not, they are kept, and count nothing. If so,
-        the block that makes one pays for keeping it, and gets its bytes back if it is there after the turn;
-        of the later blocks that read it each pays an equal share of them if it needs it. With shares values may
-        also be kept encoded.
+    shares: whether values that several blocks use take part. Without it they are kept and count nothing. With it
+        the block that makes one pays for keeping it, and gets its bytes back if it is there in backward. Each later
+        block that reads it pays an equal share if it needs it. With shares values may also be kept encoded.
     """
     segments = problem.segment_operations
     operations = segments[block] + segments[2 * len(problem.block_classes) - 1 - block]
@@ -114,9 +124,9 @@ def _own_stakes(
     stakes: list[Stake] = []
     made = ((index, value) for index in operations for value in problem.ops[index].makes)
     for position, (index, value) in enumerate(made):
-        told, op = problem.values[value], problem.ops[index]
+        record, op = problem.values[value], problem.ops[index]
         in_backward = index >= problem.forward_length
-        if told.held or (not op.repeatable and in_backward):
+        if record.held or (not op.repeatable and in_backward):
             continue
         readers = problem.readers[value]
         elsewhere = {problem.ops[r].block for r in readers if problem.ops[r].block != block}
@@ -126,8 +136,8 @@ def _own_stakes(
         rewarded = not in_backward and any(other > block for other in elsewhere)
         missing_bytes = _shared_bytes(problem, value) if rewarded else 0
         if consumers or missing_bytes:
-            kept_bytes = INFINITE if in_backward and not shares else told.size_bytes
-            codes = tuple((one.size_bytes, one.seconds) for one in told.encodings) if shares else ()
+            kept_bytes = INFINITE if in_backward and not shares else record.size_bytes
+            codes = tuple((encoding.size_bytes, encoding.seconds) for encoding in record.encodings) if shares else ()
             stakes.append(Stake(nodes.get(index, SOURCE), consumers, kept_bytes, missing_bytes, position, codes))
     return stakes
 
@@ -150,29 +160,31 @@ def _shares_of_others(problem: Problem, block: int, operations: tuple[int, ...],
 
 
 def _shared_bytes(problem: Problem, value: int) -> float:
-    """What the block that makes a value is paid for it by those that read it: its bytes, fewer if it can be encoded.
+    """Return the bytes that readers of a value pay to the block that makes it; fewer if it can be encoded.
 
-    Any amount gives a true bound, as long as it is in proportion to the price of bytes; the best would be what keeping
-    the value costs, which with encodings is not. So it is that at one price, in bytes: what the whole step takes per
+    Any amount in proportion to the price of bytes gives a true bound. The best amount is the cost of keeping the value,
+    but with encodings that is not in proportion. So the cost is taken at one price: the seconds of the whole step per
     byte of its values.
     """
-    told = problem.values[value]
-    if not told.encodings:
-        return told.size_bytes
-    usual = problem.seconds / max(sum(one.size_bytes for one in problem.values), 1)
-    least_bytes = min(one.size_bytes + (one.seconds / usual if usual else 0.0) for one in told.encodings)
-    return min(float(told.size_bytes), least_bytes)
+    record = problem.values[value]
+    if not record.encodings:
+        return record.size_bytes
+    average_price = problem.seconds / max(sum(v.size_bytes for v in problem.values), 1)
+    least_bytes = min(
+        encoding.size_bytes + (encoding.seconds / average_price if average_price else 0.0)
+        for encoding in record.encodings
+    )
+    return min(float(record.size_bytes), least_bytes)
 
 
 @lru_cache(maxsize=256)
 def curve_of(trade: Trade, highest_price: float, most_prices: int = 80) -> Curve:
-    """The lower convex hull of (bytes, seconds) over all ways to keep and run again, by parametric minimum cut.
+    """Return the lower convex hull of (bytes, seconds) over all trades, by parametric minimum cut.
 
-    For a price of λ seconds per byte, the least of (seconds run again) + λ · (bytes kept) is a minimum cut:
-    operations on the sink's side run after the turn; a value is kept where its maker is on the source's side
-    and a reader on the sink's (as in the min-cut partitioner of PyTorch, where however running again is
-    free). The hull's vertices are found by Eisner and Severance 1976: solve at the price where two neighbours
-    tie, and see whether another point lies below the line between them.
+    At a price of λ seconds per byte, the least of (seconds recomputed) + λ · (bytes kept) is a minimum cut. Operations
+    on the sink's side run in backward. A value is kept where its maker is on the source's side and a reader on the
+    sink's. PyTorch's min-cut partitioner does the same, but there recomputation is free. The hull's vertices are found
+    by Eisner and Severance 1976: solve at the price where two neighbours tie, and look for a point below their line.
     """
     prices = {0.0: 0.0}
     points: dict[tuple[frozenset[int], frozenset[tuple[int, int]]], Point] = {}
@@ -194,16 +206,16 @@ def curve_of(trade: Trade, highest_price: float, most_prices: int = 80) -> Curve
         between = solve(price)
         below_line = many.seconds - between.seconds + price * (many.kept_bytes - between.kept_bytes)
         # with rounded numbers a known point may seem to lie below a line through itself
-        new = all((between.kept, between.encoded) != (known.kept, known.encoded) for known in (many, few))
+        new = all((between.kept, between.encoded) != (neighbour.kept, neighbour.encoded) for neighbour in (many, few))
         if new and below_line > 1e-9 * total_seconds:
             pending += [(many, between), (between, few)]
     price = tuple(sorted(prices))
     in_order = tuple(sorted(points.values(), key=lambda point: (-point.kept_bytes, point.seconds)))
-    return Curve(in_order, price, tuple(prices[one] for one in price))
+    return Curve(in_order, price, tuple(prices[each] for each in price))
 
 
 def _cheapest(trade: Trade, price: float) -> tuple[Point, float]:
-    """The trade that is best at a price (seconds per byte), and its worth."""
+    """Return the point that is best at a price (seconds per byte), and its worth."""
     first = len(trade.seconds) + 2
     graph = FlowGraph(first + len(trade.stakes))
     for node, (seconds, state_bytes) in enumerate(zip(trade.seconds, trade.state_bytes, strict=True), 2):
@@ -218,9 +230,9 @@ def _cheapest(trade: Trade, price: float) -> tuple[Point, float]:
             graph.connect(node, SINK, price * stake.missing_bytes)
             given_back += price * stake.missing_bytes
     value, before = graph.cut()
-    again = [node - 2 for node in range(2, first) if node not in before]
+    recomputed = [node - 2 for node in range(2, first) if node not in before]
     kept: set[int] = set()
-    kept_bytes = float(sum(trade.state_bytes[i] for i in again))
+    kept_bytes = float(sum(trade.state_bytes[i] for i in recomputed))
     codecs: dict[tuple[int, int], float] = {}
     for node, stake in enumerate(trade.stakes, first):
         if node in before:
@@ -232,5 +244,5 @@ def _cheapest(trade: Trade, price: float) -> tuple[Point, float]:
             kept.add(stake.position)
             if code >= 0:
                 codecs[stake.position, code] = codec_seconds
-    seconds = sum(trade.seconds[i] for i in again) + sum(codecs.values())
+    seconds = sum(trade.seconds[i] for i in recomputed) + sum(codecs.values())
     return Point(frozenset(kept - {-1}), kept_bytes, seconds, frozenset(codecs)), value - given_back

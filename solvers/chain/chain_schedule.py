@@ -1,4 +1,4 @@
-"""From a nesting of a chain's links to a run order, and to words."""
+"""Turns a nested schedule of a chain's links into a run order, and describes it."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from .chain import Chain
 from .tables import Keep, NestedSchedule, Pass, Tables
 
 
-def order_of(problem: Problem, tables: Tables, nesting: NestedSchedule) -> RunOrder:
-    """What the nesting runs in each segment of the problem whose blocks are the links of the tables' chain.
+def order_of(problem: Problem, tables: Tables, nested_schedule: NestedSchedule) -> RunOrder:
+    """Return the run order of a nested schedule; the problem's blocks are the links of the tables' chain.
 
-    First forwards run in their own segments, what runs again in the segment of the next backward.
+    First forwards run in their own segments, recomputed operations in the segment of the next backward.
     """
     blocks = len(tables.links)
     segments: list[list[int]] = [[] for _ in range(2 * blocks)]
     operations = [operations_of(problem, block) for block in range(blocks)]
-    for link, positions, segment in _steps(tables, nesting):
+    for link, positions, segment in _steps(tables, nested_schedule):
         segments[segment] += [operations[link][position] for position in positions]
     return tuple(tuple(segment) for segment in segments)
 
 
-def told(tables: Tables, nesting: NestedSchedule) -> str:
-    """How many links keep how much, and which stretches pass more than once."""
+def describe(tables: Tables, nested_schedule: NestedSchedule) -> str:
+    """Describe how many links keep how much, and how many stretches are recomputed from their first input."""
     kept: Counter[int] = Counter()
     passes = []
-    for part in _parts(nesting):
+    for part in _parts(nested_schedule):
         if isinstance(part.decision, Keep):
             level = part.level
-            link, way = part.decision.link, part.decision.way
-            chosen = way if level is None else tables.levels[level][link]
-            kept[tables.chain.links[link].ways[chosen].kept_bytes] += 1
+            link, schedule = part.decision.link, part.decision.schedule
+            chosen = schedule if level is None else tables.levels[level][link]
+            kept[tables.chain.links[link].schedules[chosen].kept_bytes] += 1
         else:
             passes.append(part.decision)
-    ways = ", ".join(format_keeping(count, size) for size, count in sorted(kept.items(), reverse=True))
+    amounts = ", ".join(format_keeping(count, size) for size, count in sorted(kept.items(), reverse=True))
     again = f"; {len(passes)} stretches run again from their first input" if passes else ""
-    return f"of {len(tables.links)} links: {ways}{again}"
+    return f"of {len(tables.links)} links: {amounts}{again}"
 
 
-def _parts(nesting: NestedSchedule) -> Iterator[NestedSchedule]:
-    pending = [nesting]
+def _parts(nested_schedule: NestedSchedule) -> Iterator[NestedSchedule]:
+    pending = [nested_schedule]
     while pending:
         part = pending.pop()
         yield part
-        pending += [one for one in (part.again, part.after) if one is not None]
+        pending += [child for child in (part.again, part.after) if child is not None]
 
 
-def _steps(tables: Tables, nesting: NestedSchedule) -> Iterator[tuple[int, Sequence[int], int]]:
-    """(link, positions, segment) of everything that runs, in order."""
+def _steps(tables: Tables, nested_schedule: NestedSchedule) -> Iterator[tuple[int, Sequence[int], int]]:
+    """Yield (link, positions, segment) of all that runs, in order."""
     end = 2 * len(tables.links) - 1
-    pending: list[NestedSchedule | tuple[int, Sequence[int]]] = [nesting]  # nestings, and backwards that are due
+    pending: list[NestedSchedule | tuple[int, Sequence[int]]] = [nested_schedule]  # also backwards that are due
     while pending:
         part = pending.pop()
         if isinstance(part, tuple):
@@ -66,21 +66,21 @@ def _steps(tables: Tables, nesting: NestedSchedule) -> Iterator[tuple[int, Seque
         if isinstance(decision, Keep):
             runs = chain.runs[decision.link]
             forward = runs.forward if is_first_forward else runs.last if part.after is None else runs.again
-            yield decision.link, forward[decision.way], decision.link if is_first_forward else end - part.last
-            pending.append((decision.link, runs.backward[decision.way]))
+            yield decision.link, forward[decision.schedule], decision.link if is_first_forward else end - part.last
+            pending.append((decision.link, runs.backward[decision.schedule]))
         else:
             for link in range(decision.first, decision.stop):
-                positions = _passed(chain, tables.levels, decision, link, is_first_forward)
+                positions = _pass_positions(chain, tables.levels, decision, link, is_first_forward)
                 yield link, positions, link if is_first_forward else end - part.last
-        pending += [one for one in (part.again, part.after) if one is not None]
+        pending += [child for child in (part.again, part.after) if child is not None]
 
 
-def _passed(
+def _pass_positions(
     chain: Chain, levels: Sequence[Sequence[int]], decision: Pass, link: int, is_first_forward: bool
 ) -> Sequence[int]:
-    """What a pass runs of a link."""
+    """Return the positions of a link's operations that a pass runs."""
     runs = chain.runs[link]
     if decision.level is None:
         return runs.first_pass if is_first_forward else runs.again_pass
-    way = levels[decision.level][link]
-    return runs.forward[way] if is_first_forward else runs.again[way]
+    schedule = levels[decision.level][link]
+    return runs.forward[schedule] if is_first_forward else runs.again[schedule]

@@ -1,4 +1,4 @@
-"""Keeps the ways to run a block on disk, by what is in the block, so that models share those of equal layers."""
+"""Keeps schedules of blocks on disk by the content of the block, so that models share those of equal layers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from math import isfinite
 from operator import index
+from typing import Any
 
 from ..blocks.block_schedules import BlockSchedule, operations_of
 from ..blocks.rematerialize import droppable
@@ -15,37 +16,40 @@ from ..disk_cache import DamagedEntry, DiskCache, Entry, decoding, entry_name
 from ..problem.problem import Problem
 
 _CACHE = DiskCache()
+# Entries use these names for two fields.
+_ENTRY_NAMES = {"backward_peak_bytes": "height_bytes", "forward_peak_bytes": "forward_height_bytes"}
+_FIELD_NAMES = {name: field for field, name in _ENTRY_NAMES.items()}
 
 
 def cached_schedules(
     problem: Problem,
     block: int,
-    told: str,
+    configuration: str,
     find: Callable[[], Sequence[BlockSchedule]],
     cache: DiskCache | None = _CACHE,
 ) -> tuple[BlockSchedule, ...]:
-    """The ways to run a block as `find` finds them, from the cache if they are there, put there if not.
+    """Return the schedules of a block that `find` returns, from the cache if possible; otherwise store them there.
 
-    told: all else that `find` depends on: which solver it is, its limits, and what it looks at beyond the block
-    (`block_content`), such as how many equal blocks there are or how long the whole step takes.
+    configuration: all else that `find` depends on: the solver, its limits, and properties beyond the block
+        (`block_content`), such as the number of equal blocks or the time of the whole step.
     """
     if cache is None:
         return tuple(find())
-    name = entry_name("ways", block_content(problem, block), told)
+    name = entry_name("ways", block_content(problem, block), configuration)
     entry = cache.read(name)
     if entry is not None:
         with suppress(DamagedEntry):
             return _stored_schedules(entry, len(operations_of(problem, block)))
-    found = tuple(find())
-    cache.write(name, [asdict(way) for way in found])
-    return found
+    schedules = tuple(find())
+    cache.write(name, [_entry_content(schedule) for schedule in schedules])
+    return schedules
 
 
 def block_content(problem: Problem, block: int) -> str:
-    """What a block is made of, free of names: equal for blocks that can be run in the same ways, in any model.
+    """Return the content of a block without names: equal for blocks with the same schedules, in any model.
 
-    Its operations in order, what their values are numbered by first use; for each value its size, where it comes from
-    and who else reads it.
+    It holds the operations in order, with values numbered by first use, and for each value its size, its origin and
+    its other readers.
     """
     operations, needs = operations_of(problem, block), forward_needs(problem)
     number: dict[int, int] = {}
@@ -65,32 +69,40 @@ def block_content(problem: Problem, block: int) -> str:
 
 
 def _value_content(problem: Problem, block: int, value: int) -> tuple:
-    """A value's size, whether it may be freed or dropped, from where it comes, and from where else it is read."""
-    told, maker = problem.values[value], problem.maker[value]
-    if told.resident:
-        return (told.size_bytes,)  # there for all
-    readers = {_seen_from(problem, block, reader) for reader in problem.readers[value]}
-    kind = (told.size_bytes, told.held, droppable(problem)[value])
-    return (*kind, _seen_from(problem, block, maker), sorted(readers))
+    """Return a value's size, whether it may be freed or dropped, its origin and the places of its readers."""
+    record, maker = problem.values[value], problem.maker[value]
+    if record.resident:
+        return (record.size_bytes,)  # available to all
+    readers = {_relative_place(problem, block, reader) for reader in problem.readers[value]}
+    kind = (record.size_bytes, record.held, droppable(problem)[value])
+    return (*kind, _relative_place(problem, block, maker), sorted(readers))
 
 
-def _seen_from(problem: Problem, block: int, place: int) -> tuple[bool, int]:
-    """Where an operation runs: whether in forward; in this block (0), the next (1), the one before (-1) or farther."""
+def _relative_place(problem: Problem, block: int, place: int) -> tuple[bool, int]:
+    """Return (whether an operation is in forward, the distance of its block from this one, limited to ±2)."""
     away = problem.ops[place].block - block
     return place < problem.forward_length, max(-2, min(away, 2))
 
 
+def _entry_content(schedule: BlockSchedule) -> dict[str, Any]:
+    """Return a schedule's fields by their names in an entry."""
+    return {_ENTRY_NAMES.get(name, name): content for name, content in asdict(schedule).items()}
+
+
 def _stored_schedules(entry: Entry, operations: int) -> tuple[BlockSchedule, ...]:
-    """The ways of an entry for a block of so many operations. Raises DamagedEntry where it holds none."""
-    found = []
-    with decoding("ways"):
-        for told in entry.content:
-            way = BlockSchedule(**{**told, "forward": tuple(told["forward"]), "backward": tuple(told["backward"])})
-            if not all(0 <= index(position) < operations for position in (*way.forward, *way.backward)):
-                raise ValueError("a way by operations that there are not")
-            if min(map(index, (way.kept_bytes, way.height_bytes, way.forward_height_bytes))) < 0:
-                raise ValueError("a way of fewer than no bytes")
-            if not isfinite(way.seconds):
-                raise ValueError(f"a way of {way.seconds} s")
-            found.append(way)
-    return tuple(found)
+    """Return the schedules of an entry for a block of `operations` operations. Raises DamagedEntry if it has none."""
+    schedules = []
+    with decoding("schedules"):
+        for record in entry.content:
+            fields = {_FIELD_NAMES.get(name, name): content for name, content in record.items()}
+            schedule = BlockSchedule(
+                **{**fields, "forward": tuple(fields["forward"]), "backward": tuple(fields["backward"])}
+            )
+            if not all(0 <= index(position) < operations for position in (*schedule.forward, *schedule.backward)):
+                raise ValueError(f"a schedule runs operations outside 0..{operations - 1}")
+            if min(map(index, (schedule.kept_bytes, schedule.backward_peak_bytes, schedule.forward_peak_bytes))) < 0:
+                raise ValueError("a schedule has a negative number of bytes")
+            if not isfinite(schedule.seconds):
+                raise ValueError(f"a schedule takes {schedule.seconds} s, which is not finite")
+            schedules.append(schedule)
+    return tuple(schedules)

@@ -1,4 +1,4 @@
-"""For each distinct block of a problem the ways to run it that none other beats."""
+"""Finds for each distinct block of a problem the schedules that no other beats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..blocks.block_schedules import BlockEvaluator, BlockSchedule, unbeaten
 from ..blocks.block_values import alike, middle_member
 from ..blocks.lifetime_options import OptionEvaluator, by_hand, members_of, options_of
 from ..disk_cache import DiskCache
-from ..integer.block_schedules import ways_of
+from ..integer.block_schedules import schedules_of
 from ..problem.problem import Problem
 from .link_cache import cached_schedules
 
@@ -20,43 +20,43 @@ _FEW_OPERATIONS = 30  # of forward that it takes on
 def link_schedules(
     problem: Problem, visits: int, cache: DiskCache | None = None
 ) -> Mapping[int, tuple[BlockSchedule, ...]]:
-    """By the first of equal blocks (`alike`) their ways, from the most bytes kept to the fewest.
+    """Return schedules by the first of equal blocks (`alike`), from the most bytes kept to the fewest.
 
-    visits: limits the work, in operations looked at (a million takes about half a second). cache: where they are
-    kept by what is in a block, so that models of other depths find those of equal layers.
+    visits: limits the work, in operations visited; a million take about half a second.
+    cache: keeps the schedules by the content of a block, so that models of other depths find those of equal layers.
     """
     kinds = alike(problem)
-    each = visits // len(set(kinds))
-    found = {}
+    visits_per_kind = visits // len(set(kinds))
+    schedules = {}
     for kind in dict.fromkeys(kinds):
         block = middle_member(kinds, kind)
-        find = partial(_found, problem, block, each)
-        found[kind] = cached_schedules(
-            problem, block, f"{each} visits, {members_of(problem, block)} members", find, cache
+        find = partial(_find_schedules, problem, block, visits_per_kind)
+        schedules[kind] = cached_schedules(
+            problem, block, f"{visits_per_kind} visits, {members_of(problem, block)} members", find, cache
         )
-    return found
+    return schedules
 
 
 def recipe_schedules(problem: Problem) -> Mapping[int, tuple[BlockSchedule, ...]]:
-    """The same with only what is done by hand: keep everything, or what intensive operations make, or nothing."""
+    """Return the schedules of manual recipes: keep everything, the results of intensive operations, or nothing."""
     kinds = alike(problem)
-    found = {}
+    schedules = {}
     for kind in dict.fromkeys(kinds):
         block = middle_member(kinds, kind)
-        bench, walked = BlockEvaluator(problem, block), OptionEvaluator(problem, block)
-        lifetimes = (bytes(len(walked.values)), *by_hand(walked))
-        found[kind] = unbeaten(bench.weigh(*walked.runs_of(told)) for told in lifetimes)
-    return found
+        evaluator, options = BlockEvaluator(problem, block), OptionEvaluator(problem, block)
+        lifetimes = (bytes(len(options.values)), *by_hand(options))
+        schedules[kind] = unbeaten(evaluator.evaluate(*options.runs_of(values)) for values in lifetimes)
+    return schedules
 
 
-def _found(problem: Problem, block: int, visits: int) -> tuple[BlockSchedule, ...]:
-    ways = unbeaten(_from_options(problem, block, visits))
+def _find_schedules(problem: Problem, block: int, visits: int) -> tuple[BlockSchedule, ...]:
+    schedules = unbeaten(_from_options(problem, block, visits))
     repeats = members_of(problem, block) >= _WORTH_PROVING
     few = len(problem.segment_operations[block]) <= _FEW_OPERATIONS
-    return ways_of(problem, block, ways) if repeats and few else ways
+    return schedules_of(problem, block, schedules) if repeats and few else schedules
 
 
 def _from_options(problem: Problem, block: int, visits: int) -> list[BlockSchedule]:
-    """The ways that minimum cuts and single changes find."""
-    bench, walked = BlockEvaluator(problem, block), OptionEvaluator(problem, block)
-    return [bench.weigh(*walked.runs_of(option.lifetimes)) for option in options_of(problem, block, visits)]
+    """Return the schedules that minimum cuts and single changes find."""
+    evaluator, options = BlockEvaluator(problem, block), OptionEvaluator(problem, block)
+    return [evaluator.evaluate(*options.runs_of(option.lifetimes)) for option in options_of(problem, block, visits)]

@@ -1,4 +1,4 @@
-"""What a pass over links may keep of each, from a little to nearly everything: one way per kind of link and level."""
+"""Levels of retention of a pass over links, from few bytes kept to many: one schedule per kind of link and level."""
 
 from __future__ import annotations
 
@@ -12,43 +12,48 @@ from .chain import Chain, LinkSchedule
 
 
 def levels_of(chain: Chain, most: int) -> tuple[tuple[int, ...], ...]:
-    """At most about `most` levels: for each the number of every link's way.
+    """Return about `most` levels at most: for each the number of every link's schedule.
 
-    A level is the cheapest way of each kind at one price per byte kept, where what a way costs is its seconds and those
-    of making again what the next link reads. Prices are those at which some kind's cheapest way changes. A level that
-    keeps nothing is that of a plain pass, and left out.
+    A level is the cheapest schedule of each kind at one price per byte kept. A schedule costs its seconds and those of
+    recomputing the values that the next link reads. Prices are those at which some kind's cheapest schedule changes. A
+    level that keeps nothing equals a plain pass, and is left out.
     """
-    kinds = {link.kind: link.ways for link in chain.links}
-    prices = sorted({price for ways in kinds.values() for price in _prices(ways)})
+    kinds = {link.kind: link.schedules for link in chain.links}
+    prices = sorted({price for schedules in kinds.values() for price in _prices(schedules)})
     if not prices:
         return ()
     chosen = sorted(set(np.linspace(0, len(prices) - 1, most).round().astype(int)))
     levels: dict[tuple[int, ...], None] = {}
     for price in (prices[0] / 2, *(1.0001 * prices[at] for at in chosen)):
-        best = {kind: _cheapest(ways, price) for kind, ways in kinds.items()}
+        best = {kind: _cheapest(schedules, price) for kind, schedules in kinds.items()}
         level = tuple(best[link.kind] for link in chain.links)
-        if any(link.ways[way].kept_bytes for link, way in zip(chain.links, level, strict=True)):
+        if any(link.schedules[schedule].kept_bytes for link, schedule in zip(chain.links, level, strict=True)):
             levels[level] = None
     return tuple(levels)
 
 
-def _seconds(way: LinkSchedule) -> float:
-    return way.seconds + way.remake_seconds
+def _seconds(schedule: LinkSchedule) -> float:
+    return schedule.seconds + schedule.recompute_seconds
 
 
-def _cheapest(ways: Sequence[LinkSchedule], price: float) -> int:
-    """The number of the way that is best at a price (seconds per byte), the first of equals."""
-    return min(range(len(ways)), key=lambda way: (_seconds(ways[way]) + price * ways[way].kept_bytes, way))
+def _cheapest(schedules: Sequence[LinkSchedule], price: float) -> int:
+    """Return the number of the schedule that is best at a price (seconds per byte), the first of equals."""
+    return min(
+        range(len(schedules)),
+        key=lambda schedule: (_seconds(schedules[schedule]) + price * schedules[schedule].kept_bytes, schedule),
+    )
 
 
-def _prices(ways: Sequence[LinkSchedule]) -> list[float]:
-    """The prices at which the cheapest way changes: the slopes of the lower convex hull of (bytes kept, seconds)."""
-    hull = lower_hull((way.kept_bytes, _seconds(way), 0) for way in ways if _seconds(way) < inf)
+def _prices(schedules: Sequence[LinkSchedule]) -> list[float]:
+    """Return the prices at which the cheapest schedule changes: slopes of the lower hull of (bytes kept, seconds)."""
+    hull = lower_hull(
+        (schedule.kept_bytes, _seconds(schedule), 0) for schedule in schedules if _seconds(schedule) < inf
+    )
     return [(a[1] - b[1]) / (b[0] - a[0]) for a, b in pairwise(hull) if a[1] > b[1]]
 
 
 def lower_hull(points: Iterable[tuple[int, float, int]]) -> list[tuple[int, float, int]]:
-    """Of (bytes, seconds, number) the vertices of the lower convex hull, from the fewest bytes to the most."""
+    """Return the vertices of the lower convex hull of (bytes, seconds, number), from the fewest bytes to the most."""
     hull: list[tuple[int, float, int]] = []
     for point in sorted(points):
         if hull and point[0] == hull[-1][0]:
@@ -60,5 +65,5 @@ def lower_hull(points: Iterable[tuple[int, float, int]]) -> list[tuple[int, floa
 
 
 def _is_above(left: tuple[int, float, int], middle: tuple[int, float, int], right: tuple[int, float, int]) -> bool:
-    """Whether the middle point lies on or above the line between the others."""
+    """Return whether the middle point lies on or above the line between the others."""
     return (middle[1] - left[1]) * (right[0] - left[0]) >= (right[1] - left[1]) * (middle[0] - left[0])

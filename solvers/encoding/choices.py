@@ -1,4 +1,4 @@
-"""Which values to keep encoded: a few choices, from what costs nearly nothing to all there is."""
+"""Choose values to keep encoded: a few choices, from the cheapest encodings to all of them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ from ..problem.liveness import Choice
 from ..problem.problem import Problem
 
 _HALVINGS = 60
-_PRICES = (0.1, 1.0, 4.0)  # times what running all of forward again costs per byte that forward makes
+_PRICES = (0.1, 1.0, 4.0)  # multiples of the seconds per byte of recomputing all of forward
 
 
 @lru_cache(maxsize=8)
 def choices_of(problem: Problem) -> tuple[Choice, ...]:
-    """Choices worth planning with, from the fewest values to the most, the empty one left out.
+    """Return choices worth planning with, from the fewest values to the most, the empty one left out.
 
-    For each of a few prices (seconds per byte) every value has the encoding for which the seconds of its codec and the
-    bytes of its code, at that price, are least, if they are less than its own bytes. Values that are alike are so
-    treated alike. Of encodings that are equally good the one with the smallest error is taken. Where the errors of
-    approximate encodings would add up to more than `Problem.error_budget`, errors have a price too, the lowest at which
-    they do not, and what is left of the budget goes to where it gains most.
+    There is one choice for each of a few prices in seconds per byte. The cost of an encoding is the seconds of its
+    codec and the price of its code's bytes. Every value has the encoding of least cost, if that is less than the price
+    of its own bytes.
+    So equal values are treated equally. Of equally good encodings the one with the lowest error is taken. If the errors
+    of approximate encodings would exceed `Problem.error_budget`, errors have a price too, the lowest that keeps the
+    budget. The rest of the budget goes to the exchanges that gain most.
     """
     forward = problem.ops[: problem.forward_length]
     made_bytes = sum(problem.values[value].size_bytes for op in forward for value in op.makes)
     usual = fsum(op.seconds for op in forward) / max(made_bytes, 1)
-    found = (_cheapest(problem, price * usual) for price in _PRICES)
-    return tuple(choice for choice in dict.fromkeys(found) if choice)
+    choices = (_cheapest(problem, price * usual) for price in _PRICES)
+    return tuple(choice for choice in dict.fromkeys(choices) if choice)
 
 
 @dataclass(frozen=True)
 class _Option:
-    """A way to keep a value: whole (number -1) or encoded; cost in seconds, bytes priced."""
+    """An option to keep a value: unencoded (number -1) or encoded.
+
+    cost: seconds, with bytes at their price.
+    """
 
     number: int
     cost: float
@@ -45,57 +49,61 @@ class _Option:
 def _cheapest(problem: Problem, price: float) -> Choice:
     values = encodable(problem)
     options = [_options(problem, value, price) for value in values]
-    taken = _within(options, problem.error_budget)
-    return tuple((value, one.number) for value, one in zip(values, taken, strict=True) if one.number >= 0)
+    chosen = _within(options, problem.error_budget)
+    return tuple((value, option.number) for value, option in zip(values, chosen, strict=True) if option.number >= 0)
 
 
 def _options(problem: Problem, value: int, price: float) -> list[_Option]:
-    """The ways to keep a value, the cheapest first."""
-    told = problem.values[value]
-    options = [_Option(-1, price * told.size_bytes, 0.0, told.size_bytes)]
-    for number, one in enumerate(told.encodings):
-        error = one.error if one.fidelity == "approximate" else 0.0
-        if one.size_bytes < told.size_bytes and error <= problem.error_budget:
-            options.append(_Option(number, one.seconds + price * one.size_bytes, error, one.size_bytes))
-    return sorted(options, key=lambda one: (one.cost, one.number >= 0, one.error, one.size_bytes))
+    """Return the options to keep a value, the cheapest first."""
+    record = problem.values[value]
+    options = [_Option(-1, price * record.size_bytes, 0.0, record.size_bytes)]
+    for number, encoding in enumerate(record.encodings):
+        error = encoding.error if encoding.fidelity == "approximate" else 0.0
+        if encoding.size_bytes < record.size_bytes and error <= problem.error_budget:
+            options.append(_Option(number, encoding.seconds + price * encoding.size_bytes, error, encoding.size_bytes))
+    return sorted(options, key=lambda option: (option.cost, option.number >= 0, option.error, option.size_bytes))
 
 
 def _within(options: Sequence[Sequence[_Option]], error_budget: float) -> list[_Option]:
-    """One option of each list, errors within the budget: a Lagrangian relaxation, then what still fits.
+    """Choose one option of each list, with errors within the budget.
 
-    Of a multiple-choice knapsack (Sinha and Zoltners 1979) this is at most one exchange from the optimum of its
-    relaxation.
+    This solves a Lagrangian relaxation, then makes the exchanges that still fit. The result is at most one exchange
+    from the optimum of the relaxation of the multiple-choice knapsack (Sinha and Zoltners 1979).
     """
-    taken = [several[0] for several in options]
-    if fsum(one.error for one in taken) <= error_budget:
-        return taken
+    chosen = [alternatives[0] for alternatives in options]
+    if fsum(option.error for option in chosen) <= error_budget:
+        return chosen
 
     def at_price(error_price: float) -> list[_Option]:
-        return [min(several, key=lambda one: one.cost + error_price * one.error) for several in options]
+        return [
+            min(alternatives, key=lambda option: option.cost + error_price * option.error) for alternatives in options
+        ]
 
     low, high = 0.0, 1.0
-    while fsum(one.error for one in at_price(high)) > error_budget and high < inf:
+    while fsum(option.error for option in at_price(high)) > error_budget and high < inf:
         low, high = high, high * 16
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if fsum(one.error for one in at_price(middle)) > error_budget else (low, middle)
-    taken = at_price(high)
-    left = error_budget - fsum(one.error for one in taken)
+        low, high = (
+            (middle, high) if fsum(option.error for option in at_price(middle)) > error_budget else (low, middle)
+        )
+    chosen = at_price(high)
+    left = error_budget - fsum(option.error for option in chosen)
     exchanges = [
-        ((now.cost - one.cost) / (one.error - now.error), place, one)
-        for place, (several, now) in enumerate(zip(options, taken, strict=True))
-        for one in several
-        if one.cost < now.cost and one.error > now.error
+        ((current.cost - option.cost) / (option.error - current.error), place, option)
+        for place, (alternatives, current) in enumerate(zip(options, chosen, strict=True))
+        for option in alternatives
+        if option.cost < current.cost and option.error > current.error
     ]
-    for _, place, one in sorted(exchanges, key=lambda exchange: -exchange[0]):
-        more = one.error - taken[place].error
-        if more <= left and one.cost < taken[place].cost:
-            taken[place] = one
+    for _, place, option in sorted(exchanges, key=lambda exchange: -exchange[0]):
+        more = option.error - chosen[place].error
+        if more <= left and option.cost < chosen[place].cost:
+            chosen[place] = option
             left -= more
-    return taken
+    return chosen
 
 
 def choice_text(problem: Problem, choice: Choice) -> str:
-    """A choice in words."""
+    """Describe a choice."""
     names = sorted({problem.values[value].encodings[number].name for value, number in choice})
     return f"{len(choice)} values encoded ({', '.join(names)})"

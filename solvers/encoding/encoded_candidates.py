@@ -1,4 +1,4 @@
-"""Plans with values kept encoded: solved as such, or made from what was solved without, as far as bytes require."""
+"""Candidates with values kept encoded: solved with encodings, or made from candidates without, as bytes require."""
 
 from __future__ import annotations
 
@@ -22,99 +22,107 @@ from .choices import choice_text, choices_of
 from .decode_order import decoded_order, encoded_schedule, is_exact_where_due, with_codes, without_idle_codes
 
 _SOURCES_PER_BUDGET = 3
-_GRAIN = 1e-3  # of the seconds of the step, by which sources differ
+_GRAIN = 1e-3  # least difference between sources, as a share of the seconds of the step
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Plans with values kept encoded between forward and backward, for each of a few choices of values (`choices_of`).
+    """Find candidates with values kept encoded between forward and backward, for a few choices (`choices_of`).
 
     There are three sources of run orders for a choice:
 
-        those that `asked` found without encodings, with chosen values encoded wherever they wait (`with_codes`);
-        where approximate codes are chosen, those of `solver` for the problem in which chosen values have the size of
-            their codes wherever nothing reads them, with the same done to them: they leave out the codecs, and what is
-            decoded between two readers;
-        for the largest choice, those of `solver` for the recoded problem (`Recoding.reduced`): they count everything
-            right, and run nothing again from what is decoded.
+        candidates of `plain_solvers` without encodings, with chosen values encoded wherever they wait (`with_codes`);
+        if approximate codes are chosen, candidates of `solver` for a smaller problem, then encoded in the same way. In
+            it chosen values have the size of their codes while nothing reads them. So the candidates ignore the codecs,
+            and values decoded between two readers;
+        for the largest choice, candidates of `solver` for the encoded problem (`EncodedProblem.reduced`). They count
+            everything exactly, and recompute nothing from decoded values.
 
-    The best of these go on: for budgets between the lowest and the highest peak what the budget has the bytes for is
-    kept as it is, the most seconds per byte first (`polished`).
+    The best of these are polished for budgets between the lowest and the highest peak. Values for which a budget has
+    the bytes are kept unencoded, the most seconds per byte first (`polished`).
+
+    plain_solvers: the solvers whose candidates without encodings are used.
+    solver: the solver for problems with encodings.
+    polished_operations: the limit of operations to polish.
+    fewest_polished: the candidates polished even beyond that limit.
 
     Guarantee: none; compare `lower_bound_seconds`. Cost: for each choice that of `solver` (twice for the largest), and
-    of polishing at most `polished_operations` operations, or `fewest_polished` candidates.
+    that of polishing.
     """
 
-    asked: tuple[Solver, ...]
+    plain_solvers: tuple[Solver, ...]
     solver: Solver
     polished_operations: int = 160_000
     fewest_polished: int = 64
     name: str = "encoded"
 
     def rated(self, problem: Problem, plain: Sequence[Rated]) -> Iterator[Rated]:
-        """All that is found; nothing if no value has encodings. plain: the envelope of what `asked` found without."""
+        """Yield all candidates, none if no value has encodings.
+
+        plain: the envelope of the candidates without encodings.
+        """
         choices = choices_of(problem)
-        most = max(self.fewest_polished, self.polished_operations // len(problem.ops))
+        limit = max(self.fewest_polished, self.polished_operations // len(problem.ops))
         for choice in choices:
-            ladder = _Ladder(problem, choice, plain)
-            for one in plain:
-                yield from ladder.rated(one.solver, one.description, with_codes(problem, choice, one.order))
+            candidates = _ChoiceCandidates(problem, choice, plain)
+            for known in plain:
+                yield from candidates.rated(known.solver, known.description, with_codes(problem, choice, known.order))
             if _is_approximate(problem, choice):
                 for candidate in self.solver.candidates(_in_code_sizes(problem, choice)):
                     order = with_codes(problem, choice, candidate.order)
-                    yield from ladder.rated(self.solver.name, candidate.description, order)
+                    yield from candidates.rated(self.solver.name, candidate.description, order)
             if choice == choices[-1]:
-                recoding = encoded_problem_of(problem, choice)
-                for candidate in self.solver.candidates(recoding.reduced):
-                    yield from ladder.rated(
-                        self.solver.name, candidate.description, decoded_order(recoding, candidate.order)
+                encoded = encoded_problem_of(problem, choice)
+                for candidate in self.solver.candidates(encoded.reduced):
+                    yield from candidates.rated(
+                        self.solver.name, candidate.description, decoded_order(encoded, candidate.order)
                     )
-            yield from ladder.spent(most)
+            yield from candidates.spend(limit)
 
 
 def schedule_with_codes(problem: Problem, solver: Solver, budget_bytes: int) -> Schedule:
-    """The fastest of a solver's schedules for one budget: that without encodings, and one for each choice.
+    """Return the fastest of a solver's schedules for one budget: that without encodings, and one for each choice.
 
-    Raises InfeasibleBudget if none of them fits, and what else the solver raises without encodings.
+    Raises InfeasibleBudget if none of them fits, and other errors of the solver without encodings.
     """
-    found, error = [], None
+    schedules, error = [], None
     try:
-        found.append(solver.schedule(problem, budget_bytes))
-    except InfeasibleBudget as short:
-        error = short
+        schedules.append(solver.schedule(problem, budget_bytes))
+    except InfeasibleBudget as infeasible:
+        error = infeasible
     for choice in choices_of(problem):
-        recoding = encoded_problem_of(problem, choice)
+        encoded = encoded_problem_of(problem, choice)
         with suppress(InfeasibleBudget, ValueError):  # with codecs the graph may be too large
-            order = decoded_order(recoding, _order(solver.schedule(recoding.reduced, budget_bytes)))
+            order = decoded_order(encoded, _order(solver.schedule(encoded.reduced, budget_bytes)))
             if is_exact_where_due(problem, choice, order):
-                found.append(encoded_schedule(problem, choice, order))
-    if not found:
+                schedules.append(encoded_schedule(problem, choice, order))
+    if not schedules:
         assert error is not None
         raise error
-    return min(found, key=lambda schedule: simulate(problem, schedule).seconds)
+    return min(schedules, key=lambda schedule: simulate(problem, schedule).seconds)
 
 
 def _order(schedule: Schedule) -> RunOrder:
-    """What each segment of a schedule runs."""
+    """Return the operations that each segment of a schedule runs."""
     runs = (schedule.instructions[segment.start : segment.stop] for segment in schedule.segments)
-    return tuple(tuple(one.op for one in segment if isinstance(one, Run)) for segment in runs)
+    return tuple(tuple(instruction.op for instruction in segment if isinstance(instruction, Run)) for segment in runs)
 
 
 def _is_approximate(problem: Problem, choice: Choice) -> bool:
-    """Whether a choice has approximate codes, which are of most values; exact ones are of few."""
+    """Return whether a choice has approximate codes, which most values have; few values have exact ones."""
     return any(problem.values[value].encodings[number].fidelity == "approximate" for value, number in choice)
 
 
 def _in_code_sizes(problem: Problem, choice: Choice) -> Problem:
-    """The problem in which chosen values are never larger than their codes, but for what reads them while it runs."""
+    """Return the problem in which chosen values have the size of their codes, except while operations read them."""
     values = [replace(value, encodings=()) for value in problem.values]
     saved, saved_in_backward = [0] * len(values), [0] * len(values)
     for value, number in choice:
-        told = problem.values[value]
-        encoding = told.encodings[number]
-        saved[value] = saved_in_backward[value] = told.size_bytes - encoding.size_bytes
+        record = problem.values[value]
+        encoding = record.encodings[number]
+        saved[value] = saved_in_backward[value] = record.size_bytes - encoding.size_bytes
         if encoding.is_read_itself:
-            saved_in_backward[value] = told.decoded_bytes(number)
+            saved_in_backward[value] = record.decoded_bytes(number)
         values[value] = replace(values[value], size_bytes=encoding.size_bytes)
     ops = []
     for index, op in enumerate(problem.ops):
@@ -125,35 +133,35 @@ def _in_code_sizes(problem: Problem, choice: Choice) -> Problem:
     return replace(problem, ops=tuple(ops), values=tuple(values))
 
 
-class _Ladder:
-    """What is found for one choice, and what else can be made of the best of it."""
+class _ChoiceCandidates:
+    """The candidates of one choice, and further ones made from the best of them."""
 
     def __init__(self, problem: Problem, choice: Choice, plain: Sequence[Rated]) -> None:
         self.problem, self.choice = problem, choice
         self.grain_seconds = _GRAIN * problem.seconds or 1.0
-        self.recoding = encoded_problem_of(problem, choice)
-        self.merged = self.recoding.merged
-        told = zip(self.recoding.operations, self.merged.ops, strict=True)
-        self.codec_seconds = [0.0 if isinstance(one, Run) else op.seconds for one, op in told]
-        self.words = choice_text(problem, choice)
+        self.encoded = encoded_problem_of(problem, choice)
+        self.merged = self.encoded.merged
+        pairs = zip(self.encoded.operations, self.merged.ops, strict=True)
+        self.codec_seconds = [0.0 if isinstance(operation, Run) else op.seconds for operation, op in pairs]
+        self.choice_description = choice_text(problem, choice)
         self.known = list(plain)  # the envelope
-        self.sources: list[Rated] = []  # the envelope with the seconds that they would take without any codec
+        self.sources: list[Rated] = []  # the envelope with the seconds without any codec
 
-    def rated(self, solver: str, told: str, order: RunOrder) -> Iterator[Rated]:
-        """What has been found, remembered as something to spend bytes on; nothing if it carries errors too far."""
+    def rated(self, solver: str, description: str, order: RunOrder) -> Iterator[Rated]:
+        """Yield the candidate of an order and remember it as a source; nothing if forward reads approximate values."""
         if not is_exact_where_due(self.problem, self.choice, order):
             return
-        found = self._rated(solver, f"{told}; {self.words}", order)
+        rated = self._rated(solver, f"{description}; {self.choice_description}", order)
         codec_seconds = sum(self.codec_seconds[op] for op in chain.from_iterable(order))
-        # what is faster by next to nothing, and keeps more for it, would hide what there is more to encode in
-        seconds = self.grain_seconds * ceil((found.seconds - codec_seconds) / self.grain_seconds)
-        self.sources = envelope([*self.sources, replace(found, seconds=seconds)])
-        yield found
+        # a source that is hardly faster, and keeps more, would hide one with more values to encode
+        seconds = self.grain_seconds * ceil((rated.seconds - codec_seconds) / self.grain_seconds)
+        self.sources = envelope([*self.sources, replace(rated, seconds=seconds)])
+        yield rated
 
-    def spent(self, most: int) -> Iterator[Rated]:
-        """Sources with as little encoded as their own peaks and higher budgets allow, about so many of these.
+    def spend(self, most: int) -> Iterator[Rated]:
+        """Yield sources with as few values encoded as their own peaks and higher budgets allow, about `most`.
 
-        A source is tried for a budget only if it could be faster than what is known for it; those that run least again
+        A source is tried for a budget only if it could be faster than the known candidates. Those that recompute least
         come first.
         """
         if not self.sources:
@@ -162,27 +170,34 @@ class _Ladder:
         tried = [(source.peak_bytes, source) for source in self.sources[::step]]
         limits = self._limits(most // (2 * _SOURCES_PER_BUDGET))
         for limit in limits:
-            below = bisect_right(self.sources, limit, key=lambda one: one.peak_bytes)
+            below = bisect_right(self.sources, limit, key=lambda rated: rated.peak_bytes)
             tried += [(limit, source) for source in reversed(self.sources[max(below - _SOURCES_PER_BUDGET, 0) : below])]
         for limit, source in tried:
             if source.seconds < self._fastest_known(limit) + self.grain_seconds:
-                order = without_idle_codes(self.recoding, polished(self.merged, source.order, limit))
+                order = without_idle_codes(self.encoded, polished(self.merged, source.order, limit))
                 if is_exact_where_due(self.problem, self.choice, order):
-                    words = f"{source.description}; of {self.words} those for which it needs to"
-                    yield self._rated(source.solver, words, order)
+                    description = f"{source.description}; of {self.choice_description} those for which it needs to"
+                    yield self._rated(source.solver, description, order)
 
     def _limits(self, count: int) -> list[int]:
-        """Budgets from the lowest peak to the highest, the closer the lower."""
-        low, high = self.sources[0].peak_bytes, max(one.peak_bytes for one in (*self.known, *self.sources))
+        """Return budgets from the lowest peak to the highest, closer together at lower peaks."""
+        low, high = self.sources[0].peak_bytes, max(rated.peak_bytes for rated in (*self.known, *self.sources))
         ratio = high / max(low, 1)
         return sorted({int(max(low, 1) * ratio ** (step / count)) for step in range(1, count + 1)})
 
     def _fastest_known(self, budget_bytes: int) -> float:
-        fitting = bisect_right(self.known, budget_bytes, key=lambda one: one.peak_bytes)
+        fitting = bisect_right(self.known, budget_bytes, key=lambda rated: rated.peak_bytes)
         return self.known[fitting - 1].seconds if fitting else inf
 
-    def _rated(self, solver: str, told: str, order: RunOrder) -> Rated:
-        seen = forecast(self.merged, order)
-        found = Rated(solver, told, order, max(seen.peak_bytes, self.problem.floor_bytes), seen.seconds, self.choice)
-        self.known = envelope([*self.known, found])
-        return found
+    def _rated(self, solver: str, description: str, order: RunOrder) -> Rated:
+        prediction = forecast(self.merged, order)
+        rated = Rated(
+            solver,
+            description,
+            order,
+            max(prediction.peak_bytes, self.problem.floor_bytes),
+            prediction.seconds,
+            self.choice,
+        )
+        self.known = envelope([*self.known, rated])
+        return rated

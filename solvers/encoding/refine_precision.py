@@ -1,7 +1,7 @@
-"""Smaller errors for the bytes that a schedule leaves of its budget: codes of more bits where there is room.
+"""Lower the error of a schedule with the unused bytes of its budget: codes of more bits where they fit.
 
-And of schedules that take equally long the one with which errors come out smallest: more values encoded in 8 bits are
-far more exact than a few in 3 bits beside others kept whole.
+Of schedules that take equally long the one with the lowest error is chosen: many values encoded in 8 bits have a much
+lower error than a few in 3 bits next to unencoded others.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..problem.schedule import Decode, Encode, FreeCode, Instruction, Schedule
 from ..problem.simulate import simulate
 from .decode_order import encoded_schedule
 
-_SECONDS_SHARE = 1e-3  # of the step, that all exchanges together may take longer, or another candidate than the fastest
+_SECONDS_SHARE = 1e-3  # share of the step: extra time for all exchanges together, or for a slower candidate
 _MOST_TRIED = 24
 
 
 @dataclass
 class _Code:
-    """The code of a value by an encoding, which is there from one instruction to another."""
+    """The code of a value by an encoding, alive from one instruction to another."""
 
     value: int
     number: int
@@ -33,90 +33,96 @@ class _Code:
 
 
 def with_lower_error(problem: Problem, schedule: Schedule, budget_bytes: int) -> Schedule:
-    """The schedule with approximate codes exchanged for more exact ones, the most error per byte first, as they fit.
+    """Return the schedule with approximate codes exchanged for ones of lower error, the most error per byte first.
 
-    budget_bytes: what it may peak at. What runs when stays as it is. Cost: two simulations, and for each code and each
-    of its value's encodings an addition for each instruction while it is there.
+    The order of runs does not change.
+
+    budget_bytes: the highest peak allowed.
+
+    Cost: two simulations, and for each code and each encoding of its value an addition for each instruction while it is
+    alive.
     """
-    numbers = _gentler_numbers(problem, schedule, budget_bytes)
+    numbers = _lower_error_numbers(problem, schedule, budget_bytes)
     if not numbers:
         return schedule
-    found = _exchanged(schedule, numbers)
+    refined = _exchange_codes(schedule, numbers)
     try:
-        return found if simulate(problem, found).peak_bytes <= budget_bytes else schedule
+        return refined if simulate(problem, refined).peak_bytes <= budget_bytes else schedule
     except ScheduleError:
         return schedule
 
 
-def _gentler_numbers(problem: Problem, schedule: Schedule, budget_bytes: int) -> dict[int, int]:
-    """For each value with an approximate code the number of the encoding that it may have instead."""
+def _lower_error_numbers(problem: Problem, schedule: Schedule, budget_bytes: int) -> dict[int, int]:
+    """Return the number of the encoding of lower error for each value with an approximate code."""
     codes = _codes(problem, schedule)
     if not codes:
         return {}
     room = budget_bytes - np.array(simulate(problem, schedule).moment_bytes, dtype=np.int64)
-    left_seconds = _SECONDS_SHARE * problem.seconds
-    for _, code, number in sorted(_exchanges(problem, codes), key=lambda one: -one[0]):
+    remaining_seconds = _SECONDS_SHARE * problem.seconds
+    for _, code, number in sorted(_exchanges(problem, codes), key=lambda exchange: -exchange[0]):
         before, after = (problem.values[code.value].encodings[n] for n in (code.number, number))
         more_seconds = after.seconds - before.seconds
-        if after.error >= before.error or more_seconds > left_seconds:
+        if after.error >= before.error or more_seconds > remaining_seconds:
             continue
-        while_there = room[code.start : code.stop]
-        if (while_there >= _more_bytes(before, after)).all():
-            while_there -= after.size_bytes - before.size_bytes
-            left_seconds -= max(more_seconds, 0.0)
+        available = room[code.start : code.stop]
+        if (available >= _more_bytes(before, after)).all():
+            available -= after.size_bytes - before.size_bytes
+            remaining_seconds -= max(more_seconds, 0.0)
             code.number = number
     return {code.value: code.number for code in codes}
 
 
 def lowest_error(problem: Problem, fitting: Sequence[Rated], budget_bytes: int) -> Rated:
-    """Of candidates that fit a budget, of which the last is the fastest, one that is hardly slower and errs least.
+    """Return, of candidates that are as fast as the fastest or hardly slower, the one with the lowest error.
 
-    Cost: a simulation, and what `gentler` adds, for two dozen of them at most.
+    fitting: candidates that fit the budget, the last of them the fastest.
+
+    Cost: a simulation and `_lower_error_numbers` for two dozen candidates at most.
     """
     fastest = fitting[-1]
     if not fastest.choice or problem.error_of(encoded_schedule(problem, fastest.choice, fastest.order).encoded) == 0:
         return fastest
     limit = fastest.seconds + _SECONDS_SHARE * problem.seconds
-    alike = [one for one in fitting if one.seconds <= limit]
+    alike = [candidate for candidate in fitting if candidate.seconds <= limit]
     tried = [alike[place] for place in sorted({len(alike) * n // _MOST_TRIED for n in range(_MOST_TRIED)})]
 
-    def error(one: Rated) -> float:
-        schedule = encoded_schedule(problem, one.choice, one.order)
-        numbers = _gentler_numbers(problem, schedule, budget_bytes)
+    def error(candidate: Rated) -> float:
+        schedule = encoded_schedule(problem, candidate.choice, candidate.order)
+        numbers = _lower_error_numbers(problem, schedule, budget_bytes)
         return problem.error_of((value, numbers.get(value, number)) for value, number in schedule.encoded)
 
     return min((fastest, *tried), key=error)
 
 
 def _codes(problem: Problem, schedule: Schedule) -> list[_Code]:
-    """The approximate codes of values that have one alone."""
-    found: dict[int, _Code] = {}
-    several: set[int] = set()
-    for index, one in enumerate(schedule.instructions):
-        if not isinstance(one, (Encode, Decode, FreeCode)):
+    """Return the approximate codes of values that have only one."""
+    codes: dict[int, _Code] = {}
+    mixed: set[int] = set()
+    for index, instruction in enumerate(schedule.instructions):
+        if not isinstance(instruction, (Encode, Decode, FreeCode)):
             continue
-        if problem.values[one.value].encodings[one.encoding].fidelity != "approximate":
-            several.add(one.value)
-        code = found.setdefault(one.value, _Code(one.value, one.encoding, index, index))
+        if problem.values[instruction.value].encodings[instruction.encoding].fidelity != "approximate":
+            mixed.add(instruction.value)
+        code = codes.setdefault(instruction.value, _Code(instruction.value, instruction.encoding, index, index))
         code.stop = index + 1
-        if code.number != one.encoding:
-            several.add(one.value)
-    return [code for value, code in found.items() if value not in several]
+        if code.number != instruction.encoding:
+            mixed.add(instruction.value)
+    return [code for value, code in codes.items() if value not in mixed]
 
 
 def _exchanges(problem: Problem, codes: list[_Code]) -> Iterator[tuple[float, _Code, int]]:
-    """(error per byte, code, number of an encoding) for all that would make errors smaller."""
+    """Yield (error per byte, code, number of an encoding) for every exchange that lowers the error."""
     for code in codes:
         encodings = problem.values[code.value].encodings
         before = encodings[code.number]
         for number, after in enumerate(encodings):
-            alike = after.is_read_itself == before.is_read_itself  # or else the code stays too short
+            alike = after.is_read_itself == before.is_read_itself  # otherwise the code would be freed too early
             if alike and after.error < before.error and after.size_bytes < problem.values[code.value].size_bytes:
                 yield (before.error - after.error) / max(after.size_bytes - before.size_bytes, 1), code, number
 
 
 def _more_bytes(before: EncodingOption, after: EncodingOption) -> int:
-    """By how much the fullest moment may rise while one code is made, kept or decoded and not the other."""
+    """Return how much the fullest moment may rise if one code is replaced by the other."""
     more = after.size_bytes - before.size_bytes
     encoding = after.encode_working_bytes - before.encode_working_bytes
     decoding = after.decode_working_bytes - before.decode_working_bytes
@@ -124,10 +130,10 @@ def _more_bytes(before: EncodingOption, after: EncodingOption) -> int:
     return max(more, encoding, more + decoding, more + decoded)
 
 
-def _exchanged(schedule: Schedule, numbers: dict[int, int]) -> Schedule:
-    def told(one: Instruction) -> Instruction:
-        if isinstance(one, (Encode, Decode, FreeCode)) and one.value in numbers:
-            return replace(one, encoding=numbers[one.value])
-        return one
+def _exchange_codes(schedule: Schedule, numbers: dict[int, int]) -> Schedule:
+    def exchange(instruction: Instruction) -> Instruction:
+        if isinstance(instruction, (Encode, Decode, FreeCode)) and instruction.value in numbers:
+            return replace(instruction, encoding=numbers[instruction.value])
+        return instruction
 
-    return replace(schedule, instructions=tuple(map(told, schedule.instructions)))
+    return replace(schedule, instructions=tuple(map(exchange, schedule.instructions)))

@@ -1,4 +1,4 @@
-"""What an integer program is made of and what a solver answers: terms, rows, effort, status, values and a bound."""
+"""The parts of an integer program and of a solver's answer: terms, rows, effort, status, values and a bound."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TypeGuard
 
 import pulp
 
-Term = pulp.LpVariable | float  # a number stands for a choice that there is not
+Term = pulp.LpVariable | float  # a number where there is no choice
 
-SEED = 1
+SOLVER_SEED = 1
 
 
 class Status(Enum):
-    """How a solver ended."""
+    """The result with which a solver ended."""
 
-    OPTIMAL = "optimal"  # within the gap that was asked for
+    OPTIMAL = "optimal"  # within the requested gap
     FEASIBLE = "feasible"  # a limit was hit; the values satisfy every row
     INFEASIBLE = "infeasible"  # proven: no values satisfy every row
     UNKNOWN = "unknown"  # a limit was hit before any values were found
@@ -26,11 +26,11 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to search.
+    """Limits of a search.
 
-    node_limit: nodes of branch and bound, which makes the same search of every run; seconds_limit is a safety net
-    besides (what it cuts off depends on the machine). gap: stop once the value is proven this close, in the unit of
-    the objective.
+    node_limit: nodes of branch and bound, so that every run makes the same search.
+    seconds_limit: an additional safety net; where it stops the search depends on the machine.
+    gap: stop once the value is proven this close, in the unit of the objective.
     """
 
     node_limit: int = 1_000_000
@@ -40,10 +40,12 @@ class Effort:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a solver found out.
+    """The answer of a solver.
 
-    values: by the name of the variable; empty unless OPTIMAL or FEASIBLE. objective: of these values, infinite if
-    there are none. bound: proven to be no more than the objective of any solution (infinite if there is none).
+    values: by the name of the variable; empty unless OPTIMAL or FEASIBLE.
+    objective: of these values, infinite without any.
+    bound: proven to be at most the objective of any solution, infinite without any.
+    nodes: of branch and bound that were searched.
     """
 
     status: Status
@@ -54,36 +56,36 @@ class Answer:
 
     @property
     def solved(self) -> bool:
-        """Whether it has values."""
+        """True if the answer has values."""
         return self.status in (Status.OPTIMAL, Status.FEASIBLE)
 
 
-NOTHING = Answer(Status.OPTIMAL, {}, 0.0, 0.0)  # of a program without variables
+NO_VARIABLES = Answer(Status.OPTIMAL, {}, 0.0, 0.0)  # of a program without variables
 IMPOSSIBLE = Answer(Status.INFEASIBLE, {}, inf, inf)
 
 
 class Row:
-    """One inequality: the sum of factor · variable + `constant` is at most something that may change."""
+    """One inequality: the sum of factor · variable + `constant` is at most a limit that may change."""
 
     def __init__(self, factors: dict[pulp.LpVariable, float], constant: float, most: float) -> None:
         self.factors, self.constant = factors, constant
-        self.stated = pulp.LpConstraint(pulp.LpAffineExpression(factors), pulp.LpConstraintLE, rhs=most - constant)
+        self.constraint = pulp.LpConstraint(pulp.LpAffineExpression(factors), pulp.LpConstraintLE, rhs=most - constant)
 
     @property
     def most(self) -> float:
-        """What the variables' part may be at most."""
-        return -self.stated.constant
+        """The limit of the variables' part of the sum."""
+        return -self.constraint.constant
 
     def change(self, most: float) -> None:
-        """Set what the sum is at most."""
-        self.stated.changeRHS(most - self.constant)
+        """Set the limit of the sum."""
+        self.constraint.changeRHS(most - self.constant)
 
 
 def is_choice(term: Term) -> TypeGuard[pulp.LpVariable]:
-    """Whether it is a variable."""
+    """Return whether a term is a variable."""
     return isinstance(term, pulp.LpVariable)
 
 
 def value_of(term: Term, values: Mapping[str, float]) -> float:
-    """The value of a variable, or the number that stands for it."""
+    """Return the value of a variable, or the number in its place."""
     return values[term.name] if isinstance(term, pulp.LpVariable) else term

@@ -1,7 +1,7 @@
-"""The integer program of one block: the fastest way to run it under limits on what it keeps and how high it rises.
+"""The integer program of one block: its fastest schedule under limits on the bytes kept and the peak of backward.
 
-Its backward is cut into stages as in `ilp`. Forward is one stage in trace order in which nothing runs again: W[k] is 1
-if operation k runs in it, fixed where the rest of forward or another block needs it, and A[0,v] says what it keeps.
+Its backward is cut into stages as in `ilp`. Forward is one stage in trace order without recomputation. W[k] is 1 if
+operation k runs in it, fixed where the rest of forward or another block needs k; A[0,v] is 1 if it keeps value v.
 
     W[k] <= W[k(u)]                                 u read by k                 `BlockProgram._state_forward`
     A[0,v] <= W[k(v)]                               v kept                      `BlockProgram._state_forward`
@@ -21,36 +21,40 @@ from ..problem.problem import Problem
 from .answer import Answer, Effort, Term
 from .block_stages import BlockStages, stages_of_block
 from .memory_rows import Limited, Moments, divisors_of, unit_of
-from .search import Reading, Search
+from .search import Search, Solution
 from .stage_program import StageProgram
 from .stages import Start
 
 
 @dataclass(frozen=True)
 class Proven:
-    """The fastest way found, None if none was; and the seconds (beyond running everything once) that no way under the
-    same limits goes below, infinite if there is none."""
+    """The fastest schedule found, with a proven bound.
 
-    way: BlockSchedule | None
+    schedule: None if none was found.
+    least_seconds: beyond running everything once; a bound for all schedules under the same limits, infinite if there
+        is none.
+    """
+
+    schedule: BlockSchedule | None
     least_seconds: float
 
 
 class BlockProgram:
-    """The program of one block; solved for one pair of limits after another."""
+    """The program of one block, solved for one pair of limits after another."""
 
     def __init__(self, problem: Problem, block: int, rounds: int = 1) -> None:
-        self.bench = BlockEvaluator(problem, block)
+        self.evaluator = BlockEvaluator(problem, block)
         self.block: BlockStages = stages_of_block(problem, block, rounds)
         self.core = StageProgram(self.block.stages)
         self.moments = Moments(self.core)
-        self.search = Search(self.core, self.moments, self._read, self._values_of)
+        self.search = Search(self.core, self.moments, self._decode, self._values_of)
         self.kept = Limited(self.core, divisors_of(self.core.cut), unit_of(self.core.cut))
         self._forward: dict[int, pulp.LpVariable] = {}
         self._state_forward()
         self._state_kept()
 
     def in_forward(self, index: int) -> Term:
-        """1 if the operation runs in forward."""
+        """Return the term that is 1 if the operation runs in forward."""
         if index in self.block.must:
             return 1
         if index not in self._forward:
@@ -58,59 +62,60 @@ class BlockProgram:
         return self._forward[index]
 
     def _state_forward(self) -> None:
-        """What runs in forward finds there what it reads; what is kept is made there."""
-        core, ops = self.core, self.bench.problem.ops
+        """State that operations of forward find the values they read, and that values kept are made there."""
+        core, ops = self.core, self.evaluator.problem.ops
         for index, needs in self.block.needs.items():
             runs = self.in_forward(index)
             for need in needs:
                 core.program.at_most([(1, runs), (-1, self.in_forward(need))], 0)
-        for piece, told in enumerate(core.cut.pieces):
-            if told.start is Start.KEPT and told.value >= 0:
-                made = self.in_forward(self.bench.problem.maker[told.value])
+        for piece, record in enumerate(core.cut.pieces):
+            if record.start is Start.KEPT and record.value >= 0:
+                made = self.in_forward(self.evaluator.problem.maker[record.value])
                 core.program.at_most([(1, core.alive(0, piece)), (-1, made)], 0)
         costs = [(ops[index].seconds / core.seconds_unit, variable) for index, variable in self._forward.items()]
         core.program.minimize([*core.costs(), *costs])
 
     def _state_kept(self) -> None:
-        """What is alive when backward begins counts as kept."""
+        """State that pieces alive when backward begins count as kept."""
         pieces = self.core.cut.pieces
-        kept = [n for n, told in enumerate(pieces) if told.start is Start.KEPT]
-        self.kept.state([(pieces[n].size_bytes, self.core.alive(0, n)) for n in kept], 0)
+        kept = [piece for piece, record in enumerate(pieces) if record.start is Start.KEPT]
+        self.kept.state([(pieces[piece].size_bytes, self.core.alive(0, piece)) for piece in kept], 0)
 
-    def fastest(self, kept_bytes: int, height_bytes: int, start: BlockSchedule | None, effort: Effort) -> Proven:
-        """The way that takes least time with both `Way.kept_bytes` and `Way.height_bytes` limited.
+    def fastest(self, kept_bytes: int, backward_peak_bytes: int, start: BlockSchedule | None, effort: Effort) -> Proven:
+        """Return the fastest schedule with both kept_bytes and backward_peak_bytes limited.
 
-        `start`: a way to begin with; if it keeps the limits the answer is no slower. `effort.gap` in seconds.
+        start: a schedule to begin with; if it is within the limits the answer is no slower.
+        effort: its gap is in seconds.
         """
         self.kept.limit(kept_bytes)
-        self.moments.peak.limit(height_bytes)
-        known = None
-        if start is not None and start.kept_bytes <= kept_bytes and start.height_bytes <= height_bytes:
-            known = Reading(start, self._objective(start.seconds))
-        best, least = self.search.best(known, replace(effort, gap=effort.gap / self.core.seconds_unit))
+        self.moments.peak.limit(backward_peak_bytes)
+        incumbent = None
+        if start is not None and start.kept_bytes <= kept_bytes and start.backward_peak_bytes <= backward_peak_bytes:
+            incumbent = Solution(start, self._objective(start.seconds))
+        best, least = self.search.best(incumbent, replace(effort, gap=effort.gap / self.core.seconds_unit))
         least_seconds = least * self.core.seconds_unit - self._once_seconds
-        return Proven(best.found, min(least_seconds, best.found.seconds)) if best else Proven(None, least_seconds)
+        return Proven(best.decoded, min(least_seconds, best.decoded.seconds)) if best else Proven(None, least_seconds)
 
     def _objective(self, seconds: float) -> float:
-        """The program's objective for seconds beyond running everything once."""
+        """Return the program's objective for seconds beyond running everything once."""
         return (seconds + self._once_seconds) / self.core.seconds_unit
 
     @cached_property
     def _once_seconds(self) -> float:
-        """What running everything once takes, of what the program has a say in."""
-        ops, turn = self.bench.problem.ops, self.bench.problem.forward_length
-        backward = [one.op for one in self.core.cut.repeatables if one.op >= turn]
+        """The seconds of running once all operations that the program decides on."""
+        ops, boundary = self.evaluator.problem.ops, self.evaluator.problem.forward_length
+        backward = [repeatable.op for repeatable in self.core.cut.repeatables if repeatable.op >= boundary]
         return fsum(ops[index].seconds for index in [*self.block.needs, *backward])
 
-    def _values_of(self, way: BlockSchedule) -> dict[str, float] | None:
-        """The values that describe a way; where it runs something within a stage or twice in it, nearly so."""
-        core, operations = self.core, self.bench.operations
-        place = {one.op: place for place, one in enumerate(core.cut.repeatables)}
-        stage_of = {index: stage for stage, one in enumerate(core.cut.stages) for index in one.ops}
+    def _values_of(self, schedule: BlockSchedule) -> dict[str, float] | None:
+        """Return values that describe a schedule, approximately where it repeats operations within a stage; or None."""
+        core, operations = self.core, self.evaluator.operations
+        place = {repeatable.op: place for place, repeatable in enumerate(core.cut.repeatables)}
+        stage_of = {index: number for number, stage in enumerate(core.cut.stages) for index in stage.ops}
         chosen: list[set[int]] = [set() for _ in core.cut.stages]
         waiting: set[int] = set()
         begun = 0
-        for position in way.backward:
+        for position in schedule.backward:
             index = operations[position]
             if index in place:
                 waiting.add(place[index])
@@ -120,36 +125,35 @@ class BlockProgram:
                 waiting, begun = set(), stage_of[index]
         chosen[-1] |= waiting
         for stage, runs in enumerate(chosen):
-            for one in runs:
-                if not core.cut.repeatables[one].first <= stage <= core.cut.repeatables[one].last:
+            for repeatable in (core.cut.repeatables[index] for index in runs):
+                if not repeatable.first <= stage <= repeatable.last:
                     return None
         values = self.moments.complete(core.values_of(chosen))
-        forward = {operations[position] for position in way.forward}
+        forward = {operations[position] for position in schedule.forward}
         return values | {variable.name: float(index in forward) for index, variable in self._forward.items()}
 
-    def _read(self, answer: Answer) -> Reading[BlockSchedule]:
-        """The way that a solution describes."""
-        backward, stage_of, needed = self._tidied(self.core.ran(answer))
-        way = self.bench.weigh(self._forward_for(needed), tuple(backward))
-        heights = zip(stage_of, self._heights(backward, way), strict=True)
-        high = {stage for stage, height in heights if height > self.moments.peak.most_bytes}
-        fits = not high and way.kept_bytes <= self.kept.most_bytes
-        return Reading(way, self._objective(way.seconds), fits, frozenset(high))
+    def _decode(self, answer: Answer) -> Solution[BlockSchedule]:
+        """Return the schedule that a solution describes, with its objective and limits."""
+        backward, stage_of, needed = self._without_useless_runs(self.core.ran(answer))
+        schedule = self.evaluator.evaluate(self._forward_for(needed), tuple(backward))
+        run_peaks = zip(stage_of, self._run_peaks(backward, schedule), strict=True)
+        high = {stage for stage, peak_bytes in run_peaks if peak_bytes > self.moments.peak.most_bytes}
+        fits = not high and schedule.kept_bytes <= self.kept.most_bytes
+        return Solution(schedule, self._objective(schedule.seconds), fits, frozenset(high))
 
-    def _forward_for(self, wanted: set[int]) -> tuple[int, ...]:
-        """What has to run in forward for a backward that wants these values."""
-        ops, needed, runs = self.bench.problem.ops, wanted & self.bench.loose, set(self.block.must)
+    def _forward_for(self, required: set[int]) -> tuple[int, ...]:
+        """Return the operations that forward must run for a backward that requires these values."""
+        ops, needed, runs = self.evaluator.problem.ops, required & self.evaluator.local_values, set(self.block.must)
         for index in reversed(self.block.forward):
             if index in runs or not needed.isdisjoint(ops[index].makes):
                 runs.add(index)
                 needed |= set(ops[index].reads)
         return tuple(index for index in self.block.forward if index in runs)
 
-    def _tidied(self, ran: list[list[int]]) -> tuple[list[int], list[int], set[int]]:
-        """(what runs in backward, in which stages, what is needed when it begins), without what makes nothing
-        needed."""
-        cut, ops = self.core.cut, self.bench.problem.ops
-        needed = set(self.bench.after_backward)
+    def _without_useless_runs(self, ran: list[list[int]]) -> tuple[list[int], list[int], set[int]]:
+        """Return (operations of backward, their stages, values needed when it begins), without useless operations."""
+        cut, ops = self.core.cut, self.evaluator.problem.ops
+        needed = set(self.evaluator.after_backward)
         order: list[tuple[int, int]] = []
         for stage in range(len(ran) - 1, -1, -1):
             runs = [(index, False) for index in reversed(cut.stages[stage].ops)]
@@ -163,21 +167,21 @@ class BlockProgram:
         order.reverse()
         return [index for index, _ in order], [stage for _, stage in order], needed
 
-    def _heights(self, backward: list[int], way: BlockSchedule) -> list[int]:
-        """The height of every run; the highest one is the way's."""
-        bench, ops = self.bench, self.bench.problem.ops
-        needed, live = bench.after_backward.copy(), 0
-        heights = []
+    def _run_peaks(self, backward: list[int], schedule: BlockSchedule) -> list[int]:
+        """Return the peak of every run; the highest one is the schedule's."""
+        evaluator, ops = self.evaluator, self.evaluator.problem.ops
+        needed, live = evaluator.after_backward.copy(), 0
+        peaks = []
         for index in reversed(backward):
             for value in ops[index].makes:
                 if value in needed:
-                    live -= bench.size_bytes[value]
-                    if value not in bench.held:
+                    live -= evaluator.size_bytes[value]
+                    if value not in evaluator.held:
                         needed.discard(value)
             for value in ops[index].reads:
                 if value not in needed:
                     needed.add(value)
-                    live += bench.size_bytes[value]
-            heights.append(live + bench.momentary_bytes[index])
-        highest = max(heights, default=0)
-        return [height - highest + way.height_bytes for height in reversed(heights)]
+                    live += evaluator.size_bytes[value]
+            peaks.append(live + evaluator.momentary_bytes[index])
+        highest = max(peaks, default=0)
+        return [peak - highest + schedule.backward_peak_bytes for peak in reversed(peaks)]

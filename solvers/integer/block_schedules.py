@@ -1,4 +1,4 @@
-"""Ways to run a layer by integer programming: the fastest one under limits, and those that no other beats."""
+"""Schedules of a block by integer programming: the fastest one under limits, and those that no other beats."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from .block_program import BlockProgram, Proven
 from .block_stages import stages_of_block
 from .stages import choices
 
-# Limits to try, what promises most first: shares of the most bytes kept, then the place among known heights.
-_LADDER = (
+# Limits to try, the most promising first: shares of the most bytes kept, and positions among known backward peaks.
+_CANDIDATE_LIMITS = (
     *((0.1, 0.3), (0.4, 0.0), (0.1, 0.0), (0.4, 0.3), (0.1, 0.6), (0.75, 0.3), (0.75, 0.0), (0.4, 0.6)),
     *((0.0, 0.3), (0.0, 0.0), (0.0, 0.6), (0.1, 0.1), (0.4, 0.1), (0.75, 0.6), (0.25, 0.3), (0.25, 0.0)),
 )
-_WORK = 12_000_000_000  # choices cubed, times limits: a second or two
-_GAP = 0.005  # of the time of the layer's forward, as far as measured times can tell ways apart
+_WORK = 12_000_000_000  # choices cubed, times limits: about two seconds
+_GAP = 0.005  # of the time of the block's forward: measured times distinguish no smaller differences
 
 
 def fastest_schedule(
     problem: Problem,
     block: int,
     kept_bytes: int,
-    height_bytes: int,
+    backward_peak_bytes: int,
     start: BlockSchedule | None = None,
     node_limit: int = 10_000,
 ) -> Proven:
-    """The way to run a block that takes least time with `Way.kept_bytes` and `Way.height_bytes` limited (bytes).
+    """Return the fastest schedule of a block with kept_bytes and backward_peak_bytes limited, in bytes.
 
-    start: a way to begin with. node_limit: nodes of branch and bound, after which the best way so far is returned
-    with what is proven by then; 0 looks near the relaxation only.
+    start: a schedule to begin with.
+    node_limit: nodes of branch and bound, after which the best schedule so far is returned with the bound proven by
+        then; 0 searches near the relaxation only.
     """
-    return BlockProgram(problem, block).fastest(kept_bytes, height_bytes, start, Effort(node_limit))
+    return BlockProgram(problem, block).fastest(kept_bytes, backward_peak_bytes, start, Effort(node_limit))
 
 
-def ways_of(
+def schedules_of(
     problem: Problem, block: int, known: Sequence[BlockSchedule], work: int = _WORK
 ) -> tuple[BlockSchedule, ...]:
-    """Ways to run a block, those of `known` among them, none beaten by another in everything.
+    """Return schedules of a block that no other beats in every respect, searched from the known ones.
 
-    Fast ways for limits on kept bytes and height, from a fixed ladder between those of known ways; of these only as
-    many as `work` allows, none for blocks so large that one takes more. Each begins with the best way found so far,
-    and is left as it is where the relaxation proves that little is to be gained. A pair of limits is skipped where
-    what was found for wider ones answers it.
+    The limits on kept bytes and the peak of backward are fixed candidates between those of known schedules. Only as
+    many are tried as `work` allows, none for very large blocks. Each search begins with the best schedule so far, and
+    keeps it where the relaxation proves that little can be gained. A pair of limits is skipped if the schedule for
+    wider limits also fits it.
     """
     cut = stages_of_block(problem, block).stages
     limits = _limits(known)[: work // max(choices(cut), 1) ** 3]
@@ -53,35 +54,44 @@ def ways_of(
         return unbeaten(known)
     program = BlockProgram(problem, block)
     gap = _GAP * sum(problem.ops[index].seconds for index in program.block.forward)
-    found = list(known)
+    schedules = list(known)
     answers: list[tuple[int, int, Proven]] = []
-    for kept_bytes, height_bytes in limits:
-        if any(_answers(*answer, kept_bytes, height_bytes) for answer in answers):
+    for kept_bytes, backward_peak_bytes in limits:
+        if any(_answers(*answer, kept_bytes, backward_peak_bytes) for answer in answers):
             continue
-        fitting = [way for way in found if way.kept_bytes <= kept_bytes and way.height_bytes <= height_bytes]
-        start = min(fitting, key=lambda way: way.seconds, default=None)
-        proven = program.fastest(kept_bytes, height_bytes, start, Effort(node_limit=0, gap=gap))
-        answers.append((kept_bytes, height_bytes, proven))
-        if proven.way is not None:
-            found.append(proven.way)
-    return unbeaten(found)
+        eligible = [
+            schedule
+            for schedule in schedules
+            if schedule.kept_bytes <= kept_bytes and schedule.backward_peak_bytes <= backward_peak_bytes
+        ]
+        start = min(eligible, key=lambda schedule: schedule.seconds, default=None)
+        proven = program.fastest(kept_bytes, backward_peak_bytes, start, Effort(node_limit=0, gap=gap))
+        answers.append((kept_bytes, backward_peak_bytes, proven))
+        if proven.schedule is not None:
+            schedules.append(proven.schedule)
+    return unbeaten(schedules)
 
 
 def _limits(known: Sequence[BlockSchedule]) -> list[tuple[int, int]]:
-    """Pairs of limits on kept bytes and height."""
+    """Return pairs of limits on kept bytes and the peak of backward."""
     if not known:
         return []
-    most = max(way.kept_bytes for way in known)
-    heights = sorted({way.height_bytes for way in known})
-    pairs = [(int(most * share), heights[int((len(heights) - 1) * place)]) for share, place in _LADDER]
+    most = max(schedule.kept_bytes for schedule in known)
+    backward_peaks = sorted({schedule.backward_peak_bytes for schedule in known})
+    pairs = [
+        (int(most * share), backward_peaks[int((len(backward_peaks) - 1) * place)])
+        for share, place in _CANDIDATE_LIMITS
+    ]
     return list(dict.fromkeys(pairs))
 
 
-def _answers(kept_limit: int, height_limit: int, proven: Proven, kept_bytes: int, height_bytes: int) -> bool:
-    """Whether what is proven for wider limits answers for these ones."""
-    if kept_bytes > kept_limit or height_bytes > height_limit:
+def _answers(
+    kept_limit: int, backward_peak_limit: int, proven: Proven, kept_bytes: int, backward_peak_bytes: int
+) -> bool:
+    """Return whether the result proven for wider limits also holds for these limits."""
+    if kept_bytes > kept_limit or backward_peak_bytes > backward_peak_limit:
         return False
-    way = proven.way
-    if way is None:
+    schedule = proven.schedule
+    if schedule is None:
         return proven.least_seconds == inf
-    return way.kept_bytes <= kept_bytes and way.height_bytes <= height_bytes
+    return schedule.kept_bytes <= kept_bytes and schedule.backward_peak_bytes <= backward_peak_bytes

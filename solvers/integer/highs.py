@@ -1,4 +1,4 @@
-"""Hands programs to HiGHS: the integer program as a whole, its relaxation with what is new since the last time."""
+"""Passes programs to HiGHS: the whole integer program, and its relaxation with only the rows added since."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import highspy
 import numpy as np
 import pulp
 
-from .answer import IMPOSSIBLE, SEED, Answer, Effort, Row, Status
+from .answer import IMPOSSIBLE, SOLVER_SEED, Answer, Effort, Row, Status
 
 _MOST_PIVOTS = 6_000
 _SLACK = 1e-6  # HiGHS's tolerances
@@ -19,38 +19,38 @@ _INFEASIBLE = (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kU
 
 
 class HighsProgram:
-    """A program whose matrix is kept as arrays, to which only what is new is added."""
+    """A program whose matrix is kept as arrays, to which only new rows are added."""
 
     def __init__(self, columns: dict[pulp.LpVariable, int], rows: list[Row], costs: dict[pulp.LpVariable, float]):
         self.columns, self.rows, self.costs = columns, rows, costs
         self._starts: list[int] = [0]
         self._indices: list[int] = []
         self._factors: list[float] = []
-        self._relaxed: Any = None  # solved before, to go on from there
+        self._relaxed: Any = None  # solved before, to continue from there
         self._relaxed_shape, self._relaxed_most = (0, -1), np.empty(0)
 
     def solve(self, effort: Effort, start: Mapping[str, float], fixed: Mapping[str, float]) -> Answer:
-        """The integer program."""
-        answer = self._solved(effort, start, fixed)
-        if not (start and answer.solved) or self._cost(answer) <= _nearly(answer.objective):
+        """Solve the integer program."""
+        answer = self._run_solver(effort, start, fixed)
+        if not (start and answer.solved) or self._cost(answer) <= _with_tolerance(answer.objective):
             return answer
-        # HiGHS 1.16 reports the objective that presolve improves the start to, and prunes by it, but hands back the
-        # start as it was given. The bound holds; the values that it is the bound of are found without a start.
-        fresh = self._solved(effort, {}, fixed)
+        # HiGHS 1.16 reports the objective to which presolve improves the start, and prunes by it, but returns the
+        # unimproved start. The bound holds; a second run without a start finds the values of that objective.
+        fresh = self._run_solver(effort, {}, fixed)
         given = replace(answer, status=Status.FEASIBLE, objective=self._cost(answer))
         best = fresh if fresh.solved and fresh.objective <= given.objective else given
         bound = min(max(answer.bound, fresh.bound), best.objective)
         return replace(best, bound=bound, nodes=answer.nodes + fresh.nodes)
 
-    def _solved(self, effort: Effort, start: Mapping[str, float], fixed: Mapping[str, float]) -> Answer:
-        """What HiGHS reports of the integer program."""
-        solver = self._prepared(effort, start, fixed)
+    def _run_solver(self, effort: Effort, start: Mapping[str, float], fixed: Mapping[str, float]) -> Answer:
+        """Return the answer that HiGHS reports for the integer program."""
+        solver = self._prepare_solver(effort, start, fixed)
         solver.run()
         status, info = solver.getModelStatus(), solver.getInfo()
         nodes = max(int(info.mip_node_count), 0)
         if status in _INFEASIBLE:
             return IMPOSSIBLE
-        # a program without anything whole has no bound of its own
+        # a program without integer variables has no bound of its own
         bound = info.mip_dual_bound if np.isfinite(info.mip_dual_bound) else -inf
         has_values = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
         if not has_values or not np.isfinite(info.objective_function_value):
@@ -60,8 +60,8 @@ class HighsProgram:
             bound = info.objective_function_value
         return Answer(ended, self._values(solver), info.objective_function_value, bound, nodes)
 
-    def _prepared(self, effort: Effort, start: Mapping[str, float], fixed: Mapping[str, float]) -> highspy.Highs:
-        """A solver that has the integer program."""
+    def _prepare_solver(self, effort: Effort, start: Mapping[str, float], fixed: Mapping[str, float]) -> highspy.Highs:
+        """Return a solver with the integer program."""
         solver = _solver()
         solver.setOptionValue("mip_rel_gap", 0.0)
         solver.setOptionValue("mip_abs_gap", max(effort.gap, 1e-9))
@@ -82,12 +82,12 @@ class HighsProgram:
         return solver
 
     def _cost(self, answer: Answer) -> float:
-        """The objective of the values of an answer."""
+        """Return the objective of the values of an answer."""
         return fsum(cost * answer.values[variable.name] for variable, cost in self.costs.items())
 
     def relaxed(self) -> Answer:
-        """The relaxation, by the simplex method, from where it ended the last time."""
-        self._take_in()
+        """Solve the relaxation by the simplex method, from where the last solve ended."""
+        self._append_rows()
         if self._relaxed_shape[1] != len(self.columns):
             self._begin_relaxed()
         else:
@@ -95,7 +95,7 @@ class HighsProgram:
         self._relaxed_shape, self._relaxed_most = (len(self.rows), len(self.columns)), self._most()
         self._relaxed.run()
         if self._relaxed.getModelStatus() == highspy.HighsModelStatus.kIterationLimit:
-            self._begin_relaxed()  # going on from a degenerate vertex it may go round in circles
+            self._begin_relaxed()  # from a degenerate vertex it may cycle
             self._relaxed.run()
         solver = self._relaxed
         status = solver.getModelStatus()
@@ -127,7 +127,7 @@ class HighsProgram:
         for row in np.flatnonzero(most[:rows] != self._relaxed_most).tolist():
             solver.changeRowBounds(row, -inf, most[row])
 
-    def _take_in(self) -> None:
+    def _append_rows(self) -> None:
         for row in self.rows[len(self._starts) - 1 :]:
             self._indices += [self.columns[variable] for variable in row.factors]
             self._factors += row.factors.values()
@@ -137,8 +137,8 @@ class HighsProgram:
         return np.array([row.most for row in self.rows], dtype=float)
 
     def _model(self) -> Any:
-        """The program as HiGHS takes it, without what has to be whole."""
-        self._take_in()
+        """Return the program as a model of HiGHS, without integrality."""
+        self._append_rows()
         model = highspy.HighsLp()
         model.num_col_, model.num_row_ = len(self.columns), len(self.rows)
         model.col_cost_ = np.array([self.costs.get(variable, 0.0) for variable in self.columns])
@@ -157,8 +157,8 @@ class HighsProgram:
         return {variable.name: value for variable, value in zip(self.columns, values, strict=True)}
 
 
-def _nearly(objective: float) -> float:
-    """What values may cost that have this objective."""
+def _with_tolerance(objective: float) -> float:
+    """Return the most that values of this objective may cost, within tolerance."""
     return objective + _SLACK * (1.0 + abs(objective))
 
 
@@ -172,6 +172,6 @@ class _Silent(highspy.Highs):
 
 def _solver() -> highspy.Highs:
     solver = _Silent()
-    for name, value in {"output_flag": False, "threads": 1, "random_seed": SEED}.items():
+    for name, value in {"output_flag": False, "threads": 1, "random_seed": SOLVER_SEED}.items():
         solver.setOptionValue(name, value)
     return solver

@@ -1,4 +1,4 @@
-"""States what is alive at every moment, for limits that change from one solution to the next."""
+"""Rows that limit the bytes alive at every moment, with limits that change from one solution to the next."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from .answer import Row, Term, is_choice, value_of
 from .stage_program import StageProgram
 from .stages import Stages, Start
 
-_WHOLE = 10**5  # factors that are whole numbers up to this stay so
+_WHOLE = 10**5  # whole factors up to this stay whole
 _DIVISORS = 4  # sizes by which a row is divided and rounded
 
 
 class Limited:
-    """Rows that say that bytes are at most a limit, which changes.
+    """Rows that keep bytes within a limit that may change.
 
-    Besides each row of choices, the row divided by a size and rounded down (Chvátal 1973, Gomory 1958): where all
-    pieces take 2 or 8 MiB, a limit of 11 MiB is one of 10. The relaxation needs to be told.
+    Each row of choices is also stated divided by a size and rounded down (Chvátal 1973, Gomory 1958). Where all pieces
+    take 2 or 8 MiB, a limit of 11 MiB means one of 10 MiB; the relaxation needs the rounded row for that.
     """
 
     def __init__(self, core: StageProgram, divisors: tuple[int, ...], unit: float) -> None:
         self.core, self.divisors, self.unit = core, divisors, unit
         self.most_bytes = 0
-        self._rows: list[tuple[Row, int, int]] = []  # with what is fixed, and what it is divided by (0: `unit`)
+        self._rows: list[tuple[Row, int, int]] = []  # with its fixed bytes and its divisor (0: `unit`)
 
     def state(self, terms: Iterable[tuple[int, Term]], fixed_bytes: int, rounded: bool = True) -> None:
-        """State that the sum of bytes · term and what is fixed is at most the limit."""
+        """State that the sum of bytes · term plus the fixed bytes is at most the limit."""
         choices: dict[Term, int] = {}
         for size_bytes, term in terms:
             if is_choice(term):
@@ -57,7 +57,7 @@ class Limited:
 
 
 class Moments:
-    """The limit on every moment, `peak`: first those in which operations run that run once, others by `refine`."""
+    """The limit `peak` on every moment: first while operations that run once run; others are added by `refine`."""
 
     def __init__(self, core: StageProgram) -> None:
         self.core, self.cut = core, core.cut
@@ -68,27 +68,27 @@ class Moments:
             self._state_own(stage)
 
     def _state_own(self, stage: int) -> None:
-        """The stage's own operation runs: alive are what it reads and what is alive afterwards."""
+        """State the moment of the stage's own operation: the pieces it reads and those alive afterwards count."""
         own = self.cut.stages[stage]
         terms: list[tuple[int, Term]] = []
-        for piece, told in enumerate(self.cut.pieces):
+        for piece, record in enumerate(self.cut.pieces):
             if piece in own.reads:
-                terms.append((told.size_bytes, 1))
-            elif piece not in own.makes or told.value < 0:  # a generator state is recorded before
-                terms.append((told.size_bytes, self.core.alive(stage + 1, piece)))
+                terms.append((record.size_bytes, 1))
+            elif piece not in own.makes or record.value < 0:  # a generator state is recorded before
+                terms.append((record.size_bytes, self.core.alive(stage + 1, piece)))
         self.peak.state([*terms, *self._given()], own.fixed_bytes)
 
     def _given(self) -> list[tuple[int, Term]]:
-        """Given pieces are not counted when the first stage begins."""
-        given = [n for n, told in enumerate(self.cut.pieces) if told.start is Start.GIVEN]
+        """Return terms that subtract given pieces, which do not count when the first stage begins."""
+        given = [piece for piece, record in enumerate(self.cut.pieces) if record.start is Start.GIVEN]
         return [(-self.cut.pieces[piece].size_bytes, self.core.alive(0, piece)) for piece in given]
 
     def refine(self, stage: int) -> None:
-        """State the moments in which something runs again within a stage.
+        """State the moments in which repeatable operations run within a stage.
 
-        While operation k runs, a piece that is made in the stage, but later (or by k), is alive if it was when the
-        stage began. Any other is alive if it is read in the stage by k or later, or alive afterwards.
-        If k does not run, the row says nothing new: what is alive then is alive when the next operation runs.
+        While operation k runs, a piece that k or a later operation of the stage makes is alive if it was alive when
+        the stage began. Any other piece is alive if k or a later operation of the stage reads it, or if it is alive
+        afterwards. If k does not run the row is redundant: those pieces are alive when the next operation runs.
         """
         self.refined.add(stage)
         needed: dict[int, Term] = {}
@@ -98,11 +98,11 @@ class Moments:
                 self._state_inner(stage, place, needed)
 
     def _state_needed(self, stage: int, place: int, needed: dict[int, Term]) -> None:
-        """needed[v]: 1 if piece v is read in the stage by this operation or later, or is alive afterwards."""
+        """Set needed[v] to a term that is 1 if this or a later run of the stage reads piece v, or it is alive after."""
         program, run = self.core.program, self.core.runs(stage, place)
         for piece in self.cut.repeatables[place].reads:
-            told = self.cut.pieces[piece]
-            if stage in told.read_at or told.stays:
+            record = self.cut.pieces[piece]
+            if stage in record.read_at or record.stays:
                 continue
             later = needed.get(piece, self._after(stage, piece))
             if not is_choice(later):
@@ -114,38 +114,38 @@ class Moments:
             self._needed.append((now, later, run))
 
     def _after(self, stage: int, piece: int) -> Term:
-        """1 if the piece is alive after what runs again in the stage, before its own operation's end."""
+        """Return 1 if the piece is alive after the repeatable runs of the stage, before its own operation ends."""
         return 0 if piece in self.cut.stages[stage].makes else self.core.alive(stage + 1, piece)
 
     def _state_inner(self, stage: int, place: int, needed: dict[int, Term]) -> None:
-        one = self.cut.repeatables[place]
-        terms = [(one.momentary_bytes, self.core.runs(stage, place))]
-        for piece, told in enumerate(self.cut.pieces):
-            if told.maker >= place and is_choice(self.core.made(stage, piece)):
-                terms.append((told.size_bytes, self.core.alive(stage, piece)))
-            elif stage in told.read_at:
-                terms.append((told.size_bytes, 1))
+        repeatable = self.cut.repeatables[place]
+        terms = [(repeatable.momentary_bytes, self.core.runs(stage, place))]
+        for piece, record in enumerate(self.cut.pieces):
+            if record.maker >= place and is_choice(self.core.made(stage, piece)):
+                terms.append((record.size_bytes, self.core.alive(stage, piece)))
+            elif stage in record.read_at:
+                terms.append((record.size_bytes, 1))
             else:
-                terms.append((told.size_bytes, needed.get(piece, self._after(stage, piece))))
-        # what is needed is not said to be whole, so nothing may be rounded
+                terms.append((record.size_bytes, needed.get(piece, self._after(stage, piece))))
+        # the `needed` variables are not integers, so the row may not be rounded
         self.peak.state([*terms, *self._given()], self.cut.stages[stage].base_bytes, rounded=False)
 
     def complete(self, values: dict[str, float]) -> dict[str, float]:
-        """Values of `StageProgram.values_of` with those of what is needed within stages."""
+        """Add the values of the `needed` variables to those of `StageProgram.values_of`."""
         for variable, *terms in self._needed:
             values[variable.name] = max(value_of(term, values) for term in terms)
         return values
 
 
 def unit_of(cut: Stages) -> float:
-    """The unit in which bytes are stated: their greatest common divisor, if numbers stay small enough with it."""
-    sizes = [piece.size_bytes for piece in cut.pieces] + [one.momentary_bytes for one in cut.repeatables]
-    sizes += [number for stage in cut.stages for number in (stage.fixed_bytes, stage.base_bytes)]
+    """Return the unit of stated bytes: their greatest common divisor, larger if numbers would get too large."""
+    sizes = [piece.size_bytes for piece in cut.pieces] + [repeatable.momentary_bytes for repeatable in cut.repeatables]
+    sizes += [size for stage in cut.stages for size in (stage.fixed_bytes, stage.base_bytes)]
     return max(gcd(*sizes), max((abs(size) for size in sizes), default=0) / _WHOLE, 1)
 
 
 def divisors_of(cut: Stages) -> tuple[int, ...]:
-    """Sizes that many bytes come in; of sizes that are nearly equal the smallest."""
+    """Return the sizes that account for the most bytes; of nearly equal sizes the smallest."""
     sizes = sorted((piece.size_bytes for piece in cut.pieces if piece.size_bytes), reverse=True)
     groups: list[list[int]] = []
     for size in sizes:

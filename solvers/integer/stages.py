@@ -1,4 +1,4 @@
-"""A step, or one layer's backward, cut into stages: what the integer program is stated over."""
+"""Stages of a step or of one block's backward, over which the integer program is stated."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from enum import Enum
 
 
 class Start(Enum):
-    """Whether a piece is there when the first stage begins."""
+    """The presence of a piece when the first stage begins, and how its bytes count."""
 
     ABSENT = "absent"
     KEPT = "kept"  # if the program keeps it, which counts as kept bytes
     COUNTED = "counted"  # if anything needs it; counts at every moment, but not as kept bytes
-    GIVEN = "given"  # if anything needs it; its bytes are not counted unless it dies and is made again
+    GIVEN = "given"  # if anything needs it; its bytes are not counted unless it dies and is recomputed
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A value whose life the program decides on; or (`value` < 0) the generator state of an operation drawn again.
+    """A value whose lifetime the program decides; or (`value` < 0) the generator state of a recomputed draw.
 
     maker: the repeatable operation (by its place in `Stages.repeatables`) that makes it, -1 if none does.
-    born: the stage whose own operation makes it, -1 if none does. stays: never freed once it is there. due: the
-    stage at whose beginning it has to be there, -1 if none. read_at: stages whose own operation reads it. readers:
-    repeatable operations that read it.
+    born: the stage whose own operation makes it, -1 if none does.
+    start: its presence when the first stage begins.
+    stays: never freed once it is there.
+    due: the stage at whose beginning it must be there, -1 if none.
+    read_at: stages whose own operation reads it.
+    readers: repeatable operations that read it.
     """
 
     value: int
@@ -41,8 +44,9 @@ class Piece:
 class Repeatable:
     """An operation that may run in any stage, at most once in each; reads and makes are pieces.
 
-    momentary_bytes: what it takes while it runs, what it makes included. first: the first stage it may run in. last:
-    the last one in which anything can use what it makes.
+    momentary_bytes: taken while it runs, with the values it makes.
+    first: the first stage it may run in.
+    last: the last stage in which the pieces it makes can be used.
     """
 
     op: int
@@ -56,11 +60,13 @@ class Repeatable:
 
 @dataclass(frozen=True)
 class Stage:
-    """What runs once at the end of a stage: `ops`, one after the other; reads and makes are pieces.
+    """A stage: repeatable operations may run in it, then its own operations run once; reads and makes are pieces.
 
-    fixed_bytes: the highest moment of `ops`, without pieces but for those being made. base_bytes: what is alive
-    without pieces while repeatable operations run before them. May be negative where bytes are counted relative to
-    the first stage's beginning.
+    Bytes may be negative where they are relative to the first stage's beginning.
+
+    ops: the stage's own operations, in order.
+    fixed_bytes: the peak of `ops`, with the pieces being made but no others.
+    base_bytes: alive without pieces while repeatable operations run before `ops`.
     """
 
     ops: tuple[int, ...]
@@ -68,12 +74,12 @@ class Stage:
     base_bytes: int
     reads: tuple[int, ...] = ()
     makes: tuple[int, ...] = ()
-    opens: bool = False  # a repeatable operation has to wait for it
-    marks: bool = False  # something is due right after it: the end of forward, the end
+    opens: bool = False  # a repeatable operation must wait for it
+    marks: bool = False  # pieces are due right after it: the end of forward, the end
 
     @property
     def plain(self) -> bool:
-        """Whether it leaves all pieces as they are, and what may run as well."""
+        """True if it changes neither the pieces nor the operations that may run."""
         return not (self.reads or self.makes or self.opens or self.marks)
 
 
@@ -81,8 +87,8 @@ class Stage:
 class Stages:
     """Stages in order, with the pieces and the repeatable operations (in trace order) between them.
 
-    alive[v]: the first and the last stage at whose beginning piece v may be alive (the first after the last if
-    never); stage len(stages) is the end.
+    alive[v]: the first and the last stage at whose beginning piece v may be alive, the first after the last if never;
+        stage len(stages) is the end.
     """
 
     stages: tuple[Stage, ...]
@@ -92,17 +98,17 @@ class Stages:
 
 
 def merged(stages: Sequence[Stage], rounds: int = 1) -> tuple[tuple[Stage, ...], list[int]]:
-    """(fewer stages with the same optimum, for each given stage the one it became part of).
+    """Return (fewer stages with the same optimum, for each given stage the stage it became part of).
 
-    Consider what runs in the gap between two stages, a then b.
-    If a is plain, b is at least as high and the gap's base is no lower than that of the gap before a, it may as well
-    run before a: a then sees the pieces that b sees, at most as high as b, and b sees the same.
+    Consider the runs in the gap between two stages, a then b.
+    If a is plain, b is at least as high and the gap's base is no lower than that of the gap before a, they may move
+    before a: a then sees the pieces that b sees, at most as high as b, and b sees the same.
     If b is plain, a makes no piece and is at least as high, and the gap's base is no lower than that of the gap after
-    b, it may as well run after b: b then sees the pieces that are alive right after a, and is no higher than a.
-    Either way nothing need run in the gap, and both are one stage as high as the higher one.
-    (A stage after the last one has the base of the last gap, so that nothing moves behind the end.)
+    b, they may move after b: b then sees the pieces that are alive right after a, and is no higher than a.
+    In both cases the gap stays empty, and both stages become one as high as the higher one.
+    (A stage after the last one has the base of the last gap, so that no run moves behind the end.)
 
-    rounds: how many stages each gap is cut into, the others without operations of their own.
+    rounds: the number of stages that each gap is cut into; the others have no operations of their own.
     """
     group: list[list[int]] = [[index] for index in range(len(stages))]
     fewer = list(stages)
@@ -116,25 +122,25 @@ def merged(stages: Sequence[Stage], rounds: int = 1) -> tuple[tuple[Stage, ...],
         if not (earlier or later):
             at += 1
             continue
-        kept = b if earlier else a
-        fewer[at : at + 2] = [replace(kept, ops=a.ops + b.ops, base_bytes=a.base_bytes)]
+        merged_stage = b if earlier else a
+        fewer[at : at + 2] = [replace(merged_stage, ops=a.ops + b.ops, base_bytes=a.base_bytes)]
         group[at : at + 2] = [group[at] + group[at + 1]]
         at = max(at - 1, 0)
-    became = [0] * len(stages)
+    merged_into = [0] * len(stages)
     for number, members in enumerate(group):
         for member in members:
-            became[member] = number * rounds + rounds - 1
-    empty = [[Stage((), one.base_bytes, one.base_bytes)] for one in fewer]
+            merged_into[member] = number * rounds + rounds - 1
+    empty = [[Stage((), stage.base_bytes, stage.base_bytes)] for stage in fewer]
     return tuple(
-        stage for one, extra in zip(fewer, empty, strict=True) for stage in [*extra * (rounds - 1), one]
-    ), became
+        stage for last, extra in zip(fewer, empty, strict=True) for stage in [*extra * (rounds - 1), last]
+    ), merged_into
 
 
 def with_windows(stages: Sequence[Stage], pieces: Sequence[Piece], repeatables: Sequence[Repeatable]) -> Stages:
-    """The stages with what can never be of use ruled out.
+    """Return the stages with useless runs and pieces ruled out.
 
-    A repeatable operation runs no earlier than all that it reads can be there, and no later than the last stage in
-    which something made from it is read by an operation that runs once, or is due.
+    A repeatable operation runs only once all pieces it reads can be there, and no later than its results can be used:
+    a piece made from them is read by an operation that runs once, or is due.
     """
     count = len(stages)
     first_alive = [count + 1] * len(pieces)
@@ -144,14 +150,14 @@ def with_windows(stages: Sequence[Stage], pieces: Sequence[Piece], repeatables: 
         elif piece.born >= 0:
             first_alive[number] = piece.born + 1
     placed: list[Repeatable] = []
-    for one in repeatables:
-        first = one.first
-        for number in one.reads:
+    for repeatable in repeatables:
+        first = repeatable.first
+        for number in repeatable.reads:
             made_in = count + 1 if pieces[number].maker < 0 else placed[pieces[number].maker].first
             first = max(first, min(first_alive[number], made_in))
-        for number in one.makes:
+        for number in repeatable.makes:
             first_alive[number] = min(first_alive[number], first + 1)
-        placed.append(replace(one, first=first))
+        placed.append(replace(repeatable, first=first))
     last_alive = [-1] * len(pieces)
     for place in range(len(placed) - 1, -2, -1):
         for number, piece in enumerate(pieces):
@@ -170,6 +176,6 @@ def with_windows(stages: Sequence[Stage], pieces: Sequence[Piece], repeatables: 
 
 
 def choices(cut: Stages) -> int:
-    """How many variables the program of these stages has, more or less."""
-    runs = sum(max(one.last - one.first + 1, 0) for one in cut.repeatables)
+    """Return approximately how many variables the program of these stages has."""
+    runs = sum(max(repeatable.last - repeatable.first + 1, 0) for repeatable in cut.repeatables)
     return runs + sum(max(last - first + 1, 0) for first, last in cut.alive)

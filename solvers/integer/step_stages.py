@@ -1,4 +1,4 @@
-"""The stages of a whole step, and the run order that a solution over them means."""
+"""The stages of a whole step, and the run orders that solutions over them mean."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from .stages import Piece, Repeatable, Stage, Stages, merged, with_windows
 
 
 def stages_of_step(problem: Problem, rounds: int = 1) -> Stages:
-    """Cut a step into stages: each operation that runs once ends one, a draw's first run too, the turn and the end;
-    `rounds` as in `merged`.
+    """Cut a step into stages.
 
-    A value is a piece, unless no decision touches its life: what is resident, and what operations that run once make
-    and only such read, or that is held.
+    A stage ends at each operation that runs once, at a draw's first run, at the forward/backward boundary and at the
+    end. A value is a piece unless its lifetime is fixed. Fixed are resident values, and values made by operations that
+    run once if they are held or only such operations read them.
+
+    rounds: as in `merged`.
     """
     return _Cutter(problem).cut(rounds)
 
@@ -27,7 +29,7 @@ class _Cutter:
         ops, idle = problem.ops, may_wait(problem)
         self.once = [index for index in range(len(ops)) if not idle[index]]
         self.at = {index: number + (index >= problem.forward_length) for number, index in enumerate(self.once)}
-        self.turn = sum(index < problem.forward_length for index in self.once)
+        self.boundary = sum(index < problem.forward_length for index in self.once)
         self.repeatables = [index for index, op in enumerate(ops) if op.repeatable and op.makes]
         self.place = {index: place for place, index in enumerate(self.repeatables)}
         self.last_once = [max((self.at[r] for r in readers if r in self.at), default=-1) for readers in problem.readers]
@@ -37,27 +39,27 @@ class _Cutter:
         self.momentary_bytes = arrays_of(problem).momentary_bytes.tolist()
 
     def cut(self, rounds: int) -> Stages:
-        """The stages."""
-        stages, became = merged([*self._stages()], rounds)
-        pieces = [self._piece(value, became, len(stages)) for value in self.number]
+        """Build the stages."""
+        stages, merged_into = merged([*self._stages()], rounds)
+        pieces = [self._piece(value, merged_into, len(stages)) for value in self.number]
         for index in self.states:
-            born, reader = became[self.at[index]], self.place[index]
+            born, reader = merged_into[self.at[index]], self.place[index]
             pieces.append(Piece(-1 - index, self.problem.state_bytes, born=born, readers=(reader,)))
-        return with_windows(stages, pieces, [self._repeatable(index, became) for index in self.repeatables])
+        return with_windows(stages, pieces, [self._repeatable(index, merged_into) for index in self.repeatables])
 
     def _is_piece(self, value: int) -> bool:
-        told, maker, readers = self.problem.values[value], self.problem.maker[value], self.problem.readers[value]
-        if told.resident or maker < 0:
+        record, maker, readers = self.problem.values[value], self.problem.maker[value], self.problem.readers[value]
+        if record.resident or maker < 0:
             return False
-        if maker not in self.place or (told.held and maker in self.at):
-            return not told.held and any(reader in self.place for reader in readers)
-        return told.held or bool(readers)
+        if maker not in self.place or (record.held and maker in self.at):
+            return not record.held and any(reader in self.place for reader in readers)
+        return record.held or bool(readers)
 
     def _stages(self) -> Iterator[Stage]:
-        """One stage for each operation that runs once, the turn, and the end."""
+        """Yield one stage for each operation that runs once, for the forward/backward boundary, and for the end."""
         live = self.problem.resident_bytes
         for number, index in enumerate(self.once):
-            if number == self.turn:
+            if number == self.boundary:
                 yield Stage((), live, live, marks=True)
             op = self.problem.ops[index]
             reads, at = dict.fromkeys(op.reads), self.at[index]
@@ -75,31 +77,31 @@ class _Cutter:
             die = [v for v in reads if self.last_once[v] == at and not self._lasts(v)]
             live += sum(self.problem.values[v].size_bytes for v in stay if v not in self.number)
             live -= sum(self.problem.values[v].size_bytes for v in die if v not in self.number)
-        if self.turn == len(self.once):
+        if self.boundary == len(self.once):
             yield Stage((), live, live, marks=True)
         yield Stage((), live, live, marks=True)
 
     def _lasts(self, value: int) -> bool:
         return self.problem.values[value].resident or self.problem.values[value].held
 
-    def _piece(self, value: int, became: list[int], end: int) -> Piece:
-        told, maker, readers = self.problem.values[value], self.problem.maker[value], self.problem.readers[value]
-        due = became[self.turn] + 1 if maker < self.problem.forward_length else end
+    def _piece(self, value: int, merged_into: list[int], end: int) -> Piece:
+        record, maker, readers = self.problem.values[value], self.problem.maker[value], self.problem.readers[value]
+        due = merged_into[self.boundary] + 1 if maker < self.problem.forward_length else end
         return Piece(
             value=value,
-            size_bytes=told.size_bytes,
+            size_bytes=record.size_bytes,
             maker=self.place.get(maker, -1),
-            born=became[self.at[maker]] if maker in self.at else -1,
-            stays=told.held,
-            due=due if told.held else -1,
-            read_at=tuple(dict.fromkeys(became[self.at[r]] for r in readers if r in self.at)),
+            born=merged_into[self.at[maker]] if maker in self.at else -1,
+            stays=record.held,
+            due=due if record.held else -1,
+            read_at=tuple(dict.fromkeys(merged_into[self.at[r]] for r in readers if r in self.at)),
             readers=tuple(self.place[r] for r in readers if r in self.place),
         )
 
-    def _repeatable(self, index: int, became: list[int]) -> Repeatable:
+    def _repeatable(self, index: int, merged_into: list[int]) -> Repeatable:
         op, maker = self.problem.ops[index], self.problem.maker
-        # it follows its own first draw, and what it reads of constants made in the step
-        made = [maker[v] for v in op.reads if maker[v] in self.at] + [index] * (index in self.at)
+        # it follows its own first draw, and the constants made in the step that it reads
+        makers = [maker[v] for v in op.reads if maker[v] in self.at] + [index] * (index in self.at)
         state = [self.states[index]] if index in self.states else []
         return Repeatable(
             op=index,
@@ -107,22 +109,22 @@ class _Cutter:
             momentary_bytes=self.momentary_bytes[index] + self.problem.state_bytes * len(state),
             reads=(*(self.number[v] for v in dict.fromkeys(op.reads) if v in self.number), *state),
             makes=tuple(self.number[v] for v in op.makes if v in self.number),
-            first=max((became[self.at[one]] + 1 for one in made), default=0),
+            first=max((merged_into[self.at[maker_index]] + 1 for maker_index in makers), default=0),
         )
 
 
 def runs_of(problem: Problem, cut: Stages, ran: Sequence[Sequence[int]]) -> list[list[int]]:
-    """What runs in each stage, in order, without runs that make nothing needed.
+    """Return the operations that run in each stage, in order, without useless runs.
 
     ran: for each stage the repeatable operations (their places) that run in it.
     """
-    ops, values, turn = problem.ops, problem.values, problem.forward_length
+    ops, values, boundary = problem.ops, problem.values, problem.forward_length
     held = [index for index, value in enumerate(values) if value.held]
     needed = set(held)
     order: list[list[int]] = []
     for stage in range(len(cut.stages) - 1, -1, -1):
         if any(piece.due == stage + 1 for piece in cut.pieces):
-            needed.update(v for v in held if problem.maker[v] < turn)
+            needed.update(v for v in held if problem.maker[v] < boundary)
         runs = [(index, False) for index in reversed(cut.stages[stage].ops)]
         runs += [(cut.repeatables[place].op, True) for place in reversed(ran[stage])]
         order.append([])
@@ -135,16 +137,17 @@ def runs_of(problem: Problem, cut: Stages, ran: Sequence[Sequence[int]]) -> list
 
 
 def order_of(problem: Problem, cut: Stages, runs: Sequence[Sequence[int]]) -> RunOrder:
-    """The segments of a step that runs this in its stages.
+    """Return the segments of a step with these runs in its stages.
 
-    What runs once is in its block's segment, and so is a first run of forward's unless that segment is over, or the
-    one of the next operation that runs once comes before. What runs again is in the segment of what follows.
+    An operation that runs once is in its block's segment. So is a first run of an operation of forward, unless that
+    segment is over or the segment of the next operation that runs once comes before. A recomputed operation is in the
+    segment of the next operation.
     """
     blocks, forward_length = len(problem.block_classes), problem.forward_length
-    turn = next(stage for stage, own in enumerate(cut.stages) if own.marks)
+    boundary = next(stage for stage, own in enumerate(cut.stages) if own.marks)
     segments: list[list[int]] = [[] for _ in range(2 * blocks)]
     seen: set[int] = set()
-    for phase in (range(turn + 1), range(turn + 1, len(runs))):
+    for phase in (range(boundary + 1), range(boundary + 1, len(runs))):
         first, last = (0, blocks - 1) if phase[0] == 0 else (blocks, 2 * blocks - 1)
         at, waiting = first, list[int]()
         for stage in phase:
@@ -168,16 +171,16 @@ def order_of(problem: Problem, cut: Stages, runs: Sequence[Sequence[int]]) -> Ru
 
 
 def placed_in(problem: Problem, cut: Stages, order: RunOrder) -> list[list[int]]:
-    """For each stage the repeatable operations (their places) that an order runs in it, in trace order.
+    """Return for each stage the repeatable operations (their places) that an order runs in it, in trace order.
 
-    Nearly so where an order runs one of them twice before a stage's own operation, or not in trace order.
+    The result is approximate if an order runs one of them twice before a stage's own operation, or not in trace order.
     """
-    place = {one.op: place for place, one in enumerate(cut.repeatables)}
+    place = {repeatable.op: place for place, repeatable in enumerate(cut.repeatables)}
     stage_of = {index: stage for stage, own in enumerate(cut.stages) for index in own.ops}
-    turn = next(stage for stage, own in enumerate(cut.stages) if own.marks)
+    boundary = next(stage for stage, own in enumerate(cut.stages) if own.marks)
     chosen: list[set[int]] = [set() for _ in cut.stages]
     begun: set[int] = set()
-    for phase, last in ((order[: len(order) // 2], turn), (order[len(order) // 2 :], len(chosen) - 1)):
+    for phase, last in ((order[: len(order) // 2], boundary), (order[len(order) // 2 :], len(chosen) - 1)):
         waiting: set[int] = set()
         for index in (index for segment in phase for index in segment):
             if index in stage_of and index not in begun:
@@ -187,4 +190,4 @@ def placed_in(problem: Problem, cut: Stages, order: RunOrder) -> list[list[int]]
             elif index in place:
                 waiting.add(place[index])
         chosen[last] |= waiting
-    return [sorted(one) for one in chosen]
+    return [sorted(places) for places in chosen]

@@ -1,4 +1,4 @@
-"""Errors that planning can end in."""
+"""Errors that planning raises."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ class LowtideError(Exception):
 
 
 class ScheduleError(LowtideError):
-    """An instruction cannot be carried out: something it reads is not alive, or it runs out of order."""
+    """An instruction cannot be executed: a value that it reads is not alive, or it runs out of order."""
 
 
 class InfeasibleBudget(LowtideError):
     """No schedule that lowtide knows fits the budget.
 
-    `smallest_bytes` is the lowest peak found; `budget_bytes` what was asked for; `hints` say what would lower
-    it.
+    smallest_bytes: the lowest peak found.
+    budget_bytes: the requested budget.
+    hints: changes that would lower the peak.
     """
 
     def __init__(self, message: str, smallest_bytes: int, budget_bytes: int, hints: tuple[str, ...] = ()) -> None:

@@ -1,4 +1,4 @@
-"""From a run order to a schedule: every value is freed as early as the order allows."""
+"""Turn a run order into a schedule, in which every value is freed as early as the order allows."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from .problem import Problem
 from .problem_arrays import Arrays, arrays_of
 from .schedule import Forget, Free, Instruction, Record, Run, Schedule, Segment
 
-# Which operations each segment runs, in order; a second run rematerializes. Segments as in `Schedule`.
+# The operations that each segment runs, in order; a second run rematerializes. Segments as in `Schedule`.
 RunOrder = tuple[tuple[int, ...], ...]
-# What is kept encoded between forward and backward: values and the numbers of their encodings.
+# Values kept encoded between forward and backward, with the numbers of their encodings.
 Choice = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """What `simulate` will say of a run order, computed at once instead of instruction by instruction.
+    """The result of `simulate` for a run order, computed at once instead of instruction by instruction.
 
-    segment_peaks[s] is the highest moment of segment s (0 if it runs nothing). peak_run counts runs through
-    all segments.
+    peak_bytes: as in `Timeline`.
+    seconds: as in `Timeline`.
+    peak_run: the position of the run with the highest moment, counted through all segments; -1 if nothing runs.
+    segment_peaks: the highest moment of each segment in bytes, 0 if it runs nothing.
     """
 
     peak_bytes: int
@@ -35,44 +37,47 @@ class Forecast:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A run order that a solver offers, with a few words on what it keeps, and its forecast if that is known.
+    """A run order that a solver yields.
 
-    choice: if not empty, the order is one of the problem with these values encoded (`encoded.encoded_problem_of`).
+    description: a few words on the values that it keeps.
+    forecast: its forecast, if that is known.
+    choice: if not empty, the order is one of the problem with these values encoded (`encoded_problem_of`).
     """
 
     description: str
     order: RunOrder
-    seen: Forecast | None = None
+    forecast: Forecast | None = None
     choice: Choice = ()
 
 
 def trace_order(problem: Problem) -> RunOrder:
-    """Every operation once, where the trace has it."""
+    """Return the order of the trace, with every operation once."""
     return problem.segment_operations
 
 
 @dataclass(frozen=True, eq=False)
 class Lives:
-    """When the values of a run order die. Positions count runs through all segments.
+    """The births and deaths of the values of a run order. Positions count runs through all segments.
 
-    A value dies after the last read before its maker runs again (or ever), or right after its maker's run if
-    nothing reads it before then. Held values never die. What reads a view reads what it is a view of too.
+    A value dies after the last read before its maker runs again, or after its last read if the maker does not. If
+    nothing reads it before then, it dies right after its maker's run. Held values never die. A reader of a view also
+    reads the viewed value.
     """
 
     runs: np.ndarray  # operation run at each position
-    again: np.ndarray  # per position: whether the operation has run before, or makes again what another has made
-    dies_at: np.ndarray  # positions, and
-    dies: np.ndarray  # the values that die there,
-    dies_bytes: np.ndarray  # with what they take
-    born_at: np.ndarray  # positions, and
-    born: np.ndarray  # the values that come alive there,
-    born_bytes: np.ndarray  # with what they take
+    recomputed: np.ndarray  # per position: whether the operation has run before, or recomputes the result of another
+    dies_at: np.ndarray  # positions of deaths
+    dies: np.ndarray  # the values that die there
+    dies_bytes: np.ndarray  # and their bytes
+    born_at: np.ndarray  # positions of births
+    born: np.ndarray  # the values that become alive there
+    born_bytes: np.ndarray  # and their bytes
     recorded_at: np.ndarray  # positions of first runs of random operations that run again
     forgotten_at: np.ndarray  # positions of their last runs
 
 
 def lives_of(problem: Problem, order: RunOrder) -> Lives:
-    """Find each value's births and deaths by sorting its reads and makes by position."""
+    """Return each value's births and deaths, found by sorting its reads and makes by position."""
     arrays = arrays_of(problem)
     runs = np.array(list(chain.from_iterable(order)), dtype=np.int64)
     position = np.arange(len(runs))
@@ -80,7 +85,7 @@ def lives_of(problem: Problem, order: RunOrder) -> Lives:
     first[runs[::-1]] = position[::-1]
     last = np.zeros(len(problem.ops), dtype=np.int64)
     last[runs] = position
-    again = (first[runs] != position) | arrays.makes_again[runs]
+    recomputed = (first[runs] != position) | arrays.recomputes[runs]
 
     read_at, read = arrays.reads.gather(runs)
     made_at, made = arrays.makes.gather(runs)
@@ -93,25 +98,25 @@ def lives_of(problem: Problem, order: RunOrder) -> Lives:
     life_bytes = _life_bytes(arrays, runs, value, when >> 1, is_make)
     ends_life = np.append((value[1:] != value[:-1]) | is_make[1:], np.ones(min(len(event), 1), dtype=bool))
     dies = ends_life & ~arrays.held[value]
-    born = is_make & ~(arrays.held[value] & again[when >> 1])
+    born = is_make & ~(arrays.held[value] & recomputed[when >> 1])
 
-    drawn_again = np.unique(runs[again & arrays.random[runs]]) if again.any() else runs[:0]
+    redrawn = np.unique(runs[recomputed & arrays.random[runs]]) if recomputed.any() else runs[:0]
     return Lives(
         runs=runs,
-        again=again,
+        recomputed=recomputed,
         dies_at=when[dies] >> 1,
         dies=value[dies],
         dies_bytes=life_bytes[dies],
         born_at=when[born] >> 1,
         born=value[born],
         born_bytes=life_bytes[born],
-        recorded_at=first[drawn_again],
-        forgotten_at=last[drawn_again],
+        recorded_at=first[redrawn],
+        forgotten_at=last[redrawn],
     )
 
 
 def _with_reads_of_views(arrays: Arrays, runs: np.ndarray, event: np.ndarray, span: int) -> np.ndarray:
-    """Events, sorted, with a read of what is viewed for each read of a view of it, sorted again."""
+    """Return sorted events with a read of the viewed value added for each read of a view of it."""
     position, is_make = event % span >> 1, event & 1 == 1
     begin = _beginnings(is_make)
     reads_view = np.flatnonzero(~is_make & is_make[begin] & arrays.is_view[runs[position[begin]]])
@@ -122,7 +127,7 @@ def _with_reads_of_views(arrays: Arrays, runs: np.ndarray, event: np.ndarray, sp
 def _life_bytes(
     arrays: Arrays, runs: np.ndarray, value: np.ndarray, position: np.ndarray, is_make: np.ndarray
 ) -> np.ndarray:
-    """What the value of each event takes in the life that the event belongs to; events are sorted."""
+    """Return the bytes of each event's value in the life that the event belongs to; events are sorted."""
     size_bytes = arrays.size_bytes[value]
     if not arrays.is_view[runs].any():
         return size_bytes
@@ -132,13 +137,12 @@ def _life_bytes(
 
 
 def _beginnings(is_make: np.ndarray) -> np.ndarray:
-    """For each event, sorted by value and position, the one with which the life that it belongs to begins."""
+    """Return for each event, sorted by value and position, the event that begins its life."""
     return np.maximum.accumulate(np.where(is_make, np.arange(len(is_make)), 0))
 
 
 def forecast(problem: Problem, order: RunOrder) -> Forecast:
-    """Peak and time of a run order, as `simulate` computes them for its schedule (a test holds them
-    equal)."""
+    """Return peak and time of a run order, equal to those of `simulate` for its schedule."""
     arrays, lives = arrays_of(problem), lives_of(problem, order)
     count = len(lives.runs)
     if not count:
@@ -154,19 +158,19 @@ def forecast(problem: Problem, order: RunOrder) -> Forecast:
 
 
 def moments_of(problem: Problem, lives: Lives) -> np.ndarray:
-    """Bytes allocated at the fullest moment of each run, everything counted."""
+    """Return the bytes allocated at the fullest moment of each run, everything counted."""
     arrays = arrays_of(problem)
     recorded = np.bincount(lives.recorded_at, minlength=len(lives.runs)) * problem.state_bytes
     moments = problem.resident_bytes + _live_before(lives, recorded, problem.state_bytes)
     moments += arrays.momentary_bytes[lives.runs]
-    moments += problem.state_bytes * (lives.again & arrays.random[lives.runs])
+    moments += problem.state_bytes * (lives.recomputed & arrays.random[lives.runs])
     changed = np.flatnonzero(arrays.reuses[lives.runs[lives.dies_at]] == lives.dies)
     moments[lives.dies_at[changed]] -= lives.dies_bytes[changed]
     return moments
 
 
 def _live_before(lives: Lives, recorded: np.ndarray, state_bytes: int) -> np.ndarray:
-    """Bytes alive when each run begins, beyond the resident ones; its own recorded state included."""
+    """Return the bytes alive when each run begins, beyond the resident ones; its own recorded state included."""
     count = len(lives.runs)
     # bincount adds in floats, which are exact up to 2**53 bytes
     born = np.bincount(lives.born_at, weights=lives.born_bytes, minlength=count)
@@ -179,11 +183,10 @@ def _live_before(lives: Lives, recorded: np.ndarray, state_bytes: int) -> np.nda
 
 
 def schedule_of(problem: Problem, order: RunOrder) -> Schedule:
-    """The schedule that runs operations in this order, with states recorded and values freed as late and as
-    early as can be.
+    """Return the schedule of a run order, with states recorded as late and values freed as early as possible.
 
-    Frees after one run stand in the order in which the operation reads and makes, so that segments equal up
-    to renaming stay so.
+    Frees after one run stand in the order in which the operation reads and makes, so that segments equal up to renaming
+    stay equal.
     """
     lives = lives_of(problem, order)
     dying = _grouped(zip(lives.dies_at.tolist(), lives.dies.tolist(), strict=True))
@@ -201,9 +204,9 @@ def schedule_of(problem: Problem, order: RunOrder) -> Schedule:
             if position in forgotten:
                 instructions.append(Forget(op))
             if position in dying:
-                told = dict.fromkeys((*problem.ops[op].reads, *problem.ops[op].makes))
-                viewed = sorted(dying[position] - told.keys())  # that the operation reads through a view
-                instructions.extend(Free(value) for value in (*told, *viewed) if value in dying[position])
+                touched = dict.fromkeys((*problem.ops[op].reads, *problem.ops[op].makes))
+                viewed = sorted(dying[position] - touched.keys())  # values that the operation reads through a view
+                instructions.extend(Free(value) for value in (*touched, *viewed) if value in dying[position])
             position += 1
         segments.append(Segment(block, start, len(instructions)))
     return Schedule(tuple(instructions), tuple(segments))

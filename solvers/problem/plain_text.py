@@ -1,13 +1,13 @@
-"""Text from outside (names, paths, what files hold) made safe to print: it cannot move a cursor or reorder a line."""
+"""Make text from outside (names, paths, file contents) safe to print: it cannot move a cursor or reorder a line."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    r"""The text with every character that is not printed itself as an escape: ESC is `\x1b`, a newline `\n`.
+    r"""Return the text with every character that is not printable as an escape: ESC is `\x1b`, a newline `\n`.
 
-    Escaped are control characters, separators of lines and paragraphs, marks that change the direction of writing or
-    have no width, lone surrogates, and spaces other than the ordinary one. The result is one line.
+    These are control characters, separators of lines and paragraphs, lone surrogates, and spaces other than the
+    ordinary one. Marks that change the direction of writing or have no width are escaped too. The result is one line.
     """
     if text.isprintable():
         return text
@@ -19,11 +19,11 @@ def _escaped(letter: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The text with its lines as they are, each of them printable."""
+    """Return the text with each of its lines made printable."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def shortened(text: str, most_letters: int = 500) -> str:
-    """The same as `printable` on one line, cut where it is longer than anyone reads."""
+    """Return the printable text on one line, cut after `most_letters` letters."""
     shown = printable(text[: most_letters + 1])
     return shown if len(shown) <= most_letters else f"{shown[:most_letters]} …"

@@ -1,4 +1,4 @@
-"""A schedule with what is known about it: its simulated timeline, peak, time and proof."""
+"""A schedule with its simulated timeline, peak, time and proven bound."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ from .schedule import Schedule
 
 @dataclass(frozen=True)
 class Plan:
-    """A schedule, simulated. Made by `simulate.make_plan` only, so that no solver reports its own peak.
+    """A simulated schedule. Only `simulate.make_plan` makes plans, so that no solver reports its own peak.
 
-    problem: the step it is for. live_bytes[i] is what is alive after instruction i, everything counted (resident
-    bytes too); peak_bytes is the highest moment, inside an instruction; `baseline_*` is the step with everything
-    kept, in trace order, or `Problem.reference`.
-    lower_bound_seconds: no schedule under budget_bytes takes less extra time (None if not computed).
+    problem: the step that the schedule is for.
+    schedule: the instructions.
+    live_bytes: the bytes alive after each instruction, everything counted, resident bytes too.
+    peak_bytes: the highest moment, inside an instruction.
+    peak_instruction: the number of that instruction, -1 if nothing rises above the resident bytes.
+    forward_seconds: the part of `seconds` before backward begins.
+    seconds: the predicted time of the step.
+    baseline_seconds: the time of the step with everything kept, in trace order, or of `Problem.reference`.
+    baseline_peak_bytes: the peak of the same.
+    budget_bytes: the requested budget.
+    lower_bound_seconds: no schedule under `budget_bytes` takes less extra time; None if not computed.
+    solver: the name of the solver.
+    solve_seconds: the time that solving took.
+    costs: the kind of cost table, as in `Problem`.
+    notes: the candidate's description, then remarks on other solvers.
     """
 
     problem: Problem = field(repr=False)
@@ -36,12 +47,12 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the step that the plan is valid for, up to what its operations cost."""
+        """Identify the step that the plan is valid for, except for the costs of its operations."""
         return self.problem.fingerprint
 
     @property
     def extra_seconds(self) -> float:
-        """Predicted time beyond the step with everything kept."""
+        """The predicted seconds beyond the step with everything kept."""
         return max(0.0, self.seconds - self.baseline_seconds)
 
     @property
@@ -51,20 +62,20 @@ class Plan:
 
     @property
     def encoded(self) -> tuple[tuple[int, int], ...]:
-        """(value, number of its encoding) of all that is encoded, each once, in the order of the schedule."""
+        """Each encoded value with the number of its encoding, once, in the order of the schedule."""
         return self.schedule.encoded
 
     @property
     def encoded_bytes(self) -> int:
-        """What the values that are encoded take as they are."""
+        """The bytes of the encoded values without encoding."""
         return sum(self.problem.values[value].size_bytes for value, _ in self.encoded)
 
     @property
     def code_bytes(self) -> int:
-        """What their codes take."""
+        """The bytes of their codes."""
         return sum(self.problem.values[value].encodings[number].size_bytes for value, number in self.encoded)
 
     @property
     def encoding_error(self) -> float:
-        """What all that is encoded adds to the gradient's variance, as a share of the variance that it has anyway."""
+        """The variance that encoding adds to the gradient, as a share of the gradient's own variance."""
         return self.problem.error_of(self.encoded)

@@ -1,4 +1,4 @@
-"""What a solver sees of a training step: operations in trace order and the values they read and make."""
+"""A training step as solvers see it: operations in trace order and the values they read and make."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from hashlib import sha256
 from math import fsum
 from typing import Any, Literal
 
-_READ = ", read as it is"  # of a code from which backward computes
+_READ = ", read as it is"  # marks a code from which backward computes; part of fingerprints
 
 
 @dataclass(frozen=True, slots=True)
 class EncodingOption:
-    """A way to keep a value in fewer bytes: what its code takes, and what encoding and decoding take.
+    """A method to keep a value in fewer bytes.
 
-    `encode_working_bytes` and `decode_working_bytes` are the most that is allocated at any moment meanwhile, what is
-    made (the code, the value) included. `fidelity` says what decoding gives back: the same bits ("bitwise"), a value
-    that differs by rounding, or an approximate one, which only backward may read. `error` is what it adds to the
-    variance of the gradient, as a share of the variance that the gradient has anyway (`Problem.error_budget`). An exact
-    one `stands_in` if decoding gives back something else, of which backward, and it alone, makes the same bits.
-
-    `decoded_bytes` is None if decoding gives back the value, in its own size. Else it makes nothing: the one operation
-    of backward that reads the value computes from the code itself, which stays until then, with so many bytes more.
+    name: the name of the codec.
+    size_bytes: the bytes of the code.
+    encode_seconds: the time of encoding once.
+    decode_seconds: the time of decoding once.
+    encode_working_bytes: the most bytes allocated at any moment of encoding, the code included.
+    decode_working_bytes: the most bytes allocated at any moment of decoding, the value included.
+    fidelity: the result of decoding: the same bits ("bitwise"), a value that differs by rounding ("rounding"), or an
+        approximate one ("approximate"), which only backward may read.
+    error: the variance that it adds to the gradient, as a share of the gradient's own variance
+        (`Problem.error_budget`).
+    stands_in: whether decoding an exact code returns another value, from which backward alone makes the same bits.
+    decoded_bytes: None if decoding returns the value, in its own size. Otherwise decoding makes nothing: the one
+        operation of backward that reads the value computes from the code, which stays alive until then and takes this
+        many more bytes.
     """
 
     name: str
@@ -40,29 +46,32 @@ class EncodingOption:
 
     @property
     def for_backward_alone(self) -> bool:
-        """Whether forward, run again, may not read what decoding gives back."""
+        """True if recomputed forward may not read the decoded value."""
         return self.stands_in or self.fidelity == "approximate" or self.is_read_itself
 
     @property
     def is_read_itself(self) -> bool:
-        """Whether backward computes from the code itself, so that decoding makes nothing."""
+        """True if backward computes from the code itself, so that decoding makes nothing."""
         return self.decoded_bytes is not None
 
     @property
     def seconds(self) -> float:
-        """Of encoding once and decoding once."""
+        """The time of encoding once and decoding once."""
         return self.encode_seconds + self.decode_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """Bytes that one operation creates (a storage; its views cost nothing and are not values).
+    """A storage that one operation creates; its views cost nothing and are not values.
 
-    `held` values are never freed once made: what the step returns to its caller, gradients that become
-    `.grad`, tangents that the caller of backward holds. `resident` values are there before the step
-    (parameters, buffers, inputs); their bytes are part of `Problem.resident_bytes`, they cannot be freed.
-    `encodings` are the ways to keep it in fewer bytes, if it has any: while it is alive it may be encoded any number
-    of times, and a code makes it alive again.
+    name: the name of the value.
+    size_bytes: its bytes.
+    held: whether it is never freed once made: values returned to the step's caller, gradients that become `.grad`,
+        tangents that the caller of backward holds.
+    resident: whether it exists before the step: parameters, buffers, inputs. Its bytes are part of
+        `Problem.resident_bytes`, and it cannot be freed.
+    encodings: the methods to keep it in fewer bytes. While alive it may be encoded any number of times, and decoding a
+        code makes it alive again.
     """
 
     name: str
@@ -72,19 +81,23 @@ class Value:
     encodings: tuple[EncodingOption, ...] = ()
 
     def decoded_bytes(self, number: int) -> int:
-        """What the value takes once it is decoded by one of its encodings, besides the code."""
-        told = self.encodings[number].decoded_bytes
-        return self.size_bytes if told is None else told
+        """Return the bytes of the value once decoded by one of its encodings, in addition to the code."""
+        decoded_bytes = self.encodings[number].decoded_bytes
+        return self.size_bytes if decoded_bytes is None else decoded_bytes
 
     @property
     def stated_encodings(self) -> tuple[tuple[str, int, str], ...]:
-        """What of the encodings a schedule depends on: all but what they cost."""
+        """The properties of the encodings on which a schedule depends: all except their costs."""
         return tuple((f"{e.name}{_READ * e.is_read_itself}", e.size_bytes, e.fidelity) for e in self.encodings)
 
     @property
     def least_read_bytes(self) -> int:
-        """The fewest bytes in which backward can read it: as it is, or a code with what computing from it takes."""
-        read_themselves = [one.size_bytes + (one.decoded_bytes or 0) for one in self.encodings if one.is_read_itself]
+        """The fewest bytes in which backward can read it: its own, or those of a code and of computing from it."""
+        read_themselves = [
+            encoding.size_bytes + (encoding.decoded_bytes or 0)
+            for encoding in self.encodings
+            if encoding.is_read_itself
+        ]
         return min([self.size_bytes, *read_themselves])
 
 
@@ -92,16 +105,23 @@ class Value:
 class Op:
     """One kernel of the step.
 
-    `working_bytes` is the most the kernel has allocated at any moment while it runs, what it makes included
-    (so at least the sum of the sizes of `makes`). `repeatable` operations may run any number of times;
-    the others run exactly once, in trace order among themselves. A `random` operation draws from the
-    generator: its first runs keep trace order, and a second run needs the generator state recorded before
-    the first one. `kind` is equal for operations that are equal up to renaming. `intensive` marks matrix
-    products, convolutions and fused attention, which selective checkpointing keeps. `block` is the index of
-    the block in whose forward or backward segment the operation first runs. `view_bytes`, if not None, says that what
-    the operation makes is a view of what it reads, which stays alive as long, and takes so many bytes besides.
-    `reuses`, if not None, is a value that it reads and of which it makes a changed copy of the same size: where that
-    value dies with the run, it is changed in place, and what is made takes its bytes.
+    name: the name of the operation.
+    reads: the values that it reads.
+    makes: the values that it makes.
+    seconds: its time.
+    working_bytes: the most bytes allocated at any moment while it runs, its results included; so at least the sum of
+        the sizes of `makes`.
+    block: the block in whose forward or backward segment the operation first runs.
+    repeatable: whether it may run any number of times; the others run exactly once, in trace order among themselves.
+    random: whether it draws from the generator. First runs of random operations keep trace order, and a second run
+        needs the generator state recorded before the first one.
+    intensive: whether it is a matrix product, convolution or fused attention, which selective checkpointing keeps.
+    kind: equal for operations that are equal up to renaming.
+    module: the module that it belongs to.
+    view_bytes: if not None, the result is a view of the values read, which stay alive as long, and takes this many
+        bytes in addition.
+    reuses: if not None, a value of which it makes a changed copy of the same size. If that value dies with the run, it
+        is changed in place, and the result takes its bytes.
     """
 
     name: str
@@ -121,7 +141,7 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a step that plans are compared with takes, with everything kept."""
+    """Time and peak of the step that plans are compared with, with everything kept."""
 
     seconds: float
     peak_bytes: int
@@ -135,13 +155,13 @@ class Problem:
         blocks of backward operations never increase.
     block_classes: for each block the number of its class; blocks of one class have the same operations in
         the same order (equal `kind`s), in forward and backward.
-    resident_bytes: all that is there before the step and stays: parameters, buffers, inputs, existing
-    `.grad`.
-    state_bytes: what a recorded generator state takes (5,056 on CPU).
+    resident_bytes: bytes that exist before the step and stay: parameters, buffers, inputs, existing `.grad`.
+    state_bytes: the bytes of a recorded generator state (5,056 on CPU).
     floor_bytes: a peak outside the schedule that no schedule lowers (the optimizer's own `step`); 0 if none.
-    error_budget: what the approximate encodings of a schedule may add up to (`Encoding.error`).
-    reference: the step that plans are compared with, where that is another one than this with everything kept: one that
-        makes the same gradients with less.
+    error_budget: the limit for the sum of the errors of a schedule's approximate encodings (`EncodingOption.error`).
+    costs: the kind of cost table: "measured", "roofline" or "flops".
+    reference: the step that plans are compared with, if it is not this one with everything kept: one that makes the
+        same gradients in less time or fewer bytes.
     """
 
     ops: tuple[Op, ...]
@@ -158,17 +178,16 @@ class Problem:
     reference: Reference | None = None
 
     def __hash__(self) -> int:
-        # Hashed once: what is computed from a problem is cached by problem, and problems have thousands of
-        # parts.
+        # The fingerprint is computed once: results are cached by problem, and problems have thousands of parts.
         return hash((self.fingerprint, self.costs, self.seconds))
 
     def error_of(self, encoded: Iterable[tuple[int, int]]) -> float:
-        """What encodings, each given as value and number, add up to of `error_budget`."""
+        """Return the sum of the errors of encodings, each given as value and number."""
         return fsum(self.values[value].encodings[number].error for value, number in encoded)
 
     @cached_property
     def maker(self) -> tuple[int, ...]:
-        """For each value the operation that makes it, -1 for resident ones."""
+        """The operation that makes each value, -1 for resident ones."""
         maker = [-1] * len(self.values)
         for index, op in enumerate(self.ops):
             for value in op.makes:
@@ -177,7 +196,7 @@ class Problem:
 
     @cached_property
     def readers(self) -> tuple[tuple[int, ...], ...]:
-        """For each value the operations that read it, in trace order."""
+        """The operations that read each value, in trace order."""
         readers: list[list[int]] = [[] for _ in self.values]
         for index, op in enumerate(self.ops):
             for value in dict.fromkeys(op.reads):
@@ -186,8 +205,7 @@ class Problem:
 
     @cached_property
     def segment_operations(self) -> tuple[tuple[int, ...], ...]:
-        """Operations of each segment in trace order: forward of blocks 0..n-1, then backward of blocks
-        n-1..0."""
+        """The operations of each segment in trace order: forward of blocks 0..n-1, then backward of n-1..0."""
         blocks = len(self.block_classes)
         segments: list[list[int]] = [[] for _ in range(2 * blocks)]
         for index, op in enumerate(self.ops):
@@ -201,34 +219,36 @@ class Problem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the problem up to what its operations cost: a schedule is valid for one fingerprint."""
-        # what is there by default is told as it was before there was anything else, so that older plans stay valid
-        told = [
+        """Identify the problem except for the costs of its operations: a schedule is valid for one fingerprint."""
+        # default values of newer fields are left out, so that older plans stay valid
+        op_records = [
             (op.reads, op.makes, op.block, op.repeatable, op.random, op.kind)
             + ((op.reuses,) if op.reuses is not None else ())
             for op in self.ops
         ]
-        values = [
+        value_records = [
             (value.size_bytes, value.held, value.resident) + ((value.stated_encodings,) if value.encodings else ())
             for value in self.values
         ]
-        return sha256(repr((told, values, self.forward_length, self.block_classes)).encode()).hexdigest()[:16]
+        return sha256(repr((op_records, value_records, self.forward_length, self.block_classes)).encode()).hexdigest()[
+            :16
+        ]
 
     def to_json(self) -> str:
-        """The problem as JSON, for files and for solving elsewhere."""
-        told = asdict(self)
-        for op in told["ops"]:
-            _leave_out(op, "view_bytes", None)
-            _leave_out(op, "reuses", None)
-        for value in told["values"]:
-            _leave_out(value, "encodings", ())
+        """Return the problem as JSON, for files and for solving elsewhere."""
+        record = asdict(self)
+        for op in record["ops"]:
+            _omit_default(op, "view_bytes", None)
+            _omit_default(op, "reuses", None)
+        for value in record["values"]:
+            _omit_default(value, "encodings", ())
             for encoding in value.get("encodings", ()):
-                _leave_out(encoding, "decoded_bytes", None)
-        _leave_out(told, "reference", None)
-        return json.dumps(told)
+                _omit_default(encoding, "decoded_bytes", None)
+        _omit_default(record, "reference", None)
+        return json.dumps(record)
 
 
-def _leave_out(told: dict[str, Any], name: str, usual: object) -> None:
-    """Takes out what says nothing, so that files are as they were before it could be said."""
-    if told[name] == usual:
-        del told[name]
+def _omit_default(record: dict[str, Any], name: str, default: object) -> None:
+    """Remove a field with its default value, so that files without newer features keep their older content."""
+    if record[name] == default:
+        del record[name]

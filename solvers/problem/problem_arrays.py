@@ -22,13 +22,13 @@ class Ragged:
 
     @staticmethod
     def of(lists: Sequence[Sequence[int]]) -> Ragged:
-        """The lists laid end to end."""
+        """Return the lists laid end to end."""
         count = np.array([len(numbers) for numbers in lists], dtype=np.int64)
         flat = np.array([number for numbers in lists for number in numbers], dtype=np.int64)
         return Ragged(np.cumsum(count) - count, count, flat)
 
     def gather(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(position in `chosen`, number) for every number in the chosen lists, in order."""
+        """Return (position in `chosen`, number) for every number in the chosen lists, in order."""
         count = self.count[chosen]
         position = np.repeat(np.arange(len(chosen)), count)
         within = np.arange(len(position)) - np.repeat(np.cumsum(count) - count, count)
@@ -37,25 +37,25 @@ class Ragged:
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """What liveness needs of a problem. Bytes are int64; one entry per operation unless said otherwise."""
+    """The arrays of a problem that liveness needs. Bytes are int64; one entry per operation unless noted."""
 
     reads: Ragged  # distinct values, resident ones left out
     makes: Ragged
     seconds: np.ndarray
-    momentary_bytes: np.ndarray  # allocated at most while the operation runs
+    momentary_bytes: np.ndarray  # the most bytes allocated while the operation runs
     random: np.ndarray
-    makes_again: np.ndarray  # whether an earlier one makes the same: only of what decodes (`encoded.Recoding`)
-    is_view: np.ndarray  # whether what it makes is a view of what it reads,
-    view_bytes: np.ndarray  # and what that takes besides
-    saved_seconds: np.ndarray  # by leaving out a second run: of a view also what made that of which it is one
-    reuses: np.ndarray  # the value that it changes in place where that dies, -1 if there is none
+    recomputes: np.ndarray  # an earlier operation makes the same value: decoding only (`EncodedProblem`)
+    is_view: np.ndarray  # its result is a view of the values that it reads
+    view_bytes: np.ndarray  # and the additional bytes of the view
+    saved_seconds: np.ndarray  # saved by leaving out a second run; for a view with the run that made the viewed value
+    reuses: np.ndarray  # the value that it changes in place if that dies, -1 if there is none
     size_bytes: np.ndarray  # per value
     held: np.ndarray  # per value
 
 
 @lru_cache(maxsize=8)
 def arrays_of(problem: Problem) -> Arrays:
-    """The arrays of a problem, computed once."""
+    """Return the arrays of a problem, computed once."""
     ops, values = problem.ops, problem.values
     size_bytes = [value.size_bytes for value in values]
     made_bytes = [sum(size_bytes[v] for v in op.makes) if op.view_bytes is None else op.view_bytes for op in ops]
@@ -66,7 +66,7 @@ def arrays_of(problem: Problem) -> Arrays:
         seconds=np.array([op.seconds for op in ops], dtype=float),
         momentary_bytes=np.array([max(op.working_bytes, made) for op, made in zip(ops, made_bytes, strict=True)]),
         random=np.array([op.random for op in ops], dtype=bool),
-        makes_again=np.array(_making_again(problem), dtype=bool),
+        recomputes=np.array(_find_recomputing(problem), dtype=bool),
         is_view=np.array([op.view_bytes is not None for op in ops], dtype=bool),
         view_bytes=np.array([op.view_bytes or 0 for op in ops], dtype=np.int64),
         saved_seconds=np.array([_saved_seconds(problem, op) for op in ops], dtype=float),
@@ -82,17 +82,17 @@ def _saved_seconds(problem: Problem, op: Op) -> float:
     return op.seconds + fsum(problem.ops[problem.maker[value]].seconds for value in op.reads)
 
 
-def _making_again(problem: Problem) -> list[bool]:
+def _find_recomputing(problem: Problem) -> list[bool]:
     made: set[int] = set()
-    making_again = []
+    recomputing = []
     for op in problem.ops:
-        making_again.append(not made.isdisjoint(op.makes))
+        recomputing.append(not made.isdisjoint(op.makes))
         made.update(op.makes)
-    return making_again
+    return recomputing
 
 
 def highest_between(numbers: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The maxima of numbers[start : end] for pairs with start < end, from the maxima over powers of two."""
+    """Return the maxima of numbers[start : end] for pairs with start < end, from maxima over powers of two."""
     level = np.frexp(ends - starts)[1] - 1  # the largest power of two that fits
     best = np.empty(len(starts), dtype=numbers.dtype)
     powers = numbers
@@ -104,7 +104,7 @@ def highest_between(numbers: np.ndarray, starts: np.ndarray, ends: np.ndarray) -
 
 
 def unbeaten_rows(rows: np.ndarray) -> list[int]:
-    """Numbers of the rows for which no earlier row is as small in every column."""
+    """Return the numbers of the rows for which no earlier row is as small in every column."""
     best: list[int] = []
     for number, row in enumerate(rows):
         if not np.any(np.all(rows[best] <= row, axis=1)):

@@ -1,4 +1,4 @@
-"""Reads problems from JSON that anyone may have written: each part of its kind, within bounds, and consistent."""
+"""Read problems from JSON that anyone may have written: each field of its kind, within bounds, and consistent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from .problem import EncodingOption, Op, Problem, Reference, Value
 
-MOST_BYTES = 2**60  # of all that a problem tells together, so that sums fit in 64 bits
+MOST_BYTES = 2**60  # the limit of all bytes of a problem together, so that sums fit in 64 bits
 MOST_SECONDS = 1e12
 _MOST_LETTERS = 1_000_000
 _MOST_REPORTED = 60
@@ -19,13 +19,13 @@ _COSTS = ("measured", "roofline", "flops")
 _Record = TypeVar("_Record", Op, Value, EncodingOption, Reference, Problem)
 
 
-def problem_of(told: object) -> Problem:
-    """The problem that plain lists and dicts tell, as `Problem.to_json` writes them.
+def problem_of(content: object) -> Problem:
+    """Return the problem of plain lists and dicts, as `Problem.to_json` writes them.
 
-    Raises ValueError, naming the part, where one is missing, of another kind, out of bounds or at odds with others.
+    Raises ValueError with the name of a field that is missing, of another kind, out of bounds or inconsistent.
     """
-    parts = _dict(told, "the problem")
-    made = {
+    parts = _dict(content, "the problem")
+    ready = {
         "ops": tuple(_record(Op, op, f"operation {n}") for n, op in enumerate(_list(parts.get("ops"), "ops"))),
         "values": tuple(
             _record(Value, value, f"value {n}", encodings=_encodings(value, n))
@@ -33,15 +33,15 @@ def problem_of(told: object) -> Problem:
         ),
     }
     if "reference" in parts:
-        told_reference = parts["reference"]
-        made["reference"] = told_reference and _record(Reference, told_reference, "the reference")
-    problem = _record(Problem, parts, "the problem", **made)
+        reference = parts["reference"]
+        ready["reference"] = reference and _record(Reference, reference, "the reference")
+    problem = _record(Problem, parts, "the problem", **ready)
     check_problem(problem)
     return problem
 
 
 def check_problem(problem: Problem) -> None:
-    """Raises ValueError for a problem whose parts do not fit together."""
+    """Raise ValueError for a problem whose fields do not fit together."""
     ops, values, blocks = problem.ops, problem.values, len(problem.block_classes)
     if problem.forward_length > len(ops) or (ops and not blocks):
         raise ValueError(f"forward has {problem.forward_length} of {len(ops)} operations in {blocks} blocks")
@@ -53,12 +53,12 @@ def check_problem(problem: Problem) -> None:
         if op.block >= blocks or (number and order[number] < order[number - 1]):
             raise ValueError(f"operation {number} lies in block {op.block} of {blocks}, out of order")
     if any(values[value].resident for op in ops for value in op.makes):
-        raise ValueError("a value is made though it is there before the step")
+        raise ValueError("an operation makes a value that is resident before the step")
     if problem.costs not in _COSTS:
-        raise ValueError(f"costs are {shown(problem.costs)}, none of {', '.join(_COSTS)}")
+        raise ValueError(f"costs are {shown(problem.costs)}, not one of {', '.join(_COSTS)}")
     codes = [encoding for value in values for encoding in value.encodings]
     if any(encoding.fidelity not in _FIDELITIES for encoding in codes):
-        raise ValueError(f"an encoding's fidelity is none of {', '.join(_FIDELITIES)}")
+        raise ValueError(f"an encoding's fidelity is not one of {', '.join(_FIDELITIES)}")
     total_bytes = problem.resident_bytes + problem.state_bytes * (1 + len(ops)) + problem.floor_bytes
     total_bytes += sum(value.size_bytes for value in values) + sum(
         op.working_bytes + (op.view_bytes or 0) for op in ops
@@ -67,65 +67,65 @@ def check_problem(problem: Problem) -> None:
         total_bytes += code.size_bytes + code.encode_working_bytes + code.decode_working_bytes
         total_bytes += code.decoded_bytes or 0
     if total_bytes > MOST_BYTES:
-        raise ValueError(f"{total_bytes:,} bytes in all, more than any machine has")
+        raise ValueError(f"the problem has {total_bytes:,} bytes in all, above the limit of {MOST_BYTES:,}")
 
 
-def number_of(told: object, what: str) -> int:
-    """A whole number of at least 0. Raises ValueError for anything else."""
-    if type(told) is not int or not 0 <= told <= MOST_BYTES:
-        raise ValueError(f"{what} is {shown(told)}, not a number from 0 to {MOST_BYTES}")
-    return told
+def number_of(content: object, label: str) -> int:
+    """Return a whole number of at least 0. Raises ValueError for anything else."""
+    if type(content) is not int or not 0 <= content <= MOST_BYTES:
+        raise ValueError(f"{label} is {shown(content)}, not a number from 0 to {MOST_BYTES}")
+    return content
 
 
-def seconds_of(told: object, what: str) -> float:
-    """A number of at least 0. Raises ValueError for anything else."""
-    if type(told) not in (int, float) or not isfinite(told) or not 0 <= told <= MOST_SECONDS:  # pyright: ignore
-        raise ValueError(f"{what} is {shown(told)}, not a number from 0 to {MOST_SECONDS:g}")
-    return told  # pyright: ignore[reportReturnType]
+def seconds_of(content: object, label: str) -> float:
+    """Return a number of at least 0. Raises ValueError for anything else."""
+    if type(content) not in (int, float) or not isfinite(content) or not 0 <= content <= MOST_SECONDS:  # pyright: ignore
+        raise ValueError(f"{label} is {shown(content)}, not a number from 0 to {MOST_SECONDS:g}")
+    return content  # pyright: ignore[reportReturnType]
 
 
-def text_of(told: object, what: str) -> str:
-    """A text of bounded length. Raises ValueError for anything else."""
-    if type(told) is not str or len(told) > _MOST_LETTERS:
-        raise ValueError(f"{what} is {shown(told)}, not a text of at most {_MOST_LETTERS:,} letters")
-    return told
+def text_of(content: object, label: str) -> str:
+    """Return a text of bounded length. Raises ValueError for anything else."""
+    if type(content) is not str or len(content) > _MOST_LETTERS:
+        raise ValueError(f"{label} is {shown(content)}, not a text of at most {_MOST_LETTERS:,} letters")
+    return content
 
 
-def texts_of(told: object, what: str) -> tuple[str, ...]:
-    """Texts. Raises ValueError for anything else."""
-    return tuple(text_of(one, what) for one in _list(told, what))
+def texts_of(content: object, label: str) -> tuple[str, ...]:
+    """Return a list of texts. Raises ValueError for anything else."""
+    return tuple(text_of(text, label) for text in _list(content, label))
 
 
-def numbers_of(told: object, what: str) -> tuple[int, ...]:
-    """Whole numbers of at least 0. Raises ValueError for anything else."""
-    return tuple(number_of(one, what) for one in _list(told, what))
+def numbers_of(content: object, label: str) -> tuple[int, ...]:
+    """Return a list of whole numbers of at least 0. Raises ValueError for anything else."""
+    return tuple(number_of(number, label) for number in _list(content, label))
 
 
-def shown(told: object) -> str:
-    """A few letters of what a file says, for messages: on one line, whatever it is."""
-    if isinstance(told, (dict, list)):
-        return f"a {type(told).__name__} of {len(told)}"
-    if isinstance(told, str) and len(told) > _MOST_REPORTED:
-        return f"{told[:_MOST_REPORTED]!a}…"
-    return ascii(told)
+def shown(content: object) -> str:
+    """Return the start of a file's content for messages, on one line."""
+    if isinstance(content, (dict, list)):
+        return f"a {type(content).__name__} of {len(content)}"
+    if isinstance(content, str) and len(content) > _MOST_REPORTED:
+        return f"{content[:_MOST_REPORTED]!a}…"
+    return ascii(content)
 
 
-def _flag(told: object, what: str) -> bool:
-    if type(told) is not bool:
-        raise ValueError(f"{what} is {shown(told)}, not true or false")
-    return told
+def _flag(content: object, label: str) -> bool:
+    if type(content) is not bool:
+        raise ValueError(f"{label} is {shown(content)}, not true or false")
+    return content
 
 
-def _share(told: object, what: str) -> float:
-    """A number of at least 0, which may be infinite: the error of a code that nothing can be said of."""
-    return told if told == inf else seconds_of(told, what)  # pyright: ignore[reportReturnType]
+def _share(content: object, label: str) -> float:
+    """Return a number of at least 0, which may be infinite: the error of a code whose error is unknown."""
+    return content if content == inf else seconds_of(content, label)  # pyright: ignore[reportReturnType]
 
 
 def _optional(read: Callable[[object, str], Any]) -> Callable[[object, str], Any]:
-    return lambda told, what: None if told is None else read(told, what)
+    return lambda content, label: None if content is None else read(content, label)
 
 
-# By the annotations of the fields: what a file may say there.
+# Functions that read a field, by its annotation.
 _READERS: dict[str, Callable[[object, str], Any]] = {
     "int": number_of,
     "int | None": _optional(number_of),
@@ -138,28 +138,33 @@ _READERS: dict[str, Callable[[object, str], Any]] = {
 }
 
 
-def _record(kind: type[_Record], told: object, where: str, **made: Any) -> _Record:
-    """A record of a dataclass, each field read by its annotation. made: fields that have been read already."""
-    given = _dict(told, where)
-    known = {one.name: one for one in fields(kind)}
-    strange = next((name for name in given if name not in known), None)
-    if strange is not None:
-        raise ValueError(f"{where} has {shown(strange)}, which none has")
-    found: dict[str, Any] = {}
-    for name, one in known.items():
-        if name in made:
-            found[name] = made[name]
+def _record(kind: type[_Record], content: object, label: str, **ready: Any) -> _Record:
+    """Return a record of a dataclass, each field read by its annotation.
+
+    ready: fields that have been read already.
+    """
+    given = _dict(content, label)
+    known_fields = {field.name: field for field in fields(kind)}
+    unknown = next((name for name in given if name not in known_fields), None)
+    if unknown is not None:
+        raise ValueError(f"{label} has {shown(unknown)}, which is not a known field")
+    arguments: dict[str, Any] = {}
+    for name, field in known_fields.items():
+        if name in ready:
+            arguments[name] = ready[name]
         elif name in given:
-            read = _share if name in ("error", "error_budget") else _READERS[str(one.type)]
-            found[name] = read(given[name], f"{name} of {where}")
-        elif one.default is MISSING and one.default_factory is MISSING:
-            raise ValueError(f"{name} of {where} is missing")
-    return kind(**found)
+            read = _share if name in ("error", "error_budget") else _READERS[str(field.type)]
+            arguments[name] = read(given[name], f"{name} of {label}")
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{name} of {label} is missing")
+    return kind(**arguments)
 
 
 def _encodings(value: object, number: int) -> tuple[EncodingOption, ...]:
-    told = _dict(value, f"value {number}").get("encodings", [])
-    return tuple(_record(EncodingOption, one, f"an encoding of value {number}") for one in _list(told, "encodings"))
+    content = _dict(value, f"value {number}").get("encodings", [])
+    return tuple(
+        _record(EncodingOption, encoding, f"an encoding of value {number}") for encoding in _list(content, "encodings")
+    )
 
 
 def _values_of(op: Op) -> tuple[int, ...]:
@@ -167,13 +172,13 @@ def _values_of(op: Op) -> tuple[int, ...]:
     return (*op.reads, *op.makes) if reused is None else (*op.reads, *op.makes, reused)
 
 
-def _dict(told: object, what: str) -> Mapping[str, Any]:
-    if not isinstance(told, dict):
-        raise ValueError(f"{what} is {shown(told)}, not a dict")
-    return told
+def _dict(content: object, label: str) -> Mapping[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"{label} is {shown(content)}, not a dict")
+    return content
 
 
-def _list(told: object, what: str) -> Sequence[Any]:
-    if not isinstance(told, list):
-        raise ValueError(f"{what} is {shown(told)}, not a list")
-    return told
+def _list(content: object, label: str) -> Sequence[Any]:
+    if not isinstance(content, list):
+        raise ValueError(f"{label} is {shown(content)}, not a list")
+    return content

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Run operation `op`; a second run of the same operation rematerializes what it makes."""
+    """Run operation `op`; a second run of the same operation rematerializes its results."""
 
     op: int
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Record the generator state that the random operation `op` is about to draw from, for a later second
-    run."""
+    """Record the generator state before the random operation `op` draws from it, for a later second run."""
 
     op: int
 
@@ -46,7 +45,7 @@ class Encode:
 class Decode:
     """Make `value` alive again from its code by encoding number `encoding`; the code stays alive.
 
-    If the code is read itself (`Encoding.is_read_itself`), what reads the value needs the code to be alive then.
+    If the code is read itself (`EncodingOption.is_read_itself`), readers of the value need the code to be alive.
     """
 
     value: int
@@ -66,8 +65,7 @@ Instruction = Run | Record | Forget | Free | Encode | Decode | FreeCode
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Instructions [start, stop): the forward or the backward of one block, with what is run again just
-    before it."""
+    """Instructions [start, stop): the forward or backward of one block, with the recomputation just before it."""
 
     block: int
     start: int
@@ -87,17 +85,17 @@ class Schedule:
 
     @property
     def forward_length(self) -> int:
-        """How many instructions belong to forward."""
+        """The number of instructions of forward."""
         return self.segments[len(self.segments) // 2].start if self.segments else 0
 
     @property
     def encoded(self) -> tuple[tuple[int, int], ...]:
-        """(value, number of its encoding) of all that is encoded, each once, in the order of the instructions."""
-        told = (one for one in self.instructions if isinstance(one, Encode))
-        return tuple(dict.fromkeys((one.value, one.encoding) for one in told))
+        """Each encoded value with the number of its encoding, once, in the order of the instructions."""
+        encodes = (instruction for instruction in self.instructions if isinstance(instruction, Encode))
+        return tuple(dict.fromkeys((instruction.value, instruction.encoding) for instruction in encodes))
 
     def ends_with(self, index: int, value: int | None) -> bool:
-        """Whether a value dies with the run at an instruction: it is freed before anything else happens."""
+        """Return whether a value dies with the run at an instruction: it is freed before anything else happens."""
         for position in range(index + 1, len(self.instructions) if value is not None else 0):
             instruction = self.instructions[position]
             if isinstance(instruction, (Run, Record, Encode, Decode)):

@@ -1,4 +1,4 @@
-"""The one simulator: what is alive after each instruction of a schedule, its peak and its time."""
+"""Simulate a schedule: the bytes alive after each instruction, its peak and its time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from .plan import Plan
 from .problem import EncodingOption, Problem, Reference
 from .schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule
 
-_ERROR_ROUNDING = 1e-9  # of sums
+_ERROR_ROUNDING = 1e-9  # tolerance of sums
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """A schedule, carried out on paper. live_bytes[i] is alive after instruction i, everything counted; moment_bytes[i]
-    is the most that is alive at any moment of it.
+    """The simulation of a schedule.
 
-    peak_bytes is the highest moment of the schedule, inside instruction `peak_instruction` (-1 if nothing
-    rises above what is resident); `forward_seconds` is the part of `seconds` before backward begins.
+    live_bytes: the bytes alive after each instruction, everything counted.
+    moment_bytes: the most bytes alive at any moment of each instruction.
+    peak_bytes: the highest moment of the schedule.
+    peak_instruction: the instruction of that moment, -1 if nothing rises above the resident bytes.
+    forward_seconds: the part of `seconds` before backward begins.
+    seconds: the time of the schedule.
     """
 
     live_bytes: tuple[int, ...]
@@ -33,58 +36,61 @@ class Timeline:
 
 
 def simulate(problem: Problem, schedule: Schedule) -> Timeline:
-    """Carry the schedule out, instruction by instruction.
+    """Execute the schedule, instruction by instruction.
 
-    `Run` needs what it reads alive, and momentarily takes the larger of `working_bytes` and all that it
-    makes; of a second run, copies of values still alive are dropped at its end. A value that it `reuses` and that
-    is freed right after goes with it: its bytes are not counted beside what takes its place. A second run of a
-    random operation needs the state recorded just before its first run, and saves the present state meanwhile.
-    `Encode` and `Decode` need what they read alive and what they make not alive, and momentarily take the larger of
-    their working bytes and what they make. What reads a value whose code is read itself needs the code alive too.
+    `Run` needs the values that it reads alive, and momentarily takes the larger of `working_bytes` and the bytes of its
+    results. After a second run, copies of values still alive are dropped. A value that it `reuses` and that is freed
+    right after is replaced by the result: its bytes are not counted in addition. A second run of a random operation
+    needs the state recorded just before its first run, and saves the current state meanwhile.
 
-    What has been decoded from an approximate code, or stands in, may be read by backward alone: forward run again would
-    carry its error to where nobody has predicted it. Errors of approximate codes may add up to `Problem.error_budget`.
+    `Encode` and `Decode` need the values that they read alive and their results not alive. They momentarily take the
+    larger of their working bytes and their results. A reader of a value whose code is read itself needs the code alive
+    too.
 
-    Raises ScheduleError where an instruction cannot be carried out or the step would not be the original one:
-    an operation that is not repeatable or whose random draw comes first runs once, in trace order, in its own
-    phase; everything held is there at the end, the outputs of forward at the end of forward.
+    Only backward may read a value decoded from an approximate code or from one that stands in: recomputed forward would
+    carry its error to values for which no error is predicted. Errors of approximate codes may add up to
+    `Problem.error_budget`.
+
+    Raises ScheduleError where an instruction cannot be executed or the step would not be the original one. An operation
+    that is not repeatable, and the first run of a random one, runs in trace order, in its own phase. Every held value
+    must be alive at the end, the outputs of forward at the end of forward.
     """
     _check_segments(problem, schedule)
-    bench = _Bench(problem)
+    machine = _MachineState(problem)
     live_bytes: list[int] = []
     moment_bytes: list[int] = []
-    turn = schedule.forward_length
+    forward_length = schedule.forward_length
     forward_seconds = 0.0
     for index, instruction in enumerate(schedule.instructions):
-        if index == turn:
-            bench.end_forward()
-            forward_seconds = fsum(bench.seconds)
-        bench.at, bench.moment_bytes = index, bench.live_bytes
+        if index == forward_length:
+            machine.end_forward()
+            forward_seconds = fsum(machine.seconds)
+        machine.instruction, machine.moment_bytes = index, machine.live_bytes
         match instruction:
             case Run(op):
                 reuses = problem.ops[op].reuses
-                bench.run(op, reuses if schedule.ends_with(index, reuses) else None)
+                machine.run(op, reuses if schedule.ends_with(index, reuses) else None)
             case Free(value):
-                bench.free(value)
+                machine.free(value)
             case Record(op):
-                bench.record(op, schedule)
+                machine.record(op, schedule)
             case Forget(op):
-                bench.forget(op)
+                machine.forget(op)
             case Encode(value, encoding):
-                bench.encode(value, encoding)
+                machine.encode(value, encoding)
             case Decode(value, encoding):
-                bench.decode(value, encoding)
+                machine.decode(value, encoding)
             case FreeCode(value, encoding):
-                bench.free_code(value, encoding)
-        live_bytes.append(bench.live_bytes)
-        moment_bytes.append(max(bench.moment_bytes, bench.live_bytes))
-    if turn == len(schedule.instructions):
-        bench.end_forward()
-        forward_seconds = fsum(bench.seconds)
-    bench.end()
-    seconds = fsum(bench.seconds)  # exact, so that the order of running does not tell equals apart
+                machine.free_code(value, encoding)
+        live_bytes.append(machine.live_bytes)
+        moment_bytes.append(max(machine.moment_bytes, machine.live_bytes))
+    if forward_length == len(schedule.instructions):
+        machine.end_forward()
+        forward_seconds = fsum(machine.seconds)
+    machine.end()
+    seconds = fsum(machine.seconds)  # exact, so that equal schedules in different orders have equal times
     moments = tuple(moment_bytes)
-    return Timeline(tuple(live_bytes), moments, bench.peak_bytes, bench.peak_instruction, forward_seconds, seconds)
+    return Timeline(tuple(live_bytes), moments, machine.peak_bytes, machine.peak_instruction, forward_seconds, seconds)
 
 
 def make_plan(
@@ -97,7 +103,7 @@ def make_plan(
     solve_seconds: float = 0.0,
     notes: tuple[str, ...] = (),
 ) -> Plan:
-    """Simulate a schedule and say what is known about it; the only maker of a Plan.
+    """Return the plan of a schedule; the only function that makes plans.
 
     Bytes and seconds as in `Plan`. Raises ScheduleError as `simulate` does.
     """
@@ -124,19 +130,19 @@ def make_plan(
 
 @lru_cache(maxsize=8)
 def baseline_of(problem: Problem) -> Reference:
-    """The step with everything kept, in trace order, or what the problem has in its place."""
+    """Return time and peak of the step with everything kept, in trace order, or the problem's reference."""
     if problem.reference is not None:
         return problem.reference
     kept = simulate(problem, schedule_of(problem, trace_order(problem)))
     return Reference(kept.seconds, kept.peak_bytes)
 
 
-class _Bench:
-    """What is alive, and how far the step has come."""
+class _MachineState:
+    """The values alive and the progress of the step."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.at = -1
+        self.instruction = -1
         self.live_bytes = self.moment_bytes = problem.resident_bytes
         self.peak_bytes, self.peak_instruction = problem.resident_bytes, -1
         self.seconds: list[float] = []
@@ -144,17 +150,20 @@ class _Bench:
         self.alive = bytearray(value.resident for value in problem.values)
         self.has_run = bytearray(len(problem.ops))
         self.states: set[int] = set()  # random operations whose generator state is recorded
-        self.codes: set[tuple[int, int]] = set()  # values and the encodings by which their codes are alive
-        self.approximate: set[int] = set()  # values that are alive as an approximate code gave them back
-        self.decoded: dict[int, int] = {}  # values that are alive as one of their encodings gave them back
-        self.errors: dict[tuple[int, int], float] = {}
-        self.gone = -1  # a value that has been changed in place and is about to be freed
-        self.last_once = self.last_draw = -1  # the latest operation that runs once; that drew for the first time
+        self.codes: set[tuple[int, int]] = set()  # values and the encodings whose codes are alive
+        self.approximate: set[int] = set()  # values alive that were decoded for backward alone
+        self.decoded: dict[int, int] = {}  # values alive that were decoded, with their encodings
+        self.encoding_errors: dict[tuple[int, int], float] = {}
+        self.changed_in_place = -1  # a value that has been changed in place and is about to be freed
+        self.last_single_run = self.last_draw = -1  # the latest operation that runs once, and first draw
 
     def run(self, op_index: int, reused: int | None = None) -> None:
-        """Run an operation, for the first time or again. reused: a value that it changes in place."""
+        """Run an operation, for the first or second time.
+
+        reused: a value that it changes in place.
+        """
         problem, op = self.problem, self.problem.ops[op_index]
-        again = bool(self.has_run[op_index])
+        is_second = bool(self.has_run[op_index])
         for value in op.reads:
             if not self.alive[value]:
                 raise self.error(f"{op.name} reads {problem.values[value].name}, which is not alive")
@@ -163,17 +172,17 @@ class _Bench:
             if value in self.decoded:
                 self._check_code(op_index, value, self.decoded[value])
         if not op.repeatable:
-            self._check_runs_once(op_index, again)
+            self._check_runs_once(op_index, is_second)
         if op.random:
-            self._check_draw(op_index, again)
+            self._check_draw(op_index, is_second)
         self.has_run[op_index] = 1
         made_bytes = sum(problem.values[value].size_bytes for value in op.makes)
         momentary_bytes = max(op.working_bytes, made_bytes)
-        if op.random and again:
+        if op.random and is_second:
             momentary_bytes += problem.state_bytes
         if reused is not None:
             self.free(reused)
-            self.gone = reused
+            self.changed_in_place = reused
         self._rise(self.live_bytes + momentary_bytes)
         for value in op.makes:
             if not self.alive[value]:
@@ -184,8 +193,8 @@ class _Bench:
     def free(self, value_index: int) -> None:
         """Free a value."""
         value = self.problem.values[value_index]
-        if value_index == self.gone:
-            self.gone = -1
+        if value_index == self.changed_in_place:
+            self.changed_in_place = -1
             return
         if not self.alive[value_index]:
             raise self.error(f"frees {value.name}, which is not alive")
@@ -197,9 +206,9 @@ class _Bench:
         self.live_bytes -= value.size_bytes if number is None else value.decoded_bytes(number)
 
     def record(self, op_index: int, schedule: Schedule) -> None:
-        """Record the generator state that a random operation is about to draw from."""
+        """Record the generator state before a random operation draws from it."""
         op = self.problem.ops[op_index]
-        following = schedule.instructions[self.at + 1 : self.at + 2]
+        following = schedule.instructions[self.instruction + 1 : self.instruction + 2]
         if not op.random or self.has_run[op_index] or op_index in self.states or following != (Run(op_index),):
             raise self.error(f"records a state for {op.name}, which must be random and run first right after it")
         self.states.add(op_index)
@@ -223,7 +232,7 @@ class _Bench:
         if value_index in self.approximate:
             raise self.error(f"encodes {value.name}, which is approximate already")
         if encoding.fidelity == "approximate":
-            self.errors[value_index, number] = encoding.error
+            self.encoding_errors[value_index, number] = encoding.error
         self._rise(self.live_bytes + max(encoding.encode_working_bytes, encoding.size_bytes))
         self.codes.add((value_index, number))
         self.live_bytes += encoding.size_bytes
@@ -253,21 +262,21 @@ class _Bench:
         self.live_bytes -= encoding.size_bytes
 
     def end_forward(self) -> None:
-        """Check that forward has made what it returns and has done what is done once."""
+        """Check that forward has made its outputs and run its operations that run once."""
         self.in_forward = False
         self._check_made(range(self.problem.forward_length), "the end of forward")
 
     def end(self) -> None:
         """Check that the step is complete."""
-        self.at = -1
+        self.instruction = -1
         self._check_made(range(len(self.problem.ops)), "the end of the step")
-        error, budget = fsum(self.errors.values()), self.problem.error_budget
+        error, budget = fsum(self.encoding_errors.values()), self.problem.error_budget
         if error > budget * (1 + _ERROR_ROUNDING):
             raise self.error(f"the codes of the schedule have an error of {error:g} in all, above {budget:g}")
 
-    def error(self, what: str) -> ScheduleError:
-        """An error that says where."""
-        return ScheduleError(f"instruction {self.at} {what}" if self.at >= 0 else what)
+    def error(self, message: str) -> ScheduleError:
+        """Return an error with the current instruction."""
+        return ScheduleError(f"instruction {self.instruction} {message}" if self.instruction >= 0 else message)
 
     def _encoding(self, value_index: int, number: int) -> EncodingOption:
         value = self.problem.values[value_index]
@@ -284,25 +293,25 @@ class _Bench:
     def _rise(self, bytes_now: int) -> None:
         self.moment_bytes = max(self.moment_bytes, bytes_now)
         if bytes_now > self.peak_bytes:
-            self.peak_bytes, self.peak_instruction = bytes_now, self.at
+            self.peak_bytes, self.peak_instruction = bytes_now, self.instruction
 
     def _check_phase(self, op_index: int) -> None:
         if self.in_forward != (op_index < self.problem.forward_length):
             phase = "backward" if self.in_forward else "forward"
             raise self.error(f"runs {self.problem.ops[op_index].name} outside {phase}, to which it belongs")
 
-    def _check_runs_once(self, op_index: int, again: bool) -> None:
+    def _check_runs_once(self, op_index: int, is_second: bool) -> None:
         name = self.problem.ops[op_index].name
-        if again:
+        if is_second:
             raise self.error(f"runs {name} a second time, which is not repeatable")
-        if op_index < self.last_once:
-            raise self.error(f"runs {name} after {self.problem.ops[self.last_once].name}, out of trace order")
+        if op_index < self.last_single_run:
+            raise self.error(f"runs {name} after {self.problem.ops[self.last_single_run].name}, out of trace order")
         self._check_phase(op_index)
-        self.last_once = op_index
+        self.last_single_run = op_index
 
-    def _check_draw(self, op_index: int, again: bool) -> None:
+    def _check_draw(self, op_index: int, is_second: bool) -> None:
         name = self.problem.ops[op_index].name
-        if again:
+        if is_second:
             if op_index not in self.states:
                 raise self.error(f"runs {name} a second time without its generator state recorded")
             return

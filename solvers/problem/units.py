@@ -1,10 +1,10 @@
-"""Bytes as people read them."""
+"""Format bytes for people to read."""
 
 from __future__ import annotations
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in a unit that reads well: `2.60 GiB`, `952.7 MiB`."""
+    """Return bytes in a readable unit: `2.60 GiB`, `952.7 MiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if abs(count) < 1024 or unit == "GiB":
             digits = 0 if unit == "bytes" else 2 if abs(count) < 10 else 1
@@ -14,5 +14,5 @@ def format_bytes(count: float) -> str:
 
 
 def format_keeping(count: int, size_bytes: float) -> str:
-    """That so many layers keep so much: `1 keeps 2.25 MiB`."""
+    """Return the bytes that a number of layers keep: `1 keeps 2.25 MiB`."""
     return f"{count} {'keeps' if count == 1 else 'keep'} {format_bytes(size_bytes)}"

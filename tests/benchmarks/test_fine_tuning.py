@@ -1,4 +1,4 @@
-"""Runs fine-tuning's benchmark on a tiny BERT and a few docstrings: what it trains, counts and refuses."""
+"""Runs the benchmark of fine-tuning on a tiny BERT and a few docstrings, and checks its figures and refusals."""
 
 import dataclasses
 
@@ -19,12 +19,12 @@ NOTHING = Setting("of no value", DERIVATIVES, "1", (named("9-bit gelu'"),))
 @pytest.fixture(scope="module")
 def report():
     task = dataclasses.replace(bert_of_docstrings((1, 1), layers=1, width=32, tokens=16, most=24), learning_rate=3e-3)
-    settings = [one for one in SETTINGS if one.name in NAMES] + [NOTHING]
+    settings = [setting for setting in SETTINGS if setting.name in NAMES] + [NOTHING]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny kernels wait for each other longer than they run
-    found = fine_tuning(task, settings, seeds=2, rounds=2)
+    measured = fine_tuning(task, settings, seeds=2, rounds=2)
     torch.set_num_threads(threads)
-    return found
+    return measured
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +45,16 @@ def test_codes_take_fewer_bytes_and_add_variance(rows):
 def test_every_setting_trains_on_from_the_same_starts(report, rows):
     assert len(report["start"]) == 2
     losses = [rows[name]["losses"] for name in NAMES]
-    assert all(len(one) == 2 and min(one) > 0 for one in losses)
-    assert len({tuple(one) for one in losses}) == len(losses)  # each of its own gradients
-    # one epoch of few steps: noise has not yet led far away from what exact gradients reach
+    assert all(len(setting_losses) == 2 and min(setting_losses) > 0 for setting_losses in losses)
+    assert len({tuple(setting_losses) for setting_losses in losses}) == len(losses)  # each setting has other gradients
+    # one epoch of few steps: noise has not yet led far from the loss of exact gradients
     assert rows["derivatives, 2 bits"]["losses"] == pytest.approx(rows["exact"]["losses"], rel=0.05)
 
 
 def test_table_and_picture_show_every_setting(report, capsys, tmp_path):
     print_table(report)
-    told = capsys.readouterr().out
-    assert all(name in told for name in NAMES)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
     draw([report], tmp_path / "drawn.png")
     assert (tmp_path / "drawn.png").stat().st_size > 10_000
 
@@ -74,11 +74,11 @@ def test_no_docstring_is_both_trained_and_tested_on():
     assert not seen & set(held_out) and len(set(held_out)) == len(held_out)
     assert len(names) >= 6 and set(train_data["labels"].tolist()) == set(range(len(names)))
     assert train_data["input_ids"].max() < 512
-    again, _, _ = docstrings(16, 512, 50)
-    assert torch.equal(again["input_ids"], train_data["input_ids"])
+    repeated, _, _ = docstrings(16, 512, 50)
+    assert torch.equal(repeated["input_ids"], train_data["input_ids"])
 
 
-def test_a_setting_that_no_value_has_is_told(report, rows, capsys):
+def test_a_setting_that_no_value_has_is_reported(report, rows, capsys):
     assert rows[NOTHING.name]["accuracies"] == [] and rows[NOTHING.name]["encoded"] == 0
     print_table(report)
     assert f"{NOTHING.name:<20}    no value of this step has such a code" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Runs the frontier's benchmark on three tiny blocks: what it counts, compares and writes."""
+"""Runs the benchmark of the frontier on three tiny blocks, and checks its counts, comparisons and files."""
 
 import json
 import types
@@ -40,9 +40,9 @@ def rows(ran):
 
 
 def of_kind(rows, kind):
-    found = [row for row in rows.values() if row["kind"] == kind]
-    assert found
-    return found
+    matching = [row for row in rows.values() if row["kind"] == kind]
+    assert matching
+    return matching
 
 
 def total(row):
@@ -86,7 +86,7 @@ def test_lowtide_is_measured_as_predicted_and_within_budget(rows):
     for row in of_kind(rows, "lowtide"):
         assert row["failure"] is None
         assert row["peak_bytes"] == row["predicted_peak_bytes"] <= row["budget_bytes"]
-        # Planned with costs="flops": beside operations, bytes weigh next to nothing.
+        # Planned with costs="flops": compared with operations, bytes weigh next to nothing.
         assert row["extra_flops_share"] == pytest.approx(row["predicted_extra_share"], abs=1e-4)
         assert row["gap_share"] >= -1e-12 and row["bound_share"] >= 0
 
@@ -100,8 +100,10 @@ def test_lowtide_is_planned_at_every_peers_peak(rows):
 
 def test_everything_is_written(ran, rows):
     assert ran.code == 0 and ran.report["failures"] == []
-    assert {one["peer"] for one in ran.report["domination"]} == {n for n, r in rows.items() if r["kind"] != "lowtide"}
-    assert {one["verdict"] for one in ran.report["domination"]} <= {"better", "equal", "WORSE"}
+    assert {domination["peer"] for domination in ran.report["domination"]} == {
+        n for n, r in rows.items() if r["kind"] != "lowtide"
+    }
+    assert {domination["verdict"] for domination in ran.report["domination"]} <= {"better", "equal", "WORSE"}
     assert all(len(row["seconds"]) == 2 and row["time_ratio"] > 0 for row in rows.values())
     assert rows["eager"]["time_ratio"] == 1
     assert [budget for budget, _ in ran.report["bound"]] == sorted(budget for budget, _ in ran.report["bound"])
@@ -109,9 +111,9 @@ def test_everything_is_written(ran, rows):
 
 
 def planned(**changed):
-    told = {"budget_bytes": 100, "peak_bytes": 90, "predicted_peak_bytes": 90, "flops": {"mm": 110}}
-    equal = {"gradient_error": 0.0, "loss_equal": True, "buffers_equal": True, "budget_of": ["peer"]}
-    return Row("lowtide", "lowtide", extra_flops_share=0.1, **{**told, **equal, **changed})
+    numbers = {"budget_bytes": 100, "peak_bytes": 90, "predicted_peak_bytes": 90, "flops": {"mm": 110}}
+    same_results = {"gradient_error": 0.0, "loss_equal": True, "buffers_equal": True, "budget_of": ["peer"]}
+    return Row("lowtide", "lowtide", extra_flops_share=0.1, **{**numbers, **same_results, **changed})
 
 
 @pytest.mark.parametrize(
@@ -127,8 +129,8 @@ def planned(**changed):
 )
 def test_verdicts(changed, verdict):
     peer = Row("peer", "checkpoint", peak_bytes=100, flops={"mm": 120}, extra_flops_share=0.2)
-    (found,) = dominations([peer, planned(**changed)], "flops")
-    assert found.verdict == verdict
+    (domination,) = dominations([peer, planned(**changed)], "flops")
+    assert domination.verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -142,13 +144,13 @@ def test_verdicts(changed, verdict):
         {"failure": "CaptureError: no"},
     ],
 )
-def test_failures_are_told(changed):
+def test_failures_are_reported(changed):
     assert lowtide_failures([planned()]) == []
     assert len(lowtide_failures([planned(**changed)])) == 1
 
 
 @pytest.mark.parametrize(("error", "is_wrong"), [(0.0, False), (1e-6, False), (0.5, True)])
-def test_a_peer_with_other_gradients_is_told(error, is_wrong):
+def test_a_peer_with_other_gradients_is_reported(error, is_wrong):
     peer = Row("peer", "checkpoint", peak_bytes=100, flops={"mm": 1}, extra_flops_share=0.0, gradient_error=error)
-    (found,) = dominations([peer, planned()], "flops")
-    assert found.verdict == "WORSE" and found.is_peer_wrong == is_wrong
+    (domination,) = dominations([peer, planned()], "flops")
+    assert domination.verdict == "WORSE" and domination.is_peer_wrong == is_wrong

@@ -1,4 +1,4 @@
-"""A few hundred of the damaged files of `benchmarks.fuzz.files`, the same ones each time: nothing is run or odd."""
+"""Reads a few hundred damaged files of `benchmarks.fuzz.files`, the same ones each time: none causes a failure."""
 
 import pytest
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("few_run")
 
 @pytest.fixture
 def few_run(monkeypatch, tmp_path):
-    """Only two of the plans that are taken are run, and costs are kept apart."""
+    """Run only two of the plans that are accepted, and keep costs in a separate folder."""
     monkeypatch.setattr(fuzz_files, "_MOST_TRAINED", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 

@@ -1,4 +1,4 @@
-"""Real blocks planned by the chain of ways, beside the optimum of one integer program for the whole step."""
+"""Compares plans of real blocks with the optimum of one integer program for the whole step."""
 
 from __future__ import annotations
 

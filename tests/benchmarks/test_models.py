@@ -1,4 +1,4 @@
-"""Runs the sweep over models on a few: what it compares, how it files failures, and what becomes of its processes."""
+"""Tests the sweep over models on a few: its comparisons, its records of failures, and its processes."""
 
 import copy
 import json
@@ -71,7 +71,7 @@ def test_any_other_exception_is_a_crash(monkeypatch):
     monkeypatch.setattr(lowtide, "rewrite", fail)
     record = tried(perceptron)
     assert record.verdict == "crashed" and "KeyError" in record.text
-    assert record.kind == "KeyError: '…' in test_models_benchmark.py fail" and record.where.startswith("test_models")
+    assert record.kind == "KeyError: '…' in test_models.py fail" and record.where.startswith("test_models")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_wrong_gradient_is_seen(monkeypatch, error, kind):
     monkeypatch.setattr(lowtide, "rewrite", nudged)
     record = tried(WithBuffer)
     assert record.verdict == "different" and record.different_count > 0
-    # What follows from it in the second step, buffers and outputs, is told as well.
+    # Its effects in the second step, on buffers and outputs, are reported as well.
     assert record.kind.split(":")[1] == kind.split(":")[1] and "gradient" in record.kind
     assert record.differences[0][:2] == (0, "gradient of layers.0.weight")
     assert record.differences[0][2] == pytest.approx(error, rel=0.1)
@@ -109,12 +109,12 @@ def test_a_peak_above_prediction_or_budget_is_seen(monkeypatch, more_bytes, verd
     measure = trial.peak_above_start
     monkeypatch.setattr(trial, "peak_above_start", lambda *args: measure(*args) + more_bytes)
     record = tried(perceptron, budget="100%")
-    # With everything kept and nothing to spare, the budget is the peak.
+    # With everything kept and no bytes to spare, the budget is the peak.
     assert record.verdict == ("over budget" if record.budget_bytes == record.predicted_peak_bytes else verdict)
     assert record.measured_peak_bytes == record.predicted_peak_bytes + more_bytes
 
 
-def test_eager_that_varies_is_told_apart():
+def test_eager_that_varies_is_recognized():
     class Counting(nn.Linear):
         calls = 0
 
@@ -141,14 +141,14 @@ def test_what_eager_cannot_do_does_not_count(build, text):
 
 def test_differences_are_to_the_bit():
     subject = Subject(perceptron(), batch)
-    one, other = (trained(copy.deepcopy(subject.model), subject) for _ in range(2))
-    assert differences(one, other) == []
-    other[1]["buffer lost"] = torch.ones(2)
-    gradient = other[0]["gradient of 0.bias"]
+    left, right = (trained(copy.deepcopy(subject.model), subject) for _ in range(2))
+    assert differences(left, right) == []
+    right[1]["buffer lost"] = torch.ones(2)
+    gradient = right[0]["gradient of 0.bias"]
     gradient[0] = torch.nextafter(gradient[0], torch.tensor(9.0))
-    found = {(one.step, one.what): one.error for one in differences(one, other)}
-    assert set(found) == {(0, "gradient of 0.bias"), (1, "buffer lost")} and found[1, "buffer lost"] == float("inf")
-    assert 0 < found[0, "gradient of 0.bias"] < 1e-6
+    errors = {(difference.step, difference.what): difference.error for difference in differences(left, right)}
+    assert set(errors) == {(0, "gradient of 0.bias"), (1, "buffer lost")} and errors[1, "buffer lost"] == float("inf")
+    assert 0 < errors[0, "gradient of 0.bias"] < 1e-6
 
 
 def test_backward_starts_at_the_loss_or_at_all_outputs():
@@ -165,13 +165,13 @@ def test_backward_starts_at_the_loss_or_at_all_outputs():
 
 
 def test_kinds_leave_out_what_is_particular():
-    one = "CaptureError: decides by encoder.layers.3.weight, in bert.encoder (/a/modeling_bert.py:12: if x[3] > 0.5:)"
-    other = "CaptureError: decides by h.0.weight, in gpt.h (/b/c.py:7: if y:)"
-    assert kind_of(one) == kind_of(other)
+    first = "CaptureError: decides by encoder.layers.3.weight, in bert.encoder (/a/modeling_bert.py:12: if x[3] > 0.5:)"
+    second = "CaptureError: decides by h.0.weight, in gpt.h (/b/c.py:7: if y:)"
+    assert kind_of(first) == kind_of(second)
     assert kind_of("KeyError: 'source'") == "KeyError: '…'"
 
 
-# Processes. The far end is a script that follows the protocol, or does not.
+# Processes. The far end is a script that follows the protocol or breaks it.
 
 _FAR_END = """
 import json, os, signal, sys, time
@@ -194,7 +194,7 @@ def worker():
 
 
 def test_a_process_that_dies_ends_one_trial(worker):
-    assert worker.attempt("early").verdict == "not built"  # before lowtide has been asked for anything
+    assert worker.attempt("early").verdict == "not built"  # before lowtide has run
     lost = worker.attempt("late")
     assert (lost.verdict, lost.stage, lost.text) == ("crashed", "planning", "the process ended with SIGSEGV")
     assert worker.attempt("fine").verdict == "exact"
@@ -211,11 +211,11 @@ def test_a_process_is_replaced_after_some_models(worker):
     assert first == second != third
 
 
-# The whole.
+# The whole sweep.
 
 
 def records():
-    """One of each verdict."""
+    """Return a record of each verdict."""
     return [Record(f"torch/{n}", verdict=verdict, text="a | b", kind="k") for n, verdict in enumerate(VERDICTS)]
 
 
@@ -246,7 +246,7 @@ def test_a_sweep_is_written_and_taken_up_again(tmp_path, capsys):
     )
     row["verdict"] = "different"
     out.write_text(json.dumps(row) + "\n")
-    # Nothing is left to try: the file stands as it is, and says that the promise is broken.
+    # Nothing is left to try: the file does not change, and says that the promise is broken.
     assert main(["--only", "torch/perceptron-ReLU", "--family", "torch", "--resume", str(out)]) == 1
     assert "planned whole: 0 of 1" in capsys.readouterr().out
 

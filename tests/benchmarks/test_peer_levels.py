@@ -1,4 +1,4 @@
-"""Puts levels known beforehand into a model's GELUs: what backward multiplies with, and that lowtide's codes agree."""
+"""Tests fixed levels in a model's GELUs: backward multiplies with them, and lowtide's codes agree."""
 
 import pytest
 import torch
@@ -48,19 +48,19 @@ def test_more_levels_err_less(model, batch):
 
 
 def test_published_levels_are_those_of_the_best_intervals():
-    told = peers()
-    two = told["levels for U(-10, 10), 2 bits"]
+    published = peers()
+    two = published["levels for U(-10, 10), 2 bits"]
     assert two.borders == pytest.approx((-0.4690264, 0, 0.4690264), abs=2e-4)
     assert two.levels == pytest.approx((-0.0157241, 0.3195254, 0.6804746, 1.0157241), abs=2e-4)
-    assert all(len(one.levels) == len(one.borders) + 1 for one in told.values())
+    assert all(len(levels.levels) == len(levels.borders) + 1 for levels in published.values())
 
 
 def test_eager_with_fitted_levels_is_as_far_off_as_the_rewritten_model(model, batch):
-    """The same levels, put into eager here and encoded by a plan there: gradients are equally far from exact ones."""
+    """Compare levels put into eager with the same ones in a plan: gradients are equally far from exact ones."""
     seen = {}
     hooks = [
         model.transformer.h[0].mlp.act.register_forward_hook(lambda _, inputs, y: seen.update(x=inputs[0], y=y)),
-        model.transformer.h[0].mlp.act.register_full_backward_hook(lambda *told: seen.update(g=told[2][0])),
+        model.transformer.h[0].mlp.act.register_full_backward_hook(lambda *arguments: seen.update(g=arguments[2][0])),
     ]
     model(**batch).loss.backward()
     for hook in hooks:
@@ -68,11 +68,11 @@ def test_eager_with_fitted_levels_is_as_far_off_as_the_rewritten_model(model, ba
     derivative = SavedDerivative("gelu_tanh")
     codes, decoded = fitted_codes(derivative, 2, seen["x"], seen["g"])
     reached = derivative.activation.slopes(torch.tensor(decoded["representatives"], dtype=torch.float64).numpy())
-    told = Levels(codes["borders"], tuple(reached[list(codes["level_of_interval"])].tolist()))
+    levels = Levels(codes["borders"], tuple(reached[list(codes["level_of_interval"])].tolist()))
     small, _ = all_encoded(model, batch, named("2-bit gelu_tanh'"))
-    exact, eager = (gradient_error(model, one, batch) for one in (small, with_levels(model, told)))
+    exact, eager = (gradient_error(model, variant, batch) for variant in (small, with_levels(model, levels)))
     assert exact == pytest.approx(eager, rel=1e-3) and exact > 0.01
-    assert gradient_error(small, with_levels(model, told), batch) < 1e-3 * exact
+    assert gradient_error(small, with_levels(model, levels), batch) < 1e-3 * exact
 
 
 def test_a_model_without_gelu_is_refused():

@@ -29,8 +29,8 @@ def test_bits_are_what_torch_draws_and_what_is_drawn_next_is_too(probability):
         expected = torch.empty(count).bernoulli_(probability)
         following = torch.randn(5), torch.rand(5)
         torch.set_rng_state(start)
-        found = unpack_plainly(draw_bits([count], probability, CPU), count)
-        assert torch.equal(found.float(), expected)
+        mask = unpack_plainly(draw_bits([count], probability, CPU), count)
+        assert torch.equal(mask.float(), expected)
         assert torch.equal(torch.randn(5), following[0]) and torch.equal(torch.rand(5), following[1])
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from lowtide.passes.blocks import crossing_bytes, narrow_cuts
+from lowtide.passes.blocks import crossing_bytes, find_narrow_cuts
 from lowtide.passes.pipeline import run_passes
 from lowtide.rewriter.capture.capture import capture
 from small_models import small_model
@@ -31,7 +31,7 @@ from torch import nn
     ],
 )
 def test_cuts_are_the_valleys_between_two_rises(crossing, cuts):
-    assert narrow_cuts(crossing) == cuts
+    assert find_narrow_cuts(crossing) == cuts
 
 
 def step_of(model, args=(), kwargs=None):
@@ -87,10 +87,10 @@ def test_a_value_that_all_blocks_read_hides_no_cut():
 
 
 def test_blocks_of_a_class_have_equal_kernels_in_the_same_order(gpt2_step):
-    told = {}
+    calls_of_class = {}
     for block, kind in enumerate(gpt2_step.block_classes):
         calls = [str(call.target) for k in gpt2_step.kernels if k.block == block for call in k.calls]
-        assert told.setdefault(kind, calls) == calls
+        assert calls_of_class.setdefault(kind, calls) == calls
 
 
 def test_a_network_with_skips_is_cut_into_windows_of_few_kernels():

@@ -1,4 +1,4 @@
-"""What the tests of the rewriter share."""
+"""Holds the fixtures that the tests of the rewriter share."""
 
 import gc
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture(scope="session", autouse=True)
 def imported_objects_set_aside() -> Iterator[None]:
-    """Measuring a peak looks through all objects that the collector knows: those of imports need no look."""
+    """Excludes the objects of imports from the garbage collector, which measuring a peak searches."""
     gc.collect()
     gc.freeze()
     yield

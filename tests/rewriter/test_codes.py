@@ -1,4 +1,4 @@
-"""Codes are told by the command line and from Python, for known activations and for functions of one's own."""
+"""Codes come from the command line and from Python, for known activations and for functions of one's own."""
 
 import json
 
@@ -19,12 +19,12 @@ def run(*words: str, status: int = 0):
 
 
 def test_codes_as_json():
-    told = json.loads(run("gelu", "--bits", "4", "--weight", "uniform:-10,10", "--json").stdout)
-    assert told["error"] == pytest.approx(3.139633e-3, rel=1e-5)
-    assert told["value_error"] == pytest.approx(2.11707e-3, rel=1e-4)
-    assert (len(told["borders"]), len(told["levels"]), len(told["value_levels"])) == (15, 16, 16)
-    assert (told["activation"], told["bits"], told["weight"]) == ("gelu", 4, "uniform:-10,10")
-    assert len(told["unbiased_levels"]) == 16 and told["unbiased_variance"] > told["value_error"]
+    payload = json.loads(run("gelu", "--bits", "4", "--weight", "uniform:-10,10", "--json").stdout)
+    assert payload["error"] == pytest.approx(3.139633e-3, rel=1e-5)
+    assert payload["value_error"] == pytest.approx(2.11707e-3, rel=1e-4)
+    assert (len(payload["borders"]), len(payload["levels"]), len(payload["value_levels"])) == (15, 16, 16)
+    assert (payload["activation"], payload["bits"], payload["weight"]) == ("gelu", 4, "uniform:-10,10")
+    assert len(payload["unbiased_levels"]) == 16 and payload["unbiased_variance"] > payload["value_error"]
 
 
 def test_codes_as_text_fit_a_hundred_columns():
@@ -44,10 +44,10 @@ def test_a_function_of_ones_own_is_found_in_the_current_folder(tmp_path, monkeyp
     (tmp_path / "bent_for_codes.py").write_text("def bent(x):\n    return (x.relu() ** 2).clamp(max=4)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    told = json.loads(run("bent_for_codes:bent", "--bits", "1", "--weight", "uniform:-1,2", "--json").stdout)
-    assert told["activation"] == "bent_for_codes:bent"
+    payload = json.loads(run("bent_for_codes:bent", "--bits", "1", "--weight", "uniform:-1,2", "--json").stdout)
+    assert payload["activation"] == "bent_for_codes:bent"
     # f' is 0, then 2 x: at the border c, 2 c is the mean of c^2 / (1 + c) and 2 + c
-    assert told["borders"] == pytest.approx([(17**0.5 - 1) / 4], abs=1e-6)
+    assert payload["borders"] == pytest.approx([(17**0.5 - 1) / 4], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_function_of_ones_own_is_found_in_the_current_folder(tmp_path, monkeyp
         (["no_such_module:f", "--bits", "2"], "'no_such_module:f' cannot be imported: ModuleNotFoundError"),
         (["gelu", "--bits", "2", "--weight", "normal:0,0"], "STD must be above 0"),
         (["gelu", "--bits", "2", "--weight", "even"], "cannot be read: write uniform:LOW,HIGH"),
-        (["gelu", "--bits", "2", "--plot", "codes.xyz"], "is no picture's name"),
+        (["gelu", "--bits", "2", "--plot", "codes.xyz"], "is not a picture's name"),
     ],
 )
 def test_errors_are_a_line_on_standard_error(words, message):
@@ -69,7 +69,7 @@ def test_errors_are_a_line_on_standard_error(words, message):
 
 def test_codes_from_python_take_samples_too():
     samples = torch.randn(5000, generator=torch.Generator().manual_seed(0))
-    found = lowtide.codes(torch.tanh, 2, samples)
-    assert found.value_error <= found.error and len(found.levels) == 4
-    assert "in 2 bits under histogram" in str(found)
-    assert isinstance(found, lowtide.Codes)
+    result = lowtide.codes(torch.tanh, 2, samples)
+    assert result.value_error <= result.error and len(result.levels) == 4
+    assert "in 2 bits under histogram" in str(result)
+    assert isinstance(result, lowtide.Codes)

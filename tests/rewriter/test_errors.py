@@ -1,4 +1,4 @@
-"""What cannot be done is said with the value, the limit and what to do."""
+"""Errors state what cannot be done, with the value, the limit and the remedy."""
 
 import pickle
 
@@ -38,9 +38,9 @@ def test_an_infeasible_budget_tells_the_smallest_and_that_one_works():
         lowtide.rewrite(model, "20KiB", (x,), costs="flops")
     smallest = caught.value.smallest_bytes
     assert caught.value.budget_bytes == 20 * 1024 and smallest > 20 * 1024
-    with pytest.raises(InfeasibleBudget) as again:
+    with pytest.raises(InfeasibleBudget) as repeated:
         lowtide.rewrite(model, smallest - 1, (x,), costs="flops")
-    assert again.value.smallest_bytes == smallest
+    assert repeated.value.smallest_bytes == smallest
     report = lowtide.verify(model, smallest, (x,), costs="flops")
     assert report.ok and report.measured_peak_bytes == smallest
     assert pickle.loads(pickle.dumps(caught.value)).smallest_bytes == smallest
@@ -91,8 +91,8 @@ def test_a_step_without_backward_says_so_and_runs_in_eager(model, args):
     with pytest.raises(CaptureError, match="no output requires a gradient"):
         lowtide.rewrite(model, "100%", args)
     small = lowtide.rewrite(model, "100%")
-    told, wanted = small(*args), model(*args)
-    assert told is None or torch.equal(told, wanted)
+    result, expected = small(*args), model(*args)
+    assert result is None or torch.equal(result, expected)
 
 
 class Unknown:
@@ -154,7 +154,7 @@ def test_layers_dropped_at_random_are_refused_and_kept_ones_are_not():
     assert lowtide.verify(model, "100%", (), kwargs, costs="flops", steps=1).ok
 
 
-def test_names_of_outputs_that_do_not_exist_are_told_with_those_that_do():
+def test_names_of_outputs_that_do_not_exist_are_listed_with_those_that_do():
     model, kwargs = small_model("gpt2")
     with pytest.raises(CaptureError, match=r"outputs names 'los', which the module does not return; .*'loss'"):
         lowtide.rewrite(model, "100%", (), kwargs, outputs=["los"])

@@ -7,7 +7,7 @@ from lowtide.solvers.problem.problem import Problem
 
 
 def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
-    """The least time under the budget by Jain et al. 2020 (arXiv 1910.02653, section 4), None if there is none.
+    """Return the least time under the budget by Jain et al. 2020 (arXiv 1910.02653, section 4), None if infeasible.
 
     Operation t runs for the first time in stage t (equation 1), so first runs keep trace order; in a stage the
     operations up to t run in order. R[t,i]: operation i runs in stage t. S[t,v]: value v is kept from stage t - 1
@@ -15,8 +15,8 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
     paper has it for each edge (k reads v), here also for k making v, which several outputs need. Held values are
     never freed. Values are those of single operations with several outputs; the paper has one output each.
 
-    What runs only once does so in its own stage. Its space is smaller than that of `ilp`: everything runs by its
-    own stage, nothing waits or is left out. Written independently of the solvers; no random operations.
+    An operation that runs only once runs in its own stage. The space is smaller than that of `ilp`: everything runs by
+    its own stage, nothing waits or is left out. Written independently of the solvers; no random operations.
     """
     ops, values = problem.ops, problem.values
     count = len(ops)
@@ -30,24 +30,24 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
 
     run = {(t, i): 1 if i == t else choice(f"R{t}_{i}") for t in range(count) for i in range(t + 1)}
     kept = {(t, v): choice(f"S{t}_{v}") for t in range(1, count) for v in own if maker[v] < t}
-    program += pulp.lpSum(ops[i].seconds * one for (_, i), one in run.items())
-    for (t, i), one in run.items():
+    program += pulp.lpSum(ops[i].seconds * variable for (_, i), variable in run.items())
+    for (t, i), variable in run.items():
         if i != t and not ops[i].repeatable:
-            program += one == 0
+            program += variable == 0
         for v in set(ops[i].reads) & set(own):
-            program += one <= run[t, maker[v]] + kept.get((t, v), 0)  # (1b)
-    for (t, v), one in kept.items():
-        program += one <= run[t - 1, maker[v]] + kept.get((t - 1, v), 0)  # (1c)
+            program += variable <= run[t, maker[v]] + kept.get((t, v), 0)  # (1b)
+    for (t, v), variable in kept.items():
+        program += variable <= run[t - 1, maker[v]] + kept.get((t - 1, v), 0)  # (1c)
         if values[v].held:
-            program += one == 1
+            program += variable == 1
     size = {v: values[v].size_bytes for v in own}
     for t in range(count):
-        # a value not made before this stage is there once it is made; after operation k, freed values are gone
+        # a value not made before this stage is alive once it is made; values freed after operation k are not alive
         here = {v: kept.get((t, v), 0) for v in own}
         used = problem.resident_bytes + pulp.lpSum(size[v] * here[v] for v in own)  # (2)
         for k in range(t + 1):
             momentary = max(ops[k].working_bytes, sum(size[v] for v in ops[k].makes))
-            # a copy that is still alive when its maker runs again counts beside the new one
+            # a copy that is still alive when its maker runs again counts in addition to the new one
             program += used + momentary * run[t, k] <= budget_bytes
             for v in ops[k].makes:
                 fresh = choice(f"new{t}_{v}")  # made now, not alive before
@@ -64,8 +64,8 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
                 program += free <= run[t, k]
                 program += free <= here[v]
                 later = [run[t, j] for j in readers[v] if k < j <= t]
-                for one in later:
-                    program += free <= 1 - one
+                for variable in later:
+                    program += free <= 1 - variable
                 if (t + 1, v) in kept:
                     program += free <= 1 - kept[t + 1, v]
                 here[v] = here[v] - free

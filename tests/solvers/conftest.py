@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import the problems made beside them."""
+"""Let the tests of this folder import the helper modules next to them."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The true optimum of a tiny problem, by searching through everything that could be done."""
+"""Find the true optimum of a tiny problem by exhaustive search."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lowtide.solvers.problem.problem import Problem
 
 
 def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
-    """The least time of any order of runs and frees under the budget, None if there is none; no random
-    operations.
+    """Return the least time of any order of runs and frees under the budget, None if there is none.
 
     Dijkstra over (values and codes alive, operations run once so far). Values and codes may be freed at any moment,
     any repeatable operation run at any moment, and what is alive encoded and decoded; operations that run once do so
-    in trace order. A value whose code is read itself may be read while both the code and a view of it are alive.
-    What makes a changed copy of a value may end that value, and take its bytes. Written independently of the solvers.
+    in trace order. A value whose code is read itself may be read while both the code and a view of it are alive. An
+    operation that makes a changed copy of a value may end that value, and take its bytes. There are no random
+    operations. Written independently of the solvers.
     """
     ops, values = problem.ops, problem.values
     once = [i for i, op in enumerate(ops) if not op.repeatable]
@@ -27,7 +27,7 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
     sizes = [0 if value.resident else value.size_bytes for value in values]
     codes = [(i, code) for i, value in enumerate(values) for code in value.encodings if not value.resident]
     sizes += [code.size_bytes for _, code in codes]
-    views: dict[int, int] = {}  # by the place of a code
+    views: dict[int, int] = {}  # place of a code: place of its view
     for place, (_, code) in enumerate(codes, len(values)):
         if code.decoded_bytes is not None:
             views[place] = len(sizes)
@@ -73,8 +73,8 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
             if live + max(op.working_bytes, made) <= budget_bytes:
                 steps.append((op.seconds, alive | makes[i], done + (not op.repeatable)))
             elif op.reuses is not None and alive >> op.reuses & 1:
-                beside = max(op.working_bytes, made) - sizes[op.reuses]
-                if live + beside <= budget_bytes:
+                extra_bytes = max(op.working_bytes, made) - sizes[op.reuses]
+                if live + extra_bytes <= budget_bytes:
                     then = alive & ~(1 << op.reuses) | makes[i]
                     steps.append((op.seconds, then, done + (not op.repeatable)))
         for cost, alive_then, done_then in steps:
@@ -86,7 +86,7 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
 
 
 def mask(numbers) -> int:
-    """A set of small numbers as bits."""
+    """Return a set of small numbers as bits."""
     bits = 0
     for number in numbers:
         bits |= 1 << number

@@ -12,7 +12,7 @@ MEBIBYTE = 2**20
 
 @dataclass
 class Draft:
-    """A problem being written down, operation by operation."""
+    """A problem under construction, operation by operation."""
 
     values: list[Value] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
@@ -23,7 +23,7 @@ class Draft:
         return len(self.values) - 1
 
     def op(self, name: str, reads, sizes, seconds: float, block: int, scratch: int = 0, held=(), **flags) -> list[int]:
-        """An operation that makes values of these sizes; `held` are positions of held ones."""
+        """Add an operation that makes values of these sizes; `held` are positions of held ones."""
         makes = [self.value(f"{name}.{i}" if len(sizes) > 1 else name, s, held=i in held) for i, s in enumerate(sizes)]
         working_bytes = int(sum(sizes)) + scratch
         kind = flags.pop("kind", name.split(".")[-1])
@@ -31,7 +31,7 @@ class Draft:
         self.ops.append(op)
         return makes
 
-    def problem(self, block_classes, **options) -> Problem:
+    def problem(self, block_classes, **fields) -> Problem:
         resident_bytes = sum(value.size_bytes for value in self.values if value.resident)
         return Problem(
             tuple(self.ops),
@@ -39,7 +39,7 @@ class Draft:
             self.forward_length,
             tuple(block_classes),
             resident_bytes,
-            **options,
+            **fields,
         )
 
 
@@ -51,7 +51,7 @@ def llama(
     hidden: int = 512,
     vocabulary: int = 512,
 ) -> Problem:
-    """Llama-style blocks with float32 bytes and matmul FLOPs as seconds (a little for everything else).
+    """Return Llama-style blocks with float32 bytes and matmul FLOPs as seconds (a little for other operations).
 
     The first block is the embedding, the last one the final norm, the head and the loss. Gradients of
     parameters are made where `.grad` already exists, so they are freed at once.
@@ -104,49 +104,52 @@ def llama(
     draft.forward_length = len(draft.ops)
     tangent = draft.value("tangent", 4, resident=True)
 
-    def back(name, reads, sizes, seconds=cheap, block=last):
+    def backward(name, reads, sizes, seconds=cheap, block=last):
         return draft.op(name, reads, sizes, seconds, block, repeatable=False)
 
-    def back_matmul(name, gradient, source, inner, outer, block):
-        """Gradients of a product's weight (added into .grad at once) and of its input."""
-        back(f"{name}.weight", [gradient, source], [inner * outer * 4], matmul(inner, outer), block)
-        return back(f"{name}.input", [gradient, weight], [tokens * inner * 4], matmul(inner, outer), block)[0]
+    def backward_matmul(name, gradient, source, inner, outer, block):
+        """Add the gradients of a product's weight (added into .grad at once) and of its input."""
+        backward(f"{name}.weight", [gradient, source], [inner * outer * 4], matmul(inner, outer), block)
+        return backward(f"{name}.input", [gradient, weight], [tokens * inner * 4], matmul(inner, outer), block)[0]
 
-    gradient = back("head.loss.backward", [softmax, tangent], [tokens * vocabulary * 4])[0]
-    gradient = back_matmul("head.mm.backward", gradient, stream, width, vocabulary, last)
+    gradient = backward("head.loss.backward", [softmax, tangent], [tokens * vocabulary * 4])[0]
+    gradient = backward_matmul("head.mm.backward", gradient, stream, width, vocabulary, last)
     for layer in reversed(range(layers)):
         block, at = layer + 1, f"layers.{layer}.backward"
         stream, rsqrt_1, normal_1, scaled_1, q, k, v, out, sums = saved[layer][:9]
         middle, rsqrt_2, normal_2, scaled_2, gate, up, silu, product = saved[layer][9:]
-        g_product = back_matmul(f"{at}.down", gradient, product, hidden, width, block)
-        g_up = back(f"{at}.mul_up", [g_product, silu], [f], block=block)[0]
-        g_silu = back(f"{at}.mul_silu", [g_product, up], [f], block=block)[0]
-        g_gate = back(f"{at}.silu", [g_silu, gate], [f], block=block)[0]
-        g_1 = back_matmul(f"{at}.gate", g_gate, scaled_2, width, hidden, block)
-        g_2 = back_matmul(f"{at}.up", g_up, scaled_2, width, hidden, block)
-        g_scaled = back(f"{at}.add_norm2", [g_1, g_2], [x], block=block)[0]
-        back(f"{at}.norm2.weight", [g_scaled, normal_2], [width * 4], block=block)
-        g_norm = back(f"{at}.norm2.input", [g_scaled, weight, middle, rsqrt_2], [x], block=block)[0]
-        gradient = back(f"{at}.add_middle", [g_norm, gradient], [x], block=block)[0]
-        g_out = back_matmul(f"{at}.o", gradient, out, width, width, block)
-        g_q, g_k, g_v = back(f"{at}.sdpa", [g_out, q, k, v, out, sums], [x, x, x], 2 * attention, block)
-        g_q = back(f"{at}.rope.q", [g_q], [x], block=block)[0]
-        g_k = back(f"{at}.rope.k", [g_k], [x], block=block)[0]
+        g_product = backward_matmul(f"{at}.down", gradient, product, hidden, width, block)
+        g_up = backward(f"{at}.mul_up", [g_product, silu], [f], block=block)[0]
+        g_silu = backward(f"{at}.mul_silu", [g_product, up], [f], block=block)[0]
+        g_gate = backward(f"{at}.silu", [g_silu, gate], [f], block=block)[0]
+        g_1 = backward_matmul(f"{at}.gate", g_gate, scaled_2, width, hidden, block)
+        g_2 = backward_matmul(f"{at}.up", g_up, scaled_2, width, hidden, block)
+        g_scaled = backward(f"{at}.add_norm2", [g_1, g_2], [x], block=block)[0]
+        backward(f"{at}.norm2.weight", [g_scaled, normal_2], [width * 4], block=block)
+        g_norm = backward(f"{at}.norm2.input", [g_scaled, weight, middle, rsqrt_2], [x], block=block)[0]
+        gradient = backward(f"{at}.add_middle", [g_norm, gradient], [x], block=block)[0]
+        g_out = backward_matmul(f"{at}.o", gradient, out, width, width, block)
+        g_q, g_k, g_v = backward(f"{at}.sdpa", [g_out, q, k, v, out, sums], [x, x, x], 2 * attention, block)
+        g_q = backward(f"{at}.rope.q", [g_q], [x], block=block)[0]
+        g_k = backward(f"{at}.rope.k", [g_k], [x], block=block)[0]
         parts = [
-            back_matmul(f"{at}.{n}", g, scaled_1, width, width, block)
+            backward_matmul(f"{at}.{n}", g, scaled_1, width, width, block)
             for n, g in zip("qkv", (g_q, g_k, g_v), strict=True)
         ]
-        g_scaled = back(f"{at}.add_norm1", parts, [x], block=block)[0]
-        back(f"{at}.norm1.weight", [g_scaled, normal_1], [width * 4], block=block)
-        g_norm = back(f"{at}.norm1.input", [g_scaled, weight, stream, rsqrt_1], [x], block=block)[0]
-        gradient = back(f"{at}.add_stream", [g_norm, gradient], [x], block=block)[0]
-    back("embed.backward", [gradient], [4], block=0)
+        g_scaled = backward(f"{at}.add_norm1", parts, [x], block=block)[0]
+        backward(f"{at}.norm1.weight", [g_scaled, normal_1], [width * 4], block=block)
+        g_norm = backward(f"{at}.norm1.input", [g_scaled, weight, stream, rsqrt_1], [x], block=block)[0]
+        gradient = backward(f"{at}.add_stream", [g_norm, gradient], [x], block=block)[0]
+    backward("embed.backward", [gradient], [4], block=0)
     return draft.problem([0, *[1] * layers, 2], name=f"llama{layers}")
 
 
 def chain_of_blocks(seed: int, blocks: int = 3, width: int = 4, classes: int = 1, randomness: float = 0.2) -> Problem:
-    """A random chain: forward blocks with side branches, several outputs, random and unrepeatable operations,
-    a value carried through all blocks; backward reads what forward made, and each other's gradients."""
+    """Return a random chain.
+
+    Its forward blocks have side branches, several outputs, random and unrepeatable operations, and a value carried
+    through all blocks. Its backward reads values of forward, and each other's gradients.
+    """
     draw = random.Random(seed)
     draft = Draft()
     weight = draft.value("weight", 16, resident=True)
@@ -156,7 +159,7 @@ def chain_of_blocks(seed: int, blocks: int = 3, width: int = 4, classes: int = 1
     block_classes = [0] + [1 + block % classes for block in range(blocks)]
     saved: list[list[int]] = [[stream]]
     for block in range(1, blocks + 1):
-        same = random.Random(seeds[(block - 1) % classes])  # blocks of one class are written alike
+        same = random.Random(seeds[(block - 1) % classes])  # blocks of one class are equal
         pool = [stream]
         for index in range(width):
             reads = same.sample(range(len(pool)), min(len(pool), same.randint(1, 2)))
@@ -205,7 +208,7 @@ def chain_of_blocks(seed: int, blocks: int = 3, width: int = 4, classes: int = 1
 
 
 def tiny(seed: int) -> Problem:
-    """At most a dozen values in one or two blocks, for searching exhaustively; no random operations."""
+    """Return at most a dozen values in one or two blocks, for exhaustive search; no random operations."""
     draw = random.Random(seed)
     blocks = draw.choice((1, 2, 2))
     draft = Draft()
@@ -239,7 +242,7 @@ def tiny(seed: int) -> Problem:
 
 
 def with_changes(problem: Problem, seed: int, share: float = 0.7) -> Problem:
-    """The problem in which a share of the operations make a changed copy of something that they read."""
+    """Return the problem in which a share of the operations make a changed copy of a value that they read."""
     draw = random.Random(seed)
     values, ops = list(problem.values), []
     for op in problem.ops:
@@ -254,7 +257,7 @@ def with_changes(problem: Problem, seed: int, share: float = 0.7) -> Problem:
 
 
 def with_encodings(problem: Problem, seed: int, share: float = 0.6, error_budget: float = 1.0) -> Problem:
-    """The problem with one or two random encodings for a share of its values, some of which are read themselves."""
+    """Return the problem with one or two random encodings for a share of its values, some read themselves."""
     draw = random.Random(seed)
     values = []
     for value, readers in zip(problem.values, problem.readers, strict=True):
@@ -283,9 +286,9 @@ def with_encodings(problem: Problem, seed: int, share: float = 0.6, error_budget
 
 
 def with_halves(problem: Problem, least_bytes: int, seconds_per_byte: float, bits: tuple[int, ...] = (16,)) -> Problem:
-    """The problem with encodings of fewer than 32 bits for all values of at least so many bytes.
+    """Return the problem with encodings of fewer than 32 bits for all values of at least `least_bytes`.
 
-    seconds_per_byte: of the value, for encoding and for decoding.
+    seconds_per_byte: the time per byte of the value, for encoding and for decoding.
     """
     values = []
     for value in problem.values:

@@ -1,4 +1,4 @@
-"""What solving found stays on disk: whole or not at all, per version of the solvers, in limits, never in the way."""
+"""Results of solving stay on disk: complete or not at all, per version of the solvers, within limits."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from lowtide.solvers import disk_cache
 from lowtide.solvers.disk_cache import DiskCache, entry_name
 from lowtide.storage.cache_folder import cache_folder
 
-TOLD = {"text": "größer", "seconds": 0.1 + 0.2, "numbers": [1, None]}
+CONTENT = {"text": "größer", "seconds": 0.1 + 0.2, "numbers": [1, None]}
 ARRAYS = (np.arange(-5, 1000, dtype=np.int32), np.array([0.1, np.inf]), np.array([], dtype=np.int32))
 
 
@@ -28,9 +28,9 @@ def only_file(cache) -> Path:
 
 def test_an_entry_comes_back_as_it_was_written(cache):
     assert cache.read("one") is None
-    cache.write("one", TOLD, ARRAYS)
+    cache.write("one", CONTENT, ARRAYS)
     entry = cache.read("one")
-    assert entry is not None and entry.content == TOLD
+    assert entry is not None and entry.content == CONTENT
     for number, array in enumerate(ARRAYS):
         assert entry.array(number).dtype == array.dtype
         assert entry.array(number).tolist() == array.tolist()
@@ -61,13 +61,13 @@ def test_a_second_entry_of_a_name_takes_the_place_of_the_first(cache):
         lambda content: content[:14],
     ],
 )
-def test_a_damaged_entry_is_none_and_is_written_anew(cache, damage):
-    cache.write("one", TOLD, ARRAYS)
+def test_a_damaged_entry_is_none_and_is_written_again(cache, damage):
+    cache.write("one", CONTENT, ARRAYS)
     path = only_file(cache)
     path.write_bytes(damage(path.read_bytes()))
     assert cache.read("one") is None
-    cache.write("one", TOLD, ARRAYS)
-    assert cache.read("one").content == TOLD
+    cache.write("one", CONTENT, ARRAYS)
+    assert cache.read("one").content == CONTENT
 
 
 def test_no_cut_of_an_entry_is_taken_for_a_whole_one(cache):
@@ -88,7 +88,7 @@ def test_where_nothing_can_be_written_nothing_is_kept_and_nothing_raised(cache, 
         path = only_file(cache)
         path.unlink()
         path.mkdir()
-    cache.write("one", TOLD, ARRAYS)
+    cache.write("one", CONTENT, ARRAYS)
     assert cache.read("one") is None
     if place == "entry":
         assert only_file(cache) == path  # no temporary file is left
@@ -102,7 +102,7 @@ def test_what_has_not_been_asked_for_longest_goes_first(tmp_path):
     for age, name in enumerate("abc"):
         cache.write(name, 0, (array,))
         os.utime(next(tmp_path.glob(f"{name}.*")), (1000 + age, 1000 + age))
-    assert cache.read("a") is not None  # asked for just now
+    assert cache.read("a") is not None  # read just now
     cache.write("d", 0, (array,))
     assert [name for name in "abcd" if cache.read(name)] == ["a", "c", "d"]
     assert foreign.exists()
@@ -138,20 +138,20 @@ def test_entries_lie_in_the_users_cache_folder_as_the_environment_says(tmp_path,
 
 
 def test_a_name_depends_on_every_text_and_on_where_one_ends():
-    told = [("a", "b"), ("b", "a"), ("ab",), ("ab", ""), ("", "ab"), ("a", "b", "")]
-    assert len({entry_name("ladder", *texts) for texts in told} | {entry_name("ways", "a", "b")}) == 7
+    cases = [("a", "b"), ("b", "a"), ("ab",), ("ab", ""), ("", "ab"), ("a", "b", "")]
+    assert len({entry_name("ladder", *texts) for texts in cases} | {entry_name("ways", "a", "b")}) == 7
 
 
 def test_another_version_of_the_solvers_has_other_names(tmp_path, monkeypatch):
     before = disk_cache._version()
     assert before == disk_cache._version()
-    monkeypatch.setattr(disk_cache.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(disk_cache, "__file__", str(tmp_path / "disk_cache.py"))
     (tmp_path / "portfolio.py").write_text("one = 1")
     first = disk_cache._version()
     (tmp_path / "portfolio.py").write_text("one = 2")
     assert len({before, first, disk_cache._version()}) == 3
     (tmp_path / "portfolio.py").unlink()
-    assert disk_cache._version() != disk_cache._version()  # no sources: nothing is taken from another process
+    assert disk_cache._version() != disk_cache._version()  # without sources nothing is read from another process
 
 
 def test_names_are_the_same_in_every_process():

@@ -1,4 +1,4 @@
-"""The exact solver beside exhaustive search."""
+"""Compare the exact solver with exhaustive search."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from pytest import approx
 
 
 def small(seed: int, forward_most: int = 5, backward_most: int = 3, most: int = 8):
-    """At most eight operations (or `most`): several outputs, scratch, operations of forward that run once, helpers in
-    backward, sizes and times of nothing, held values, diamonds."""
+    """Return a problem of at most `most` operations.
+
+    It has several outputs, scratch, operations of forward that run once, helpers in backward, sizes and times of zero,
+    held values and diamonds.
+    """
     draw = random.Random(seed)
     draft = Draft()
     source = draft.value("input", draw.choice((0, 4)), resident=True)
@@ -62,34 +65,34 @@ def small(seed: int, forward_most: int = 5, backward_most: int = 3, most: int = 
 
 
 def budgets(problem, least_bytes):
-    """Everything kept, what no schedule fits, and some in between."""
+    """Return the peak with everything kept, a budget that no schedule fits, and some in between."""
     high = forecast(problem, trace_order(problem)).peak_bytes
     return sorted({high, *(least_bytes + (high - least_bytes) * part // 5 for part in (-1, 1, 2, 3, 4))})
 
 
 def test_it_is_as_fast_as_the_fastest_of_all_orders():
-    """On problems of up to eight operations, with three rounds: for a few of them one is not enough."""
+    """Compare on problems of up to eight operations, with three rounds: for a few of them one is not enough."""
     one_round_falls_short = solved = impossible = problems = 0
     for seed in range(420):
         problem = small(seed)
         if len(problem.values) > 13:
             continue
         problems += 1
-        one, three = (StepProgram(problem, stages_of_step(problem, rounds)) for rounds in (1, 3))
-        for budget in budgets(problem, one.low_bytes):
-            told, best = (seed, budget), least_seconds(problem, budget)
-            simple, general = one.fastest(budget, Effort()), three.fastest(budget, Effort())
+        one_round, three_rounds = (StepProgram(problem, stages_of_step(problem, rounds)) for rounds in (1, 3))
+        for budget in budgets(problem, one_round.low_bytes):
+            case, best = (seed, budget), least_seconds(problem, budget)
+            simple, general = one_round.fastest(budget, Effort()), three_rounds.fastest(budget, Effort())
             if best is None:
-                assert general.order is None, told
-                assert general.least_seconds == inf, told
+                assert general.order is None, case
+                assert general.least_seconds == inf, case
                 impossible += 1
                 continue
-            assert general.order is not None, told
-            assert general.seconds == approx(best), told
-            assert general.least_seconds == approx(best), told
+            assert general.order is not None, case
+            assert general.seconds == approx(best), case
+            assert general.least_seconds == approx(best), case
             timeline = simulate(problem, schedule_of(problem, general.order))
-            assert timeline.peak_bytes <= budget, told
-            assert timeline.seconds == approx(best), told
+            assert timeline.peak_bytes <= budget, case
+            assert timeline.seconds == approx(best), case
             solved += 1
             one_round_falls_short += simple.order is None or simple.seconds > best + 1e-9
     assert problems >= 300
@@ -99,22 +102,22 @@ def test_it_is_as_fast_as_the_fastest_of_all_orders():
 
 
 def test_it_is_never_slower_than_checkmate_whose_space_it_contains():
-    """On problems of ten to fifteen operations; where Checkmate's program has a schedule, so has this one."""
+    """Compare on problems of ten to fifteen operations where Checkmate's program has a schedule."""
     compared = 0
     for seed in range(1000, 1024):
         problem = small(seed, forward_most=9, backward_most=6, most=15)
         program = StepProgram(problem, stages_of_step(problem, rounds=2))
         high = forecast(problem, trace_order(problem)).peak_bytes
         for budget in (high * 93 // 100, high * 80 // 100):
-            theirs = checkmate.least_seconds(problem, budget)
-            if theirs is None:
+            checkmate_seconds = checkmate.least_seconds(problem, budget)
+            if checkmate_seconds is None:
                 continue
-            ours = program.fastest(budget, Effort())
-            assert ours.order is not None, (seed, budget)
-            assert ours.seconds <= theirs + 1e-6, (seed, budget)
-            timeline = simulate(problem, schedule_of(problem, ours.order))
+            optimum = program.fastest(budget, Effort())
+            assert optimum.order is not None, (seed, budget)
+            assert optimum.seconds <= checkmate_seconds + 1e-6, (seed, budget)
+            timeline = simulate(problem, schedule_of(problem, optimum.order))
             assert timeline.peak_bytes <= budget
-            assert timeline.seconds == approx(ours.seconds)
+            assert timeline.seconds == approx(optimum.seconds)
             compared += 1
     assert compared >= 10
 
@@ -124,8 +127,8 @@ def test_checkmates_program_never_beats_the_fastest_of_all_orders():
         problem = small(seed)
         if len(problem.values) <= 13:
             budget = forecast(problem, trace_order(problem)).peak_bytes * 9 // 10
-            theirs, best = checkmate.least_seconds(problem, budget), least_seconds(problem, budget)
-            assert theirs is None or (best is not None and theirs >= best - 1e-6)
+            checkmate_seconds, best = checkmate.least_seconds(problem, budget), least_seconds(problem, budget)
+            assert checkmate_seconds is None or (best is not None and checkmate_seconds >= best - 1e-6)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -134,25 +137,25 @@ def test_steps_with_draws_get_valid_schedules_within_the_budget(seed):
     program = StepProgram(problem, stages_of_step(problem))
     high = forecast(problem, trace_order(problem)).peak_bytes
     for share in (100, 90, 80, 70):
-        found = program.fastest(high * share // 100, Effort(node_limit=200))
-        if found.order is not None:
-            timeline = simulate(problem, schedule_of(problem, found.order))
+        optimum = program.fastest(high * share // 100, Effort(node_limit=200))
+        if optimum.order is not None:
+            timeline = simulate(problem, schedule_of(problem, optimum.order))
             assert timeline.peak_bytes <= high * share // 100
-            assert timeline.seconds == approx(found.seconds)
-            assert found.least_seconds <= found.seconds
+            assert timeline.seconds == approx(optimum.seconds)
+            assert optimum.least_seconds <= optimum.seconds
 
 
 def test_two_runs_give_the_same_orders():
     problem = chain_of_blocks(5, blocks=2, width=3, randomness=0.3)
-    first, second = ([one.order for one in Ilp(budgets=6).candidates(problem)] for _ in range(2))
+    first, second = ([candidate.order for candidate in Ilp(budgets=6).candidates(problem)] for _ in range(2))
     assert first == second
     assert len(set(first)) > 1
 
 
-def test_candidates_fit_the_budgets_that_they_are_told_for_and_go_from_slow_to_fast():
+def test_candidates_fit_the_budgets_that_they_are_made_for_and_go_from_slow_to_fast():
     problem = chain_of_blocks(2, blocks=2, width=3, randomness=0.0)
-    seen = [forecast(problem, one.order) for one in Ilp().candidates(problem)]
-    seconds = [one.seconds for one in seen]
+    predictions = [forecast(problem, candidate.order) for candidate in Ilp().candidates(problem)]
+    seconds = [prediction.seconds for prediction in predictions]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[-1] <= problem.seconds
 
@@ -163,9 +166,11 @@ def test_a_budget_that_nothing_fits_is_refused_and_what_is_too_large_too():
         Ilp().schedule(problem, 1)
     assert raised.value.smallest_bytes > 1
     alone_bytes, _ = largest_operation(problem)
-    with pytest.raises(InfeasibleBudget, match=r"ilp allows for none, the smallest peak known is .*; raise the budget"):
+    with pytest.raises(
+        InfeasibleBudget, match=r"ilp proves that there is none, the smallest peak known is .*; raise the budget"
+    ):
         Ilp().schedule(problem, alone_bytes)
-    with pytest.raises(ValueError, match="more than ilp's 5"):
+    with pytest.raises(ValueError, match="more than ilp's limit of 5"):
         Ilp(most_choices=5).schedule(chain_of_blocks(1), 10**6)
     assert not list(Ilp(most_choices=5).candidates(chain_of_blocks(1)))
 
@@ -178,10 +183,10 @@ def test_with_few_nodes_the_order_to_begin_with_is_not_lost_and_the_bound_stays_
         if start.peak_bytes > 0.8 * high:
             continue
         program = StepProgram(problem, stages_of_step(problem))
-        found = program.fastest(start.peak_bytes, Effort(node_limit=1), candidate.order)
-        if found.order is not None:
-            assert forecast(problem, found.order).peak_bytes <= start.peak_bytes
-            assert found.least_seconds <= found.seconds + 1e-9
+        optimum = program.fastest(start.peak_bytes, Effort(node_limit=1), candidate.order)
+        if optimum.order is not None:
+            assert forecast(problem, optimum.order).peak_bytes <= start.peak_bytes
+            assert optimum.least_seconds <= optimum.seconds + 1e-9
         return
 
 
@@ -196,5 +201,6 @@ def test_a_step_in_which_nothing_may_run_again_has_its_trace_for_an_optimum():
     fixed = replace(problem, ops=tuple(replace(op, repeatable=False) for op in problem.ops))
     assert Ilp().least_seconds(fixed, 10**9).seconds == approx(problem.seconds)
     assert all(
-        forecast(fixed, one.order).seconds == approx(problem.seconds) for one in Hierarchical().candidates(fixed)
+        forecast(fixed, candidate.order).seconds == approx(problem.seconds)
+        for candidate in Hierarchical().candidates(fixed)
     )

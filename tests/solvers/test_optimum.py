@@ -1,4 +1,4 @@
-"""Against the true optimum of tiny problems: the bound never exceeds it, the plans are near it."""
+"""Compare with the true optimum of tiny problems: the bound never exceeds it, the plans are near it."""
 
 from exhaustive import least_seconds
 from hypothesis import given, settings
@@ -33,7 +33,7 @@ def test_the_bound_is_never_above_the_optimum_and_no_plan_is_below_it(seed, shar
 @given(seed=st.integers(0, 100_000), share=st.floats(0, 1), encoded=st.sampled_from((0.3, 0.6)))
 def test_with_encodings_too_the_bound_is_never_above_the_optimum_and_no_plan_below_it(seed, share, encoded):
     problem = with_encodings(tiny(seed), seed, encoded)
-    if len(problem.values) + sum(1 + one.is_read_itself for v in problem.values for one in v.encodings) > 16:
+    if len(problem.values) + sum(1 + encoding.is_read_itself for v in problem.values for encoding in v.encodings) > 16:
         return
     frontier = PORTFOLIO.frontier(problem, 50)
     low, high = frontier[-1].peak_bytes, frontier[0].peak_bytes

@@ -21,7 +21,7 @@ PORTFOLIO = Portfolio()
 
 
 def answers(problem, count=12):
-    """Plans at `count` budgets from the smallest feasible one up, lowest first."""
+    """Return plans at `count` budgets from the smallest feasible one up, lowest first."""
     lowest = PORTFOLIO.frontier(problem, 1000)[-1].peak_bytes
     highest = baseline_of(problem).peak_bytes
     budgets = [lowest + (highest - lowest) * i // (count - 1) for i in range(count)]
@@ -45,11 +45,11 @@ def test_every_plan_keeps_its_budget_and_a_smaller_budget_gives_no_higher_peak_a
 def test_a_plan_is_strictly_better_than_every_mixture_of_recipes_that_costs_something():
     problem = llama()
     for candidate in Recipes().candidates(problem):
-        recipe = forecast(problem, candidate.order)
-        plan = PORTFOLIO.solve(problem, recipe.peak_bytes)
-        assert plan.seconds <= recipe.seconds
-        if recipe.seconds > problem.seconds * 1.01:
-            assert plan.seconds < recipe.seconds * 0.999, candidate.description
+        prediction = forecast(problem, candidate.order)
+        plan = PORTFOLIO.solve(problem, prediction.peak_bytes)
+        assert plan.seconds <= prediction.seconds
+        if prediction.seconds > problem.seconds * 1.01:
+            assert plan.seconds < prediction.seconds * 0.999, candidate.description
 
 
 def test_extra_time_on_llama_blocks_is_close_to_what_is_proven_to_be_needed():
@@ -67,7 +67,7 @@ def test_the_smallest_peak_is_far_below_checkpointing_every_block():
     assert PORTFOLIO.frontier(problem, 50)[-1].peak_bytes < 0.6 * full
 
 
-def test_deep_models_need_no_more_distinct_ways_to_run_a_block_than_shallow_ones():
+def test_deep_models_need_no_more_distinct_schedules_of_a_block_than_shallow_ones():
     variants = {12: 0, 48: 0}
     for layers in variants:
         problem = llama(layers)
@@ -79,21 +79,21 @@ def test_deep_models_need_no_more_distinct_ways_to_run_a_block_than_shallow_ones
 
 
 def distinct_segments(problem, schedule):
-    """Segments up to renaming: the operations they run, by their place in their block."""
+    """Return segments up to renaming: the operations that they run, by their place in their block."""
     first = {}
     for index, op in enumerate(problem.ops):
         first.setdefault((op.block, index >= problem.forward_length), index)
     distinct = set()
     for number, segment in enumerate(schedule.segments):
-        told = [problem.block_classes[segment.block], number < len(schedule.segments) // 2]
+        runs = [problem.block_classes[segment.block], number < len(schedule.segments) // 2]
         for instruction in schedule.instructions[segment.start : segment.stop]:
             index = getattr(instruction, "op", None)
             if index is None:
                 index = problem.maker[instruction.value]
             op = problem.ops[index]
             place = index - first[op.block, index >= problem.forward_length]
-            told.append((type(instruction).__name__, op.block - segment.block, place))
-        distinct.add(tuple(told))
+            runs.append((type(instruction).__name__, op.block - segment.block, place))
+        distinct.add(tuple(runs))
     return distinct
 
 
@@ -116,7 +116,7 @@ def test_an_impossible_budget_names_the_operation_that_stands_in_the_way_and_wha
         PORTFOLIO.solve(problem, 5 * MEBIBYTE)
 
 
-def test_a_solver_may_be_chosen_by_name_and_an_unknown_name_is_told_the_known_ones():
+def test_a_solver_may_be_chosen_by_name_and_an_unknown_name_is_answered_with_the_known_ones():
     problem = llama(layers=2)
     assert PORTFOLIO.solve(problem, 10**9, solver="recipes").solver == "recipes"
     with pytest.raises(
@@ -134,10 +134,10 @@ def test_a_plan_says_why_the_other_solvers_were_not_taken():
 
 
 def test_progress_never_goes_back_and_ends_at_one():
-    told = []
-    Portfolio().solve(llama(layers=3), 10**9, progress=lambda share, text: told.append(share))
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+    shares = []
+    Portfolio().solve(llama(layers=3), 10**9, progress=lambda share, text: shares.append(share))
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
 
 def without_time(plan):
@@ -154,18 +154,18 @@ def test_what_another_process_found_gives_the_same_plans_without_solving(problem
     frontier = cold.frontier(problem, 6)
     names = ("auto", *(solver.name for solver in cold.solvers))
     budgets = [frontier[-1].peak_bytes - 1, *(plan.peak_bytes for plan in frontier)]
-    found = {(name, budget): answer(cold, problem, budget, name) for name in names for budget in budgets}
-    monkeypatch.setattr("lowtide.solvers.portfolio._ladder", refuse)
+    expected = {(name, budget): answer(cold, problem, budget, name) for name in names for budget in budgets}
+    monkeypatch.setattr("lowtide.solvers.portfolio._candidates", refuse)
     monkeypatch.setattr("lowtide.solvers.candidate_cache.proofs_of", refuse)
     warm = Portfolio(cache=DiskCache(tmp_path))
-    assert {asked: answer(warm, problem, asked[1], asked[0]) for asked in found} == found
+    assert {request: answer(warm, problem, request[1], request[0]) for request in expected} == expected
     assert [*map(without_time, warm.frontier(problem, 6))] == [*map(without_time, frontier)]
     with pytest.raises(AssertionError, match="known already"):
         Portfolio(cache=DiskCache(tmp_path / "another")).solve(problem, budgets[0])
 
 
 def answer(portfolio, problem, budget, name):
-    """The plan but for how long it took to find, or the error's message."""
+    """Return the plan without its solving time, or the error's message."""
     try:
         return without_time(portfolio.solve(problem, budget, solver=name))
     except InfeasibleBudget as error:
@@ -180,7 +180,7 @@ def test_one_solver_is_asked_alone_and_the_others_when_they_are_needed(tmp_path)
     assert len([*tmp_path.glob("ladder-*")]) == len(portfolio.solvers)
 
 
-def test_damaged_entries_are_solved_again_and_written_anew(tmp_path):
+def test_damaged_entries_are_solved_and_written_again(tmp_path):
     problem = chain_of_blocks(5)
     plan = Portfolio(cache=DiskCache(tmp_path)).solve(problem, 10**9)
     whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -265,10 +265,10 @@ def test_the_schedule_of_a_solver_asked_for_by_name_alone_is_kept_for_each_budge
         chain_of_blocks(1, blocks=2, randomness=0.4),
         (10**9, 112),
     )  # under the smaller one draws are repeated
-    found = [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "ilp") for budget in budgets]
-    assert any(isinstance(instruction, Record) for instruction in found[1].schedule.instructions)
+    plans = [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "ilp") for budget in budgets]
+    assert any(isinstance(instruction, Record) for instruction in plans[1].schedule.instructions)
     monkeypatch.setattr("lowtide.solvers.ilp.Ilp.schedule", refuse)
-    assert [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "ilp") for budget in budgets] == found
+    assert [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "ilp") for budget in budgets] == plans
     with pytest.raises(AssertionError, match="known already"):
         Portfolio(cache=DiskCache(tmp_path)).solve(problem, 113, solver="ilp")
 
@@ -277,11 +277,11 @@ def test_ilp_answers_for_small_steps_and_says_which_are_too_large():
     problem = chain_of_blocks(3, blocks=2, randomness=0.0)
     smallest = PORTFOLIO.frontier(problem, 50)[-1].peak_bytes
     for budget in (smallest, 2 * smallest):
-        exact, found = PORTFOLIO.solve(problem, budget, solver="ilp"), PORTFOLIO.solve(problem, budget)
+        exact, plan = PORTFOLIO.solve(problem, budget, solver="ilp"), PORTFOLIO.solve(problem, budget)
         assert exact.solver == "ilp"
         assert exact.peak_bytes <= budget
-        assert exact.seconds <= found.seconds + 1e-9
-    with pytest.raises(ValueError, match="more than ilp's 6,000"):
+        assert exact.seconds <= plan.seconds + 1e-9
+    with pytest.raises(ValueError, match="more than ilp's limit of 6,000"):
         PORTFOLIO.solve(llama(layers=12), 10**9, solver="ilp")
 
 
@@ -298,7 +298,7 @@ def test_out_of_time_the_best_so_far_answers_recipes_are_tried_and_nothing_is_le
     assert not any("stopped" in note for note in patient.notes)
 
 
-def test_what_was_stopped_is_found_when_there_is_more_time_and_told_of_only_where_it_was_asked():
+def test_what_was_stopped_is_solved_when_there_is_more_time_and_noted_only_where_it_was_asked():
     problem, portfolio = llama(4), Portfolio(cache=None)
     budget_bytes = baseline_of(problem).peak_bytes // 2
     hurried = portfolio.solve(problem, budget_bytes, time_limit_seconds=1e-9)

@@ -17,13 +17,15 @@ def test_every_recipe_is_a_valid_schedule_and_its_forecast_is_what_the_simulator
     problem = chain_of_blocks(seed, blocks=blocks, classes=classes)
     for solver in (KeepAll(), Recipes()):
         for candidate in solver.candidates(problem):
-            seen = forecast(problem, candidate.order)
+            prediction = forecast(problem, candidate.order)
             timeline = simulate(problem, schedule_of(problem, candidate.order))
-            assert (seen.peak_bytes, seen.seconds) == (timeline.peak_bytes, timeline.seconds), candidate.description
+            assert (prediction.peak_bytes, prediction.seconds) == (timeline.peak_bytes, timeline.seconds), (
+                candidate.description
+            )
 
 
 def test_recipes_on_llama_blocks_need_what_people_measure():
-    """Bytes (MiB) and extra matmul FLOPs of twelve blocks, beside the figures measured on the real model."""
+    """Compare bytes (MiB) and extra matmul FLOPs of twelve blocks with the figures measured on the real model."""
     problem = llama()
     baseline = baseline_of(problem)
     assert baseline.peak_bytes / MEBIBYTE == pytest.approx(163.8, rel=0.03)
@@ -38,11 +40,13 @@ def test_recipes_on_llama_blocks_need_what_people_measure():
 
 def test_a_group_of_blocks_is_rematerialized_by_the_segment_that_needs_it_first():
     problem = llama(layers=6)
-    told = "inputs of every 3 blocks, nested"
-    order = next(c.order for c in Recipes().candidates(problem) if c.description == told)
+    description = "inputs of every 3 blocks, nested"
+    order = next(c.order for c in Recipes().candidates(problem) if c.description == description)
     blocks = len(problem.block_classes)
-    again = [{problem.ops[op].block for op in segment if op < problem.forward_length} for segment in order[blocks:]]
-    assert again == [set(), {6}, {3, 4, 5}, {4}, {3}, {0, 1, 2}, {1}, set()]
+    recomputed_blocks = [
+        {problem.ops[op].block for op in segment if op < problem.forward_length} for segment in order[blocks:]
+    ]
+    assert recomputed_blocks == [set(), {6}, {3, 4, 5}, {4}, {3}, {0, 1, 2}, {1}, set()]
 
 
 def test_a_recipe_under_an_impossible_budget_says_what_the_smallest_needs():

@@ -23,28 +23,28 @@ torch.set_num_threads(1)  # processes are forked below
 
 
 def train() -> list[torch.Tensor]:
-    """One step of a small model that needs all caches, beside eager. Raises AssertionError where they differ."""
+    """Run one step of a small model that needs all caches, and eager. Raises AssertionError if gradients differ."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2))
     x = torch.randn(4, 8)
     small = lowtide.rewrite(copy.deepcopy(model), "100%", (x,), costs="flops")
-    found = []
-    for one in (model, small):
+    gradients = []
+    for module in (model, small):
         torch.manual_seed(1)
-        one(x).sum().backward()
-        found.append([p.grad.clone() for p in one.parameters() if p.grad is not None])
-    assert all(map(torch.equal, *found)) and len(found[0]) == 4
-    return found[0]
+        module(x).sum().backward()
+        gradients.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
+    assert all(map(torch.equal, *gradients)) and len(gradients[0]) == 4
+    return gradients[0]
 
 
 def forget() -> None:
-    """Has this process compile, load and read anew."""
+    """Make this process compile, load and read again."""
     native._library.cache_clear()
     private_files._warned.clear()
 
 
 def as_user(user: int, run: Callable[[], None]) -> None:
-    """Runs something in a forked process of another user. Raises AssertionError where it fails."""
+    """Call `run` in a forked process of another user. Raises AssertionError if it fails."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -65,7 +65,7 @@ def as_user(user: int, run: Callable[[], None]) -> None:
 
 
 def plant(kind: str, path: Path) -> None:
-    """Puts something in the place of a file."""
+    """Replace a file by something of this kind."""
     if path.is_symlink() or path.exists():
         path.unlink()
     if kind == "file":
@@ -82,12 +82,12 @@ def plant(kind: str, path: Path) -> None:
 
 
 def files_in(cache: Path) -> list[Path]:
-    """Costs, entries and compiled kernels, each once."""
+    """Return the files of costs, entries and compiled kernels, sorted."""
     return sorted(path for path in cache.rglob("*") if path.suffix in (".json", ".entry", ".so", ".probe"))
 
 
 def open_cache(folder: Path) -> None:
-    """Everybody may write to a cache: nothing in it is used or changed."""
+    """Check that nothing is used or changed in a cache to which everybody may write."""
     cache = folder / "open"
     cache.mkdir()
     os.environ["XDG_CACHE_HOME"] = str(cache)
@@ -101,19 +101,21 @@ def open_cache(folder: Path) -> None:
         os.chown(path, ATTACKER, ATTACKER)
 
     def watched() -> None:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             train()
-        assert any("nothing is kept in" in str(one.message) for one in told), [str(one.message) for one in told]
+        assert any("nothing is kept in" in str(warning.message) for warning in caught), [
+            str(warning.message) for warning in caught
+        ]
         assert str(cache) not in Path("/proc/self/maps").read_text()
 
     as_user(VICTIM, watched)
     assert {path: path.read_bytes() for path in files_in(cache)} == contents
 
 
-def planted(folder: Path, turn: int) -> None:
-    """The attacker could once write to the victim's folders, which are closed again: each file is replaced or left."""
-    cache = folder / f"planted {turn}"
+def planted(folder: Path, round_number: int) -> None:
+    """Check that planted files are replaced or left once the victim's folders are closed to the attacker again."""
+    cache = folder / f"planted {round_number}"
     cache.mkdir()
     os.chown(cache, VICTIM, VICTIM)
     os.environ["XDG_CACHE_HOME"] = str(cache)
@@ -123,7 +125,7 @@ def planted(folder: Path, turn: int) -> None:
     paths = files_in(cache)
     for path in folders:
         path.chmod(0o777)
-    kinds = [KINDS[(number + turn) % len(KINDS)] for number in range(len(paths))]
+    kinds = [KINDS[(number + round_number) % len(KINDS)] for number in range(len(paths))]
     as_user(ATTACKER, lambda: [*map(plant, kinds, paths)] and None)
     for path, mode in modes.items():
         path.chmod(mode)
@@ -134,7 +136,7 @@ def planted(folder: Path, turn: int) -> None:
 
 
 def sticky(folder: Path) -> None:
-    """In a folder like /tmp the attacker was there first: his `lowtide` is not used; nor is a link that he made."""
+    """Check that in a folder like /tmp neither the attacker's `lowtide` nor a link that he made is used."""
     for number, make in enumerate((Path.mkdir, lambda path: path.symlink_to(folder))):
         cache = folder / f"sticky {number}"
         cache.mkdir()
@@ -151,14 +153,14 @@ def sticky(folder: Path) -> None:
 
 
 def main() -> None:
-    """Every scenario, in a folder that is given; ends with status 0 if all went well."""
+    """Run every scenario in the folder given as argument; end with status 0 if all went well."""
     folder = Path(sys.argv[1])
     os.environ["XDG_CACHE_HOME"] = str(folder / "first")
     train()  # imports all that another user may not be able to read
     folder.chmod(0o755)
     open_cache(folder)
-    for turn in range(2):
-        planted(folder, turn)
+    for round_number in range(2):
+        planted(folder, round_number)
     sticky(folder)
     print("every scenario went well")
 

@@ -1,4 +1,4 @@
-"""JSON that anyone may have written: read as it is, or refused with ValueError before it costs much."""
+"""JSON that anyone may have written: read exactly, or refused with ValueError before it costs much."""
 
 import json
 import time
@@ -7,9 +7,9 @@ import pytest
 from lowtide.storage.bounded_json import read_json
 
 
-def test_what_json_says_comes_back():
-    told = {"a": [1, -2.5, None, True, "größe"], "b": {"c": 10**18, "d": []}}
-    assert read_json(json.dumps(told).encode(), 100) == told
+def test_the_content_of_json_is_returned():
+    content = {"a": [1, -2.5, None, True, "größe"], "b": {"c": 10**18, "d": []}}
+    assert read_json(json.dumps(content).encode(), 100) == content
     assert read_json("[Infinity]", 100, finite=False) == [float("inf")]
 
 

@@ -1,4 +1,4 @@
-"""A cache folder shared with another user, who plants and damages files in it: none is used, and training goes on."""
+"""A cache folder shared with another user who plants and damages files: none is used, and training goes on."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Files of one user's caches: made so that nobody else can change them, and not read where somebody else could have."""
+"""Files of one user's caches: nobody else can change them, and files that others could have made are not read."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ _MOST = 1000
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """A file that is there, in two folders that were made for it."""
+    """Make a file in two folders that are made for it."""
     monkeypatch.setattr(private_files, "_warned", set())
     path = tmp_path / "lowtide" / "kernels" / "one.so"
     write_private(path, b"content", lasting=True)
@@ -50,7 +50,7 @@ def test_what_others_could_have_changed_is_not_read(file, what, added, monkeypat
         with pytest.raises(UnsafeError):
             read_private(file, _MOST)
         if what == "file":
-            write_private(file, b"new")  # which takes its place
+            write_private(file, b"new")  # which replaces it
             assert read_private(file, _MOST) == b"new" and mode(file) == 0o600
         else:
             with pytest.raises(UnsafeError):
@@ -58,7 +58,7 @@ def test_what_others_could_have_changed_is_not_read(file, what, added, monkeypat
 
 
 class _quiet:
-    """No warning is expected."""
+    """A context in which no warning is expected."""
 
     def __enter__(self):
         return self
@@ -83,7 +83,7 @@ def test_a_group_of_ones_own_may_write(file, monkeypatch):
     assert read_private(file, _MOST) == b"content"
 
 
-def test_what_is_no_file_is_refused_at_once(file):
+def test_a_path_that_is_not_a_file_is_refused_at_once(file):
     names = ("pipe", "link", "folder", "nothing")
     pipe, link, folder, missing = (file.with_name(name) for name in names)
     os.mkfifo(pipe)
@@ -97,7 +97,7 @@ def test_what_is_no_file_is_refused_at_once(file):
     for path in (pipe, link):
         write_private(path, b"a file")
         assert read_private(path, _MOST) == b"a file"
-    assert read_private(file, _MOST) == b"content"  # what the link led to is as it was
+    assert read_private(file, _MOST) == b"content"  # the link's target is unchanged
     with pytest.raises(OSError, match="directory"):
         write_private(folder, b"a file")
     assert sorted(path.name for path in file.parent.iterdir()) == ["folder", "link", "one.so", "pipe"]

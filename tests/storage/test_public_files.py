@@ -67,8 +67,8 @@ def test_only_files_of_bounded_size_are_read(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes")
-def test_a_pipe_or_a_device_is_no_file(tmp_path):
+def test_a_pipe_or_a_device_is_not_a_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(OSError, match="no regular file"):
+        with pytest.raises(OSError, match="not a regular file"):
             read_bounded(path, 5)

@@ -1,4 +1,4 @@
-"""What a forward leaves in its modules and arguments beside what it returns: a loss on an attribute, a filled dict."""
+"""Values that forward leaves in modules and arguments in addition to its result: a loss on an attribute, a dict."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ _DEPTH = 4
 
 @dataclass(frozen=True)
 class Place:
-    """Something that holds values: a module, or what is reached from one, or from the call's arguments, by `path`.
+    """A holder of values: a module or the call's arguments, or an object reached from one of them by `path`.
 
-    owner: the module's name, None for the arguments. path: attributes and keys, as (is it an attribute, name or key).
+    owner: the module's name, None for the arguments.
+    path: attributes and keys, as pairs (whether it is an attribute, name or key).
     """
 
     owner: str | None
     path: tuple[tuple[bool, Any], ...] = ()
 
     def of(self, modules: Mapping[str, torch.nn.Module], arguments: Any) -> Any:
-        """The holder, in these modules (by name) and arguments."""
+        """Return the holder in these modules (by name) and arguments."""
         holder: Any = arguments if self.owner is None else modules[self.owner]
         for is_attribute, name in self.path:
             holder = getattr(holder, name) if is_attribute else holder[name]
@@ -45,9 +46,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Stash:
-    """A value that forward left in a holder. entry: the attribute or key; None if a list grew by the values.
+    """A value that forward left in a holder.
 
-    structure: of the value, whose tensors are outputs of the step. whole: the holder's old content goes.
+    entry: the attribute or key; None if a list grew by the values.
+    structure: the structure of the value, whose tensors are outputs of the step.
+    whole: whether the value replaces all former content of the holder.
     """
 
     place: Place
@@ -57,13 +60,13 @@ class Stash:
 
     @property
     def name(self) -> str:
-        """What its tensors are called: as an attribute of its module."""
+        """The name of its tensors, as an attribute of the module."""
         owner = [self.place.owner] if self.place.owner else []
         return ".".join([*owner, *(str(name) for _, name in self._path)])
 
     @property
     def attribute(self) -> tuple[str, str] | None:
-        """The module (by name) and its attribute in which the value lies, however deep; None for the arguments."""
+        """The module (by name) and its attribute that holds the value at any depth; None for the arguments."""
         return None if self.place.owner is None else (self.place.owner, self._path[0][1])
 
     @property
@@ -72,9 +75,9 @@ class Stash:
         return [*self.place.path, *([self.entry] if self.entry else [])]
 
     def held(self, modules: Mapping[str, torch.nn.Module]) -> Any:
-        """What is there before a step in the place of what it will leave in a module; None where nothing is.
+        """Return the present value in a module that the next step will replace; None if there is none.
 
-        A list that only grows, and the arguments, are the caller's own.
+        A list that only grows, and the arguments, belong to the caller: None for these.
         """
         if self.place.owner is None or (self.entry is None and not self.whole):
             return None
@@ -85,8 +88,8 @@ class Stash:
             return getattr(holder, self.entry[1]) if self.entry[0] else holder[self.entry[1]]
         return None
 
-    def let_go(self, modules: Mapping[str, torch.nn.Module]) -> None:
-        """Lets go of what the step before has left in a module, so that it takes no bytes beside what replaces it."""
+    def release(self, modules: Mapping[str, torch.nn.Module]) -> None:
+        """Release the value that the previous step left in a module, so that it does not overlap the new one."""
         if self.held(modules) is None:
             return
         holder = self.place.of(modules, None)
@@ -98,7 +101,7 @@ class Stash:
             holder[self.entry[1]] = None
 
     def put(self, tensors: list[torch.Tensor], modules: Mapping[str, torch.nn.Module], arguments: Any) -> None:
-        """Leaves the tensors of a step where forward would have left them."""
+        """Put the tensors of a step where forward would have left them."""
         holder, value = self.place.of(modules, arguments), self.structure.unflatten(tensors)
         if self.entry is None:
             if self.whole:
@@ -111,8 +114,8 @@ class Stash:
 
 
 @dataclass
-class _Held:
-    """A holder as it was: its entries by name or key, and how to tell of it."""
+class _HolderSnapshot:
+    """A holder and its entries, by name or key, before forward."""
 
     place: Place
     holder: Any
@@ -121,17 +124,17 @@ class _Held:
 
 @dataclass
 class Before:
-    """What modules and arguments held before forward ran.
+    """The content of modules and arguments before forward ran.
 
-    shared: holders that the original has too (objects that no copy is made of), which are put back.
+    Objects of which no copy is made are shared with the original; `put_back` restores their attributes.
     """
 
-    held: list[_Held] = field(default_factory=list)
+    held: list[_HolderSnapshot] = field(default_factory=list)
     _known: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, model: torch.nn.Module, arguments: tuple[list[Any], dict[str, Any]]) -> Before:
-        """The present content of a copied module (`shadow_of`) and of a call's (args, kwargs)."""
+        """Return the present content of a copied module (`shadow_of`) and of a call's (args, kwargs)."""
         before = cls()
         for name, module in model.named_modules():
             before._look(Place(name), module, 0)
@@ -143,7 +146,7 @@ class Before:
             return
         self._known.add(id(holder))
         entries = _entries(holder)
-        self.held.append(_Held(place, holder, entries))
+        self.held.append(_HolderSnapshot(place, holder, entries))
         attributes = _has_attributes(holder)
         for name, value in entries.items():
             if isinstance(value, _OPAQUE) or not (isinstance(value, _CONTAINERS) or _is_plain_object(value)):
@@ -151,51 +154,50 @@ class Before:
             self._look(Place(place.owner, (*place.path, (attributes, name))), value, depth + 1)
 
     def changes(self) -> Iterator[tuple[Place, tuple[bool, Any] | None, Any, bool]]:
-        """What is held otherwise now, as (holder, entry, value, whether the old content went); puts shared objects
-        back."""
-        for one in self.held:
-            now, attributes = _entries(one.holder), _has_attributes(one.holder)
-            if isinstance(one.holder, list):
-                before = list(one.entries.values())
-                after = list(one.holder)
+        """Yield each change since then, as (holder, entry, value, whether the former content is gone)."""
+        for snapshot in self.held:
+            present, attributes = _entries(snapshot.holder), _has_attributes(snapshot.holder)
+            if isinstance(snapshot.holder, list):
+                before = list(snapshot.entries.values())
+                after = list(snapshot.holder)
                 kept = len(after) >= len(before) and all(a is b for a, b in zip(after, before, strict=False))
                 if not kept or len(after) > len(before):
-                    yield one.place, None, after[len(before) :] if kept else after, not kept
+                    yield snapshot.place, None, after[len(before) :] if kept else after, not kept
                 continue
-            gone = [name for name in one.entries if name not in now]
-            if gone and not attributes:
-                yield one.place, None, dict(now), True
+            removed = [name for name in snapshot.entries if name not in present]
+            if removed and not attributes:
+                yield snapshot.place, None, dict(present), True
                 continue
-            for name, value in now.items():
-                if name not in one.entries or one.entries[name] is not value:
-                    yield one.place, (attributes, name), value, False
-            if gone:
-                yield one.place, (True, gone[0]), None, False
+            for name, value in present.items():
+                if name not in snapshot.entries or snapshot.entries[name] is not value:
+                    yield snapshot.place, (attributes, name), value, False
+            if removed:
+                yield snapshot.place, (True, removed[0]), None, False
 
     def put_back(self) -> None:
-        """Puts back the attributes of objects that the original shares."""
-        for one in self.held:
-            if _is_plain_object(one.holder):
-                vars(one.holder).clear()
-                vars(one.holder).update(one.entries)
+        """Restore the attributes of objects that are shared with the original."""
+        for snapshot in self.held:
+            if _is_plain_object(snapshot.holder):
+                vars(snapshot.holder).clear()
+                vars(snapshot.holder).update(snapshot.entries)
 
 
 @dataclass
 class Left:
-    """What forward left behind, once it has ended: values with tensors, and notes on others."""
+    """The values with tensors that forward left, and notes on other changes; filled once forward has ended."""
 
     stashes: list[tuple[Stash, list[Any]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 @contextmanager
-def left_by(twin: torch.nn.Module, arguments: tuple[Any, Any]) -> Iterator[Left]:
-    """A context in which a copied module (`shadow_of`) runs on a call's (args, kwargs); tells what it left in both.
+def left_by(shadow: torch.nn.Module, arguments: tuple[Any, Any]) -> Iterator[Left]:
+    """Run a shadow copy (`shadow_of`) on a call's (args, kwargs) within this context; yield what it left in both.
 
-    Raises CaptureError for tensors in an object that cannot be looked into. Warns of public attributes that a
-    rewritten forward does not set again.
+    Raises CaptureError for tensors in an object that cannot be traversed. Warns about public attributes that a
+    rewritten forward does not set.
     """
-    before, left = Before.of(twin, arguments), Left()
+    before, left = Before.of(shadow, arguments), Left()
     try:
         yield left
         others: dict[str, list[str]] = {}
@@ -207,20 +209,25 @@ def left_by(twin: torch.nn.Module, arguments: tuple[Any, Any]) -> Iterator[Left]
                 others.setdefault(str(place), []).append(str(entry[1] if entry else "a list"))
         for place, names in others.items():
             note = (
-                f"forward sets {', '.join(sorted(names))} of {place}: capture put it back, and the rewritten forward "
-                "leaves it alone"
+                f"forward sets {', '.join(sorted(names))} of {place}: capture restored it, and the rewritten forward "
+                "does not set it"
             )
             left.notes.append(note)
             if any(not name.startswith("_") for name in names):
-                warnings.warn(f"{note}; what it computes from it stays as it was", LowtideWarning, stacklevel=2)
+                warnings.warn(
+                    f"{note}; results that depend on it keep the value seen at capture: make it a buffer or pass it "
+                    "as an argument",
+                    LowtideWarning,
+                    stacklevel=2,
+                )
     finally:
         before.put_back()
 
 
 def stash_of(place: Place, entry: tuple[bool, Any] | None, value: Any, whole: bool) -> tuple[Stash, list[Any]] | None:
-    """What carries a changed value over to each step, with its tensors; None for a value without tensors.
+    """Return the stash that reproduces a changed value at each step, and its tensors; None without tensors.
 
-    Raises CaptureError for tensors in an object that cannot be looked into.
+    Raises CaptureError for tensors in an object that cannot be traversed.
     """
     name = Stash(place, entry, Structure(None, (), None)).name
     try:
@@ -229,9 +236,9 @@ def stash_of(place: Place, entry: tuple[bool, Any] | None, value: Any, whole: bo
         if not _holds_tensor(value):
             return None
         raise CaptureError(
-            f"forward leaves tensors in {name} of {place}, a {type(value).__qualname__}, which lowtide cannot look "
-            "into: it would hold the captured step's tensors at every step; return them, or leave them in a list or "
-            "dict"
+            f"forward leaves tensors in {name} of {place}, a {type(value).__qualname__}, which lowtide cannot "
+            "traverse: it would hold the captured step's tensors at every step; return them, or put them in a list "
+            "or dict"
         ) from None
     named = Structure(structure.tree, tuple(f"{name}.{n}" if n else name for n in structure.names), structure.key)
     if not tensors and place.owner is not None:
@@ -252,7 +259,7 @@ def _has_attributes(holder: Any) -> bool:
 
 
 def _is_plain_object(value: Any) -> bool:
-    """Whether something is an object of a class written in Python, of which no copy is made for capture."""
+    """Return whether a value is an object of a Python class that capture does not copy."""
     cls = type(value)
     if isinstance(value, (*_OPAQUE, dict, list, tuple, set, SimpleNamespace)) or not hasattr(value, "__dict__"):
         return False
@@ -260,7 +267,7 @@ def _is_plain_object(value: Any) -> bool:
 
 
 def _holds_tensor(value: Any, depth: int = 0) -> bool:
-    """Whether a tensor is somewhere in an object."""
+    """Return whether an object contains a tensor."""
     if isinstance(value, torch.Tensor):
         return True
     if depth > _DEPTH or isinstance(value, (type, ModuleType, FunctionType, str)):

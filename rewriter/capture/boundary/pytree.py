@@ -1,4 +1,4 @@
-"""Takes nested arguments and outputs apart into tensors and puts them together again."""
+"""Flatten nested arguments and outputs into tensors and rebuild them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Structure:
-    """What is left of a nested object when its tensors are taken out.
+    """The rest of a nested object without its tensors.
 
-    `names[i]` says where tensor i stood, e.g. "loss" or "hidden_states.3".
+    names: the place of each tensor, e.g. "loss" or "hidden_states.3".
     """
 
     tree: Any
@@ -38,40 +38,41 @@ class Structure:
     key: Any
 
     def unflatten(self, tensors: list[Any]) -> Any:
-        """The object again, with `tensors` in their places."""
+        """Rebuild the object with `tensors` in their places."""
         return _build(self.tree, tensors)
 
 
 @dataclass(frozen=True)
 class _Node:
-    """A container: how to make it from its children, and the children."""
+    """A container: a function that builds it from its children, and the children."""
 
     make: Callable[[list[Any]], Any]
     children: tuple[Any, ...]
 
 
-def flatten(told: Any, what: str) -> tuple[list[torch.Tensor], Structure]:
-    """The tensors of nested lists, tuples, dicts, dataclasses and namespaces, and the structure without them.
+def flatten(nested: Any, what: str) -> tuple[list[torch.Tensor], Structure]:
+    """Return the tensors of nested lists, tuples, dicts, dataclasses and namespaces, and the structure without them.
 
-    `what` names the object in errors. Raises StructureError for an object it cannot look into.
+    what: the name of the object in errors.
+    Raises StructureError for an object that it cannot traverse.
     """
     tensors: list[torch.Tensor] = []
     names: list[str] = []
-    tree, key = _walk(told, "", what, tensors, names)
+    tree, key = _walk(nested, "", what, tensors, names)
     return tensors, Structure(tree, tuple(names), key)
 
 
-_CALLS: dict[Any, Structure] = {}  # of flat calls that came before
+_CALLS: dict[Any, Structure] = {}  # structures of earlier calls without nesting
 _MOST_CALLS = 256
 
 
 def flatten_call(args: tuple, kwargs: dict[str, Any]) -> tuple[list[torch.Tensor], Structure]:
-    """`flatten((args, kwargs), "argument")`, at once for a call like one that came before with nothing nested in it."""
+    """Return `flatten((args, kwargs), "argument")`, from a cache for calls without nested arguments."""
     values = (*args, *kwargs.values())
-    told = [None if isinstance(v, torch.Tensor) else _key_of(v) for v in values if isinstance(v, _FLAT)]
-    if len(told) < len(values):
+    constants = [None if isinstance(v, torch.Tensor) else _key_of(v) for v in values if isinstance(v, _FLAT)]
+    if len(constants) < len(values):
         return flatten((args, kwargs), "argument")
-    key = len(args), *kwargs, *told
+    key = len(args), *kwargs, *constants
     structure = _CALLS.get(key)
     if structure is None:
         if len(_CALLS) >= _MOST_CALLS:
@@ -83,14 +84,16 @@ def flatten_call(args: tuple, kwargs: dict[str, Any]) -> tuple[list[torch.Tensor
 
 
 def _key_of(constant: Any) -> tuple[type, Any]:
-    """Tells constants apart that are equal and yet make other calls: True, 1 and 1.0 by their types, 0.0 and -0.0 by
-    their text, by which nan is nan too."""
+    """Return a key that separates equal constants of different calls.
+
+    True, 1 and 1.0 differ by type, 0.0 and -0.0 by text; by text nan equals nan.
+    """
     return type(constant), repr(constant) if isinstance(constant, (float, complex)) else constant
 
 
 def _walk(value: Any, path: str, what: str, tensors: list[torch.Tensor], names: list[str]) -> tuple[Any, Any]:
-    """The tree and the key of an object; its tensors and their names are added to the lists."""
-    # A function within `flatten` that called itself would keep the tensors alive until garbage is collected.
+    """Return the tree and the key of an object; append its tensors and their names to the lists."""
+    # A recursive closure inside `flatten` would keep the tensors alive until garbage collection.
     if isinstance(value, torch.Tensor):
         tensors.append(value)
         names.append(path)
@@ -100,19 +103,19 @@ def _walk(value: Any, path: str, what: str, tensors: list[torch.Tensor], names: 
     parts = _take_apart(value)
     if parts is None:
         raise StructureError(
-            f"{what}{'.' + path if path else ''} is a {type(value).__qualname__}, which lowtide cannot look into: "
-            "it takes tensors, numbers, strings, None, and lists, tuples, dicts, dataclasses and namespaces of these"
+            f"{what}{'.' + path if path else ''} is a {type(value).__qualname__}, which lowtide cannot look into: pass "
+            "tensors, numbers, strings, None, or lists, tuples, dicts, dataclasses and namespaces of these"
         )
     make, items = parts
-    done = [_walk(item, f"{path}.{name}" if path else name, what, tensors, names) for name, item in items]
-    # Keys 1 and "1" have one name, and two classes may: what is told apart in Python is another kind of call.
+    children = [_walk(item, f"{path}.{name}" if path else name, what, tensors, names) for name, item in items]
+    # Keys 1 and "1" have the same name, and so may two classes, but they are different calls in Python.
     names_key = tuple((type(k), k) for k in value) if isinstance(value, dict) else tuple(name for name, _ in items)
-    key = (type(value), names_key, tuple(k for _, k in done))
-    return _Node(make, tuple(child for child, _ in done)), key
+    key = (type(value), names_key, tuple(k for _, k in children))
+    return _Node(make, tuple(child for child, _ in children)), key
 
 
 def _take_apart(value: Any) -> tuple[Callable[[list[Any]], Any], list[tuple[str, Any]]] | None:
-    """How to rebuild a container from its children, and its named children; None if it is not a known container."""
+    """Return a function that rebuilds a container from its children, and its named children; None if it is unknown."""
     cls = type(value)
     if isinstance(value, dict):
         return _dict_of(value), [(str(k), v) for k, v in value.items()]
@@ -128,15 +131,15 @@ def _take_apart(value: Any) -> tuple[Callable[[list[Any]], Any], list[tuple[str,
 
 
 def _dict_of(value: dict[Any, Any]) -> Callable[[list[Any]], Any]:
-    """How to make a dict like another one, of its own class, with other values."""
+    """Return a function that makes a dict of the same class and keys with other values."""
     cls, keys = type(value), list(value)
     if cls is dict:
         return lambda children: dict(zip(keys, children, strict=True))
     if dataclasses.is_dataclass(cls):
         # A transformers ModelOutput is an OrderedDict whose constructor takes its fields by name.
         return lambda children: cls(**dict(zip(keys, children, strict=True)))
-    # Other constructors take something else (Counter counts, defaultdict wants a factory), and a class may refuse
-    # changes: so an emptied copy is filled through dict itself.
+    # Other constructors take other arguments (Counter counts, defaultdict needs a factory), and a class may refuse
+    # changes: so an emptied copy is filled through the methods of dict.
     ordered = isinstance(value, OrderedDict)
     fill = OrderedDict.__setitem__ if ordered else dict.__setitem__
     blank = copy.copy(value)
@@ -152,8 +155,10 @@ def _dict_of(value: dict[Any, Any]) -> Callable[[list[Any]], Any]:
 
 
 def _object_of(value: Any) -> tuple[Callable[[list[Any]], Any], list[tuple[str, Any]]]:
-    """How to make a namespace or dataclass like another one with other attributes, and its attributes: fields that
-    are no arguments of its constructor too, and what was set besides."""
+    """Return a function that makes a namespace or dataclass of the same class, and the attributes of this one.
+
+    The attributes include fields that are not arguments of the constructor, and attributes that were set later.
+    """
     fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
     names = dict.fromkeys([*(f.name for f in fields if hasattr(value, f.name)), *getattr(value, "__dict__", ())])
     cls = type(value)

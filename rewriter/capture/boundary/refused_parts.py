@@ -1,4 +1,4 @@
-"""Refuses, by name, parts of a module and arguments of a call of which no step can be captured."""
+"""Refuse, by name, parts of a module and arguments of a call for which no step can be captured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEEP_OUT = "or keep that part out of the rewritten module"
 
 
 def refuse_parts(model: torch.nn.Module) -> None:
-    """Raises CaptureError for TorchScript, and for parameters and buffers that are not dense."""
+    """Raise CaptureError for TorchScript, and for parameters and buffers that are not dense."""
     for name, module in model.named_modules():
         if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             raise CaptureError(
@@ -27,7 +27,7 @@ def refuse_parts(model: torch.nn.Module) -> None:
 
 
 def refuse_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Raises CaptureError for tensors, under these names, that are sparse, nested or laid out by oneDNN."""
+    """Raise CaptureError for tensors, under these names, that are sparse, nested or laid out by oneDNN."""
     for name, tensor in tensors:
         if tensor.is_nested:
             raise CaptureError(
@@ -36,20 +36,20 @@ def refuse_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         if tensor.layout is not torch.strided:
             kind = str(tensor.layout).removeprefix("torch.")
             raise CaptureError(
-                f"{name} is no dense tensor (its layout is {kind}), and lowtide plans dense ones: how many bytes its "
-                f"products take depends on its values; pass it as .to_dense(), {_KEEP_OUT}"
+                f"{name} is not a dense tensor (its layout is {kind}), and lowtide plans dense ones: the bytes of its "
+                f"products depend on its values; pass it as .to_dense(), {_KEEP_OUT}"
             )
 
 
 def refuse_uninitialized(owners: Owners) -> None:
-    """Raises Unsettled for lazy modules that have not run yet."""
+    """Raise Unsettled for lazy modules that have not run yet."""
     if owners.uninitialized:
         shown = ", ".join(owners.uninitialized[:3])
         raise Unsettled(f"{shown} of lazy modules have no shape before the first batch")
 
 
 def refuse_overlaps(tensors: Mapping[Source, torch.Tensor], changed: Iterable[Source]) -> None:
-    """Raises CaptureError if something that a step changes lies where something else lies that it starts from."""
+    """Raise CaptureError if a tensor that a step changes shares memory with another tensor of its start."""
     places: dict[int, list[tuple[int, int, Source]]] = {}
     for source, tensor in tensors.items():
         if tensor.numel() and not tensor.is_meta:
@@ -58,13 +58,13 @@ def refuse_overlaps(tensors: Mapping[Source, torch.Tensor], changed: Iterable[So
             places.setdefault(tensor.untyped_storage().data_ptr(), []).append(
                 (tensor.data_ptr(), tensor.data_ptr() + size, source)
             )
-    wanted = set(changed)
-    for lying in places.values():
-        for start, end, source in lying:
-            for other_start, other_end, other in lying if source in wanted else ():
+    changed_sources = set(changed)
+    for extents in places.values():
+        for start, end, source in extents:
+            for other_start, other_end, other in extents if source in changed_sources else ():
                 if other is not source and start < other_end and other_start < end:
                     raise CaptureError(
                         f"forward changes {source.kind} {source.name} in place, which shares memory with {other.kind} "
-                        f"{other.name}: that would change too, and lowtide follows each on its own; give it memory of "
-                        "its own (.clone())"
+                        f"{other.name}: that would change too, and lowtide follows each separately; give it separate "
+                        "memory (.clone())"
                     )

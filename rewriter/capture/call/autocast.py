@@ -1,4 +1,4 @@
-"""The state of autocast: what a captured step depends on, and what is left as it was found."""
+"""The state of autocast, on which a captured step depends, and a context that restores it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 
 
 def autocast_state(device_type: str) -> Hashable:
-    """Which casts autocast makes on the CPU and on this device; whether it casts a weight once or each time."""
-    told = tuple(
+    """Return the casts of autocast on the CPU and on this device, and whether it caches casts of weights."""
+    casts = tuple(
         (kind, torch.get_autocast_dtype(kind))
         for kind in dict.fromkeys(("cpu", device_type))
         if torch.is_autocast_enabled(kind)
     )
-    return (told, torch.is_autocast_cache_enabled()) if told else None
+    return (casts, torch.is_autocast_cache_enabled()) if casts else None
 
 
 @contextmanager
 def autocast_kept(device_type: str) -> Iterator[None]:
-    """Leaves autocast as it was found, whatever happens within.
+    """Restore the state of autocast at the end of this context.
 
-    A context that is entered again while it is entered (a trainer makes one and decorates functions with it) would
-    otherwise put back what it found the second time.
+    An autocast object that is entered twice (a trainer makes one and decorates functions with it) would otherwise
+    restore the state of the second entry.
     """
     kinds = tuple(dict.fromkeys(("cpu", device_type)))
     before = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]

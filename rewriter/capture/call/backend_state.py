@@ -1,4 +1,4 @@
-"""Lists, in one place, the state of torch's backends on which kernels depend: which run, their time and scratch."""
+"""List, in one place, the state of torch's backends on which the choice, time and scratch of kernels depend."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ _BY_DEVICE = {"cpu": _EVERYWHERE | _ON_CPU}
 
 
 def backend_state(device_type: str) -> State:
-    """What each switch stands at, by name, for kernels on a device ("cpu", "cuda").
+    """Return the value of each switch, by name, for kernels on a device ("cpu", "cuda").
 
-    It is equal, and hashes equal, as long as no switch is turned. Costs measured and plans made at one state are not
-    those of another. Autocast, grad mode and what the module holds are no part of it.
+    States are equal, and hash equal, as long as no switch changes. Measured costs and plans are valid for one state.
+    Autocast, grad mode and the content of the module are not part of it.
     """
     return tuple(zip(_getters(device_type), backend_values(device_type), strict=True))
 
 
 def backend_values(device_type: str) -> tuple[Hashable, ...]:
-    """The values of `backend_state`, in its order. Asked for at each call: it takes some ten microseconds."""
+    """Return the values of `backend_state`, in its order. It runs at each call and takes about ten microseconds."""
     return tuple([getter() for getter in _getters(device_type).values()])
 
 
@@ -77,14 +77,14 @@ def _getters(device_type: str) -> dict[str, Callable[[], Hashable]]:
     return (_BY_DEVICE.get(device_type) or _EVERYWHERE | _ELSEWHERE) | kernel_switches(device_type)
 
 
-def turned(before: State, after: State) -> list[str]:
-    """The names of the switches that stand otherwise in one state than in the other."""
+def changed_switches(before: State, after: State) -> list[str]:
+    """Return the names of the switches whose values differ between two states."""
     other = dict(after)
     return [name for name, value in before if other.get(name) != value]
 
 
 def _legacy(getter: Callable[[], str]) -> str:
-    """A setting of the older interface, which torch refuses to tell once the newer one was used beside it."""
+    """Return a setting of the older interface, which torch refuses to read once the newer one was used as well."""
     try:
         return getter()
     except RuntimeError:

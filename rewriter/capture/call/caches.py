@@ -1,4 +1,4 @@
-"""Leaves caches of keys and values out of a step: no training step reads them, and all would be kept for nothing."""
+"""Leave caches of keys and values out of a step: no training step reads them, and they would take memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...errors import StructureError
 
 LEFT_OUT = "use_cache=False: no cache of keys and values is made or returned"
 _FLAG = "use_cache"
-_NAMES = ("past_key_values", "cache_params")  # of outputs and arguments that are caches whatever their class is called
+_NAMES = ("past_key_values", "cache_params")  # names of outputs and arguments that are caches of any class
 
 
 def bind(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The keyword arguments of the step, which asks for no cache, and notes on what was changed in them.
+    """Return the keyword arguments of the step, without a cache, and notes on changes to them.
 
     Raises StructureError for an argument that is a cache.
     """
@@ -34,16 +34,16 @@ def bind(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[d
 
 
 def _is_on_by_default(forward: Callable[..., Any], given: int) -> bool:
-    """Whether a forward makes a cache if it is not told, with so many positional arguments given."""
+    """Return whether a forward makes a cache by default, with a number of positional arguments given."""
     try:
         return _place_if_on(getattr(forward, "__func__", forward)) >= given + hasattr(forward, "__func__")
-    except TypeError:  # what cannot be hashed
+    except TypeError:  # forward cannot be hashed
         return False
 
 
 @lru_cache(maxsize=128)
 def _place_if_on(forward: Callable[..., Any]) -> int:
-    """The place of `use_cache` among the parameters of a forward, if it is on by default; else -1."""
+    """Return the place of `use_cache` among the parameters of a forward if it is on by default; else -1."""
     try:
         parameters = inspect.signature(forward).parameters
     except (TypeError, ValueError):
@@ -53,14 +53,14 @@ def _place_if_on(forward: Callable[..., Any]) -> int:
 
 
 def is_cache(name: str, value: Any) -> bool:
-    """Whether an argument or output of this name is an object that caches keys and values, or states."""
+    """Return whether an argument or output of this name is an object that caches keys and values, or states."""
     if value is None or isinstance(value, (torch.Tensor, bool, int, float, str, list, tuple, dict)):
         return False
     return name in _NAMES or type(value).__name__.endswith("Cache")
 
 
 def without_caches(returned: Any, notes: list[str] | None = None, name: str = "") -> Any:
-    """What a module returns with None in the place of each cache; notes that one was left out."""
+    """Replace each cache in a module's outputs by None, and add a note if there is one."""
     if is_cache(name, returned):
         if notes is not None and LEFT_OUT not in notes:
             notes.append(LEFT_OUT)

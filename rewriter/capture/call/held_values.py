@@ -1,4 +1,4 @@
-"""Looks into what modules hold: plain values, collections and objects of them, and the tensors in these."""
+"""Make keys of the attributes of modules: plain values, collections and objects of them, and tensors inside."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from .tensor_kinds import kind_of
 _BY_VALUE = (bool, int, str, bytes, type(None), range, torch.dtype, torch.device, torch.memory_format, torch.layout)
 _BY_TEXT = (float, complex, numpy.generic)  # by their text nan is nan, and -0.0 is not 0.0
 _BY_IDENTITY = (FunctionType, BuiltinFunctionType, type, enum.Enum)
-# What every module has, which the key of the module tree tells.
+# Attributes of every module, which are part of the key of the module tree.
 _OF_EVERY_MODULE = frozenset(dir(torch.nn.Module()))
-_MOST_PARTS = 20_000  # of collections and objects; what is beyond is told by identity alone
-# Objects within objects, so deep: configurations have configurations in them. Further down lie a trainer's counters.
+_MOST_PARTS = 20_000  # parts of collections and objects; further ones are compared by identity
+# The depth of objects within objects: configurations contain configurations; deeper objects are a trainer's counters.
 _MOST_DEEP = 3
 
 
 class ABSENT:
-    """Stands for an attribute that an instance does not have."""
+    """A marker for an attribute that an instance does not have."""
 
 
 class HeldValues:
-    """What attributes hold, as keys. views: what was looked into, live, to be compared by identity another time.
+    """Keys of the values of attributes.
 
-    sees_all: whether `views` shows every change of what was looked into.
+    views: live views of the visited collections and objects, for later comparison by identity.
+    sees_all: whether `views` shows every change of the visited objects.
     """
 
     def __init__(self, modules: Mapping[str, torch.nn.Module], used: Collection[int]) -> None:
@@ -45,7 +46,7 @@ class HeldValues:
         self._known: dict[int, tuple[Any, Hashable]] = {}
 
     def of(self, module: torch.nn.Module, attribute: str) -> Hashable | None:
-        """What an attribute of a module holds; None for what every module has, and for parameters and parts."""
+        """Return the key of an attribute; None for attributes of every module, parameters, buffers and submodules."""
         if attribute in _OF_EVERY_MODULE:
             return None
         held = vars(module).get(attribute, ABSENT)
@@ -69,7 +70,7 @@ class HeldValues:
             return Same(held)
         known = self._known.get(id(held))
         if known is None:
-            # Until it has been looked into it stands for itself, should it hold itself.
+            # During the visit this key stands for the object, in case it contains itself.
             self._known[id(held)] = held, ("within", len(self._known))
             known = self._known[id(held)] = held, self._look_into(held)
         return known[1]
@@ -93,13 +94,13 @@ class HeldValues:
             return Same(held)
         self._watch(held)
         self._depth += 1
-        # Caches are left out of a step whether or not a configuration asks for them.
+        # Caches are left out of a step whatever the configuration says.
         own = tuple((name, self._look(value)) for name, value in _attributes(held) if name != "use_cache")
         self._depth -= 1
         return type(held), parts, own
 
     def _watch(self, held: Any) -> None:
-        """Keeps live views of what a collection or an object holds."""
+        """Keep live views of the content of a collection or an object."""
         if isinstance(held, dict):
             self.views += [held.keys(), held.values()]
         elif isinstance(held, (list, deque, set)):
@@ -107,11 +108,11 @@ class HeldValues:
         own = getattr(held, "__dict__", None)
         if own is not None:
             self.views += [own.keys(), own.values()]
-        self.sees_all &= not _slots(held)  # of which there is no live view
+        self.sees_all &= not _slots(held)  # slots have no live view
         self._parts_left -= len(held if isinstance(held, Collection) else own or ())
 
     def _module(self, module: torch.nn.Module) -> Hashable:
-        """A module that is not registered where it is held: which one it is, its modes, and the tensors in it."""
+        """Return the key of a module that is not registered: its identity, its modes, and its tensors."""
         self.sees_all = False
         parts = list(module.modules())
         tensors = [tensor for part in parts for held in (part._parameters, part._buffers) for tensor in held.values()]
@@ -119,14 +120,14 @@ class HeldValues:
 
 
 def is_plain(held: Any) -> bool:
-    """Whether something is a plain value, or ABSENT, rather than a method or a property."""
+    """Return whether a value is plain, or ABSENT, rather than a method or a property."""
     return held is ABSENT or isinstance(held, (*_BY_VALUE, *_BY_TEXT))
 
 
 def _slots(held: Any) -> list[str]:
-    """The names that a class keeps in slots."""
-    told = [getattr(cls, "__slots__", ()) for cls in type(held).__mro__]
-    names = [name for slots in told for name in ([slots] if isinstance(slots, str) else slots)]
+    """Return the names of the slots of a class."""
+    slots_by_class = [getattr(cls, "__slots__", ()) for cls in type(held).__mro__]
+    names = [name for slots in slots_by_class for name in ([slots] if isinstance(slots, str) else slots)]
     return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Same:
-    """Equal to another only if both hold the very same object, which is kept alive so that its id stays its own."""
+    """A key that equals another only if both hold the same object, which it keeps alive so that its id stays unique."""
 
     __slots__ = ("held",)
 
@@ -25,7 +25,7 @@ class Same:
 
 
 class Interned:
-    """A key with many parts that is hashed once; the same one is handed out while nothing changes."""
+    """A key with many parts that is hashed once, and reused while nothing changes."""
 
     __slots__ = ("_hash", "content")
 

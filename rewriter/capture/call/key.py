@@ -1,4 +1,4 @@
-"""The key of a kind of call: all that a captured step depends on, as far as it can be told before capture."""
+"""The key of a kind of call: everything on which a captured step depends that is known before capture."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from .identity import Interned
 
 @dataclass(frozen=True)
 class CallKey:
-    """Calls with equal keys may be served by one captured step, if its settings and guard hold too.
+    """The key of a call: one captured step may serve calls with equal keys, if its settings and guard hold too.
 
-    arguments: the structure of the arguments and all in it that is no tensor. tensors: of each tensor among them all
-    but its numbers (`tensor_kinds.kind_of`). sharing: which of them are, or share memory with, each other or the
-    module's own tensors. module: classes, modes, hooks and the module's own tensors (`ModuleState.key`). process:
-    autocast, dtypes, threads and the switches of backends. outputs: the names of the outputs that are returned, None
-    for all.
+    arguments: the structure of the arguments and all values in it that are not tensors.
+    tensors: the properties of each tensor except its elements (`tensor_kinds.kind_of`).
+    sharing: which of the tensors are the same, or share memory, with each other or with the module's own tensors.
+    module: classes, modes, hooks and the module's own tensors (`ModuleState.key`).
+    process: autocast, dtypes, threads and the switches of backends.
+    outputs: the names of the outputs that are returned, None for all.
+    forward: the identity of a forward that was set on the rewritten module.
     """
 
     arguments: Hashable
@@ -30,21 +32,21 @@ class CallKey:
     forward: Hashable = None
 
     def __hash__(self) -> int:
-        """Worked out once: a call looks itself up in several places."""
+        """Compute the hash once, since a call is looked up in several places."""
         known = self.__dict__.get("_hash")
         if known is None:
-            known = hash(tuple([getattr(self, one.name) for one in fields(self)]))
+            known = hash(tuple([getattr(self, part.name) for part in fields(self)]))
             object.__setattr__(self, "_hash", known)
         return known
 
     def differing(self, other: CallKey) -> list[str]:
-        """The names of the parts in which another key differs."""
-        return [one.name for one in fields(self) if getattr(self, one.name) != getattr(other, one.name)]
+        """Return the names of the parts in which another key differs."""
+        return [part.name for part in fields(self) if getattr(self, part.name) != getattr(other, part.name)]
 
 
 def process_state(device_type: str) -> tuple[Hashable, ...]:
-    """What kernels and casts depend on outside of the module: autocast, and the state of torch's backends.
+    """Return the state outside of the module on which kernels and casts depend: autocast and torch's backends.
 
-    It comes as values without names; `CallKey.process` holds it.
+    The result has values without names; `CallKey.process` holds it.
     """
     return autocast_state(device_type), *backend_values(device_type)

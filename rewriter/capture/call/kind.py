@@ -1,4 +1,4 @@
-"""What identifies a call: a plan is made for one kind of call and serves all calls like it."""
+"""Identify the kind of a call: a plan is made for one kind of call and serves all calls like it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .tensor_kinds import kind_of, sharing_of
 
 @dataclass(frozen=True)
 class Call:
-    """The tensors of one call, the key of its kind, and the module tree as it was then."""
+    """The tensors of one call, the key of its kind, and the state of the module tree at that time."""
 
     inputs: tuple[torch.Tensor, ...]
     structure: Structure
@@ -28,7 +28,7 @@ class Call:
 
 
 class Describer:
-    """Describes the calls of one module. What is slow to tell is told again only where something has changed."""
+    """Describes the calls of one module. Slow parts are recomputed only after changes."""
 
     def __init__(self) -> None:
         self._state: ModuleState | None = None
@@ -36,7 +36,7 @@ class Describer:
         self._last: tuple[tuple[Hashable, ...], CallKey] | None = None  # hashed already
 
     def state_of(self, model: torch.nn.Module) -> ModuleState:
-        """The module tree as it is now."""
+        """Return the present state of the module tree."""
         if self._state is None or not self._state.is_current():
             self._state = ModuleState(model)
         return self._state
@@ -49,10 +49,10 @@ class Describer:
         outputs: tuple[str, ...] | None = None,
         forward: Hashable = None,
     ) -> Call:
-        """Describes a call that returns these outputs. Raises StructureError for what cannot be looked into, and
-        Unsettled for a module that has no shape yet.
+        """Describe a call that returns these outputs.
 
         forward: identifies a forward that was set on the rewritten module.
+        Raises StructureError for arguments that cannot be traversed, Unsettled for a module without shapes yet.
         """
         state = self.state_of(model)
         refuse_uninitialized(state.owners)
@@ -68,19 +68,19 @@ class Describer:
         return Call(tuple(inputs), structure, last[1], state)
 
     def process(self, state: ModuleState) -> Interned:
-        """What the call depends on outside of the module."""
-        told = process_state(state.owners.device_type)
-        if self._process is None or self._process.content != told:
-            self._process = Interned(told)
+        """Return the state outside of the module on which the call depends."""
+        content = process_state(state.owners.device_type)
+        if self._process is None or self._process.content != content:
+            self._process = Interned(content)
         return self._process
 
 
 def batch_text(call: Call) -> str:
-    """The tensors of a call in words: `input_ids 8 × 256, labels 8 × 256`."""
-    told = []
+    """Return the tensors of a call in words: `input_ids 8 × 256, labels 8 × 256`."""
+    descriptions = []
     for name, tensor in zip(call.structure.names, call.inputs, strict=True):
         place, _, rest = name.partition(".")
         size = " × ".join(map(str, tensor.shape)) or "one number"
-        told.append(f"{rest if place == '1' else f'argument {rest}'} {size}")
-    more = f" and {len(told) - 3} more" if len(told) > 3 else ""
-    return (", ".join(told[:3]) or "no tensors") + more
+        descriptions.append(f"{rest if place == '1' else f'argument {rest}'} {size}")
+    more = f" and {len(descriptions) - 3} more" if len(descriptions) > 3 else ""
+    return (", ".join(descriptions[:3]) or "no tensors") + more

@@ -1,4 +1,4 @@
-"""Finds the settings of modules that forward reads (a probability, a flag), so that changing one is noticed."""
+"""Find the settings of modules that forward reads (a probability, a flag), so that changing one is noticed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .held_values import ABSENT, HeldValues, is_plain
 
 @dataclass(frozen=True)
 class Settings:
-    """What forward read of modules, as (name of the module, name of the attribute, what it held).
+    """The attributes of modules that forward read, as (module name, attribute name, key of the value).
 
-    Collections and plain objects are looked into, and the tensors in them that the captured step uses are told by which
-    they are. used: the ids of those tensors, which the captured step keeps alive.
+    Collections and plain objects are visited; the tensors in them that the captured step uses count by identity.
+    used: the ids of those tensors, which the captured step keeps alive.
     """
 
     read: tuple[tuple[str, str, Any], ...]
@@ -26,12 +26,12 @@ class Settings:
     _seen: _Seen | None = field(default=None, compare=False, repr=False)
 
     def are_current(self, modules: Mapping[str, torch.nn.Module]) -> bool:
-        """Whether these modules hold the very same objects as when the settings were last found to hold."""
+        """Return whether these modules hold the same objects as when `hold` was last true."""
         seen = self._seen
         return seen is not None and seen.modules is modules and seen.is_current()
 
     def hold(self, modules: Mapping[str, torch.nn.Module]) -> bool:
-        """Whether they are the same in these modules, by name."""
+        """Return whether the attributes have the same values in these modules, by name."""
         if self.are_current(modules):
             return True
         values = HeldValues(modules, self.used)
@@ -43,13 +43,13 @@ class Settings:
         return True
 
     def forget(self, owner: str, attribute: str) -> None:
-        """Lets go of the objects that an attribute of a module (by name) was last seen to hold, if forward reads it."""
+        """Release the objects last seen in an attribute of a module (by name), if forward reads it."""
         if self._seen is not None and any((name, read) == (owner, attribute) for name, read, _ in self.read):
             object.__setattr__(self, "_seen", None)
 
 
 class _Seen:
-    """The objects that settings were read from when they were last found the same."""
+    """The objects from which settings were read when they last held."""
 
     def __init__(
         self, modules: Mapping[str, torch.nn.Module], read: Sequence[tuple[str, str, Any]], values: HeldValues
@@ -69,7 +69,7 @@ class _Seen:
         self.parts = list(chain.from_iterable(self.views))
 
     def is_current(self) -> bool:
-        """Whether all of them are the very same objects."""
+        """Return whether all of them are still the same objects."""
         return (
             self.sees_all
             and all(map(is_, map(dict.get, self.dicts, self.attributes, repeat(ABSENT)), self.held))
@@ -83,12 +83,14 @@ class _Seen:
 
 
 def settings_of(model: torch.nn.Module, read: set[tuple[str, str]], constants: Sequence[torch.Tensor] = ()) -> Settings:
-    """What attributes that were read hold now.
+    """Return the settings with the present values of attributes that were read.
 
-    constants: the held tensors that the captured step uses: of others only shape and dtype matter.
+    constants: the held tensors that the captured step uses; for others only shape and dtype matter.
     """
     used = frozenset(id(tensor) for tensor in constants)
     modules = dict(model.named_modules())
     values = HeldValues(modules, used)
-    told = ((name, attribute, values.of(modules[name], attribute)) for name, attribute in sorted(read))
-    return Settings(tuple((name, attribute, content) for name, attribute, content in told if content is not None), used)
+    contents = ((name, attribute, values.of(modules[name], attribute)) for name, attribute in sorted(read))
+    return Settings(
+        tuple((name, attribute, content) for name, attribute, content in contents if content is not None), used
+    )

@@ -1,4 +1,4 @@
-"""The modules, parameters and buffers of a model as they stand, with a quick way to see that nothing has changed."""
+"""The present modules, parameters and buffers of a model, with a quick check that nothing has changed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ _QUICK: tuple[Callable[[torch.Tensor], Any], ...] = (
 
 
 class ModuleState:
-    """What a call depends on of the module tree: classes, modes, hooks, and how parameters and buffers lie.
+    """The properties of the module tree on which a call depends: classes, modes, hooks, and layouts of tensors.
 
-    key: equal for trees for which the same captured step serves, as far as the tree goes; what forward reads of the
-    modules' attributes is a matter of `Settings`. `is_current` compares identities and lengths only, so it is asked at
-    each call; what it cannot see through makes it say no, and the state is then made anew.
+    key: equal for trees that the same captured step can serve; attributes read by forward belong to `Settings`.
+
+    `is_current` compares only identities and lengths, so it is fast enough for each call. It returns False for
+    objects that it cannot compare, and the state is then rebuilt.
     """
 
     def __init__(self, root: torch.nn.Module) -> None:
@@ -41,15 +42,15 @@ class ModuleState:
         self._tensors = tensors
         self._trains = any(tensor.requires_grad for tensor in tensors)
         self._snapshot()
-        self.key = Interned((tuple(self._modules_told()), tuple(map(kind_of, tensors)), sharing_among(tensors)))
+        self.key = Interned((tuple(self._describe_modules()), tuple(map(kind_of, tensors)), sharing_among(tensors)))
 
     @property
     def trains(self) -> bool:
-        """Whether a parameter, or a buffer, requires a gradient."""
+        """Return whether a parameter, or a buffer, requires a gradient."""
         return self._trains
 
     def is_current(self) -> bool:
-        """Whether no module, mode, hook, parameter or buffer has been exchanged, and none lies otherwise."""
+        """Return whether no module, mode, hook, parameter or buffer was replaced, and no layout changed."""
         modules, dicts = self._modules, self._dicts
         return (
             self._sees_all
@@ -69,36 +70,36 @@ class ModuleState:
         self._types = list(map(type, modules))
         self._dicts = list(map(vars, modules))
         self._modes = [module.training for module in modules]
-        # The forward of the root's instance is a matter of the rewritten module itself, and so are its hooks.
+        # The forward and the hooks of the root's instance belong to the rewritten module itself.
         self._forwards = [held.get("forward") for held in self._dicts[1:]]
         self._classes = list(dict.fromkeys([original_class(modules[0]), *self._types[1:]]))
         self._class_forwards = [cls.forward for cls in self._classes]
         held = [getattr(module, name) for module in modules for name in _HELD]
         held += [getattr(module, name) for module in modules[1:] for name in HOOKS]
-        self._sees_all = all(isinstance(one, dict) for one in held)
-        self._empty = [one for one in held if not one]  # nearly all of them: who has hooks?
-        self._views = [one.values() for one in held if one] if self._sees_all else []
+        self._sees_all = all(isinstance(container, dict) for container in held)
+        self._empty = [container for container in held if not container]  # nearly all of them, since hooks are rare
+        self._views = [container.values() for container in held if container] if self._sees_all else []
         self._lengths = list(map(len, self._views))
         self._parts = list(chain.from_iterable(self._views))
         self._quick = self._tensors_quick()
 
     def _tensors_quick(self) -> object:
-        """What most often changes of parameters and buffers that stay the same objects."""
+        """Return the properties that most often change of parameters and buffers that stay the same objects."""
         try:
             return [list(map(look, self._tensors)) for look in _QUICK]
         except (RuntimeError, NotImplementedError):
-            self._sees_all = False  # a tensor that does not tell where it lies: it is looked at anew each time
+            self._sees_all = False  # a tensor without an address: the state is rebuilt each time
             return None
 
-    def _modules_told(self) -> Iterator[Hashable]:
+    def _describe_modules(self) -> Iterator[Hashable]:
         places = {id(tensor): place for place, tensor in enumerate(self._tensors)}
         for name, module in self.owners.modules.items():
             cls = original_class(module)
-            told: list[Hashable] = [name, cls, Same(cls.forward), module.training]
+            description: list[Hashable] = [name, cls, Same(cls.forward), module.training]
             if name:  # the hooks of the root run around the step
-                told += [Same(vars(module).get("forward"))]
-                told += [tuple(map(Same, getattr(module, hooks).values())) for hooks in HOOKS]
-                told += [len(getattr(module, flags, ())) for flags in _FLAGS]
+                description += [Same(vars(module).get("forward"))]
+                description += [tuple(map(Same, getattr(module, hooks).values())) for hooks in HOOKS]
+                description += [len(getattr(module, flags, ())) for flags in _FLAGS]
             for held in (module._parameters, module._buffers):
-                told += [(key, tensor if tensor is None else places[id(tensor)]) for key, tensor in held.items()]
-            yield tuple(told)
+                description += [(key, tensor if tensor is None else places[id(tensor)]) for key, tensor in held.items()]
+            yield tuple(description)

@@ -11,18 +11,18 @@ import torch
 from .identity import Same
 from .inner_hooks import HOOKS
 
-OWN_FORWARD = "_lowtide_forward"  # where a rewritten module keeps the forward that its instance had before
-REWRITTEN = "_lowtide_rewritten"  # where a view keeps the rewritten module that it is of
-ORIGINAL = "_lowtide_original"  # where the class of a rewritten module keeps the class that it was made of
+OWN_FORWARD = "_lowtide_forward"  # the attribute of a rewritten module with the forward that its instance had before
+REWRITTEN = "_lowtide_rewritten"  # the attribute of a view with its rewritten module
+ORIGINAL = "_lowtide_original"  # the attribute of a rewritten module's class with the original class
 
 
 def original_class(model: Any) -> type:
-    """The class that a rewritten module was made of; of any other module its class."""
+    """Return the class from which a rewritten module was made; for any other module its class."""
     return getattr(type(model), ORIGINAL, type(model))
 
 
 def original_forward(model: Any) -> Callable[..., Any]:
-    """The forward that a rewritten module had before."""
+    """Return the forward that a rewritten module had before."""
     own = vars(model).get(OWN_FORWARD)
     return own if own is not None else original_class(model).forward.__get__(model)
 
@@ -30,9 +30,9 @@ def original_forward(model: Any) -> Callable[..., Any]:
 def original_view(
     model: Any, forward: Callable[[torch.nn.Module], Callable[..., Any]] | None = None
 ) -> torch.nn.Module:
-    """The same module under its original class: it shares all parts, and its own hooks do not run.
+    """Return the same module under its original class: it shares all parts, and its own hooks do not run.
 
-    forward: gives the forward that was set on the rewritten module, for the view.
+    forward: returns, for the view, the forward that was set on the rewritten module.
     """
     view = object.__new__(original_class(model))
     left_out = ("lowtide", "forward", "_compiled_call_impl", OWN_FORWARD, *HOOKS)
@@ -42,11 +42,11 @@ def original_view(
         view.__dict__["forward"] = vars(model)[OWN_FORWARD]
     if forward is not None:
         view.__dict__["forward"] = forward(view)
-    view.__dict__[REWRITTEN] = Same(model)  # hidden, so that it is no part
+    view.__dict__[REWRITTEN] = Same(model)  # wrapped, so that it is not registered as a submodule
     return view
 
 
 def rewritten_of(view: torch.nn.Module) -> Any:
-    """The rewritten module that a view is of; None for any other module."""
+    """Return the rewritten module of a view; None for any other module."""
     held = vars(view).get(REWRITTEN)
     return held and held.held

@@ -1,4 +1,4 @@
-"""What a captured step depends on of tensors besides their numbers: how they lie, and which of them share memory."""
+"""Properties of tensors, except their elements, on which a captured step depends: layout and shared memory."""
 
 from __future__ import annotations
 
@@ -11,39 +11,43 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 @dataclass(frozen=True)
 class Memory:
-    """Where the elements of a tensor lie. storage: identifies the allocation; start, stop: bytes within it."""
+    """The memory of the elements of a tensor.
+
+    storage: identifies the allocation.
+    start, stop: bytes within it.
+    """
 
     storage: int
     start: int
     stop: int
 
     def overlaps(self, other: Memory) -> bool:
-        """Whether some bytes between the first and the last element belong to both."""
+        """Return whether some bytes between the first and the last element belong to both."""
         return self.storage == other.storage and self.start < other.stop and other.start < self.stop
 
 
 @dataclass(frozen=True)
 class Owned:
-    """The parameters and buffers of a module: which tensors they are, and where they lie."""
+    """The parameters and buffers of a module, by id and by storage."""
 
     index_of: dict[int, int] = field(default_factory=dict)
-    lying: dict[int, list[tuple[int, Memory]]] = field(default_factory=dict)
+    by_storage: dict[int, list[tuple[int, Memory]]] = field(default_factory=dict)
 
     @staticmethod
     def of(tensors: Sequence[torch.Tensor]) -> Owned:
-        """Those of these tensors, numbered in their order; the tensors must outlive it."""
+        """Number these tensors in their order; they must outlive the result."""
         owned = Owned({id(tensor): index for index, tensor in enumerate(tensors)})
         for index, tensor in enumerate(tensors):
             memory = memory_of(tensor)
             if memory is not None:
-                owned.lying.setdefault(memory.storage, []).append((index, memory))
+                owned.by_storage.setdefault(memory.storage, []).append((index, memory))
         return owned
 
 
 def kind_of(tensor: torch.Tensor) -> Hashable:
-    """All of a tensor but its numbers and its place in memory.
+    """Return the properties of a tensor except its elements and its place in memory.
 
-    The offset in its storage is left out: batches are slices of one tensor, and kernels compute alike at each of them.
+    The offset in its storage is left out: batches are slices of one tensor, and kernels do not depend on the offset.
     """
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return type(tensor)
@@ -61,7 +65,7 @@ def kind_of(tensor: torch.Tensor) -> Hashable:
 
 
 def memory_of(tensor: torch.Tensor) -> Memory | None:
-    """Where a tensor lies; None where it has no storage of its own (sparse ones)."""
+    """Return the memory of a tensor; None if it has no storage of its own (a sparse one)."""
     if tensor.layout is not torch.strided:
         return None
     storage = storage_of(tensor)
@@ -74,7 +78,7 @@ def memory_of(tensor: torch.Tensor) -> Memory | None:
 
 
 def storage_of(tensor: torch.Tensor) -> int | None:
-    """What identifies the allocation that a tensor lies in; None for one without."""
+    """Return the identifier of a tensor's allocation; None for a tensor without one."""
     try:
         return tensor.untyped_storage()._cdata
     except (RuntimeError, NotImplementedError, ValueError):  # ValueError: a lazy module's, before its first batch
@@ -82,12 +86,12 @@ def storage_of(tensor: torch.Tensor) -> int | None:
 
 
 def sharing_of(tensors: Iterable[torch.Tensor], owned: Owned) -> tuple[Hashable, ...]:
-    """For each tensor which others it is, or shares memory with: own ones by number, those before it by place.
+    """Return for each tensor its relations to the module's own tensors and to earlier tensors.
 
-    None for a tensor by itself. An own tensor is told as ("own", number), one given before as ("again", place), and one
-    that shares a storage as pairs (another tensor, whether they overlap).
+    An own tensor has ("own", number), an earlier one ("again", place), an independent one None. A tensor in a shared
+    storage has a tuple with an entry for each other tensor in it, which says whether they overlap.
     """
-    told: list[Hashable] = []
+    relations: list[Hashable] = []
     places: dict[int, int] = {}
     storages: dict[int, list[int]] = {}
     given: list[torch.Tensor] = []
@@ -96,35 +100,35 @@ def sharing_of(tensors: Iterable[torch.Tensor], owned: Owned) -> tuple[Hashable,
         first = places.setdefault(id(tensor), place)
         own = owned.index_of.get(id(tensor))
         if own is not None:
-            told.append(("own", own))
+            relations.append(("own", own))
         elif first != place:
-            told.append(("again", first))
+            relations.append(("again", first))
         else:
             storage = storage_of(tensor)
             before = storages.setdefault(storage, []) if storage is not None else []
-            is_shared = bool(before) or storage in owned.lying
-            told.append(_overlaps(tensor, given, before, owned) if is_shared else None)
+            is_shared = bool(before) or storage in owned.by_storage
+            relations.append(_overlaps(tensor, given, before, owned) if is_shared else None)
             before.append(place)
-    return tuple(told)
+    return tuple(relations)
 
 
 def _overlaps(tensor: torch.Tensor, given: list[torch.Tensor], before: list[int], owned: Owned) -> Hashable:
-    """The tensors that lie in the same storage, and whether they overlap."""
+    """Return the tensors in the same storage, and whether they overlap."""
     memory = memory_of(tensor)
     if memory is None:
         return None
-    told = [("own", index, memory.overlaps(other)) for index, other in owned.lying.get(memory.storage, ())]
+    relations = [("own", index, memory.overlaps(other)) for index, other in owned.by_storage.get(memory.storage, ())]
     for place in before:
         other = memory_of(given[place])
-        told.append(("given", place, other is not None and memory.overlaps(other)))
-    return tuple(told)
+        relations.append(("given", place, other is not None and memory.overlaps(other)))
+    return tuple(relations)
 
 
 def sharing_among(tensors: Sequence[torch.Tensor]) -> Hashable:
-    """Which of a module's own tensors lie in one storage, and where in it; those by themselves are left out."""
-    lying = Owned.of(tensors).lying
+    """Return the groups of a module's own tensors that share a storage, with their bytes in it."""
+    by_storage = Owned.of(tensors).by_storage
     return tuple(
         tuple((index, memory.start, memory.stop) for index, memory in members)
-        for members in lying.values()
+        for members in by_storage.values()
         if len(members) > 1
     )

@@ -1,4 +1,4 @@
-"""Has backward of operations that ATen treats otherwise while recording computed as eager computes it."""
+"""Compute gradients as eager does, for operations whose backward ATen computes differently while recording."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ Formula = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 def take_eager_branches(outputs: Iterable[torch.Tensor]) -> None:
-    """Replaces what some nodes of autograd's graph will give by what eager's own backward gives on plain tensors.
+    """Replace the gradients of some autograd nodes by those of eager's own backward on plain tensors.
 
-    ATen looks at data in these formulas (is any factor zero?), but not where tensors are recorded or have subclasses:
-    there it takes a way that is right for any data, and whose bits are other ones. What the nodes record themselves is
-    read by nothing afterwards.
+    ATen reads data in these formulas (is any factor zero?), but not if tensors are recorded or are subclasses: then it
+    uses a formula for any data, with different bits. The calls recorded by the nodes themselves are unused afterwards.
     """
     for node in _nodes(outputs):
         known = _FORMULAS.get(node.name())
@@ -26,7 +25,7 @@ def take_eager_branches(outputs: Iterable[torch.Tensor]) -> None:
 
 
 def _nodes(outputs: Iterable[torch.Tensor]) -> Iterator[Any]:
-    """All nodes of the graph that backward from these tensors runs through."""
+    """Yield all nodes of the graph through which backward from these tensors runs."""
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     seen = set(waiting)
     while waiting:
@@ -39,7 +38,7 @@ def _nodes(outputs: Iterable[torch.Tensor]) -> Iterator[Any]:
 
 
 def _instead(node: Any, place: int, formula: Formula) -> Callable[..., Any]:
-    """A hook that gives another gradient in the place of one that a node has computed."""
+    """Return a hook that replaces one of the gradients that a node has computed."""
 
     def hook(computed: tuple[Any, ...], incoming: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if computed[place] is None or incoming[0] is None:
@@ -58,11 +57,11 @@ def _prod_over(node: Any, gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _signed(dim: int) -> int:
-    """A dimension as it was given: nodes tell a negative one modulo 2^64."""
+    """Return a dimension as it was given: nodes store a negative one modulo 2^64."""
     return dim - 2**64 if dim >= 2**63 else dim
 
 
-# By the name of a node: which of its gradients is replaced, and what computes it.
+# For each name of a node, the place of the gradient that is replaced, and its formula.
 _FORMULAS: dict[str, tuple[int, Formula]] = {
     "ProdBackward0": (0, lambda node, gradient: prod_gradient(gradient, node._saved_self.detach(), None, False)),
     "ProdBackward1": (0, _prod_over),

@@ -1,4 +1,4 @@
-"""Takes operations apart as eager does on plain tensors, where ATen would take them apart otherwise while recording."""
+"""Decompose operations as eager does on plain tensors, where ATen would decompose them differently while recording."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REDUCTIONS = ("none", "mean", "sum")  # as ATen numbers them
 
 
 class EagerComposites(TorchFunctionMode):
-    """Has functions whose parts depend on whether tensors are plain ones run with the parts of plain ones."""
+    """A mode that decomposes functions as on plain tensors if their decomposition depends on the kind of tensor."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -55,14 +55,14 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """`functional.cross_entropy`: a smoothed, weighed mean in parts, anything else as it is."""
+    """Compute `functional.cross_entropy`: a smoothed, weighted mean in parts, any other case unchanged."""
     legacy = size_average is not None or reduce is not None
-    told: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    told |= {"size_average": size_average, "reduce": reduce} if legacy else {"reduction": reduction}
+    options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    options |= {"size_average": size_average, "reduce": reduce} if legacy else {"reduction": reduction}
     is_mean = size_average is not False and reduce is not False if legacy else reduction == "mean"
     is_sharp = weight is None or weight.requires_grad or not 0 < label_smoothing <= 1
     if is_sharp or not is_mean or input.shape == target.shape:
-        return functional.cross_entropy(input, target, weight, **told)
+        return functional.cross_entropy(input, target, weight, **options)
     device = input.device.type
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
@@ -71,14 +71,14 @@ def _cross_entropy(
 
 
 def _single(tensor: torch.Tensor) -> torch.Tensor:
-    """As autocast casts to single precision."""
+    """Cast to single precision as autocast does."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _smoothed(
     input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, ignored: int, smoothing: float
 ) -> torch.Tensor:
-    """The mean as `cross_entropy_loss_label_smoothing` of ATen/native/LossNLL.cpp makes it of plain tensors."""
+    """Compute the mean like `cross_entropy_loss_label_smoothing` of ATen/native/LossNLL.cpp on plain tensors."""
     class_dim = 0 if input.dim() == 1 else 1
     logs = torch.log_softmax(input, class_dim, input.dtype)
     sharp = functional.nll_loss(logs, target, weight, ignore_index=ignored)
@@ -87,5 +87,5 @@ def _smoothed(
     smooth = -(logs * weight.view(shape)).sum(class_dim)
     smooth.masked_fill_(target == ignored, 0.0)
     mean = smooth.sum() / selected_weights_sum(weight, target, ignored)
-    # by numbers, as C++ multiplies: `passes/cross_entropy_forms.py` looks for these calls
+    # multiplied by numbers, as in C++: `passes/cross_entropy_forms.py` searches for these calls
     return aten.mul.Scalar(sharp, 1 - smoothing) + aten.mul.Scalar(mean, smoothing / logs.shape[class_dim])

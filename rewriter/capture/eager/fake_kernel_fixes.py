@@ -1,4 +1,4 @@
-"""Results whose storage fake tensors get wrong, as the real kernels make them."""
+"""Correct the layouts of results for which fake kernels differ from the real kernels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ aten = torch.ops.aten
 
 
 def is_blank(node: Any) -> bool:
-    """Whether a node makes a tensor without contents, which only an in-place operation can want."""
+    """Return whether a node makes an uninitialized tensor, which only an in-place operation can use."""
     return isinstance(node, fx.Node) and node.target in (aten.empty_like.default, aten.empty.memory_format)
 
 
 def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
-    """The fake result of a call, with the storage that the real kernel gives it."""
+    """Return the fake result of a call with the layout and storage of the real kernel's result."""
     if func in _COPIES_THE_WHOLE and out.stride() == args[0].stride():
         return _with_storage_like(args[0])
     if func in _MEANS_IN_PLACE and out.dim() == 0:
@@ -26,7 +26,7 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
         terms = torch.empty(torch.broadcast_shapes(args[0].shape, args[1].shape), dtype=out.dtype, device=out.device)
         return terms.as_strided((), ())
     if func is aten._embedding_bag.default and out[1].numel():
-        # Made with room for one more, then cut.
+        # The kernel allocates one element more, then slices.
         rows = torch.empty(out[1].numel() + 1, dtype=out[1].dtype, device=out[1].device)
         return (out[0], rows[:-1], *out[2:])
     if func is aten._fused_moving_avg_obs_fq_helper_functional.default:
@@ -49,7 +49,7 @@ def as_eager_makes_it(func: Any, args: tuple, out: Any) -> Any:
 
 
 def _observed(args: tuple, out: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """What an observer of ranges makes: one range for each channel, where it is asked for these, whatever it had."""
+    """Return the results of an observer of ranges, with one range for each channel if it is per channel."""
     x, *others = args
     axis, per_channel = (*others, None, None)[9:11] if len(others) > 10 else (0, False)
     if not per_channel:
@@ -58,20 +58,20 @@ def _observed(args: tuple, out: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor,
 
 
 def _made_for(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What a normalization on the CPU makes: with the channels last if its operand has them so, or else contiguous."""
+    """Return the result of a normalization on the CPU: channels last if its operand is, else contiguous."""
     if images.device.type != "cpu":
         return torch.empty_like(images, dtype=dtype)
     return torch.empty_like(images, dtype=dtype, memory_format=suggested_format(images))
 
 
 def _is_mixed(args: tuple) -> bool:
-    """Whether a normalization in half precision on the CPU has parameters or statistics in single precision."""
+    """Return whether a normalization in half precision on the CPU has parameters or statistics in single precision."""
     first, *others = (argument for argument in args if isinstance(argument, torch.Tensor))
     half = first.device.type == "cpu" and first.dtype in (torch.bfloat16, torch.float16)
     return half and any(other.dtype == torch.float32 for other in others)
 
 
-# Their statistics are then in single precision too, which the fake kernels do not know.
+# Their statistics are then in single precision too, which the fake kernels ignore.
 _NORMALIZATIONS = (
     aten.native_layer_norm.default,
     aten.native_group_norm.default,
@@ -79,8 +79,8 @@ _NORMALIZATIONS = (
     aten._native_batch_norm_legit_functional.default,
 )
 
-# Normalizations of images are laid out like their operand; the fake kernels ask the gradient, or keep any order. The
-# place of the operand.
+# The place of the operand whose layout the results of normalizations of images have. The fake kernels use the layout of
+# the gradient, or keep any order.
 _LAID_OUT_LIKE = {
     aten.native_batch_norm.default: 0,
     aten._native_batch_norm_legit_functional.default: 0,
@@ -96,8 +96,8 @@ _MEANS_IN_PLACE = (
     aten.soft_margin_loss.default,
 )
 
-# Derivatives times the incoming gradient: laid out as a product of the two is, which the fake kernels do not do where
-# they are laid out in different ways. The places of the two, in the order in which the kernel looks at them.
+# The places of the two factors, in the order in which the kernel reads them, of derivatives times the incoming
+# gradient. The result has the layout of their product, which the fake kernels miss if the factors' layouts differ.
 _POINTWISE_BACKWARDS = {
     aten.threshold_backward.default: (1, 0),
     aten.leaky_relu_backward.default: (1, 0),
@@ -110,10 +110,10 @@ _POINTWISE_BACKWARDS = {
     aten.logit_backward.default: (0, 1),
 }
 
-# Contiguous whatever they are computed from.
+# These are contiguous for any operands.
 _CONTIGUOUS_BACKWARDS = (aten.mse_loss_backward.default, aten.smooth_l1_loss_backward.default)
 
-# What functionalization makes of writes into views: each copies all of the storage that its operand is a view of.
+# Functionalized writes into views: each copies the whole storage of its operand.
 _COPIES_THE_WHOLE = (
     aten.copy.default,
     aten.slice_scatter.default,
@@ -124,7 +124,7 @@ _COPIES_THE_WHOLE = (
 
 
 def _with_storage_like(view: torch.Tensor) -> torch.Tensor:
-    """A tensor like `view` in a storage of its own that is as large as the view's."""
+    """Return a tensor like `view` in a new storage as large as the view's."""
     length = view.untyped_storage().nbytes() // view.element_size()
     whole = torch.empty(length, dtype=view.dtype, device=view.device)
     return whole.as_strided(view.shape, view.stride(), view.storage_offset())
@@ -133,7 +133,7 @@ def _with_storage_like(view: torch.Tensor) -> torch.Tensor:
 def grouped_mm_result(
     left: torch.Tensor, right: torch.Tensor, offsets: torch.Tensor | None = None, *_: Any
 ) -> torch.Tensor:
-    """The result of a grouped matrix product: eager on CPU computes any dtype, the fake kernel takes bfloat16 only."""
+    """Return the result of a grouped matrix product: eager on CPU takes any dtype, the fake kernel only bfloat16."""
     if left.dim() == 2 and right.dim() == 2 and offsets is not None:
         size = (offsets.size(0), left.size(0), right.size(1))
     elif left.dim() == right.dim():

@@ -1,4 +1,4 @@
-"""Makes a tensor of a list that holds tensors, as `torch.tensor` does, without looking at their values."""
+"""Make a tensor of a list that holds tensors, as `torch.tensor` does, without looking at their values."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _NUMBERS = (bool, int, float, complex)
 
 
 def made_of_list(func: Any, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """What `torch.tensor`, `as_tensor`, `asarray` or a tensor's `new_tensor` makes of nested lists of numbers and
-    tensors of one element; None for any other call, and for lists without tensors.
+    """Return the tensor made of nested lists of numbers and one-element tensors; None for any other call or list.
 
-    Raises ValueError and TypeError where eager does: for tensors of several elements, for lists of unequal lengths, and
-    for floating-point tensors where whole numbers are asked for.
+    It serves `torch.tensor`, `as_tensor`, `asarray` and a tensor's `new_tensor`.
+    Raises ValueError and TypeError as eager does: for tensors of several elements, for lists of unequal lengths, and
+    for floating-point tensors if an integer dtype is requested.
     """
     if func not in _MAKERS:
         return None
@@ -79,7 +79,7 @@ def _shape(data: Any) -> tuple[int, ...]:
 
 
 def _common_dtype(leaves: list[Any]) -> torch.dtype:
-    """The dtype that holds all of some numbers and tensors, of which each counts alike."""
+    """Return the dtype to which all numbers and tensors promote, each with equal weight."""
     real = torch.get_default_dtype()
     own = {bool: torch.bool, int: torch.int64, float: real, complex: real.to_complex()}
     dtypes = [leaf.dtype if isinstance(leaf, torch.Tensor) else own[type(leaf)] for leaf in leaves]
@@ -90,7 +90,7 @@ def _common_dtype(leaves: list[Any]) -> torch.dtype:
 
 
 def _pieces(leaves: list[Any], dtype: torch.dtype, device: torch.device) -> Iterator[torch.Tensor]:
-    """One-dimensional tensors that follow each other: of neighbouring numbers together, of each tensor alone."""
+    """Yield consecutive one-dimensional tensors: one for each run of numbers and one for each tensor."""
     numbers: list[Any] = []
     for leaf in leaves:
         number = _element(leaf, dtype) if isinstance(leaf, torch.Tensor) else leaf
@@ -106,7 +106,7 @@ def _pieces(leaves: list[Any], dtype: torch.dtype, device: torch.device) -> Iter
 
 
 def _element(tensor: torch.Tensor, dtype: torch.dtype) -> Any:
-    """The element as a tensor of a dtype; as a number, which is looked at, where it may not fit."""
+    """Return the element as a tensor of a dtype, or as a number, whose value is then read, if it may not fit."""
     tensor = tensor.detach().reshape(1)
     whole = not (dtype.is_floating_point or dtype.is_complex)
     if whole and (tensor.is_floating_point() or tensor.is_complex()):
@@ -115,7 +115,7 @@ def _element(tensor: torch.Tensor, dtype: torch.dtype) -> Any:
         return tensor.item()
     if tensor.is_complex() and not dtype.is_complex:
         return tensor.item()
-    # Eager goes by way of a Python number, which has double precision.
+    # Eager converts to a Python number first, which has double precision.
     if dtype.is_complex:
         return tensor.to(torch.complex128).to(dtype)
     return tensor.to(dtype) if whole else tensor.to(torch.float64).to(dtype)

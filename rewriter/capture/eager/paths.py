@@ -1,4 +1,4 @@
-"""Has modules take the path under capture that they take in eager, where they would see that they are captured."""
+"""Make modules that would detect the capture take the same path as in eager."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Averaging = Callable[[torch.Tensor], AbstractContextManager[Any]]
 
 
 @contextmanager
-def eager_paths(model: torch.nn.Module, averaging: Averaging, stand_ins: Callable[[Any], Any]) -> Iterator[None]:
-    """A context in which these modules of `model` have another forward, of their own.
+def eager_paths(model: torch.nn.Module, averaging: Averaging, placeholders: Callable[[Any], Any]) -> Iterator[None]:
+    """Replace the forward of some modules of `model` within this context.
 
-    Batch normalization with momentum=None reads in Python how many batches there were. Here it computes with any
-    number, under `averaging(count)`, which has kernels take the tensor in the place of the number.
-    Transformer encoders and multi-head attention have fused kernels for evaluation, which they do not use under a mode
-    that sees functions of torch; none is seen while they run, so they are given what `stand_ins` makes of arguments.
+    Batch normalization with momentum=None reads the number of batches in Python. Here it computes with an arbitrary
+    number, under `averaging(count)`, which makes kernels read the tensor instead.
+    Transformer encoders and multi-head attention have fused kernels for evaluation, which they do not use under a
+    torch function mode. Here they run without modes, on arguments converted by `placeholders`.
     """
     replaced = []
     for module in model.modules():
-        forward = _forward_of(module, averaging, stand_ins)
+        forward = _forward_of(module, averaging, placeholders)
         if forward is not None and "forward" not in vars(module):
             module.forward = forward
             replaced.append(module)
@@ -39,13 +39,13 @@ def eager_paths(model: torch.nn.Module, averaging: Averaging, stand_ins: Callabl
 
 
 def _forward_of(
-    module: torch.nn.Module, averaging: Averaging, stand_ins: Callable[[Any], Any]
+    module: torch.nn.Module, averaging: Averaging, placeholders: Callable[[Any], Any]
 ) -> Callable[..., Any] | None:
     plain = type(module).forward
     if plain in (BatchNorm1d.forward, SyncBatchNorm.forward):
         return lambda *args, **kwargs: _normalized(module, plain, averaging, args, kwargs)
     if plain in _FUSED:
-        return lambda *args, **kwargs: _fused_if_evaluating(module, plain, stand_ins(args), stand_ins(kwargs))
+        return lambda *args, **kwargs: _fused_if_evaluating(module, plain, placeholders(args), placeholders(kwargs))
     return None
 
 
@@ -71,7 +71,7 @@ def _is_distributed() -> bool:
 
 
 def _fused_if_evaluating(module: torch.nn.Module, plain: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    # Parts of other classes may call what only a mode can see.
+    # Parts of other classes may call functions that only a mode can intercept.
     inside = all(type(part).forward in _FUSED for part in getattr(module, "layers", ()))
     if module.training or not inside:
         return plain(module, *args, **kwargs)

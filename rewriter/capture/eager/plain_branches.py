@@ -1,4 +1,4 @@
-"""Replaces functions of torch that look at values to check or copy them, and refuses what cannot be captured."""
+"""Replace functions of torch that look at values to check or copy them, and refuses what cannot be captured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from ...errors import CaptureError, Unsettled
 from ..capture_failures import NESTED
 from ..torch_internals import ASSERTIONS, MAKES_DUAL, MAKES_NESTED, ONE_HOT, is_functional, is_real
-from ..watch.stand_ins import StandIns
+from ..watch.stand_ins import TensorPlaceholders
 from .lists_of_tensors import made_of_list
 from .shaped_by_data import CTC_LOSSES, ctc_loss
 
@@ -19,18 +19,19 @@ _BACKWARD = (torch.Tensor.backward, torch.autograd.backward)
 
 
 class PlainBranches(TorchFunctionMode):
-    """Sees what forward calls of torch, above autograd.
+    """A mode that intercepts calls of torch by forward, above autograd.
 
-    where: says which module and line are running. stand_ins: what is taken in the place of tensors with data.
+    where: describes the module and line that are running.
+    placeholders: the wrappers that replace tensors with data.
     """
 
-    def __init__(self, where: Callable[[], str], stand_ins: StandIns) -> None:
+    def __init__(self, where: Callable[[], str], placeholders: TensorPlaceholders) -> None:
         super().__init__()
         self.where = where
-        self.stand_ins = stand_ins
+        self.placeholders = placeholders
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = self.stand_ins.instead(args), self.stand_ins.instead(kwargs or {})
+        args, kwargs = self.placeholders.instead(args), self.placeholders.instead(kwargs or {})
         if any(isinstance(argument, torch.nn.Parameter) and is_functional(argument) for argument in args):
             raise Unsettled(f"forward makes a parameter, {self.where()}")
         if func is ONE_HOT:
@@ -42,13 +43,13 @@ class PlainBranches(TorchFunctionMode):
         if func in _BACKWARD:
             self._refuse(
                 "forward calls backward",
-                "the gradients that it adds to .grad would be added only while capturing; take them with "
+                "the gradients that it adds to .grad would be added only during capture; compute them with "
                 "torch.autograd.grad, or keep that part out of the rewritten module",
             )
         if func in MAKES_DUAL:
             self._refuse(
                 "forward differentiates in forward mode (torch.func.jvp, jacfwd, hessian, linearize, or dual tensors)",
-                "that is not followed; use torch.func.vjp or torch.autograd.grad, or keep that part out of the "
+                "lowtide cannot follow that; use torch.func.vjp or torch.autograd.grad, or keep that part out of the "
                 "rewritten module",
             )
         if func in MAKES_NESTED:
@@ -58,12 +59,12 @@ class PlainBranches(TorchFunctionMode):
         if func is torch.Tensor.to_mkldnn:
             self._refuse(
                 "forward makes a tensor in oneDNN's own layout (to_mkldnn)",
-                "lowtide plans dense tensors; leave the tensor as it is, or keep that part out of the rewritten module",
+                "lowtide plans dense tensors; do not convert the tensor, or keep that part out of the rewritten module",
             )
         made = made_of_list(func, args, kwargs)
         result = func(*args, **kwargs) if made is None else made
         if isinstance(result, torch.Tensor) and is_real(result):
-            self.stand_ins.made[id(result)] = result
+            self.placeholders.made[id(result)] = result
         return result
 
     def _refuse(self, what: str, why: str) -> None:
@@ -71,7 +72,7 @@ class PlainBranches(TorchFunctionMode):
 
 
 def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
-    """As eager computes it, without looking at the classes first: the kernel itself refuses one out of range."""
+    """Compute one_hot like eager, without reading the classes first: the kernel itself refuses one out of range."""
     if num_classes < 1 or tensor.numel() == 0 or tensor.dtype != torch.int64:
         return ONE_HOT(tensor, num_classes)
     zeros = torch.zeros((*tensor.shape, num_classes), dtype=tensor.dtype, device=tensor.device)
@@ -79,7 +80,7 @@ def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
 
 
 def _copied(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
-    """What `copy.deepcopy` makes of a tensor."""
+    """Return the copy that `copy.deepcopy` makes of a tensor."""
     if id(tensor) not in memo:
         if not tensor.is_leaf:
             raise RuntimeError("only tensors created explicitly by the user (graph leaves) can be deep-copied")
@@ -88,6 +89,6 @@ def _copied(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
 
 
 def _asserted(condition: torch.Tensor, message: str = "an assertion of the module does not hold") -> None:
-    """The assertion as a decision, which each step makes again."""
+    """Make the assertion a decision, which each step checks."""
     if not bool(condition):
         raise RuntimeError(message)

@@ -1,4 +1,4 @@
-"""Results whose shapes depend on some of an operation's operands alone: on a mask, on lengths, not on what is taken."""
+"""Results whose shapes depend on the values of only some operands: on a mask or lengths, not on the selected data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ aten = torch.ops.aten
 
 
 def result_by_shape(func: Any, args: tuple) -> Any:
-    """The result, without data, of an operation for which only these operands need to be looked at; else None.
+    """Return the result, without data, of an operation for which only some operands need to be read; else None.
 
-    Called where all that runs is recorded, so that what is looked at is guarded.
+    The caller records all calls, so that the values that are read are guarded.
     """
     make = _MAKERS.get(func)
     return None if make is None else make(*args)
@@ -29,7 +29,7 @@ def _masked_select(taken: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def _ctc_loss(
     log_probabilities: torch.Tensor, targets: torch.Tensor, input_lengths: Any, target_lengths: Any, *_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The losses, and the logarithms of the forward probabilities of each target with a blank around each letter."""
+    """Return the losses, and the log forward probabilities of each target with a blank around each letter."""
     if isinstance(target_lengths, torch.Tensor):
         longest = int(aten.max.default(target_lengths).item()) if target_lengths.numel() else 0
     else:
@@ -60,8 +60,10 @@ def ctc_loss(
     reduction: int | str = 1,
     zero_infinity: bool = False,
 ) -> torch.Tensor:
-    """What `torch.ctc_loss` computes on a CPU, by operations that can be recorded: it makes a tensor of the lengths in
-    memory of its own. reduction: 0 or "none", 1 or "mean", 2 or "sum"."""
+    """Compute `torch.ctc_loss` on a CPU by operations that can be recorded, as its tensor of the lengths cannot.
+
+    reduction: 0 or "none", 1 or "mean", 2 or "sum".
+    """
     is_batched = log_probabilities.dim() == 3
     spread = log_probabilities if is_batched else log_probabilities.unsqueeze(1)
     losses = aten._ctc_loss(
@@ -70,8 +72,8 @@ def ctc_loss(
     if zero_infinity:
         losses = torch.where(losses == float("inf"), torch.zeros((), dtype=losses.dtype, device=losses.device), losses)
     if reduction in (1, "mean"):
-        made = isinstance(target_lengths, torch.Tensor)
-        lengths = target_lengths if made else torch.tensor(list(target_lengths), dtype=losses.dtype)
+        is_tensor = isinstance(target_lengths, torch.Tensor)
+        lengths = target_lengths if is_tensor else torch.tensor(list(target_lengths), dtype=losses.dtype)
         return (losses / lengths.to(losses.device, losses.dtype).clamp_min(1)).mean()
     if reduction in (2, "sum"):
         return losses.sum()

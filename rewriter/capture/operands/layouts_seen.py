@@ -1,4 +1,4 @@
-"""How real kernels lay out their results, remembered where tensors without data are laid out otherwise."""
+"""Remember how real kernels lay out their results, where tensors without data have a different layout."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .operands import extent_bytes, fake_operands, signature, target_name, tenso
 
 @dataclass(frozen=True)
 class Layout:
-    """How one result of a kernel lies in memory.
+    """The place of one result of a kernel in memory.
 
-    storage_bytes: of its storage; None for a view of an operand. operand: the number of the operand, among all tensors
-    in the order of the arguments, whose storage it shares, if any; offset: elements from where that operand begins,
-    or from the start of a storage of its own.
+    storage_bytes: the bytes of its storage; None for a view of an operand.
+    operand: the number of the operand, among all tensors in the order of the arguments, whose storage it shares.
+    offset: elements from the start of that operand, or of its own storage.
     """
 
     dtype: torch.dtype
@@ -32,21 +32,24 @@ class Layout:
     operand: int | None = None
 
     def text(self) -> str:
-        """In a line, as `parsed` reads it: `float32[2,3](3,1)+0:24`, or `float32[3](1)+3@0` for a view of operand 0."""
+        """Format it for `parse_layouts`: `float32[2,3](3,1)+0:24`, or `float32[3](1)+3@0` for a view of operand 0."""
         place = f":{self.storage_bytes}" if self.operand is None else f"@{self.operand}"
-        size, stride = (",".join(map(str, one)) for one in (self.size, self.stride))
+        size, stride = (",".join(map(str, lengths)) for lengths in (self.size, self.stride))
         return f"{str(self.dtype).removeprefix('torch.')}[{size}]({stride})+{self.offset}{place}"
 
 
 Layouts = tuple[Layout | None, ...]
-"""Of all results of a kernel, in order; None for what is no tensor."""
+"""The layouts of all results of a kernel, in order; None for a result that is not a tensor."""
 
 _NUMBERS = r"((?:\d+(?:,\d+)*)?)"
-_ONE = re.compile(rf"(\w+)\[{_NUMBERS}\]\({_NUMBERS}\)\+(\d+)(?::(\d+)|@(\d+))")
+_LAYOUT = re.compile(rf"(\w+)\[{_NUMBERS}\]\({_NUMBERS}\)\+(\d+)(?::(\d+)|@(\d+))")
 
 
 def layouts_of(result: Any, operands: Sequence[torch.Tensor]) -> Layouts:
-    """How a kernel's results lie. operands: the tensors that it was given, each once, in the order of its arguments."""
+    """Return the layouts of a kernel's results.
+
+    operands: the tensors that it received, each once, in the order of its arguments.
+    """
     places = {storage_key(operand): number for number, operand in reversed(list(enumerate(operands)))}
     return tuple(_layout(part, operands, places) for part in _parts(result))
 
@@ -70,22 +73,22 @@ def _layout(part: Any, operands: Sequence[torch.Tensor], places: Mapping[int, in
     )
 
 
-def written(layouts: Layouts) -> str:
-    """Layouts in a line, as `parsed` reads them."""
-    return ";".join("-" if one is None else one.text() for one in layouts)
+def format_layouts(layouts: Layouts) -> str:
+    """Format layouts in one line, as `parse_layouts` reads them."""
+    return ";".join("-" if layout is None else layout.text() for layout in layouts)
 
 
-def parsed(text: str) -> Layouts:
-    """The layouts that `written` wrote down. Raises ValueError for any other text."""
-    return tuple(None if one == "-" else _parsed(one) for one in text.split(";"))
+def parse_layouts(text: str) -> Layouts:
+    """Invert `format_layouts`. Raises ValueError for any other text."""
+    return tuple(None if part == "-" else _parse_layout(part) for part in text.split(";"))
 
 
-def _parsed(text: str) -> Layout:
-    match = _ONE.fullmatch(text)
+def _parse_layout(text: str) -> Layout:
+    match = _LAYOUT.fullmatch(text)
     dtype = getattr(torch, match[1], None) if match else None
     if match is None or not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{text[:80]!r} is no layout of a tensor")
-    size, stride = (tuple(int(one) for one in match[part].split(",") if one) for part in (2, 3))
+        raise ValueError(f"{text[:80]!r} is not a layout of a tensor, as float32[2,3](3,1)+0:24 is")
+    size, stride = (tuple(int(number) for number in match[part].split(",") if number) for part in (2, 3))
     if len(size) != len(stride):
         raise ValueError(f"{text[:80]!r} has {len(size)} sizes and {len(stride)} strides")
     storage_bytes, operand = (int(match[part]) if match[part] else None for part in (5, 6))
@@ -93,36 +96,36 @@ def _parsed(text: str) -> Layout:
 
 
 class LayoutsSeen:
-    """What was seen of kernels whose fake results lie otherwise, by the operation's name and the call's signature."""
+    """The real layouts of kernels whose fake results differ, by the operation's name and the call's signature."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, dict[str, Layouts]] = {}
 
     def _learn(self, node: fx.Node, seen: Layouts) -> bool:
-        """Remembers how a call's results really lie if the fake ones lie otherwise; whether they do."""
+        """Remember the real layouts of a call's results if the fake ones differ; return whether they do."""
         operands = operands_of(*fake_operands(node))
         if lie_alike(value_of(node), seen, operands, _depends_on_data(node)):
             return False
         self.by_name.setdefault(target_name(node), {})[signature(node)] = seen
         return True
 
-    def surprises(self, nodes: Iterable[fx.Node], seen: Mapping[str, str | None]) -> list[str]:
-        """The calls whose fake results lie unlike the real ones, by name and signature, each once; remembers them.
+    def layout_mismatches(self, nodes: Iterable[fx.Node], seen: Mapping[str, str | None]) -> list[str]:
+        """Remember the calls whose fake results are laid out unlike the real ones; return their signatures.
 
-        seen: how the results of each call, by signature, were seen to lie (`written`).
+        seen: the real layouts of each call's results, by signature (`format_layouts`).
         """
         calls = {signature(node): node for node in nodes}
         return [
             text
             for text, node in calls.items()
-            # What draws in place draws into a blank tensor, whose layout it keeps; alone it would make another.
+            # A call that draws in place keeps the layout of its blank tensor; alone it would choose another.
             if not node.meta.get("in_place")
             and (layouts := seen.get(text)) is not None
-            and self._learn(node, parsed(layouts))
+            and self._learn(node, parse_layouts(layouts))
         ]
 
     def applied(self, node: fx.Node, out: Any) -> Any:
-        """The fake result of a call, laid out as the real one was seen to be."""
+        """Return the fake result of a call with the layout of the real one, if known."""
         known = self.by_name.get(target_name(node))
         seen = known.get(signature(node)) if known else None
         parts = tuple(_parts(out))
@@ -133,10 +136,10 @@ class LayoutsSeen:
         return type(out)(made) if isinstance(out, (list, tuple)) else made[0]
 
 
-def stand_ins(graph: fx.Graph) -> list[fx.Node]:
-    """A copy of each distinct call of a graph on operands that stand for its own, so that it outlasts changes there.
+def distinct_calls(graph: fx.Graph) -> list[fx.Node]:
+    """Return a copy of each distinct call of a graph, on placeholders, so that later passes do not change it.
 
-    Calls that draw in place are left out: what runs is another operation.
+    Calls that draw in place are left out: the step runs a different operation for them.
     """
     copies = fx.Graph()
     distinct: dict[str, fx.Node] = {}
@@ -145,42 +148,45 @@ def stand_ins(graph: fx.Graph) -> list[fx.Node]:
             continue
         text = signature(node)
         if text not in distinct:
-            given = {operand: _stand_in(copies, operand) for operand in node.all_input_nodes}
+            given = {operand: _placeholder(copies, operand) for operand in node.all_input_nodes}
             distinct[text] = copies.node_copy(node, given.__getitem__)
     return list(distinct.values())
 
 
-def _stand_in(graph: fx.Graph, operand: fx.Node) -> fx.Node:
-    stand_in = graph.placeholder(operand.name)
-    stand_in.meta["val"] = value_of(operand)
-    return stand_in
+def _placeholder(graph: fx.Graph, operand: fx.Node) -> fx.Node:
+    placeholder = graph.placeholder(operand.name)
+    placeholder.meta["val"] = value_of(operand)
+    return placeholder
 
 
 SEEN = LayoutsSeen()
-"""Those of this process."""
+"""The layouts seen in this process."""
 
 
 def operands_of(positional: Sequence[Any], named: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The tensors that a call is given, each once, in the order of its arguments."""
+    """Return the tensors that a call receives, each once, in the order of its arguments."""
     tensors = tensors_in([*positional, *(named[name] for name in sorted(named))])
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def _depends_on_data(node: fx.Node) -> bool:
-    """Whether the shape of a result may be another one for other data."""
+    """Return whether the shape of a result may depend on data."""
     tags = getattr(node.target, "tags", ())
     return torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
 
 
-def lie_alike(fake: Any, seen: Layouts, operands: Sequence[torch.Tensor], of_any_shape: bool) -> bool:
-    """Whether fake results lie as real ones were seen to. of_any_shape: these may be of another shape."""
+def lie_alike(fake: Any, seen: Layouts, operands: Sequence[torch.Tensor], may_differ_in_shape: bool) -> bool:
+    """Return whether fake results have the layouts of real ones.
+
+    may_differ_in_shape: whether results of another shape count as alike.
+    """
     layouts = layouts_of(fake, operands)
     if len(layouts) != len(seen):
-        return of_any_shape
+        return may_differ_in_shape
     return all(
-        _lies_alike(one, other, operands)
-        or (of_any_shape and one is not None and other is not None and one.size != other.size)
-        for one, other in zip(layouts, seen, strict=True)
+        _lies_alike(predicted, observed, operands)
+        or (may_differ_in_shape and predicted is not None and observed is not None and predicted.size != observed.size)
+        for predicted, observed in zip(layouts, seen, strict=True)
     )
 
 
@@ -190,25 +196,29 @@ def _lies_alike(fake: Layout | None, seen: Layout | None, operands: Sequence[tor
     if (fake.dtype, fake.size) != (seen.dtype, seen.size):
         return False
     if not all(fake.size):
-        return True  # no element lies anywhere
+        return True  # there are no elements
     if fake.stride != seen.stride or (fake.operand is None) != (seen.operand is None):
         return False
     if fake.operand is None or seen.operand is None:
-        same_bytes = fake.storage_bytes == seen.storage_bytes or not all(_fills_its_storage(one) for one in operands)
+        same_bytes = fake.storage_bytes == seen.storage_bytes or not all(
+            _fills_its_storage(operand) for operand in operands
+        )
         return fake.offset == seen.offset and same_bytes
-    here, there = operands[fake.operand], operands[seen.operand]
-    begins = here.storage_offset() + fake.offset, there.storage_offset() + seen.offset
-    return storage_key(here) == storage_key(there) and begins[0] == begins[1]
+    fake_base, seen_base = operands[fake.operand], operands[seen.operand]
+    begins = fake_base.storage_offset() + fake.offset, seen_base.storage_offset() + seen.offset
+    return storage_key(fake_base) == storage_key(seen_base) and begins[0] == begins[1]
 
 
 def _fills_its_storage(tensor: torch.Tensor) -> bool:
-    """Whether there is nothing else in a tensor's storage: kernels are measured on such tensors, and some give their
-    results a storage as large as an operand's."""
+    """Return whether a tensor fills its storage.
+
+    Kernels are measured on tensors that do, and some give their results a storage as large as an operand's.
+    """
     return tensor.untyped_storage().nbytes() == extent_bytes(tensor)
 
 
 def _made(fake: Any, seen: Layout | None, operands: Sequence[torch.Tensor]) -> Any:
-    """A fake result laid out as seen: the fake one itself if there is nothing to change."""
+    """Return a fake result with the real layout; the fake one itself if the layouts agree."""
     if seen is None or not isinstance(fake, torch.Tensor) or _lies_alike(layouts_of(fake, operands)[0], seen, operands):
         return fake if seen is not None else None
     if seen.operand is not None:

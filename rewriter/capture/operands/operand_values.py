@@ -1,4 +1,4 @@
-"""Fits made-up operands to what a call makes of them, where a kernel would refuse others or take other memory."""
+"""Fit generated operands to a call's results, where a kernel would refuse others or use different memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ....passes.rewrites.changes import functional_packet
 aten = torch.ops.aten
 
 Fitting = Callable[[tuple, dict[str, Any], Any], None]
-"""Given filled operands, positional and by name, and the call's fake result, it changes operands in place."""
+"""A function of filled operands, positional and by name, and the call's fake result, that changes operands in place."""
 _Operands = dict[str, Any]  # by the names of the schema
 _Fitting = Callable[[_Operands, Any], None]
 
 
 def fittings_of(node: fx.Node) -> tuple[Fitting, ...]:
-    """The ways to fit filled operands to a call, at least one.
+    """Return the functions that fit filled operands to a call, at least one.
 
-    Where memory depends on the operands' values there are several, and what is needed at most is the most of all.
+    If memory depends on the operands' values, there are several; the call's memory is the maximum over all of them.
     """
     packet = functional_packet(node.target)
     fittings = _FITTINGS.get(packet)
@@ -40,20 +40,20 @@ def fittings_of(node: fx.Node) -> tuple[Fitting, ...]:
 
 
 def depends_on_values(node: fx.Node) -> bool:
-    """Whether the sizes of a call's results depend on the values of its operands."""
+    """Return whether the sizes of a call's results depend on the values of its operands."""
     target = node.target
     tagged = isinstance(target, torch._ops.OpOverload) and torch.Tag.dynamic_output_shape in target.tags
     return tagged or getattr(target, "overloadpacket", None) in _SIZED_BY_LENGTHS
 
 
 def _once(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor without its repetitions: dimensions that are expanded have one element."""
+    """Return a view of a tensor in which expanded dimensions have one element."""
     sizes = [size if stride else 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
     return tensor.as_strided(sizes, tensor.stride())
 
 
 def _set_first(tensor: torch.Tensor, count: int, elements: int) -> None:
-    """Makes so many elements of a tensor 1 and the others 0, as it is when it is broadcast to `elements` in all."""
+    """Set elements of a tensor to 1 and the rest to 0, so that `count` are 1 when it is broadcast to `elements`."""
     once = _once(tensor)
     chosen = count * once.numel() // max(elements, 1)
     once.copy_(torch.arange(once.numel(), device=once.device).view(once.shape) < chosen)
@@ -77,7 +77,7 @@ def _as_many_as_are_nonzero(operands: _Operands, result: Any) -> None:
 
 
 def _part_of_the_source(share: float) -> _Fitting:
-    """The mask of a part of the source: backward selects that part, and fills up with zeros if there is a rest."""
+    """Return a fitting that selects a share of the source: backward fills the rest with zeros."""
 
     def fitting(operands: _Operands, _: Any) -> None:
         elements = _broadcast(operands["grad_output"], operands["mask"])
@@ -87,7 +87,7 @@ def _part_of_the_source(share: float) -> _Fitting:
 
 
 def _as_many_as_are_put(operands: _Operands, _: Any) -> None:
-    """Of masks among indices as many elements as there are values; all of them for a value that is broadcast."""
+    """Set as many elements of masks among indices as there are values; all of them for a broadcast value."""
     masks = [index for index in operands["indices"] if index is not None and index.dtype in (torch.bool, torch.uint8)]
     others = [index.numel() for index in operands["indices"] if index is not None and index.dtype.is_signed]
     for mask in masks:
@@ -100,19 +100,19 @@ def _as_many_as_are_put(operands: _Operands, _: Any) -> None:
 
 
 def _distinct(operands: _Operands, result: Any) -> None:
-    """As many distinct values, in order, as were found."""
-    tensor, found = operands["self"], result[0]
+    """Fill the operand with as many distinct values, in order, as the result has."""
+    tensor, values = operands["self"], result[0]
     dim = operands.get("dim")
     if dim is None:
         order = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
-        tensor.copy_(order * found.numel() // max(tensor.numel(), 1))
+        tensor.copy_(order * values.numel() // max(tensor.numel(), 1))
     else:
-        order = torch.arange(tensor.shape[dim], device=tensor.device) * found.shape[dim] // max(tensor.shape[dim], 1)
+        order = torch.arange(tensor.shape[dim], device=tensor.device) * values.shape[dim] // max(tensor.shape[dim], 1)
         tensor.copy_(order.view([-1 if place == dim % tensor.dim() else 1 for place in range(tensor.dim())]))
 
 
 def _last_is(name: str, least: Callable[[_Operands, Any], int], first: bool = False) -> _Fitting:
-    """Zeros but for the last, or first, element of an operand."""
+    """Return a fitting that sets an operand to zeros, except for its last, or first, element."""
 
     def fitting(operands: _Operands, result: Any) -> None:
         if isinstance(operands.get(name), torch.Tensor) and operands[name].numel():
@@ -124,8 +124,8 @@ def _last_is(name: str, least: Callable[[_Operands, Any], int], first: bool = Fa
 
 def _all(*fittings: _Fitting) -> _Fitting:
     def fitting(operands: _Operands, result: Any) -> None:
-        for one in fittings:
-            one(operands, result)
+        for part in fittings:
+            part(operands, result)
 
     return fitting
 
@@ -141,7 +141,10 @@ def _ascending(*names: str) -> _Fitting:
 
 
 def _numbered(name: str, first: int) -> _Fitting:
-    """Along the last dimension `first`, `first` + 1, ...: pivots, which LAPACK looks up unchecked, and orders."""
+    """Return a fitting that numbers the last dimension from `first`.
+
+    It serves orders, and pivots, which LAPACK uses as indices without checks.
+    """
 
     def fitting(operands: _Operands, _: Any) -> None:
         if isinstance(operands.get(name), torch.Tensor) and operands[name].dim():
@@ -152,7 +155,7 @@ def _numbered(name: str, first: int) -> _Fitting:
 
 
 def _positive_definite(*names: str) -> _Fitting:
-    """Adds to the diagonal of matrices, whose elements lie between 0 and 1, as many as they have rows."""
+    """Return a fitting that adds the number of rows to the diagonal of matrices with elements between 0 and 1."""
 
     def fitting(operands: _Operands, _: Any) -> None:
         for name in names:
@@ -163,7 +166,7 @@ def _positive_definite(*names: str) -> _Fitting:
 
 
 def _with_norms(growth: float) -> _Fitting:
-    """Each matrix `growth` times as large as the one before, the first one large enough for the longest series."""
+    """Return a fitting with each matrix `growth` times the previous, the first large enough for the longest series."""
 
     def fitting(operands: _Operands, _: Any) -> None:
         matrices = _once(operands["self"])
@@ -175,7 +178,7 @@ def _with_norms(growth: float) -> _Fitting:
 
 
 def _set_lengths(tensor: torch.Tensor, longest: int, total: int) -> None:
-    """Descending lengths of sequences, at least 1, the first being the longest, that add up to a total."""
+    """Set descending lengths of sequences, at least 1, starting with the longest, that add up to a total."""
     count = tensor.numel()
     lengths, left = [1] * count, total - count
     for place in range(count):
@@ -195,7 +198,7 @@ def _packed_backward(operands: _Operands, _: Any) -> None:
 
 
 def _labels(operands: _Operands, result: Any) -> None:
-    """Lengths of label sequences, of which the longest has the length that the table of forward has room for."""
+    """Set lengths of label sequences, of which the longest fills the table of forward."""
     table = operands["log_alpha"] if "log_alpha" in operands else result[1]
     if isinstance(operands["input_lengths"], torch.Tensor):
         operands["input_lengths"].fill_(operands["log_probs"].shape[0])
@@ -207,7 +210,7 @@ def _labels(operands: _Operands, result: Any) -> None:
 
 
 def _bags(operands: _Operands, _: Any) -> None:
-    """Bags of equal sizes; the kernel for maxima looks at those alone that are not empty."""
+    """Set bags of equal sizes; the kernel for maxima reads only bags that are not empty."""
     count = operands["indices"].numel()
     if isinstance(operands.get("offsets"), torch.Tensor):
         bags = operands["offsets"].numel()
@@ -226,7 +229,7 @@ def _zero_points(operands: _Operands, _: Any) -> None:
 
 
 def _segments(operands: _Operands, _: Any) -> None:
-    """All rows in the first segment."""
+    """Put all rows in the first segment."""
     for name, first in (("lengths", True), ("offsets", False)):
         if isinstance(operands.get(name), torch.Tensor):
             rows = operands["data"].shape[operands[name].dim() - 1]
@@ -235,7 +238,7 @@ def _segments(operands: _Operands, _: Any) -> None:
 
 _UNIQUE = (_distinct,)
 _SIZED_BY_LENGTHS = {aten._pack_padded_sequence, aten._ctc_loss}
-_OLD_CHOLESKY = (aten.cholesky,) if hasattr(aten, "cholesky") else ()  # torch 2.14 has the one in linalg alone
+_OLD_CHOLESKY = (aten.cholesky,) if hasattr(aten, "cholesky") else ()  # torch 2.14 has only the one in linalg
 
 _FITTINGS: dict[Any, tuple[_Fitting, ...]] = {
     aten.masked_select: (_as_many_as_selected,),
@@ -272,7 +275,7 @@ _FITTINGS: dict[Any, tuple[_Fitting, ...]] = {
     aten.lu_unpack: (_numbered("LU_pivots", 1),),
     aten.linalg_lu_solve: (_all(_positive_definite("LU"), _numbered("pivots", 1)),),
     aten.linalg_ldl_solve: (_all(_positive_definite("LD"), _numbered("pivots", 1)),),
-    # The number of terms and of squarings follows from each matrix's norm; of equal ones all are worked on at once.
+    # The number of terms and of squarings follows from each matrix's norm; equal ones are computed together.
     aten.linalg_matrix_exp: (_with_norms(1.0), _with_norms(2.0), _with_norms(1e-3)),
     **dict.fromkeys(
         (aten.linalg_cholesky_ex, aten.linalg_inv_ex, aten._linalg_solve_ex, aten.linalg_lu_factor_ex, *_OLD_CHOLESKY),

@@ -1,4 +1,4 @@
-"""Tells what a captured call reads: its signature, its fake operands, and real ones to run it with."""
+"""Describe what a captured call reads: its signature, its fake operands, and real ones to run it with."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _TILE_ELEMENTS = 1 << 18
 
 
 def signature(node: fx.Node) -> str:
-    """The call's name, each tensor's dtype, shape, stride and device type, and every constant.
+    """Return the call's name, each tensor's dtype, shape, stride and device type, and every constant.
 
-    Of a call whose results are as large as its operands' values say, the results too. Two calls that are equal up to
-    renaming have the same signature, in any process. A tensor that is passed twice is written as such the second time.
+    If the size of the results depends on the operands' values, the results are included. Two calls that are equal up
+    to renaming have the same signature, in any process. The second use of a tensor is written as its number.
     """
     seen: dict[fx.Node, int] = {}
     positional = [_text(argument, seen) for argument in node.args]
@@ -33,14 +33,14 @@ def signature(node: fx.Node) -> str:
 
 
 def target_name(node: fx.Node) -> str:
-    """`aten.mm.default` for a call of ATen, the function's own name for another."""
+    """Return `aten.mm.default` for a call of ATen, the function's own name for another call."""
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target)
     return getattr(node.target, "__name__", str(node.target))
 
 
 def value_of(node: fx.Node) -> Any:
-    """What a node stands for: fake tensors, a number, or None for a call that returns nothing.
+    """Return the value of a node: fake tensors, a number, or None for a call that returns nothing.
 
     Raises `CaptureError` for a node that was captured without its value.
     """
@@ -54,19 +54,19 @@ def value_of(node: fx.Node) -> Any:
 
 
 def fake_operands(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call's arguments with every node replaced by its fake value."""
+    """Return the call's arguments with every node replaced by its fake value."""
     return _mapped(node, lambda tensor: tensor)
 
 
 def tensor_operands(node: fx.Node) -> list[torch.Tensor]:
-    """The fake tensors that the call reads, each once."""
-    found = dict.fromkeys(node.all_input_nodes)
-    return [tensor for operand in found for tensor in tensors_in(value_of(operand))]
+    """Return the fake tensors that the call reads, each once."""
+    nodes = dict.fromkeys(node.all_input_nodes)
+    return [tensor for node_read in nodes for tensor in tensors_in(value_of(node_read))]
 
 
 @dataclass
 class OperandMaker:
-    """Makes real operands on one device for the calls it is given."""
+    """Makes real operands for calls on one device."""
 
     device: torch.device
     _tiles: dict[tuple[torch.dtype, torch.device], torch.Tensor] = field(default_factory=dict)
@@ -74,13 +74,14 @@ class OperandMaker:
     def make(
         self, node: fx.Node, *, filled: bool = True, fitting: Fitting | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Fresh tensors of the same sizes, strides and dtypes to run the call with.
+        """Make tensors of the same sizes, strides and dtypes to run the call with.
 
-        Floats lie between 0.05 and 0.95, which nearly every kernel accepts (probabilities, logarithms, square
-        roots), come from a generator of their own and are the same each time; integers are 0, a valid index
-        nearly everywhere; booleans are True; then `fitting`, one of `fittings_of(node)`, changes what has to be
-        otherwise. Not `filled`: whatever memory holds. Operands and device arguments move to `device`, unless the
-        call mixes it with tensors of the CPU.
+        filled: whether to set values; otherwise memory is uninitialized. Floats are between 0.05 and 0.95, which
+            nearly every kernel accepts, from a separate generator and the same each time. Integers are 0, a valid
+            index nearly everywhere; booleans are True.
+        fitting: one of `fittings_of(node)`, which then corrects operands that need other values.
+
+        Operands and device arguments move to `device`, unless the call mixes it with tensors of the CPU.
         """
         moves = self.device.type not in {tensor.device.type for tensor in tensor_operands(node)}
         made: dict[int, torch.Tensor] = {}
@@ -100,7 +101,7 @@ class OperandMaker:
         return positional, named
 
     def _fill(self, tensor: torch.Tensor) -> None:
-        """Fills the memory under a tensor by copying one small tile of values: as quick as memory allows."""
+        """Fill the memory under a tensor by copying one small tile of values, at the speed of memory."""
         if tensor.numel() == 0:
             return
         elements = extent_bytes(tensor) // tensor.element_size()
@@ -124,7 +125,7 @@ class OperandMaker:
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in a value that is one, or a list or tuple of them."""
+    """Yield the tensors in a value that is a tensor, or a list or tuple of them."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -133,7 +134,7 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def extent_bytes(tensor: torch.Tensor) -> int:
-    """Bytes from a tensor's first to its last element in memory; an expanded one counts once."""
+    """Return the bytes from a tensor's first to its last element in memory; an expanded dimension counts once."""
     if tensor.numel() == 0:
         return 0
     steps = zip(tensor.shape, tensor.stride(), strict=True)
@@ -141,7 +142,7 @@ def extent_bytes(tensor: torch.Tensor) -> int:
 
 
 def lazily_changed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A view of a tensor that is conjugated and negated when it is read, if another one is."""
+    """Return a view of a tensor that is lazily conjugated and negated if `like` is."""
     if like.is_conj():
         tensor = torch.ops.aten._conj.default(tensor)
     return torch.ops.aten._neg_view.default(tensor) if like.is_neg() else tensor
@@ -170,7 +171,7 @@ def _empty(fake: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _text(argument: Any, seen: dict[fx.Node, int]) -> str:
-    """An argument as it stands in a signature."""
+    """Return the text of an argument in a signature."""
     if isinstance(argument, fx.Node):
         if argument in seen:
             return f"={seen[argument]}"
@@ -189,7 +190,7 @@ def _text(argument: Any, seen: dict[fx.Node, int]) -> str:
 
 
 def _number(argument: Any) -> Any:
-    """A symbolic number at its captured size; anything else as it is."""
+    """Return a symbolic number at its captured size; any other value unchanged."""
     if isinstance(argument, torch.SymInt):
         return int(argument)
     if isinstance(argument, torch.SymFloat):

@@ -1,4 +1,4 @@
-"""Watches for calls that take a tensor's data out of torch, which a captured step cannot follow."""
+"""Refuse calls that take a tensor's data out of torch, which a captured step cannot follow."""
 
 from __future__ import annotations
 
@@ -26,48 +26,49 @@ _DECISIONS = (torch.Tensor.__bool__, torch.Tensor.is_nonzero, torch.is_nonzero)
 
 
 class RealDataRefused(TorchFunctionMode):
-    """Refuses calls that want memory that is not there, and takes lists apart so that each number is guarded; a number
-    taken for a truth value is compared with zero first, so that only this is.
+    """A mode that refuses calls which need data that fake tensors lack, and guards each number that forward reads.
 
-    where: says which module and line are running. instead: by the id of a real tensor what stands for it, should code
-    reach it otherwise than through its module (a function that closes over a parameter).
+    A number used as a truth value is first compared with zero, so that only the truth value is guarded.
+
+    where: describes the module and line that are running.
+    replacements: wrappers by the id of the real tensor, for code that reaches it without its module (a closure).
     """
 
-    def __init__(self, where: Callable[[], str], instead: Mapping[int, torch.Tensor]) -> None:
+    def __init__(self, where: Callable[[], str], replacements: Mapping[int, torch.Tensor]) -> None:
         super().__init__()
         self.where = where
-        self.instead = instead
+        self.replacements = replacements
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args = self._exchanged(args)
-        kwargs = {name: self._exchanged(value) for name, value in kwargs.items()} if kwargs else {}
+        args = self._replace(args)
+        kwargs = {name: self._replace(value) for name, value in kwargs.items()} if kwargs else {}
         if func in _TAKE_DATA_OUT:
             if _makes_nested():
                 raise CaptureError(f"forward makes a nested tensor, {self.where()}: {NESTED}")
             raise CaptureError(
-                f"forward calls {func.__name__}, which takes data out of torch, {self.where()}: what is computed there "
-                "would stay as it was for the sample; compute it with torch, or keep it out of the rewritten module"
+                f"forward calls {func.__name__}, which takes data out of torch, {self.where()}: the result would stay "
+                "the one of the sample at every step; compute it with torch, or keep it out of the rewritten module"
             )
         if func is torch.Tensor.tolist:
-            return _listed(args[0])
+            return _as_list(args[0])
         if func in _DECISIONS and args[0].numel() == 1 and args[0].dtype != torch.bool:
-            return bool(args[0] != 0)  # a decision, and no number
+            return bool(args[0] != 0)  # only the decision is guarded, not the number
         if func in (torch.equal, torch.Tensor.equal):
             return args[0].shape == args[1].shape and bool((args[0] == args[1]).all())
         return func(*args, **kwargs)
 
-    def _exchanged(self, value: Any) -> Any:
+    def _replace(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return self.instead.get(id(value), value)
+            return self.replacements.get(id(value), value)
         if type(value) in (tuple, list):
-            return type(value)(self._exchanged(part) for part in value)
+            return type(value)(self._replace(part) for part in value)
         return value
 
 
 def _makes_nested() -> bool:
-    """Whether torch asks for memory because it makes a nested tensor."""
+    """Return whether torch accesses memory because it makes a nested tensor."""
     return any("nested" in Path(frame.filename).parts for frame in traceback.extract_stack(limit=12))
 
 
-def _listed(tensor: torch.Tensor) -> Any:
-    return tensor.item() if tensor.dim() == 0 else [_listed(part) for part in tensor.unbind(0)]
+def _as_list(tensor: torch.Tensor) -> Any:
+    return tensor.item() if tensor.dim() == 0 else [_as_list(part) for part in tensor.unbind(0)]

@@ -1,4 +1,4 @@
-"""Notes which recorded calls eager runs in place, which functionalization does not tell."""
+"""Mark the recorded calls that eager runs in place, which functionalization does not report."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 
 class InPlaceCallsNoted(TorchFunctionMode):
-    """Sets `meta["eager_in_place"]` of the calls that are recorded while a function of torch changes its first operand.
+    """A mode that sets `meta["eager_in_place"]` of calls recorded while a torch function changes its first operand.
 
-    graph: what is being recorded. What autograd itself changes in place goes unnoted.
+    graph: the graph that is being recorded. In-place changes by autograd itself are not marked.
     """
 
     def __init__(self, graph: fx.Graph) -> None:

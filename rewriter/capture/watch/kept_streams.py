@@ -1,4 +1,4 @@
-"""Keeps the random streams of a process where they are while something runs that may draw from them."""
+"""Restore the random streams of a process after code that may draw from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Streams:
-    """The streams of torch (the CPU's and one device's), numpy and Python, as they were."""
+    """The saved states of the streams of torch (the CPU's and one device's), numpy and Python."""
 
     def __init__(self, device: torch.device) -> None:
         self._generators = [torch.default_generator]
@@ -21,17 +21,17 @@ class Streams:
         self._others = random.getstate(), numpy.random.get_state()
 
     def moved(self) -> bool:
-        """Whether somebody has drawn from a generator of torch since."""
+        """Return whether the state of a torch generator has changed since."""
         now = [generator.get_state() for generator in self._generators]
         return not all(map(torch.equal, now, self._states))
 
     def restart(self) -> None:
-        """Puts torch's generators where they were. The others stay, since nobody can replay them."""
+        """Restore torch's generators. The other streams stay, since they cannot be replayed."""
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
 
     def restore(self) -> None:
-        """Puts all streams where they were."""
+        """Restore all streams."""
         if self.moved():
             self.restart()
         python, arrays = self._others
@@ -41,7 +41,7 @@ class Streams:
 
 @contextmanager
 def random_streams_kept(device: torch.device) -> Iterator[Streams]:
-    """A context after which all streams are where they were before."""
+    """Restore all streams when the context ends."""
     streams = Streams(device)
     try:
         yield streams

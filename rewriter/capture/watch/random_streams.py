@@ -1,4 +1,4 @@
-"""Refuses forwards that use random streams which a captured step does not follow, or set torch's own."""
+"""Refuse forwards that use random streams which a captured step does not follow, or set torch's own."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ _WHAT_TO_DO = "draw with torch's own functions, or keep that part out of the rew
 
 @contextmanager
 def other_streams_refused(model: torch.nn.Module) -> Iterator[set[str]]:
-    """Raises CaptureError if this thread draws from Python's or numpy's streams, or sets the state of torch's.
+    """Raise CaptureError if this thread draws from Python's or numpy's streams, or sets the state of torch's.
 
-    Gives the names of functions in TorchScript that the code which runs refers to.
-
-    What other threads do does not count. The streams of Python and numpy are put back where this thread moved them;
-    draws from torch's generator are recorded, not made.
+    Yields the names of functions in TorchScript to which the running code refers. Other threads do not count.
+    The streams of Python and numpy are restored if this thread moved them; torch's draws are only recorded.
     """
     before = (random.getstate(), numpy.random.get_state())
     watch = _Watch(type(model).__name__)
@@ -36,7 +34,7 @@ def other_streams_refused(model: torch.nn.Module) -> Iterator[set[str]]:
         with watch.watching():
             yield watch.scripted
     finally:
-        # Others set a state that they have just read (torch's compiler does): that draws nothing.
+        # Some code sets a state that it has just read (torch's compiler does), which draws nothing.
         moved_python = watch.drew_python or (watch.set_python and random.getstate() != before[0])
         if moved_python:
             random.setstate(before[0])
@@ -44,17 +42,17 @@ def other_streams_refused(model: torch.nn.Module) -> Iterator[set[str]]:
         if moved_numpy:
             numpy.random.set_state(before[1])
     if moved_python or moved_numpy:
-        whose = " and ".join(["Python's"] * moved_python + ["numpy's"] * moved_numpy)
+        owners = " and ".join(["Python's"] * moved_python + ["numpy's"] * moved_numpy)
         raise CaptureError(
-            f"forward of {watch.name} uses {whose} random numbers: a rewritten forward would use what was drawn "
-            f"while it was captured at every step; {_WHAT_TO_DO}"
+            f"forward of {watch.name} uses {owners} random numbers: a rewritten forward would reuse the numbers drawn "
+            f"during capture at every step; {_WHAT_TO_DO}"
         )
 
 
 class unwatched:
-    """A context within `other_streams_refused` for what is no part of forward, such as recording an operation.
+    """A context within `other_streams_refused` for code that is not part of forward, as recording an operation.
 
-    Each call of a function that is watched takes half as long again.
+    Watching makes each function call take half as long again.
     """
 
     def __enter__(self) -> None:
@@ -69,22 +67,26 @@ class unwatched:
 
 
 class _Watch:
-    """Sees the calls of one thread. drew_python, set_python: whether it drew from Python's stream, or set its state;
-    may_draw_numpy: whether code ran that refers to numpy's; scripted: names of functions in TorchScript that it refers
-    to."""
+    """A profiler of the calls of one thread.
+
+    drew_python: whether it drew from Python's stream.
+    set_python: whether it set the state of Python's stream.
+    may_draw_numpy: whether code ran that refers to numpy's stream.
+    scripted: names of functions in TorchScript to which that code refers.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.drew_python = self.set_python = False
         self.may_draw_numpy = False
         self.scripted: set[str] = set()
-        # The code that is resumed under the watch to end it is no part of forward.
+        # The code that resumes under the profiler to end it is not part of forward.
         self._seen: set[CodeType] = {other_streams_refused.__wrapped__.__code__}  # pyright: ignore
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         if sys.getprofile() is not None:
-            # A profiler of the user's cannot be exchanged for ours and put back: states alone must tell.
+            # A profiler of the user cannot be replaced and restored: only the states are compared.
             before = random.getstate()
             self.may_draw_numpy = True
             try:
@@ -118,13 +120,13 @@ class _Watch:
 
     def _refuse(self, name: str) -> None:
         raise CaptureError(
-            f"forward of {self.name} sets the state of torch's generator ({name}): the random numbers after that "
-            f"would not be the original's; draw without setting it, or keep that part out of the rewritten module"
+            f"forward of {self.name} sets the state of torch's generator ({name}): later random numbers would differ "
+            "from the original's; draw without setting it, or keep that part out of the rewritten module"
         )
 
 
 def _refers_to_numpy_stream(code: CodeType, names: dict[str, Any]) -> bool:
-    """Whether some code names numpy's own stream: `numpy.random`, or a function that was imported from it."""
+    """Return whether code refers to numpy's global stream: `numpy.random`, or a function imported from it."""
     for name in code.co_names:
         value = names.get(name)
         if value is numpy.random or (value is numpy and "random" in code.co_names):
@@ -135,7 +137,7 @@ def _refers_to_numpy_stream(code: CodeType, names: dict[str, Any]) -> bool:
 
 
 def _scripted(code: CodeType, frame: FrameType) -> set[str]:
-    """Names under which some code reaches functions in TorchScript: its own, or those of its first argument."""
+    """Return the names by which code reaches functions in TorchScript: globals, or attributes of its first argument."""
     owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
     held = vars(owner) if isinstance(owner, torch.nn.Module) else {}
     reached = {name: {**frame.f_globals, **held}.get(name) for name in code.co_names} | {
@@ -144,5 +146,5 @@ def _scripted(code: CodeType, frame: FrameType) -> set[str]:
     return {name for name, value in reached.items() if isinstance(value, torch.jit.ScriptFunction)}
 
 
-def _same_arrays(one: Any, other: Any) -> bool:
-    return one[0] == other[0] and bool((one[1] == other[1]).all()) and one[2:] == other[2:]
+def _same_arrays(first: Any, second: Any) -> bool:
+    return first[0] == second[0] and bool((first[1] == second[1]).all()) and first[2:] == second[2:]

@@ -1,6 +1,6 @@
-"""A copy of a module's objects over the same tensors, in which capture can run forward without touching the original.
+"""Make a shadow copy of a module: new module objects over the same tensors, in which capture runs forward.
 
-Another thread may run the original meanwhile: it sees neither exchanged parameters nor changed attributes.
+Another thread may run the original at the same time: it sees neither replaced parameters nor changed attributes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MARK = "_lowtide_watched"
 
 
 def shadow_of(model: torch.nn.Module) -> torch.nn.Module:
-    """A module with the same tensors in copies of all module objects, and of the containers that these hold.
+    """Return a shadow copy: copies of all module objects and of their containers, with the same tensors.
 
     Other objects are shared. Methods bound to a module of the tree are bound to its copy.
     """
@@ -35,10 +35,10 @@ class _Copier:
 
     def __init__(self) -> None:
         self.known: dict[int, Any] = {}
-        self.alive: list[Any] = []  # what is known by its id must not go
+        self.alive: list[Any] = []  # objects known by id, which must stay alive
 
     def copied(self, value: Any) -> Any:
-        """The copy of a module, container, bound method or partial; anything else itself."""
+        """Return the copy of a module, container, bound method or partial; any other value itself."""
         if id(value) in self.known:
             return self.known[id(value)]
         make = self._maker(value)
@@ -60,41 +60,41 @@ class _Copier:
             return self._method
         if cls is functools.partial:
             return self._partial
-        return self._other if isinstance(value, (dict, list, set)) else None
+        return self._copy_other if isinstance(value, (dict, list, set)) else None
 
-    def _know(self, value: Any, twin: Any) -> Any:
-        self.known[id(value)] = twin
+    def _remember(self, value: Any, shadow: Any) -> Any:
+        self.known[id(value)] = shadow
         self.alive.append(value)
-        return twin
+        return shadow
 
     def _module(self, module: torch.nn.Module) -> torch.nn.Module:
-        twin = self._know(module, object.__new__(_watched(type(module))))
+        shadow = self._remember(module, object.__new__(_watched(type(module))))
         for name, value in list(vars(module).items()):
-            twin.__dict__[name] = self.copied(value)
-        return twin
+            shadow.__dict__[name] = self.copied(value)
+        return shadow
 
     def _dict(self, value: dict) -> dict:
-        twin = self._know(value, copy.copy(value))
-        twin.clear()
+        shadow = self._remember(value, copy.copy(value))
+        shadow.clear()
         for key, held in list(value.items()):
-            twin[self.copied(key)] = self.copied(held)
-        return twin
+            shadow[self.copied(key)] = self.copied(held)
+        return shadow
 
     def _sequence(self, value: Any) -> Any:
-        twin = self._know(value, type(value)())
-        (twin.extend if isinstance(twin, list) else twin.update)(self.copied(held) for held in list(value))
-        return twin
+        shadow = self._remember(value, type(value)())
+        (shadow.extend if isinstance(shadow, list) else shadow.update)(self.copied(held) for held in list(value))
+        return shadow
 
     def _tuple(self, value: tuple) -> tuple:
         parts = [self.copied(held) for held in value]
         if all(part is held for part, held in zip(parts, value, strict=True)):
             return value
-        return self._know(value, type(value)(*parts) if hasattr(value, "_fields") else tuple(parts))
+        return self._remember(value, type(value)(*parts) if hasattr(value, "_fields") else tuple(parts))
 
     def _namespace(self, value: SimpleNamespace) -> SimpleNamespace:
-        twin = self._know(value, SimpleNamespace())
-        twin.__dict__.update({name: self.copied(held) for name, held in vars(value).items()})
-        return twin
+        shadow = self._remember(value, SimpleNamespace())
+        shadow.__dict__.update({name: self.copied(held) for name, held in vars(value).items()})
+        return shadow
 
     def _method(self, value: MethodType) -> MethodType:
         owner = self.copied(value.__self__)
@@ -104,20 +104,22 @@ class _Copier:
         named = {name: self.copied(held) for name, held in value.keywords.items()}
         return functools.partial(self.copied(value.func), *map(self.copied, value.args), **named)
 
-    def _other(self, value: Any) -> Any:
-        # A class of its own may refuse to be copied (a frozen configuration): then nothing changes it either.
+    def _copy_other(self, value: Any) -> Any:
+        # A subclass may refuse to be copied (a frozen configuration): then nothing changes it either.
         try:
-            return self._know(value, copy.copy(value))
+            return self._remember(value, copy.copy(value))
         except Exception:
             return value
 
 
 @dataclass
 class Watch:
-    """What one thread learns while a copied module runs.
+    """The reads, writes and calls that one thread observes while a shadow copy runs.
 
-    names: of the modules, by id. running: names of those that run now, innermost last. read: (name of the module,
-    name of the attribute) of what was read of them before it was set. written: of what was set.
+    names: names of the modules, by id.
+    running: names of the modules that run now, innermost last.
+    read: (module name, attribute name) of attributes that were read before they were set.
+    written: (module name, attribute name) of attributes that were set first.
     """
 
     names: dict[int, str]
@@ -126,13 +128,13 @@ class Watch:
     written: set[tuple[str, str]] = field(default_factory=set)
 
     def reads(self, module: Any, attribute: str) -> None:
-        """Notes that an attribute is read."""
+        """Record that an attribute is read."""
         name = self.names.get(id(module))
         if name is not None and (name, attribute) not in self.written:
             self.read.add((name, attribute))
 
     def writes(self, module: Any, attribute: str) -> None:
-        """Notes that an attribute is set."""
+        """Record that an attribute is set."""
         name = self.names.get(id(module))
         if name is not None and (name, attribute) not in self.read:
             self.written.add((name, attribute))
@@ -142,11 +144,11 @@ _here = threading.local()
 
 
 @contextmanager
-def watched(twin: torch.nn.Module, running: list[str]) -> Iterator[Watch]:
-    """A context in which this thread notes which modules of a copy run and which attributes are read of them."""
-    modules = dict(twin.named_modules())
+def watched(shadow: torch.nn.Module, running: list[str]) -> Iterator[Watch]:
+    """Record in this thread which modules of a shadow copy run and which of their attributes are read."""
+    modules = dict(shadow.named_modules())
     watch = Watch({id(module): name for name, module in modules.items()}, running)
-    # Of a class that cannot be derived from nothing is seen, so all of its attributes count as read.
+    # A class that cannot be subclassed is not observed, so all of its attributes count as read.
     blind = {name: module for name, module in modules.items() if not hasattr(type(module), _MARK)}
     watch.read |= {(name, attribute) for name, module in blind.items() for attribute in vars(module)}
     before = getattr(_here, "watch", None)
@@ -159,33 +161,33 @@ def watched(twin: torch.nn.Module, running: list[str]) -> Iterator[Watch]:
 
 @cache
 def _watched(cls: type) -> type:
-    """A module's class under its own name, whose objects tell the present watch what is done with them."""
+    """Return a subclass of a module's class, under the same name, whose objects report to the present watch."""
 
     def __getattribute__(self: Any, attribute: str) -> Any:
         watch = getattr(_here, "watch", None)
         if watch is not None:
             watch.reads(self, attribute)
-        return super(made, self).__getattribute__(attribute)
+        return super(subclass, self).__getattribute__(attribute)
 
     def __setattr__(self: Any, attribute: str, value: Any) -> None:
         watch = getattr(_here, "watch", None)
         if watch is not None:
             watch.writes(self, attribute)
-        super(made, self).__setattr__(attribute, value)
+        super(subclass, self).__setattr__(attribute, value)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         watch = getattr(_here, "watch", None)
         if watch is None or (name := watch.names.get(id(self))) is None:
-            return super(made, self).__call__(*args, **kwargs)  # pyright: ignore
+            return super(subclass, self).__call__(*args, **kwargs)  # pyright: ignore
         watch.running.append(name)
-        result = super(made, self).__call__(*args, **kwargs)  # pyright: ignore
-        watch.running.pop()  # not after an error, whose message says where it came from
+        result = super(subclass, self).__call__(*args, **kwargs)  # pyright: ignore
+        watch.running.pop()  # not after an error, whose message names the module
         return result
 
-    described = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    watching = {"__getattribute__": __getattribute__, "__setattr__": __setattr__, "__call__": __call__, _MARK: True}
+    namespace = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    methods = {"__getattribute__": __getattribute__, "__setattr__": __setattr__, "__call__": __call__, _MARK: True}
     try:
-        made = type(cls)(cls.__name__, (cls,), {**described, **watching})
-    except Exception:  # a class may refuse to be derived from
+        subclass = type(cls)(cls.__name__, (cls,), {**namespace, **methods})
+    except Exception:  # a class may refuse subclasses
         return cls
-    return made
+    return subclass

@@ -1,4 +1,4 @@
-"""Watches which parameters and buffers forward replaces by other tensors."""
+"""Detect parameters and buffers that forward replaces by other tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ...errors import CaptureError, Unsettled
 
 @contextmanager
 def held_tensors_untouched(model: torch.nn.Module) -> Iterator[dict[torch.Tensor, torch.Tensor]]:
-    """Tells what forward replaced buffers by (old tensor → new one), when it has ended, and puts them back.
+    """Yield a dict of buffers that forward replaced (old tensor → new one), filled at its end, and restore them.
 
-    Raises CaptureError for a replacement that is no new value of the same buffer, and Unsettled where forward gives the
-    module other tensors than it had: another shape or dtype, or one in the place of None.
+    Raises CaptureError for a replacement that is not a new value of the same buffer.
+    Raises Unsettled if forward gives the module different tensors: another shape or dtype, or one in place of None.
     """
     before = [(name, module, dict(module._buffers), dict(module._parameters)) for name, module in model.named_modules()]
     replaced: dict[torch.Tensor, torch.Tensor] = {}
@@ -42,19 +42,19 @@ def held_tensors_untouched(model: torch.nn.Module) -> Iterator[dict[torch.Tensor
 
 
 def _checked(old: torch.Tensor | None, new: torch.Tensor | None, place: str) -> torch.Tensor:
-    """The old tensor, when the new one can be written into it."""
+    """Return the old tensor if the new one can be written into it. Raises Unsettled, CaptureError."""
     if old is None or new is None or (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device):
         raise Unsettled(f"forward puts {_described(new)} in the place of {place}, which was {_described(old)}")
     if old.requires_grad or new.requires_grad:
         raise CaptureError(
-            f"forward puts a tensor that requires a gradient in the place of {place}, so that one step's backward "
-            "would reach into the step before; detach it"
+            f"forward replaces {place} by a tensor that requires a gradient, so that one step's backward would reach "
+            "into the previous step; detach it"
         )
     return old
 
 
 def _refuse_growth(model: torch.nn.Module, before: dict[int, dict[str, Any]], error: Exception) -> None:
-    """Raises Unsettled if what failed is a forward that gives its module parts, parameters or buffers."""
+    """Raise Unsettled if the failed forward added parameters or buffers to its module."""
     for prefix, module in model.named_modules():
         held = before.get(id(module), {})
         now = {**module._buffers, **module._parameters}
@@ -69,16 +69,16 @@ def _described(tensor: torch.Tensor | None) -> str:
 
 
 def held_by(model: torch.nn.Module) -> set[int]:
-    """The ids of the tensors that modules hold as attributes, in lists, tuples and dicts too, registered or not."""
-    found: set[int] = set()
+    """Return the ids of tensors that modules hold, registered or not, also in lists, tuples and dicts."""
+    tensor_ids: set[int] = set()
 
     def look(value: Any, depth: int) -> None:
         if isinstance(value, torch.Tensor):
-            found.add(id(value))
+            tensor_ids.add(id(value))
         elif isinstance(value, (list, tuple, dict)) and depth:
             for part in value.values() if isinstance(value, dict) else value:
                 look(part, depth - 1)
 
     for module in model.modules():
         look(vars(module), 4)
-    return found
+    return tensor_ids

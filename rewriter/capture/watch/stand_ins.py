@@ -1,4 +1,4 @@
-"""What stands, while a step is captured, for tensors from outside that are no inputs of the step."""
+"""Placeholders, during capture, for tensors from outside that are not inputs of the step."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from ...errors import CaptureError
 from ..torch_internals import is_real, present_value
 
 
-class StandIns:
-    """Functional wrappers of such tensors, always the same for the same tensor, so that what is made of them can be
-    changed in place, and they themselves where a module holds them.
+class TensorPlaceholders:
+    """Functional wrappers of outside tensors, one for each tensor.
 
-    constant: makes the placeholder of a tensor, for which a tensor without data stands. blank: a context in which
-    tensors are made that nobody records. made: tensors that forward made outside of what is recorded
-    (`torch.from_numpy`), by id: changes of these end with it.
+    Tensors computed from them can be changed in place, and so can the wrappers of tensors that a module holds.
+
+    constant: makes the graph's placeholder of a real tensor, given a tensor without data in its place.
+    blank: a context in which new tensors are not recorded.
+    made: tensors that forward made unrecorded (`torch.from_numpy`), by id; changes of these end with forward.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class StandIns:
         self._known: dict[int, tuple[torch.Tensor, fx.Node, torch.Tensor]] = {}
 
     def of(self, value: torch.Tensor) -> torch.Tensor:
-        """The wrapper that stands for a tensor."""
+        """Return the wrapper of a tensor."""
         if id(value) not in self._known:
             with self.blank():
                 wrapper = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
@@ -39,7 +40,7 @@ class StandIns:
         return self._known[id(value)][2]
 
     def instead(self, value: Any) -> Any:
-        """A value, in the place of tensors with data what stands for them, in lists, tuples and dicts too."""
+        """Return a value with tensors with data replaced by their wrappers, also in lists, tuples and dicts."""
         if isinstance(value, torch.Tensor):
             return self.of(value) if is_real(value) else value
         if type(value) in (tuple, list):
@@ -47,13 +48,13 @@ class StandIns:
         return {key: self.instead(part) for key, part in value.items()} if type(value) is dict else value
 
     def lasting(self) -> Iterator[tuple[torch.Tensor, fx.Node, torch.Tensor]]:
-        """Those of tensors that were there before forward: the tensor, its placeholder and its wrapper."""
+        """Return (tensor, placeholder, wrapper) for each tensor that existed before forward."""
         return ((value, node, wrapper) for key, (value, node, wrapper) in self._known.items() if key not in self.made)
 
     def refuse_changes(self, held: set[int], node_of: Callable[[torch.Tensor], fx.Node]) -> None:
-        """Raises CaptureError if forward has changed a tensor that was there before and is not among `held`, by id.
+        """Raise CaptureError if forward has changed a tensor that existed before and whose id is not in `held`.
 
-        node_of: what made a tensor without data.
+        node_of: returns the node that made a tensor without data.
         """
         for value, node, wrapper in self.lasting():
             if id(value) not in held and node_of(present_value(wrapper)) is not node:

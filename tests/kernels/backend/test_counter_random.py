@@ -35,7 +35,7 @@ def test_words_do_not_depend_on_where_drawing_starts_or_on_threads():
     assert torch.equal(halves(7, 1000, 301, CPU), halves(7, 0, 1301, CPU)[1000:])
 
 
-def test_streams_of_one_seed_and_seeds_beside_each_other_differ():
+def test_streams_of_one_seed_and_adjacent_seeds_differ():
     states = {state_of(seed, stream) for seed in range(-50, 50) for stream in range(4)}
     assert len(states) == 400
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(native._compiler() is None, reason="there is no 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where compiled kernels are kept, forgotten by this process; every file for work lies below, too."""
+    """The folder of compiled kernels, forgotten by this process; working folders lie below it, too."""
     assert native.state() != "plain torch"
     work = tmp_path / "work"
     work.mkdir()
@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def added(number: int = 7) -> int | None:
-    """What the compiled C adds; None where nothing could be compiled."""
+    """Return the result of the compiled C; None where nothing could be compiled."""
     native._library.cache_clear()
     run = native.native(SOURCE % number, "add", ARGUMENTS)
     if run is None:
@@ -54,16 +54,16 @@ def kept(folder: Path) -> Path:
 
 def compilations(monkeypatch) -> list[str]:
     """Fills with the C that is compiled from now on."""
-    told: list[str] = []
+    sources: list[str] = []
     compiled = native._compiled
-    monkeypatch.setattr(native, "_compiled", lambda *both: (told.append(both[1]), compiled(*both))[1])
-    return told
+    monkeypatch.setattr(native, "_compiled", lambda *both: (sources.append(both[1]), compiled(*both))[1])
+    return sources
 
 
 def test_a_library_is_compiled_once_and_kept_for_this_user_alone(folder, monkeypatch):
-    told = compilations(monkeypatch)
+    sources = compilations(monkeypatch)
     assert added() == added() == 7
-    assert told.count(SOURCE % 7) == 1
+    assert sources.count(SOURCE % 7) == 1
     assert {path.stat().st_mode & 0o777 for path in (folder, kept(folder))} == {0o700, 0o600}
 
 
@@ -90,12 +90,12 @@ def test_a_damaged_library_is_never_loaded_and_is_replaced(folder, monkeypatch, 
     loaded: list[bytes] = []
     load = native._loaded
     monkeypatch.setattr(native, "_loaded", lambda library: (loaded.append(library), load(library))[1])
-    told = compilations(monkeypatch)
+    sources = compilations(monkeypatch)
     assert added() == 7
-    assert told == [SOURCE % 7] and all(library in kept(folder).read_bytes() for library in loaded[-1:])
+    assert sources == [SOURCE % 7] and all(library in kept(folder).read_bytes() for library in loaded[-1:])
     assert kept(folder).read_bytes()[: len(native._OPENING)] == native._OPENING
-    del told[:]
-    assert added() == 7 and told == []
+    del sources[:]
+    assert added() == 7 and sources == []
 
 
 def test_a_library_under_the_name_of_another_is_compiled_again(folder):
@@ -125,7 +125,7 @@ def test_what_others_could_have_changed_is_not_loaded_and_kernels_work_still(fol
     path = kept(folder / "kernels")
     content = path.read_bytes()
     {"kernels": path.parent, "kernels above": folder, "library": path}[place].chmod(0o777)
-    told = compilations(monkeypatch)
+    sources = compilations(monkeypatch)
     read: list[bytes] = []
     unsealed = native._unsealed
     monkeypatch.setattr(native, "_unsealed", lambda *both: (read.append(both[0]), unsealed(*both))[1])
@@ -135,7 +135,7 @@ def test_what_others_could_have_changed_is_not_loaded_and_kernels_work_still(fol
     else:
         with pytest.warns(RuntimeWarning, match="can be written by others"):
             assert added() == 7
-    assert SOURCE % 7 in told and content not in read
+    assert SOURCE % 7 in sources and content not in read
 
 
 @pytest.mark.parametrize("where", [None, "a file is there"])

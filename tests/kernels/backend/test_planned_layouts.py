@@ -1,4 +1,4 @@
-"""What kernels read in the order of memory is put in the planned order where it arrives in another one."""
+"""Kernels that read in the order of memory put operands into the planned order where they arrive in another one."""
 
 import warnings
 
@@ -8,7 +8,7 @@ from lowtide.kernels.backend.planned_layouts import LayoutWarning, laid_out
 from lowtide.kernels.exact_codes.narrow_integers import NARROW_CODECS
 from lowtide.kernels.exact_codes.threshold_bits import pack_inside
 from lowtide.kernels.exact_codes.threshold_classes import pack_classes
-from lowtide.kernels.few_bit.few_bit import decode_levels, encode_by_borders, multiply_levels, round_to_levels
+from lowtide.kernels.few_bit.few_bit import decode_levels, encode_by_borders, multiply_levels
 from lowtide.kernels.packing.bits import multiply_bits, pack_bits
 from lowtide.kernels.pooling.pooling import max_pool2d_backward_from_codes, max_pool2d_codes
 from lowtide.kernels.quantize.groups import encode_groups
@@ -31,7 +31,6 @@ ARRIVING = {
 PACKING = {
     "pack_bits": pack_bits,
     "encode_by_borders": lambda x, stride: encode_by_borders(x, [-0.5, 0.5], [0, 1, 2], 2, stride),
-    "round_to_levels": lambda x, stride: round_to_levels(x, [-1.0, 0.0, 1.0], 2, 7, stride),
     "narrow_to_int8": lambda x, stride: NARROW_CODECS[torch.int8].encode(x, stride=stride),
     "pack_inside": lambda x, stride: pack_inside(x, 0.0, 1.0, True, True, stride=stride),
     "pack_classes": lambda x, stride: pack_classes(x, 0.0, 1.0, stride),
@@ -47,10 +46,10 @@ OF_OTHER_TYPES = {"pack_bits": torch.bool, "narrow_to_int8": torch.int64}
 def test_codes_are_in_the_planned_order(name, arriving):
     x, pack = numbers().mul(3).round().to(OF_OTHER_TYPES.get(name, torch.float32)), PACKING[name]
     planned = pack(x, None)
-    other = ARRIVING[arriving](x)
-    assert other.stride() != x.stride() and torch.equal(other, x)
+    rearranged = ARRIVING[arriving](x)
+    assert rearranged.stride() != x.stride() and torch.equal(rearranged, x)
     with pytest.warns(LayoutWarning, match=r"has strides .* where the plan expects \(40, 1\)"):
-        assert torch.equal(pack(other, STRIDE), planned)
+        assert torch.equal(pack(rearranged, STRIDE), planned)
 
 
 def test_a_mask_in_bits_multiplies_the_elements_that_it_was_drawn_for():
@@ -82,21 +81,21 @@ def test_levels_multiply_the_elements_that_they_were_made_of():
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_pooling_orders_its_codes_as_planned(channels_last):
     window = [2, 2], [2, 2], [0, 0], [1, 1], False
-    lies, other = (torch.channels_last, torch.contiguous_format)[:: 1 if channels_last else -1]
+    lies, unplanned_format = (torch.channels_last, torch.contiguous_format)[:: 1 if channels_last else -1]
     x = torch.randn(2, 4, 8, 8).to(memory_format=lies)
     y, codes = max_pool2d_codes(x, *window, channels_last)
     with pytest.warns(LayoutWarning):
-        unplanned, same = max_pool2d_codes(x.to(memory_format=other), *window, channels_last)
+        unplanned, same = max_pool2d_codes(x.to(memory_format=unplanned_format), *window, channels_last)
     assert torch.equal(y, unplanned) and torch.equal(codes, same) and y.stride() == unplanned.stride()
-    gradient, leaf = torch.randn_like(y).to(memory_format=other), x.detach().requires_grad_()
+    gradient, leaf = torch.randn_like(y).to(memory_format=unplanned_format), x.detach().requires_grad_()
     (expected,) = torch.autograd.grad(nn.functional.max_pool2d(leaf, 2), leaf, gradient)
     assert torch.equal(max_pool2d_backward_from_codes(gradient, codes, list(x.shape), *window, channels_last), expected)
 
 
 def test_what_lies_as_planned_is_taken_as_it_is():
     x = numbers()
-    one = x[:1].as_strided((1, 40), (7, 1))  # along a dimension of size 1 nothing lies anywhere
+    row = x[:1].as_strided((1, 40), (7, 1))  # along a dimension of size 1 nothing lies anywhere
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert laid_out(x, STRIDE) is x and laid_out(x, None) is x and laid_out(one, STRIDE) is one
+        assert laid_out(x, STRIDE) is x and laid_out(x, None) is x and laid_out(row, STRIDE) is row
         assert laid_out(x[:0], [1, 1]).shape == (0, 40)

@@ -33,15 +33,15 @@ def either(request, monkeypatch):
 
 
 def values(thresholds: Thresholds, dtype: torch.dtype) -> torch.Tensor:
-    """Every number of 16 bits; of wider types drawn ones, special ones, and those at and beside thresholds."""
+    """Every number of 16 bits; of wider types drawn ones, special ones, and those at and next to thresholds."""
     if dtype.itemsize == 2:
         return torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     at = torch.tensor([thresholds.low, thresholds.high], dtype=dtype)
-    beside = [at.nextafter(torch.full_like(at, there)) for there in (inf, -inf)]
+    adjacent = [at.nextafter(torch.full_like(at, there)) for there in (inf, -inf)]
     special = torch.tensor([nan, -nan, inf, -inf, 0.0, -0.0, 1e-44, -1e-44, 3e38, -3e38], dtype=dtype)
     drawn = torch.randn(3000, dtype=dtype, generator=torch.Generator().manual_seed(0)) * 3
     drawn[::7] = nan  # also where torch's kernels treat it otherwise, near the end
-    return torch.cat([drawn, at, *beside, special, drawn[:23]])
+    return torch.cat([drawn, at, *adjacent, special, drawn[:23]])
 
 
 @pytest.mark.usefixtures("either")
@@ -73,16 +73,16 @@ def check(codec, thresholds, backward, dtype):
         code = codec.encode(laid_out, *codec.encode_options)
         decoded = codec.decode(code, *codec.decode_options, **codec.layout(laid_out))
         assert (decoded.shape, decoded.stride(), decoded.dtype) == (laid_out.shape, laid_out.stride(), dtype)
-        found, expected = (
-            backward(gradient, one).contiguous().view(WORDS[dtype.itemsize]) for one in (decoded, laid_out)
+        actual, expected = (
+            backward(gradient, saved).contiguous().view(WORDS[dtype.itemsize]) for saved in (decoded, laid_out)
         )
-        assert torch.equal(found, expected)
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("dtype", threshold_bits.DTYPES)
 @pytest.mark.parametrize("count", [0, 1, 7, 511, 512, 513, 70_001])
-def test_a_code_takes_a_bit_for_each_element_and_twice_that_if_it_tells_nan(count, dtype):
+def test_a_code_takes_a_bit_for_each_element_and_twice_that_if_it_marks_nan(count, dtype):
     x = torch.randn(count, generator=torch.Generator().manual_seed(count)).to(dtype)
     x[count // 2 : count // 2 + 1] = nan
     for nan_inside in (False, True):
@@ -93,9 +93,9 @@ def test_a_code_takes_a_bit_for_each_element_and_twice_that_if_it_tells_nan(coun
         assert torch.equal(decoded, torch.where(inside, 2.0, -3.0).to(dtype))
     code = pack_inside(x, -0.5, 1.0, True, True, True)
     assert code.shape == (2 * ((count + 7) // 8),)
-    found = unpack_inside(code, 2.0, -3.0, [count], [1], dtype)
-    assert torch.equal(found.isnan(), x.isnan())
-    assert torch.equal(found[~x.isnan()], decoded[~x.isnan()])
+    restored = unpack_inside(code, 2.0, -3.0, [count], [1], dtype)
+    assert torch.equal(restored.isnan(), x.isnan())
+    assert torch.equal(restored[~x.isnan()], decoded[~x.isnan()])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_code_takes_a_bit_for_each_element_and_twice_that_if_it_tells_nan(coun
         (class_codec(-1.0, -0.0, torch.float32), "2-bit -1 ≤ x, x ≤ 0"),
     ],
 )
-def test_a_code_is_named_by_what_it_tells(codec, name):
+def test_a_code_is_named_by_its_comparison(codec, name):
     assert codec.name == name
 
 
@@ -128,7 +128,7 @@ def test_what_a_type_cannot_tell_apart_has_no_codec():
 def test_a_code_of_another_size_is_refused():
     code = pack_inside(torch.randn(100), 0.0, inf, False, False)
     with pytest.raises(
-        ValueError, match="of 13 elements, for 200 bits and a plane for NaN or none: decode with the size"
+        ValueError, match="of 13 elements, for 200 bits with or without a plane for NaN: decode with the size"
     ):
         unpack_inside(code, 1.0, -1.0, [200], [1], torch.float32)
     with pytest.raises(ValueError, match="of 13 elements, for 100 times two bits: decode with the size"):

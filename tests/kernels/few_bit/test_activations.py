@@ -14,7 +14,7 @@ def autograds(activation: Activation, x: Tensor) -> Tensor:
     return torch.autograd.grad(activation.function(x).sum(), x)[0]
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda one: one.name)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
 def test_the_derivative_is_autograds(activation):
     x = torch.linspace(-19.97, 19.97, 20_001, dtype=torch.float64)
     broken = torch.tensor(activation.breakpoints or (1e9,), dtype=torch.float64)
@@ -23,7 +23,7 @@ def test_the_derivative_is_autograds(activation):
     torch.testing.assert_close(activation.derivative(x), autograds(activation, x), rtol=1e-9, atol=3e-8)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda one: one.name)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.name)
 def test_the_derivative_is_a_number_far_out_too(activation):
     assert np.isfinite(activation.slopes(np.array([-1e6, -1e3, 1e3, 1e6]))).all()
 
@@ -42,10 +42,10 @@ def test_a_function_of_ones_own_is_differentiated_by_autograd():
     [
         ("gellu", r"no activation is called 'gellu': did you mean gelu\? Known are gelu, gelu_tanh, silu"),
         ("entropy", r"no activation is called 'entropy': known are gelu"),
-        (3, "3 is no activation"),
+        (3, "3 is not an activation"),
         (lambda x: x.sum(), r"gives torch.float64 of shape \(\) for float64 of shape \(16,\)"),
         (lambda x: 1.0, "gives float for float64"),
-        (lambda x: torch.softmax(x, 0), "no scalar function"),
+        (lambda x: torch.softmax(x, 0), "not a scalar function"),
     ],
 )
 def test_what_is_no_activation_is_refused(named, message):
@@ -53,7 +53,7 @@ def test_what_is_no_activation_is_refused(named, message):
         activation_of(named)
 
 
-def test_a_derivative_that_is_no_number_is_told_with_its_place():
+def test_a_derivative_that_is_not_a_number_is_reported_with_its_input():
     with pytest.raises(ValueError, match=r"the derivative of log at -1 is nan: choose a weight"):
         Activation("log", torch.log, lambda x: x.sqrt()).slopes(np.array([1.0, -1.0]))
 

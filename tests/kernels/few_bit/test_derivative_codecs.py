@@ -46,7 +46,7 @@ SAVED = {
 
 
 def inputs(count: int = 20_000) -> tuple[Tensor, Tensor]:
-    """Of an activation, and the gradient of its output."""
+    """Return inputs of an activation, and the gradient of its output."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, generator=generator) * 1.5 - 0.3, torch.randn(count, generator=generator)
 
@@ -59,18 +59,18 @@ def test_torch_multiplies_each_element_by_the_nearest_level(name, bits):
     saved, ones = saving(x), torch.ones(len(x))
     encoding, decoding = fitted_codes(derivative, bits, saved, gradient)
     decoded = decode_levels(encode_by_borders(saved, **encoding), **decoding, size=[len(x)], stride=[1], dtype=x.dtype)
-    slope, found = backward(ones, saved).double(), backward(ones, decoded).double()
+    slope, level = backward(ones, saved).double(), backward(ones, decoded).double()
     representatives = torch.tensor(decoding["representatives"])
     levels = backward(torch.ones(len(representatives)), representatives).double()
     nearest = (slope[:, None] - levels).abs().min(1).values
-    assert ((slope - found).abs() <= nearest + 1e-6).all()
+    assert ((slope - level).abs() <= nearest + 1e-6).all()
     weights = gradient.double().square()
     if derivative.saved == "input":
         weights *= 1 + saved.double().square() / saved.double().square().mean()
     weights = weights.numpy()
     best = levels_of_samples(slope.numpy(), weights, 1 << bits)
     least = np.average(np.abs(slope.numpy()[:, None] - best).min(1) ** 2, weights=weights)
-    error = np.average((slope - found).square().numpy(), weights=weights)
+    error = np.average((slope - level).square().numpy(), weights=weights)
     jumps = (name, bits) == ("softplus", 1)  # over the best level, which no input has
     assert error <= (1.25 if jumps else 1.01) * least + 1e-12
     assert least < 0.04 * slope.var() * 4.0 ** (3 - bits) if bits > 1 else least < 0.5 * slope.var()
@@ -80,11 +80,13 @@ def test_torch_multiplies_each_element_by_the_nearest_level(name, bits):
 @pytest.mark.parametrize("bits", [1, 2, 4, 6])
 def test_levels_of_samples_are_as_good_as_those_of_their_distribution(name, bits):
     samples = activation_of(name).slopes(inputs()[0].double().numpy())
-    found = levels_of_samples(samples, np.ones(len(samples)), 1 << bits)
+    levels = levels_of_samples(samples, np.ones(len(samples)), 1 << bits)
     known = value_codes(activation_of(name), bits, Normal(-0.3, 1.5)).levels
-    mine, its = (np.square(samples[:, None] - levels).min(1).mean() for levels in (found, known))
-    assert len(found) <= 1 << bits and (np.diff(found) > 0).all()
-    assert mine <= 1.001 * its
+    sample_error, distribution_error = (
+        np.square(samples[:, None] - candidates).min(1).mean() for candidates in (levels, known)
+    )
+    assert len(levels) <= 1 << bits and (np.diff(levels) > 0).all()
+    assert sample_error <= 1.001 * distribution_error
 
 
 def test_few_different_samples_have_a_level_each():
@@ -96,7 +98,7 @@ def test_few_different_samples_have_a_level_each():
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-3), (torch.float16, 1e-3)])
-def test_outputs_that_float32_hardly_tells_apart_have_codes(dtype, limit):
+def test_outputs_that_float32_hardly_distinguishes_have_codes(dtype, limit):
     """Nearly all of a saturated sigmoid: levels between neighbours in float32 are left out."""
     saved = torch.sigmoid(torch.linspace(12, 16, 5000)).to(dtype)
     encoding, decoding = fitted_codes(SavedDerivative("sigmoid", "output"), 8, saved, torch.ones(5000))

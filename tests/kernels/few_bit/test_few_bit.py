@@ -1,9 +1,9 @@
-"""Derivatives in few bits: the right level for each element, products with them, and rounding that is unbiased."""
+"""Derivatives in few bits: the right level for each element, and products with them."""
 
 import pytest
 import torch
 from lowtide.kernels.few_bit import few_bit
-from lowtide.kernels.few_bit.few_bit import decode_levels, encode_by_borders, multiply_levels, round_to_levels
+from lowtide.kernels.few_bit.few_bit import decode_levels, encode_by_borders, multiply_levels
 from lowtide.kernels.packing.packed_codes import unpack_codes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -38,11 +38,11 @@ def test_each_element_gets_the_level_of_its_interval(border_count, dtype):
     levels = [5 * place % 8 for place in range(len(borders) + 1)]
     x = numbers(1003, dtype)
     x[20 : 20 + border_count] = torch.tensor(borders, dtype=dtype)  # a border belongs to the interval above
-    found = unpack_codes(encode_by_borders(x, borders, levels, bits), bits, 1003)
+    codes = unpack_codes(encode_by_borders(x, borders, levels, bits), bits, 1003)
     limits = torch.tensor(borders, dtype=torch.promote_types(dtype, torch.float32))
     places = (limits <= x.to(limits.dtype)[:, None]).sum(1)
     places[x.isnan()] = border_count
-    assert found.tolist() == [levels[place] for place in places.tolist()]
+    assert codes.tolist() == [levels[place] for place in places.tolist()]
 
 
 @pytest.mark.usefixtures("either")
@@ -51,7 +51,6 @@ def test_nan_falls_into_the_last_interval_and_infinities_into_the_outer_ones():
     for borders in ([0.0], spread(100)):
         code = encode_by_borders(x, borders, [0] * len(borders) + [1], 1)
         assert unpack_codes(code, 1, 4).tolist() == [1, 1, 1, 0]
-    assert unpack_codes(round_to_levels(x, [0.0, 0.5, 1.0], 2, 0), 2, 4).tolist() == [2, 2, 2, 0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -66,7 +65,6 @@ def test_plain_torch_and_c_give_the_same_bits(dtype, monkeypatch):
             levels = [k / 256 for k in range(256)]
             yield decode_levels(code, levels, bits, [5003], [1], dtype)
             yield multiply_levels(gradient, code, levels, bits)
-            yield round_to_levels(x, spread(count), bits, 7)
 
     fast = list(results())
     monkeypatch.setattr(few_bit, "native", lambda *_: None)
@@ -106,46 +104,11 @@ def test_the_gradient_of_gelu_in_four_bits_is_near_its_own():
     assert error.square().mean() < 4e-4
 
 
-def test_rounding_to_levels_at_random_is_unbiased_with_the_variance_of_its_formula():
-    levels, points, draws = torch.tensor([-0.13, 0.0, 0.07, 0.4, 1.0, 1.13]), 1000, 4096
-    slopes = torch.linspace(-0.13, 1.13, points)
-    places = torch.bucketize(slopes, levels[1:-1], right=True)
-    variance = ((slopes - levels[places]) * (levels[places + 1] - slopes)).double()
-    code = round_to_levels(slopes.expand(draws, points).contiguous(), levels.tolist(), 3, 11)
-    drawn = decode_levels(code, levels.tolist(), 3, [draws, points], [points, 1], torch.float32).double()
-    errors = (drawn.mean(0) - slopes).abs()
-    assert (errors <= 5 * (variance / draws).sqrt() + 1e-7).double().mean() >= 0.99
-    found = (drawn - slopes).square().mean(0).view(20, 50).mean(1)
-    assert ((found / variance.view(20, 50).mean(1) - 1).abs() < 0.05).all()
-    assert (drawn - drawn.mean(0)).mean(1).std() < 3 * (variance.mean() / points).sqrt()  # elements are independent
-
-
-@pytest.mark.usefixtures("either")
-def test_levels_themselves_are_kept_and_what_lies_outside_goes_to_the_outer_ones():
-    levels = [-0.5, 0.25, 1.0]
-    x = torch.tensor([-0.5, 0.25, 1.0, -7.0, 7.0]).repeat(100)
-    for seed in range(5):
-        codes = unpack_codes(round_to_levels(x, levels, 2, seed), 2, 500)
-        assert codes.view(100, 5).unique(dim=0).tolist() == [[0, 1, 2, 0, 2]]
-    assert not round_to_levels(x, [0.3], 1, 0).any()
-
-
-def test_another_seed_draws_otherwise_and_the_same_seed_and_more_threads_the_same():
-    x, levels, threads = torch.rand(100_003), [0.0, 0.4, 1.0], torch.get_num_threads()
-    code = round_to_levels(x, levels, 2, 5)
-    assert not torch.equal(round_to_levels(x, levels, 2, 6), code)
-    try:
-        torch.set_num_threads(3)
-        assert torch.equal(round_to_levels(x, levels, 2, 5), code)
-    finally:
-        torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("either")
 def test_nothing_has_an_empty_code():
     x = torch.empty(0, 4)
     code = encode_by_borders(x, [0.0], [0, 1], 1)
-    assert code.shape == round_to_levels(x, [0.0, 1.0], 1, 0).shape == (0,)
+    assert code.shape == (0,)
     assert decode_levels(code, [0.0, 1.0], 1, [0, 4], [4, 1], torch.float32).shape == (0, 4)
     assert multiply_levels(x, code, [0.0, 1.0], 1).shape == (0, 4)
 
@@ -154,27 +117,27 @@ def test_nothing_has_an_empty_code():
 def test_tensors_that_require_gradients_are_taken_as_others():
     x = torch.randn(300, requires_grad=True)
     code = encode_by_borders(x, [0.0], [0, 1], 1)
-    assert not code.requires_grad and not round_to_levels(x, [0.0, 1.0], 1, 0).requires_grad
+    assert not code.requires_grad
     assert torch.equal(multiply_levels(x, code, [0.0, 1.0], 1), multiply_levels(x.detach(), code, [0.0, 1.0], 1))
 
 
-def test_what_cannot_be_encoded_is_told():
+def test_what_cannot_be_encoded_is_refused():
     x = torch.ones(8, 6)
     with pytest.raises(ValueError, match=r"fill their memory; pass x.contiguous\(\)"):
         encode_by_borders(x[:, :3], [0.0], [0, 1], 1)
     with pytest.raises(ValueError, match=r"x is torch.int64"):
-        round_to_levels(x.long(), [0.0, 1.0], 1, 0)
-    with pytest.raises(ValueError, match=r"border 1.0 follows 2.0: they must be finite and ascend"):
+        encode_by_borders(x.long(), [0.0], [0, 1], 1)
+    with pytest.raises(ValueError, match=r"border 1.0 follows 2.0: borders must be finite and ascend"):
         encode_by_borders(x, [2.0, 1.0], [0, 1, 0], 1)
-    with pytest.raises(ValueError, match=r"level nan follows 0.0"):
-        round_to_levels(x, [0.0, torch.nan], 1, 0)
+    with pytest.raises(ValueError, match=r"border nan follows 0.0"):
+        encode_by_borders(x, [0.0, torch.nan], [0, 1, 0], 1)
     with pytest.raises(ValueError, match="1 borders and 3 intervals: there must be one interval more"):
         encode_by_borders(x, [0.0], [0, 1, 0], 1)
     with pytest.raises(ValueError, match="levels 0 to 2 in 1 bits: they must be 0 to 1; give more bits"):
         encode_by_borders(x, [0.0], [0, 2], 1)
     with pytest.raises(ValueError, match="3 levels in 1 bits: there must be 1 to 2"):
-        round_to_levels(x, [0.0, 0.5, 1.0], 1, 0)
-    with pytest.raises(ValueError, match="codes of 9 bits: they have 1 to 8"):
+        multiply_levels(x, torch.zeros(6, dtype=torch.uint8), [0.0, 0.5, 1.0], 1)
+    with pytest.raises(ValueError, match="codes of 9 bits: a code has 1 to 8"):
         encode_by_borders(x, [0.0], [0, 1], 9)
     code = encode_by_borders(x, [0.0], [0, 1], 1)
     for run in (
@@ -189,6 +152,5 @@ def test_the_operations_are_registered_as_torch_wants_them():
     x = torch.randn(3, 7)
     code = encode_by_borders(x, [0.0], [0, 1], 1)
     torch.library.opcheck(encode_by_borders, (x, [0.0], [0, 1], 1))
-    torch.library.opcheck(round_to_levels, (x, [0.0, 1.0], 1, 0))
     torch.library.opcheck(decode_levels, (code, [0.0, 1.0], 1, [3, 7], [7, 1], torch.bfloat16))
     torch.library.opcheck(multiply_levels, (x, code, [0.0, 1.0], 1))

@@ -36,15 +36,15 @@ def test_weights_are_read_from_text(text, weight):
         ("", "cannot be read"),
         ("uniform:1", r"needs two numbers: write uniform:LOW,HIGH"),
         ("normal:1,2,3", r"needs two numbers: write normal:MEAN,STD"),
-        ("normal:a,b", "something that is no number"),
+        ("normal:a,b", "a part that is not a number"),
         ("uniform:3,3", "is empty: LOW must be below HIGH"),
         ("uniform:4,3", "is empty: LOW must be below HIGH"),
         ("normal:0,0", "STD must be above 0"),
         ("normal:0,-1", "STD must be above 0"),
         ("normal:nan,1", "has nan in it"),
         ("uniform:0,inf", "has inf in it"),
-        ("normal:1,1e-12", "tells apart too badly"),
-        ("uniform:-1e308,1e308", "tells apart too badly"),
+        ("normal:1,1e-12", "too few of which float64 distinguishes"),
+        ("uniform:-1e308,1e308", "too few of which float64 distinguishes"),
     ],
 )
 def test_what_is_no_weight_is_refused(text, message):
@@ -88,7 +88,7 @@ def test_samples_that_many_share_stay_a_histogram():
         (lambda: Histogram((0, 1, 2), (1, -2)), "none negative"),
         (lambda: Histogram((0, 1, 2), (0, 0)), "one above 0"),
         (lambda: Histogram.of_samples(torch.tensor([1.0, math.nan])), "must be finite"),
-        (lambda: Histogram.of_samples(torch.empty(0)), "0 samples make no histogram"),
+        (lambda: Histogram.of_samples(torch.empty(0)), "0 samples cannot make a histogram"),
         (lambda: Histogram.of_samples(torch.full((5,), 2.0)), "all 5 samples are 2"),
     ],
 )

@@ -38,9 +38,9 @@ def error_of_stairs(heights: np.ndarray, weights: np.ndarray, cuts: tuple[int, .
 
 @pytest.mark.parametrize(("name", "bits"), KNOWN)
 def test_gelu_is_the_reference(name, bits):
-    known, found = TABLES[name][str(bits)], interval_codes(activation_of("gelu"), bits, WEIGHTS[name])
-    assert found.error == pytest.approx(known["interval_err"], rel=1e-6)
-    sides = [(found.borders, found.levels), (-found.borders[::-1], 1 - found.levels[::-1])]
+    known, codes = TABLES[name][str(bits)], interval_codes(activation_of("gelu"), bits, WEIGHTS[name])
+    assert codes.error == pytest.approx(known["interval_err"], rel=1e-6)
+    sides = [(codes.borders, codes.levels), (-codes.borders[::-1], 1 - codes.levels[::-1])]
     nearest = min(sides, key=lambda side: np.abs(side[1] - known["interval_levels"]).max())
     assert np.abs(nearest[0] - known["interval_borders"]).max() < 2e-4
     assert np.abs(nearest[1] - known["interval_levels"]).max() < 2e-4
@@ -57,19 +57,19 @@ def test_the_error_is_not_above_published_tables(name, bits):
 @pytest.mark.parametrize("name", ["silu", "mish", "sigmoid", "selu", "tanhshrink"])
 def test_at_the_optimum_each_border_is_as_far_from_both_levels(name, weight):
     activation = activation_of(name)
-    found = interval_codes(activation, 4, read_weight(weight))
-    smooth = ~np.isin(found.borders, activation.breakpoints)
-    middles = 0.5 * (found.levels[:-1] + found.levels[1:])
-    assert np.abs(activation.slopes(found.borders) - middles)[smooth].max() < 1e-6
+    codes = interval_codes(activation, 4, read_weight(weight))
+    smooth = ~np.isin(codes.borders, activation.breakpoints)
+    middles = 0.5 * (codes.levels[:-1] + codes.levels[1:])
+    assert np.abs(activation.slopes(codes.borders) - middles)[smooth].max() < 1e-6
 
 
 @pytest.mark.parametrize("name", ["gelu", "hardswish"])
 def test_the_error_is_that_of_the_step_function(name):
     activation = activation_of(name)
-    found = interval_codes(activation, 3, Normal(0, 1))
+    codes = interval_codes(activation, 3, Normal(0, 1))
     x = np.linspace(-10, 10, 2_000_001)
-    squares = Normal(0, 1).density(x) * (activation.slopes(x) - found(x)) ** 2
-    assert found.error == pytest.approx(np.trapezoid(squares, x), rel=1e-5)
+    squares = Normal(0, 1).density(x) * (activation.slopes(x) - codes(x)) ** 2
+    assert codes.error == pytest.approx(np.trapezoid(squares, x), rel=1e-5)
 
 
 def test_eight_bits_are_no_worse_than_a_fine_grids_optimum_and_a_quarter_of_seven():
@@ -86,12 +86,12 @@ def test_eight_bits_are_no_worse_than_a_fine_grids_optimum_and_a_quarter_of_seve
 def test_stairs_are_cut_as_brute_force_cuts_them(heights, counts, bits):
     counts = [counts[0] + 1, *counts[1 : len(heights)]]
     weight = Histogram(tuple(map(float, range(len(heights) + 1))), tuple(map(float, counts)))
-    found = interval_codes(stairs(list(map(float, heights))), bits, weight)
+    codes = interval_codes(stairs(list(map(float, heights))), bits, weight)
     cuts = range(1, len(heights))
     most = min(2**bits - 1, len(cuts))
     shares = np.array(counts) / sum(counts)
     best = min(error_of_stairs(np.array(heights), shares, chosen) for chosen in combinations(cuts, most))
-    assert found.error == pytest.approx(best, rel=1e-9, abs=1e-11)
+    assert codes.error == pytest.approx(best, rel=1e-9, abs=1e-11)
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 5])
@@ -113,14 +113,14 @@ def test_the_dynamic_program_finds_what_trying_all_finds(name, cells):
 
 
 def test_exact_derivatives_need_no_more_levels_than_they_take():
-    found = interval_codes(activation_of("relu6"), 4, Uniform(-3, 8))
-    assert found.borders == pytest.approx([0, 6]) and found.levels == pytest.approx([0, 1, 0])
-    assert found.error < 1e-20
+    codes = interval_codes(activation_of("relu6"), 4, Uniform(-3, 8))
+    assert codes.borders == pytest.approx([0, 6]) and codes.levels == pytest.approx([0, 1, 0])
+    assert codes.error < 1e-20
 
 
 def test_a_jump_at_an_unknown_place_is_found():
-    found = interval_codes(activation_of(lambda x: torch.where(x > 0.7310585, 3 * x, x)), 1, Normal(0, 1))
-    assert found.borders == pytest.approx([0.7310585], abs=1e-9) and found.levels == pytest.approx([1, 3])
+    codes = interval_codes(activation_of(lambda x: torch.where(x > 0.7310585, 3 * x, x)), 1, Normal(0, 1))
+    assert codes.borders == pytest.approx([0.7310585], abs=1e-9) and codes.levels == pytest.approx([1, 3])
 
 
 @pytest.mark.parametrize("bits", [0, 9, -1])

@@ -30,27 +30,27 @@ def problem(rows=150, features=24, classes=300, *, bias=True, dtype=torch.float3
 
 def compute(hidden, weight, bias, target, classes=None, reduction=MEAN, smoothing=0.0, upcast=None, gradients=None):
     """The operation's results with every gradient there is."""
-    wanted = (3 if bias is None else 7) if gradients is None else gradients
-    return linear_cross_entropy(hidden, weight, bias, target, classes, reduction, IGNORED, smoothing, upcast, wanted)
+    requested = (3 if bias is None else 7) if gradients is None else gradients
+    return linear_cross_entropy(hidden, weight, bias, target, classes, reduction, IGNORED, smoothing, upcast, requested)
 
 
 def plain(hidden, weight, bias, target, classes=None, reduction=MEAN, smoothing=0.0, upcast=None):
-    """The same from torch and its autograd."""
+    """Return loss and gradients from torch and its autograd."""
     leaves = [None if leaf is None else leaf.detach().clone().requires_grad_() for leaf in (hidden, weight, bias)]
     loss = linear_cross_entropy_plainly(*leaves, target, classes, reduction, IGNORED, smoothing, upcast)
     return loss.detach(), *torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])
 
 
-def distance(found, expected):
+def distance(actual, expected):
     """‖found - expected‖ / ‖expected‖."""
-    difference, size = (found.double() - expected.double()).norm(), expected.double().norm()
+    difference, size = (actual.double() - expected.double()).norm(), expected.double().norm()
     return float(difference / size) if size > 0 else float(difference)
 
 
-def assert_close(found, expected, limit=CLOSE):
-    for name, one, other in zip(("loss", "hidden", "weight", "bias"), found, expected, strict=False):
-        assert one.shape == other.shape and one.dtype == other.dtype, name
-        assert distance(one, other) <= limit, name
+def assert_close(actual, expected, limit=CLOSE):
+    for name, left, right in zip(("loss", "hidden", "weight", "bias"), actual, expected, strict=False):
+        assert left.shape == right.shape and left.dtype == right.dtype, name
+        assert distance(left, right) <= limit, name
 
 
 @pytest.fixture(params=["native", "plain"])
@@ -75,8 +75,8 @@ def small_chunks(monkeypatch):
 def test_loss_and_gradients_are_those_of_torch(bias, reduction, smoothing, weighted, either_way, small_chunks):
     operands = problem(bias=bias)
     classes = torch.rand(300) + 0.1 if weighted else None
-    found = compute(*operands, classes, reduction, smoothing)
-    assert_close(found, plain(*operands, classes, reduction, smoothing))
+    actual = compute(*operands, classes, reduction, smoothing)
+    assert_close(actual, plain(*operands, classes, reduction, smoothing))
 
 
 def in_double(operands):
@@ -92,27 +92,27 @@ def test_much_smoothing_or_many_classes_give_the_gradients_of_torch_in_double_pr
     operands = problem(rows=70, classes=classes)
     weights = torch.rand(classes) + 0.1 if weighted else None
     expected = plain(*in_double(operands), None if weights is None else weights.double(), MEAN, smoothing)
-    for one, other in zip(compute(*operands, weights, MEAN, smoothing), expected, strict=True):
-        assert distance(one, other) <= CLOSE
+    for left, right in zip(compute(*operands, weights, MEAN, smoothing), expected, strict=True):
+        assert distance(left, right) <= CLOSE
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 @pytest.mark.parametrize("reduction", [MEAN, SUM])
 def test_no_row_and_a_single_row_are_computed_as_torch_does(rows, reduction, either_way):
     operands = problem(rows)
-    found, expected = compute(*operands, None, reduction), plain(*operands, None, reduction)
-    assert torch.equal(found[0].isnan(), expected[0].isnan())
-    assert_close([found[0].nan_to_num(), *found[1:]], [expected[0].nan_to_num(), *expected[1:]])
+    actual, expected = compute(*operands, None, reduction), plain(*operands, None, reduction)
+    assert torch.equal(actual[0].isnan(), expected[0].isnan())
+    assert_close([actual[0].nan_to_num(), *actual[1:]], [expected[0].nan_to_num(), *expected[1:]])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_if_every_row_is_ignored_the_mean_is_nan_and_the_gradients_are_zero(smoothing, either_way):
     hidden, weight, bias, target = problem()
     target.fill_(IGNORED)
-    found, expected = (each(hidden, weight, bias, target, None, MEAN, smoothing) for each in (compute, plain))
-    assert found[0].isnan() and expected[0].isnan()
-    for one, other in zip(found[1:], expected[1:], strict=True):
-        assert torch.equal(one, other) and not one.any()
+    actual, expected = (each(hidden, weight, bias, target, None, MEAN, smoothing) for each in (compute, plain))
+    assert actual[0].isnan() and expected[0].isnan()
+    for left, right in zip(actual[1:], expected[1:], strict=True):
+        assert torch.equal(left, right) and not left.any()
 
 
 def test_an_ignored_index_that_is_a_class_is_ignored(either_way):
@@ -121,8 +121,8 @@ def test_an_ignored_index_that_is_a_class_is_ignored(either_way):
     target[::3] = 5
     leaves = [leaf.clone().requires_grad_() for leaf in (hidden, weight, bias)]
     loss = linear_cross_entropy_plainly(*leaves, target, ignore_index=5)
-    found = linear_cross_entropy(hidden, weight, bias, target, None, MEAN, 5, 0.0, None, 7)
-    assert_close(found, (loss.detach(), *torch.autograd.grad(loss, leaves)))
+    actual = linear_cross_entropy(hidden, weight, bias, target, None, MEAN, 5, 0.0, None, 7)
+    assert_close(actual, (loss.detach(), *torch.autograd.grad(loss, leaves)))
 
 
 def test_logits_of_minus_infinity_and_nan_give_what_torch_gives(either_way):
@@ -131,9 +131,9 @@ def test_logits_of_minus_infinity_and_nan_give_what_torch_gives(either_way):
     bias[:10] = -torch.inf
     assert_close(compute(hidden, weight, bias, target), plain(hidden, weight, bias, target))
     hidden[4] = torch.nan
-    found, expected = compute(hidden, weight, bias, target), plain(hidden, weight, bias, target)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one.isnan(), other.isnan())
+    actual, expected = compute(hidden, weight, bias, target), plain(hidden, weight, bias, target)
+    for left, right in zip(actual, expected, strict=True):
+        assert torch.equal(left.isnan(), right.isnan())
 
 
 def test_large_logits_do_not_overflow(either_way):
@@ -145,9 +145,9 @@ def test_large_logits_do_not_overflow(either_way):
 def test_a_transposed_weight_gets_a_gradient_that_is_laid_out_like_it(small_chunks):
     hidden, weight, bias, target = problem()
     transposed = weight.t().contiguous().t()
-    found = compute(hidden, transposed, bias, target)
-    assert found[2].stride() == transposed.stride()
-    assert_close(found, plain(hidden, weight, bias, target))
+    actual = compute(hidden, transposed, bias, target)
+    assert actual[2].stride() == transposed.stride()
+    assert_close(actual, plain(hidden, weight, bias, target))
 
 
 def test_hidden_states_and_targets_of_any_strides_are_accepted(small_chunks):
@@ -163,13 +163,13 @@ def test_hidden_states_and_targets_of_any_strides_are_accepted(small_chunks):
 @pytest.mark.parametrize("upcast", [torch.float32, None])
 def test_logits_in_16_bits_are_computed_as_torch_does_within_their_rounding(upcast, either_way, small_chunks):
     operands = problem(dtype=torch.bfloat16)
-    found, expected = compute(*operands, upcast=upcast), plain(*operands, upcast=upcast)
+    actual, expected = compute(*operands, upcast=upcast), plain(*operands, upcast=upcast)
     truth = plain(*in_double(operands))
-    for one, other, exact in zip(found, expected, truth, strict=True):
-        assert one.dtype == other.dtype
-        assert distance(one, exact) <= 2 * max(distance(other, exact), 2.0**-9)
+    for left, right, exact in zip(actual, expected, truth, strict=True):
+        assert left.dtype == right.dtype
+        assert distance(left, exact) <= 2 * max(distance(right, exact), 2.0**-9)
     if upcast is not None:
-        assert distance(found[0], expected[0]) <= CLOSE
+        assert distance(actual[0], expected[0]) <= CLOSE
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -205,10 +205,10 @@ def test_a_gradient_that_is_not_wanted_has_no_elements():
     operands = problem()
     everything = compute(*operands)
     for gradients in range(8):
-        found = compute(*operands, gradients=gradients)
-        assert torch.equal(found[0], everything[0])
-        for bit, one, whole in zip((1, 2, 4), found[1:], everything[1:], strict=True):
-            assert torch.equal(one, whole) if gradients & bit else one.shape == (0,)
+        actual = compute(*operands, gradients=gradients)
+        assert torch.equal(actual[0], everything[0])
+        for bit, left, whole in zip((1, 2, 4), actual[1:], everything[1:], strict=True):
+            assert torch.equal(left, whole) if gradients & bit else left.shape == (0,)
 
 
 @pytest.mark.parametrize(("bias", "transposed", "dtype"), [(True, False, torch.float32), (False, True, torch.bfloat16)])
@@ -223,7 +223,7 @@ def test_the_registration_passes_the_checks_of_torch(bias, transposed, dtype):
 
 
 def bytes_of_a_product(dtype, rows, features, classes):
-    """What torch's own products of a chunk take at work: none in float32, some for packing in bfloat16."""
+    """Return the working bytes of torch's own products of a chunk: none in float32, some for packing in bfloat16."""
     gradient, hidden = torch.ones(rows, classes, dtype=dtype), torch.ones(rows, features, dtype=dtype)
     weight = torch.ones(classes, features, dtype=dtype)
     return max(
@@ -258,12 +258,12 @@ def test_rows_may_count_more_or_less_in_the_sum(kind, weighted, either_way, smal
     hidden, weight, bias, target = problem()
     classes, rows = torch.rand(300) + 0.1 if weighted else None, torch.randn(150).round().to(kind)
     leaves = [leaf.clone().requires_grad_() for leaf in (hidden, weight, bias)]
-    told = (target, classes, SUM, IGNORED, 0.0, None)
-    expected = linear_cross_entropy_plainly(*leaves, *told, row_weight=rows)
+    arguments = (target, classes, SUM, IGNORED, 0.0, None)
+    expected = linear_cross_entropy_plainly(*leaves, *arguments, row_weight=rows)
     expected = expected.detach(), *torch.autograd.grad(expected, leaves)
-    assert_close(linear_cross_entropy(hidden, weight, bias, *told, 7, rows), expected)
+    assert_close(linear_cross_entropy(hidden, weight, bias, *arguments, 7, rows), expected)
     if weighted and kind is torch.bool and either_way == "native":
-        torch.library.opcheck(linear_cross_entropy, (*leaves, *told, 7, rows))
+        torch.library.opcheck(linear_cross_entropy, (*leaves, *arguments, 7, rows))
 
 
 def test_chunks_are_alike_and_about_4_mib_and_never_too_few_rows():
@@ -314,5 +314,5 @@ def test_a_leaf_that_needs_a_gradient_which_is_not_asked_for_is_refused():
     with pytest.raises(ValueError, match="weight requires a gradient"):
         compute(hidden, weight.requires_grad_(), bias, target, gradients=1)
     with pytest.raises(ValueError, match="row_weight requires a gradient"):
-        told = (target, None, SUM, IGNORED, 0.0, None, 7, torch.ones(len(target)).requires_grad_())
-        linear_cross_entropy(hidden, weight, bias, *told)
+        arguments = (target, None, SUM, IGNORED, 0.0, None, 7, torch.ones(len(target)).requires_grad_())
+        linear_cross_entropy(hidden, weight, bias, *arguments)

@@ -17,7 +17,7 @@ def either(request, monkeypatch):
 
 
 def truths_of(count: int) -> torch.Tensor:
-    """The same truth values each time."""
+    """Return equal truth values each time."""
     return torch.rand(count, generator=torch.Generator().manual_seed(count)) < 0.5
 
 
@@ -51,8 +51,8 @@ def test_a_product_with_bits_is_the_product_with_their_mask_to_the_bit(dtype):
     truths = truths_of(x.numel()).view_as(x)
     scale = float(torch.ones((), dtype=dtype).div_(0.9))
     mask = truths.to(dtype).div_(0.9)
-    found, expected = multiply_bits(x, pack_bits(truths), scale), x * mask
-    assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+    actual, expected = multiply_bits(x, pack_bits(truths), scale), x * mask
+    assert torch.equal(actual.view(torch.uint8), expected.view(torch.uint8))
 
 
 @pytest.mark.usefixtures("either")
@@ -61,8 +61,8 @@ def test_a_product_with_bits_is_what_fused_dropouts_backward_gives_to_the_bit(dt
     x, scale = torch.randn(7, 333).to(dtype), 1 / 0.9  # which 16 bits cannot hold
     truths = truths_of(x.numel()).view_as(x)
     expected = torch.ops.aten.native_dropout_backward(x, truths, scale)
-    found = multiply_bits(x, pack_bits(truths), scale)
-    assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+    actual = multiply_bits(x, pack_bits(truths), scale)
+    assert torch.equal(actual.view(torch.uint8), expected.view(torch.uint8))
 
 
 @pytest.mark.usefixtures("either")
@@ -80,7 +80,7 @@ def test_bits_lie_in_the_order_of_memory():
 def test_the_gradient_of_a_product_with_bits_is_right():
     x = torch.randn(5, 9, dtype=torch.float64, requires_grad=True)
     packed = pack_bits(truths_of(45).view(5, 9))
-    assert torch.autograd.gradcheck(lambda one: multiply_bits(one, packed, 1.25), (x,))
+    assert torch.autograd.gradcheck(lambda factor: multiply_bits(factor, packed, 1.25), (x,))
 
 
 def test_the_operations_are_registered_as_torch_wants_them():
@@ -90,7 +90,7 @@ def test_the_operations_are_registered_as_torch_wants_them():
     torch.library.opcheck(multiply_bits, (x.requires_grad_(), packed, 2.0))
 
 
-def test_dense_tells_tensors_that_fill_their_memory():
+def test_dense_recognizes_tensors_that_fill_their_memory():
     whole = torch.empty(4, 6)
     assert (
         dense(whole) and dense(whole.t()) and dense(whole[:2]) and dense(torch.empty(3, 0)) and dense(torch.empty(()))

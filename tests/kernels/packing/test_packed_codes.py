@@ -66,10 +66,10 @@ def test_codes_are_packed_in_the_order_in_which_they_lie():
     assert torch.equal(pack_codes(turned, 3), pack_codes(codes, 3))
 
 
-def test_what_cannot_be_packed_is_told():
+def test_what_cannot_be_packed_is_refused():
     codes = codes_of(16, 4)
     for bits in (0, 9):
-        with pytest.raises(ValueError, match=f"codes of {bits} bits: they have 1 to 8"):
+        with pytest.raises(ValueError, match=f"codes of {bits} bits: a code has 1 to 8"):
             pack_codes(codes, bits)
     with pytest.raises(ValueError, match=r"codes are torch.int64 .* pass uint8"):
         pack_codes(codes.long(), 4)

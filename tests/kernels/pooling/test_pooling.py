@@ -35,7 +35,9 @@ def strides(x: Tensor) -> list[int]:
 
 
 def assert_as_torch(x: Tensor, window, gradient_of=torch.randn_like) -> None:
-    """That y and the gradient of x are torch's, laid out as torch lays them out, and that the codes have their size."""
+    """Check that y and the gradient of x are torch's, laid out as torch lays them out, and that the codes have their
+    size.
+    """
     y, gradient, expected = torch_pair(x, gradient_of, window)
     ours, codes = max_pool2d_codes(x, *window)
     assert ours.stride() == y.stride()
@@ -201,7 +203,7 @@ def test_codes_that_no_window_has_write_nothing_outside_of_the_result(layout, dt
     size, window = [2, 4, 9, 9], ([3, 3], [2, 2], [1, 1], [1, 1], False)
     gradient = torch.ones(2, 4, 5, 5, dtype=dtype).contiguous(memory_format=layout)
     codes = torch.full((100,), 255, dtype=torch.uint8)
-    found = torch.ops.lowtide.max_pool2d_backward_from_codes(
+    gradient = torch.ops.lowtide.max_pool2d_backward_from_codes(
         gradient, codes, size, *window, layout is torch.channels_last
     )
-    assert found.shape == (2, 4, 9, 9) and not found.any()
+    assert gradient.shape == (2, 4, 9, 9) and not gradient.any()

@@ -1,4 +1,4 @@
-"""Groups in few bits: exact sizes, errors without bias and as large as foretold, and nothing lost silently."""
+"""Groups in few bits: exact sizes, errors without bias and as large as predicted, and nothing lost silently."""
 
 import itertools
 
@@ -57,7 +57,7 @@ def test_plain_torch_and_c_give_the_same_bits(stochastic, transformed, dtype, mo
 
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_codes_have_exactly_the_bytes_told_and_errors_stay_below_a_level(bits):
+def test_codes_have_exactly_the_stated_bytes_and_errors_stay_below_a_level(bits):
     for count, group in itertools.product((1, 7, 255, 256, 257, 5000), (8, 256, 4096)):
         x = numbers(count)
         for stochastic in (False, True):
@@ -66,11 +66,11 @@ def test_codes_have_exactly_the_bytes_told_and_errors_stay_below_a_level(bits):
             error = (decode_groups(code, bits, group, stochastic, False, 0, [count], [1], x.dtype) - x).abs()
             negative = scales(code, count, group).signbit()
             assert stochastic or not negative.any()
-            for values, errors, alone in zip(x.split(group), error.split(group), negative, strict=True):
+            for values, deviations, alone in zip(x.split(group), error.split(group), negative, strict=True):
                 # the offset moves by 2^-7 of itself at most, and the scale with it
                 width = values.max() - values.min() + values.min().abs() / 128
                 level = width / (2**bits - 1) * (1 + 2.0**-7)
-                assert errors.max() <= (1 if alone else 0.5) * level + 1e-6 * values.abs().max()
+                assert deviations.max() <= (1 if alone else 0.5) * level + 1e-6 * values.abs().max()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
@@ -78,13 +78,13 @@ def test_rounding_at_random_is_unbiased_with_the_variance_of_its_formula(bits):
     points, draws = 1024, 4096
     x = numbers(points).clamp(-200, 200)
     variance = expected_squared_error(x, bits).double()
-    errors = (coded(x.repeat(draws), bits).view(draws, points) - x).double()
-    bias = errors.mean(0).abs()
+    deviations = (coded(x.repeat(draws), bits).view(draws, points) - x).double()
+    bias = deviations.mean(0).abs()
     assert (bias <= 5 * (variance / draws).sqrt() + 1e-6 * x.abs().max()).double().mean() >= 0.99
-    found = errors.square().mean(0)
+    measured = deviations.square().mean(0)
     for here in range(0, points, 256):
-        assert found[here : here + 256].mean() / variance[here : here + 256].mean() == pytest.approx(1, rel=0.05)
-    assert (found / variance)[variance > 1e-4 * variance.max()].median() == pytest.approx(1, rel=0.05)
+        assert measured[here : here + 256].mean() / variance[here : here + 256].mean() == pytest.approx(1, rel=0.05)
+    assert (measured / variance)[variance > 1e-4 * variance.max()].median() == pytest.approx(1, rel=0.05)
 
 
 def test_it_is_so_behind_the_transform_too_over_signs_and_rounding():
@@ -92,10 +92,10 @@ def test_it_is_so_behind_the_transform_too_over_signs_and_rounding():
     x = numbers(points).clamp(-200, 200)
     variance = torch.stack([expected_squared_error(x, 2, hadamard=True, seed=seed) for seed in range(500)])
     variance = variance.double().mean(0)
-    errors = torch.stack([coded(x, 2, hadamard=True, seed=seed) for seed in range(draws)]).double() - x
-    assert (errors.mean(0).abs() <= 5 * (variance / draws).sqrt()).double().mean() >= 0.99
-    assert (errors.square().mean(0) / variance).median() == pytest.approx(1, rel=0.05)
-    assert errors.square().mean() / variance.mean() == pytest.approx(1, rel=0.05)
+    deviations = torch.stack([coded(x, 2, hadamard=True, seed=seed) for seed in range(draws)]).double() - x
+    assert (deviations.mean(0).abs() <= 5 * (variance / draws).sqrt()).double().mean() >= 0.99
+    assert (deviations.square().mean(0) / variance).median() == pytest.approx(1, rel=0.05)
+    assert deviations.square().mean() / variance.mean() == pytest.approx(1, rel=0.05)
 
 
 def test_the_smallest_and_the_largest_of_a_group_are_unbiased_too():
@@ -106,14 +106,14 @@ def test_the_smallest_and_the_largest_of_a_group_are_unbiased_too():
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_errors_are_foretold_and_near_a_twelfth_of_a_level_squared(stochastic):
+def test_errors_are_predicted_and_near_a_twelfth_of_a_level_squared(stochastic):
     x = torch.rand(1 << 18)
-    foretold = expected_squared_error(x, 4, 256, stochastic)
-    found = (coded(x, 4, stochastic=stochastic) - x).square()
-    assert found.mean() / foretold.mean() == pytest.approx(1, rel=0.01)
-    assert foretold.mean() * 225 * 12 == pytest.approx(1, rel=0.03)
+    predicted = expected_squared_error(x, 4, 256, stochastic)
+    measured = (coded(x, 4, stochastic=stochastic) - x).square()
+    assert measured.mean() / predicted.mean() == pytest.approx(1, rel=0.01)
+    assert predicted.mean() * 225 * 12 == pytest.approx(1, rel=0.03)
     if not stochastic:
-        torch.testing.assert_close(found, foretold, rtol=1e-2, atol=1e-7)
+        torch.testing.assert_close(measured, predicted, rtol=1e-2, atol=1e-7)
 
 
 @pytest.mark.usefixtures("either")
@@ -123,14 +123,14 @@ def test_groups_that_lie_on_their_levels_are_decoded_to_them_where_that_errs_les
     generator, points, draws = torch.Generator().manual_seed(bits), 256, 2000
     x = torch.rand(points, generator=generator)
     x[: int(zeros * points)] = 0
-    foretold = expected_squared_error(x, bits).double()
+    predicted = expected_squared_error(x, bits).double()
     assert scales(encode_groups(x, bits, 256, True, False, 0), points).signbit().item() == (zeros > 0.5)
-    errors = (coded(x.repeat(draws), bits).view(draws, points) - x).double()
+    deviations = (coded(x.repeat(draws), bits).view(draws, points) - x).double()
     if zeros > 0.5:
-        assert not errors[:, : int(zeros * points)].any() and foretold.mean() < (2**bits - 1) ** -2 / 12
-    assert errors.square().mean() / foretold.mean() == pytest.approx(1, rel=0.05)
-    bias = errors.mean(0).abs()
-    assert (bias <= 5 * (foretold / draws).sqrt() + 1e-6).double().mean() >= 0.99
+        assert not deviations[:, : int(zeros * points)].any() and predicted.mean() < (2**bits - 1) ** -2 / 12
+    assert deviations.square().mean() / predicted.mean() == pytest.approx(1, rel=0.05)
+    bias = deviations.mean(0).abs()
+    assert (bias <= 5 * (predicted / draws).sqrt() + 1e-6).double().mean() >= 0.99
 
 
 @pytest.mark.usefixtures("either")
@@ -141,13 +141,13 @@ def test_what_fills_the_last_group_up_does_not_count():
     assert negative.tolist() == [False, False]
 
 
-def test_the_transform_makes_errors_of_tensors_with_outliers_smaller_and_foretells_them():
+def test_the_transform_makes_errors_of_tensors_with_outliers_smaller_and_predicts_them():
     x = torch.randn(1 << 16)
     x[::256] *= 300
-    foretold = expected_squared_error(x, 4, 256, True, True, 5)
-    found = (coded(x, 4, hadamard=True, seed=5) - x).square()
-    assert found.mean() / foretold.mean() == pytest.approx(1, rel=0.02)
-    assert foretold.mean() < 0.5 * expected_squared_error(x, 4).mean()
+    predicted = expected_squared_error(x, 4, 256, True, True, 5)
+    measured = (coded(x, 4, hadamard=True, seed=5) - x).square()
+    assert measured.mean() / predicted.mean() == pytest.approx(1, rel=0.02)
+    assert predicted.mean() < 0.5 * expected_squared_error(x, 4).mean()
 
 
 @pytest.mark.usefixtures("either")
@@ -157,11 +157,11 @@ def test_groups_with_infinities_or_nan_are_decoded_to_nan_and_others_are_not(sto
     for place in (0, 300, 511):
         x = numbers(1000)
         x[place] = number
-        found = coded(x, 4, 256, stochastic, transformed)
+        decoded = coded(x, 4, 256, stochastic, transformed)
         start = place // 256 * 256
-        assert found[start : start + 256].isnan().all()
-        found[start : start + 256] = 0
-        assert found.isfinite().all()
+        assert decoded[start : start + 256].isnan().all()
+        decoded[start : start + 256] = 0
+        assert decoded.isfinite().all()
         error = expected_squared_error(x, 4, 256, stochastic, transformed)
         assert error[start : start + 256].isnan().all() and error.isnan().sum() == 256
 
@@ -170,8 +170,8 @@ def test_groups_with_infinities_or_nan_are_decoded_to_nan_and_others_are_not(sto
 def test_groups_too_wide_for_their_levels_are_decoded_to_nan_not_to_numbers():
     x = torch.ones(512)
     x[:2] = torch.tensor([-3e38, 3e38])
-    found = coded(x, 4)
-    assert found[:256].isnan().all() and torch.equal(found[256:], x[256:])
+    decoded = coded(x, 4)
+    assert decoded[:256].isnan().all() and torch.equal(decoded[256:], x[256:])
     x[:2] = torch.tensor([-1e38, 1e38])
     assert coded(x, 4).isfinite().all()
 
@@ -184,8 +184,8 @@ def test_the_largest_numbers_are_not_decoded_to_infinities(dtype, most):
     x = torch.rand(2560, generator=torch.Generator().manual_seed(0)).mul(most).to(dtype)
     x[5] = most
     for bits, stochastic in itertools.product((1, 2, 4, 8), (False, True)):
-        found = coded(x, bits, 256, stochastic)
-        assert found.isfinite().all() and (found - x).abs().max() <= 1.1 * most / (2**bits - 1)
+        decoded = coded(x, bits, 256, stochastic)
+        assert decoded.isfinite().all() and (decoded - x).abs().max() <= 1.1 * most / (2**bits - 1)
 
 
 def test_plain_torch_decides_as_c_at_the_boundary_and_for_negative_zeros():
@@ -208,11 +208,11 @@ def test_groups_of_one_number_come_back_to_a_rounding_of_it(bits):
     for number in (0.0, -0.0, 1.0, -2.0, 0.1, -0.1, 1e-40, -1e-40, 1e-45, 1e38):
         x = torch.full((300,), number)
         for stochastic in (False, True):
-            found = coded(x, bits, stochastic=stochastic)
+            decoded = coded(x, bits, stochastic=stochastic)
             # a level is as wide as the offset's rounding, or as bfloat16's smallest number
-            assert (found - x).abs().max() <= max(abs(number) / 128, 2.0**-132)
+            assert (decoded - x).abs().max() <= max(abs(number) / 128, 2.0**-132)
             if number in (0.0, 1.0, -2.0):
-                assert torch.equal(found, x)
+                assert torch.equal(decoded, x)
 
 
 @pytest.mark.usefixtures("either")
@@ -237,10 +237,10 @@ def test_nothing_has_an_empty_code(transformed):
 @pytest.mark.parametrize("transformed", [False, True])
 def test_tensors_of_any_dense_layout_come_back_in_it(transformed):
     x = numbers(2 * 3 * 5 * 7).view(2, 3, 5, 7).contiguous(memory_format=torch.channels_last)
-    found = coded(x, 8, hadamard=transformed)
-    assert found.stride() == x.stride()
+    decoded = coded(x, 8, hadamard=transformed)
+    assert decoded.stride() == x.stride()
     lying = x.permute(0, 2, 3, 1).reshape(-1)
-    assert torch.equal(found.permute(0, 2, 3, 1).reshape(-1), coded(lying, 8, hadamard=transformed))
+    assert torch.equal(decoded.permute(0, 2, 3, 1).reshape(-1), coded(lying, 8, hadamard=transformed))
     assert expected_squared_error(x, 8).stride() == x.stride()
 
 
@@ -276,12 +276,14 @@ def test_no_gradient_is_recorded():
         assert not expected_squared_error(x, 4, hadamard=transformed).requires_grad
 
 
-def test_what_cannot_be_encoded_is_told():
+def test_what_cannot_be_encoded_is_refused():
     x = torch.ones(16, 16)
     for group in (0, 4, 100, 8192):
-        with pytest.raises(ValueError, match=f"groups of {group} elements: they have a power of two from 8 to 4096"):
+        with pytest.raises(
+            ValueError, match=f"groups of {group} elements: the size must be a power of two from 8 to 4096"
+        ):
             encode_groups(x, 4, group, True, False, 0)
-    with pytest.raises(ValueError, match="codes of 9 bits: they have 1 to 8"):
+    with pytest.raises(ValueError, match="codes of 9 bits: a code has 1 to 8"):
         encode_groups(x, 9, 256, True, False, 0)
     with pytest.raises(ValueError, match="fill their memory"):
         encode_groups(x[:, ::2], 4, 256, True, False, 0)

@@ -33,7 +33,7 @@ def rows_of(kind: str, rows: int = ROWS) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def words():
-    """What draws for as many seeds at once as for one."""
+    """Return a function that draws for many seeds at once as for one."""
     states = [[state_of(seed, stream) for stream in (0, 1)] for seed in range(DRAWS)]
     states = torch.tensor([[state - 2**64 * (state >= 2**63) for state in pair] for pair in states])
     return lambda stream, count: words_plainly(states[:, stream, None], torch.arange(count))
@@ -53,10 +53,10 @@ def test_products_are_unbiased_with_the_variance_of_the_formula(method, kind, wo
     for seed in (0, 5, DRAWS - 1):  # they are the operation's
         expected = torch.zeros_like(x).index_add_(0, chosen[seed], x[chosen[seed]] * weights[seed, :, None])
         torch.testing.assert_close(restored(x, method, KEPT, seed), expected)
-    errors = (x[chosen] * weights[..., None]).mT @ y[chosen] - x.T @ y
+    deviations = (x[chosen] * weights[..., None]).mT @ y[chosen] - x.T @ y
     variance = sampling_variance(method, x, y, KEPT)
-    assert errors.square().sum((1, 2)).mean() / variance == pytest.approx(1, rel=0.03)
-    assert errors.mean(0).square().sum() < 4 * variance / DRAWS
+    assert deviations.square().sum((1, 2)).mean() / variance == pytest.approx(1, rel=0.03)
+    assert deviations.mean(0).square().sum() < 4 * variance / DRAWS
 
 
 @pytest.mark.parametrize("method", SAMPLINGS)
@@ -64,15 +64,15 @@ def test_from_norms_alone_it_is_the_mean_variance_over_rows_of_independent_signs
     x, y = rows_of("heavy")
     signs = torch.randint(0, 2, (500, ROWS, 1), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
     mean = torch.stack([sampling_variance(method, x, y * sign, KEPT) for sign in signs.double()]).mean()
-    foretold = sampling_variance_of_norms(method, x.norm(dim=1), y.norm(dim=1), KEPT)
-    assert mean / foretold == pytest.approx(1, rel=0.02)  # the rest is the sample's own scatter
+    predicted = sampling_variance_of_norms(method, x.norm(dim=1), y.norm(dim=1), KEPT)
+    assert mean / predicted == pytest.approx(1, rel=0.02)  # the rest is the sample's own scatter
 
 
 def test_each_better_way_has_the_smaller_variance():
     x, y = rows_of("heavy")
     y = y / y.norm(dim=1, keepdim=True)
-    found = [sampling_variance(method, x, y, KEPT).item() for method in SAMPLINGS]
-    uniform, norms, without, winners = found
+    variances = [sampling_variance(method, x, y, KEPT).item() for method in SAMPLINGS]
+    uniform, norms, without, winners = variances
     assert without < winners < norms < uniform
 
 
@@ -89,8 +89,8 @@ def test_without_replacement_rows_come_once_and_with_exactly_their_probability(k
     ratio = inclusion[below] / norms[below]
     assert ratio.max() / ratio.min() == pytest.approx(1)
     assert below.all() == (kind == "independent")
-    found = chosen.flatten().bincount(minlength=ROWS) / DRAWS
-    assert ((found - inclusion).abs() <= 4.5 * (inclusion * (1 - inclusion) / DRAWS).sqrt() + 1e-9).all()
+    measured = chosen.flatten().bincount(minlength=ROWS) / DRAWS
+    assert ((measured - inclusion).abs() <= 4.5 * (inclusion * (1 - inclusion) / DRAWS).sqrt() + 1e-9).all()
 
 
 def test_winners_are_as_many_as_make_the_rest_of_probability_per_draw_least():
@@ -130,13 +130,13 @@ def test_what_is_not_finite_is_not_lost(method):
         x = torch.randn(40, 3)
         x[17, 1] = number
         for seed in range(20):
-            found = restored(x, method, 4, seed)
+            rows = restored(x, method, 4, seed)
             if number != number or method in ("uniform", "norms"):
-                assert found.isnan().all(1).any()
+                assert rows.isnan().all(1).any()
             else:
-                assert torch.equal(found[17], x[17])
-                found[17] = 0
-                assert found.isfinite().all()
+                assert torch.equal(rows[17], x[17])
+                rows[17] = 0
+                assert rows.isfinite().all()
 
 
 @pytest.mark.parametrize("method", SAMPLINGS)
@@ -147,7 +147,7 @@ def test_norms_too_large_for_float32_are_no_infinities(method):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("method", SAMPLINGS)
-def test_codes_have_exactly_the_bytes_told_in_every_type(method, dtype):
+def test_codes_have_exactly_the_stated_bytes_in_every_type(method, dtype):
     x = torch.randn(3, 11, 7).to(dtype)
     code = sample_rows(x, method, 5, 1)
     assert code.dtype == torch.uint8 and len(code) == bytes_of_rows(5, 7, dtype) == 5 * (4 + 7 * dtype.itemsize)
@@ -181,11 +181,11 @@ def test_no_gradient_is_recorded():
     assert not any(sample_rows(x, method, 4, 0).requires_grad for method in SAMPLINGS)
 
 
-def test_what_cannot_be_sampled_is_told():
+def test_what_cannot_be_sampled_is_refused():
     x = torch.randn(10, 6)
-    with pytest.raises(ValueError, match="no way of sampling rows is called 'best': give one of uniform, norms"):
+    with pytest.raises(ValueError, match="no method of sampling rows is called 'best': give one of uniform, norms"):
         sample_rows(x, "best", 4, 0)
-    with pytest.raises(ValueError, match="no way of sampling rows"):
+    with pytest.raises(ValueError, match="no method of sampling rows"):
         sampling_variance("", x, x, 4)
     for kept in (0, 11):
         with pytest.raises(ValueError, match=f"{kept} rows kept of 10: there must be 1 to 10"):

@@ -51,10 +51,10 @@ def test_products_are_unbiased_with_the_variance_of_the_formula(kind, rows):
             torch.testing.assert_close(entries(kind, seed, rows, KEPT), matrices[seed])
     for name in ("independent", "heavy", "correlated"):
         x, y = rows_of(name, rows)
-        errors = (x.T @ matrices) @ (matrices.mT @ y) - x.T @ y
+        deviations = (x.T @ matrices) @ (matrices.mT @ y) - x.T @ y
         variance = sketch_variance(kind, x, y, KEPT)
-        assert errors.square().sum((1, 2)).mean() / variance == pytest.approx(1, rel=0.03)
-        assert errors.mean(0).square().sum() < 2.5 * variance / DRAWS
+        assert deviations.square().sum((1, 2)).mean() / variance == pytest.approx(1, rel=0.03)
+        assert deviations.mean(0).square().sum() < 2.5 * variance / DRAWS
 
 
 @pytest.mark.parametrize("kind", SKETCHES)
@@ -62,13 +62,13 @@ def test_the_operation_itself_has_that_mean_and_variance_over_seeds(kind):
     x, y = rows_of("correlated")
     both = torch.cat([x, y], 1)
     codes = torch.stack([sketch(both, kind, KEPT, seed) for seed in range(2000)])
-    errors = codes[:, :, :5].mT @ codes[:, :, 5:] - x.T @ y
+    deviations = codes[:, :, :5].mT @ codes[:, :, 5:] - x.T @ y
     variance = sketch_variance(kind, x, y, KEPT)
-    assert errors.square().sum((1, 2)).mean() / variance == pytest.approx(1, rel=0.12)
-    assert errors.mean(0).square().sum() < 4 * variance / 2000
+    assert deviations.square().sum((1, 2)).mean() / variance == pytest.approx(1, rel=0.12)
+    assert deviations.mean(0).square().sum() < 4 * variance / 2000
 
 
-def test_entries_of_the_random_matrices_are_those_told():
+def test_entries_of_the_random_matrices_are_as_specified():
     for kind in ("gaussian", "rademacher"):
         drawn = drawn_entries(kind, state_of(9), 0, ROWS * KEPT, CPU).double().view(ROWS, KEPT)
         torch.testing.assert_close(entries(kind, 9, ROWS, KEPT), drawn / KEPT**0.5)
@@ -99,8 +99,8 @@ def test_unsketching_is_by_the_same_matrix(kind, rows, kept, monkeypatch):
 @pytest.mark.parametrize("kind", ["hadamard", "dct"])
 def test_all_rows_of_an_orthonormal_transform_give_everything_back(kind):
     x = torch.randn(4, 8, 5)
-    found = unsketch(sketch(x, kind, 32, 4), kind, 4, [4, 8, 5], [40, 5, 1], x.dtype)
-    torch.testing.assert_close(found, x)
+    restored = unsketch(sketch(x, kind, 32, 4), kind, 4, [4, 8, 5], [40, 5, 1], x.dtype)
+    torch.testing.assert_close(restored, x)
     assert sketch_variance(kind, x, x, 32) == pytest.approx(0, abs=1e-9)
 
 
@@ -162,20 +162,20 @@ def test_more_threads_draw_the_same_numbers(kind):
 def test_tensors_that_require_gradients_are_sketched_as_others(kind):
     x = torch.randn(10, 6, requires_grad=True)
     assert torch.equal(sketch(x, kind, 4, 0), sketch(x.detach(), kind, 4, 0))
-    found = unsketch(x[:4], kind, 0, [10, 6], [6, 1], x.dtype)
-    assert torch.equal(found, unsketch(x[:4].detach(), kind, 0, [10, 6], [6, 1], x.dtype))
+    restored = unsketch(x[:4], kind, 0, [10, 6], [6, 1], x.dtype)
+    assert torch.equal(restored, unsketch(x[:4].detach(), kind, 0, [10, 6], [6, 1], x.dtype))
 
 
-def test_what_cannot_be_sketched_is_told():
+def test_what_cannot_be_sketched_is_refused():
     x = torch.randn(10, 6)
     with pytest.raises(ValueError, match="no kind of sketch is called 'sparse': give one of gaussian, rademacher"):
         sketch(x, "sparse", 4, 0)
     for kept in (0, 11):
         with pytest.raises(ValueError, match=f"{kept} rows kept of 10: there must be 1 to 10"):
             sketch(x, "gaussian", kept, 0)
-    for other in (x.t(), x.long(), torch.tensor(1.0)):
+    for unfit in (x.t(), x.long(), torch.tensor(1.0)):
         with pytest.raises(ValueError, match=r"pass x.contiguous\(\)"):
-            sketch(other, "dct", 1, 0)
+            sketch(unfit, "dct", 1, 0)
     with pytest.raises(ValueError, match="unsketch to the size sketched"):
         unsketch(sketch(x, "dct", 4, 0), "dct", 0, [10, 5], [5, 1], x.dtype)
     with pytest.raises(ValueError, match="no kind of sketch"):

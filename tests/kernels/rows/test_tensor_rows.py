@@ -30,9 +30,9 @@ def test_rows_are_a_view_in_the_order_of_the_other_dimensions(size, layout):
     assert rows.data_ptr() == x.data_ptr()
     assert torch.equal(rows.flatten(0, 1), pixels(x))
     for elements in (1, 13, 10**6):
-        found = list(chunks(rows, elements))
-        assert torch.equal(torch.cat([part.flatten(0, 1) for part in found]), pixels(x))
-        assert all(part.numel() <= max(elements, x.shape[1]) for part in found)
+        parts = list(chunks(rows, elements))
+        assert torch.equal(torch.cat([part.flatten(0, 1) for part in parts]), pixels(x))
+        assert all(part.numel() <= max(elements, x.shape[1]) for part in parts)
     count = len(pixels(x))
     for start, end in ((0, count), (count // 3, count // 3 + 1), (count // 4, count - count // 4)):
         taken = torch.full((end - start, x.shape[1]), torch.nan)
@@ -67,11 +67,11 @@ def test_the_code_of_an_image_is_that_of_its_pixels(method, layout, dtype, monke
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_operations_are_registered_as_torch_wants_them(layout):
     x = image((2, 3, 2, 4), layout)
-    tests, told = ("test_schema", "test_faketensor"), (list(x.shape), list(x.stride()), torch.float32)
+    tests, layout = ("test_schema", "test_faketensor"), (list(x.shape), list(x.stride()), torch.float32)
     torch.library.opcheck(sample_rows, (x, "norms", 5, 1, 1), test_utils=tests)
-    torch.library.opcheck(restore_rows, (sample_rows(x, "norms", 5, 1, 1), 5, *told, 1), test_utils=tests)
+    torch.library.opcheck(restore_rows, (sample_rows(x, "norms", 5, 1, 1), 5, *layout, 1), test_utils=tests)
     torch.library.opcheck(sketch, (x, "dct", 5, 1, 1), test_utils=tests)
-    torch.library.opcheck(unsketch, (sketch(x, "dct", 5, 1, 1), "dct", 1, *told, 1), test_utils=tests)
+    torch.library.opcheck(unsketch, (sketch(x, "dct", 5, 1, 1), "dct", 1, *layout, 1), test_utils=tests)
 
 
 def test_what_cannot_be_seen_as_rows_is_refused():

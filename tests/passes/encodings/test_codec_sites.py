@@ -16,9 +16,9 @@ from torch import nn
 
 def masked(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Layers that keep a large mask of truth values each, which takes a product to compute again."""
-    for layer, other in zip(m.layers, m.others, strict=True):
+    for layer, gate in zip(m.layers, m.others, strict=True):
         y = layer(x)
-        x = x + y.masked_fill(other(x) > 0, 0.0)
+        x = x + y.masked_fill(gate(x) > 0, 0.0)
     return x.square().mean()
 
 
@@ -65,8 +65,8 @@ def test_a_saved_plan_with_codes_is_the_same_when_loaded(tmp_path):
     save_plan(plan, tmp_path / "plan.json")
     small = lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (x,), costs="flops", plan=tmp_path / "plan.json")
     assert small.plan.schedule == plan.schedule
-    told = (tmp_path / "plan.json").read_text().replace('["encode", ', '["encode", 99')
-    (tmp_path / "other.json").write_text(told)
+    text = (tmp_path / "plan.json").read_text().replace('["encode", ', '["encode", 99')
+    (tmp_path / "other.json").write_text(text)
     with pytest.raises(lowtide.PlanError):
         lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (x,), costs="flops", plan=tmp_path / "other.json")
 
@@ -74,11 +74,11 @@ def test_a_saved_plan_with_codes_is_the_same_when_loaded(tmp_path):
 def test_with_encodings_no_budget_is_met_in_more_time_and_some_in_less(monkeypatch):
     model, x = model_and_input()
     encoded = lowtide.sweep(model, (x,), count=40, costs="flops")
-    monkeypatch.setattr("lowtide.rewriter.plan.step.codec_sites_of", lambda *_: {})
+    monkeypatch.setattr("lowtide.rewriter.plan.step.find_codec_sites", lambda *_: {})
     plain = lowtide.sweep(model, (x,), count=40, costs="flops")
     better = 0
-    for one in plain:
-        best = min(e.seconds for e in encoded if e.peak_bytes <= one.peak_bytes)
-        assert best <= one.seconds * (1 + 1e-9)
-        better += best < one.seconds * (1 - 1e-6)
+    for plan in plain:
+        best = min(e.seconds for e in encoded if e.peak_bytes <= plan.peak_bytes)
+        assert best <= plan.seconds * (1 + 1e-9)
+        better += best < plan.seconds * (1 - 1e-6)
     assert better >= 3

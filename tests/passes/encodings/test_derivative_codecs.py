@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 
 @pytest.mark.parametrize("spread", [1.0, 5.0])
-def test_peaks_are_foretold_however_many_borders_are_fitted(spread):
+def test_peaks_are_predicted_however_many_borders_are_fitted(spread):
     torch.manual_seed(0)
     sizes = (32, 128, 32, 32, 128, 1)
     linear = [nn.Linear(*two) for two in itertools.pairwise(sizes)]
@@ -32,11 +32,11 @@ def test_peaks_are_foretold_however_many_borders_are_fitted(spread):
 
 
 def codes_of(activation):
-    """By value, the names of its codecs, of a layer and an activation whose sum is the loss."""
+    """Return by value the names of its codecs, of a layer and an activation whose sum is the loss."""
     model = Called(lambda m, x: activation(m.layer(x)).sum(), layer=nn.Linear(64, 64))
     x = torch.randn(512, 64)
-    posed = capture_and_formulate(model, (x,), {}, Options(fidelity="approximate", costs="flops")).posed
-    return {value.name: {encoding.name for encoding in value.encodings} for value in posed.problem.values}
+    mapping = capture_and_formulate(model, (x,), {}, Options(fidelity="approximate", costs="flops")).mapping
+    return {value.name: {encoding.name for encoding in value.encodings} for value in mapping.problem.values}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_an_activation_s_backward_alone_reads_has_codes_of_its_derivative(a
     assert {f"{bits}-bit {name}'" for bits in (1, 2, 3, 4, 6, 8)} <= codes_of(activation)[value]
 
 
-def test_the_sign_that_logsigmoid_keeps_beside_is_exact_in_a_bit():
+def test_the_sign_that_logsigmoid_keeps_too_is_exact_in_a_bit():
     assert codes_of(F.logsigmoid)["addmm_default"] == {"1-bit 0 ≤ x"}
 
 
@@ -91,22 +91,22 @@ def residual(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def test_a_step_with_such_codes_is_as_far_from_eager_s_as_predicted():
     torch.manual_seed(0)
     model = Called(residual, layers=nn.ModuleList(nn.Linear(48, 48) for _ in ACTIVATIONS))
-    how = {"fidelity": "approximate", "costs": "flops", "error_budget": 0.02}
-    plans = lowtide.sweep(model, (torch.randn(1024, 48),), count=30, **how)
-    plan = max(plans, key=lambda one: (len(one.encoded), one.encoding_error))
+    options = {"fidelity": "approximate", "costs": "flops", "error_budget": 0.02}
+    plans = lowtide.sweep(model, (torch.randn(1024, 48),), count=30, **options)
+    plan = max(plans, key=lambda plan: (len(plan.encoded), plan.encoding_error))
     names = {plan.problem.values[value].encodings[number].name for value, number in plan.encoded}
     assert {name.partition(" ")[2] for name in names} >= {"elu'", "tanh'", "sigmoid'", "softplus'", "gelu'"}
-    report = lowtide.verify(model, plan.peak_bytes, (torch.randn(1024, 48),), **how)
+    report = lowtide.verify(model, plan.peak_bytes, (torch.randn(1024, 48),), **options)
     assert report.ok, str(report)
     assert 0 < report.plan.encoding_error <= 0.02
     assert report.measured_peak_bytes == report.plan.peak_bytes
 
 
-def told_by_name(code, operation):
-    """What the one call of an operation in generated code is told by name."""
+def keywords_of(code, operation):
+    """Return the arguments by name of the one call of an operation in generated code."""
     calls = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
-    (call,) = (one for one in calls if ast.unparse(one.func) == f"lowtide.{operation}.default")
-    return {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+    (call,) = (node for node in calls if ast.unparse(node.func) == f"lowtide.{operation}.default")
+    return {node.arg: ast.literal_eval(node.value) for node in call.keywords}
 
 
 class Levels(torch.autograd.Function):
@@ -142,17 +142,19 @@ def test_backward_multiplies_with_the_levels_of_the_code_itself(activation):
     assert "decode_levels" not in code
     assert "gelu_backward.default" not in code
 
-    borders = told_by_name(code, "encode_by_borders")
-    levels = told_by_name(code, "multiply_levels")["levels"]
+    borders = keywords_of(code, "encode_by_borders")
+    levels = keywords_of(code, "multiply_levels")["levels"]
     original = model.transformer.h[0].mlp.act
     exact = model.transformer.h[0].mlp.act = Called(
         lambda m, x: Levels.apply(x, m.activation, borders["borders"], borders["level_of_interval"], levels),
         activation=original,
     )
-    for one in (small, model):
-        one(**batch)["loss"].backward()
-    for (name, mine), brute in zip(small.named_parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, brute.grad, rtol=2e-5, atol=1e-7, msg=lambda told, n=name: f"{n}: {told}")
+    for module in (small, model):
+        module(**batch)["loss"].backward()
+    for (name, parameter), expected in zip(small.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(
+            parameter.grad, expected.grad, rtol=2e-5, atol=1e-7, msg=lambda message, n=name: f"{n}: {message}"
+        )
     exact.activation = None
     model.transformer.h[0].mlp.act = original
     report = lowtide.verify(model, plan.peak_bytes, (), batch, plan=plan, **OPTIONS, outputs=["loss"])
@@ -173,8 +175,10 @@ def test_backward_multiplies_with_the_levels_of_the_code_itself(activation):
 )
 def test_codes_are_read_themselves_where_the_gradient_lies_in_memory_as_the_value_did(loss, read_themselves):
     model = Called(loss, layer=nn.Linear(64, 64))
-    posed = capture_and_formulate(
+    mapping = capture_and_formulate(
         model, (torch.randn(512, 64),), {}, Options(fidelity="approximate", costs="flops")
-    ).posed
-    told = [one for value in posed.problem.values for one in value.encodings if one.name.endswith("'")]
-    assert {one.is_read_itself for one in told} == {read_themselves}
+    ).mapping
+    encodings = [
+        encoding for value in mapping.problem.values for encoding in value.encodings if encoding.name.endswith("'")
+    ]
+    assert {encoding.is_read_itself for encoding in encodings} == {read_themselves}

@@ -14,9 +14,9 @@ from torch.nn import functional
 ROWS = 700
 
 
-def narrowed(told, *args, **parts):
-    """By the size of each int64 tensor that forward makes and backward reads, the codecs that it could be kept in."""
-    model = Called(told, **parts)
+def narrowed(function, *args, **parts):
+    """Return the possible codecs of each int64 tensor that forward makes and backward reads."""
+    model = Called(function, **parts)
     step = capture_step(model, args, {}, Options(costs="flops")).step
     read = {s for kernel in step.kernels if kernel.phase == "backward" for s in kernel.reads}
     made = {s for kernel in step.kernels if kernel.phase == "forward" for s in kernel.makes}
@@ -30,7 +30,7 @@ def places(x, count):
 
 
 @pytest.mark.parametrize(
-    ("told", "names"),
+    ("function", "names"),
     [
         (lambda m, x: m.table(places(x, 32)), ["uint8"]),
         (lambda m, x: m.table.weight[places(x, 32) - 32], ["int8"]),
@@ -48,14 +48,14 @@ def places(x, count):
         (lambda m, x: m.layer(x).sum() * places(x, 32), [[]]),  # numbers and no indices
     ],
 )
-def test_bounds_are_those_of_what_is_indexed(told, names):
+def test_bounds_are_those_of_what_is_indexed(function, names):
     parts = {"table": nn.Embedding(32, 4), "layer": nn.Linear(8, 300)}
-    found = narrowed(told, torch.randn(ROWS, 8), **parts)
-    assert found == [[name] if name else [] for name in names]
+    codec_names = narrowed(function, torch.randn(ROWS, 8), **parts)
+    assert codec_names == [[name] if name else [] for name in names]
 
 
 @pytest.mark.parametrize(
-    "told",
+    "function",
     [
         lambda x, i: functional.embedding(i, x),
         lambda x, i: x.gather(0, i.view(-1, 1)),
@@ -67,21 +67,21 @@ def test_bounds_are_those_of_what_is_indexed(told, names):
         lambda x, i: functional.nll_loss(x.t().expand(len(i), -1), i),
     ],
 )
-def test_eager_raises_where_bounds_are_taken_from_what_is_indexed(told):
+def test_eager_raises_where_bounds_are_taken_from_what_is_indexed(function):
     x, index = torch.randn(8, 1), torch.tensor([0, 7, 3])
-    told(x, index)
+    function(x, index)
     for wrong in (-1, 8):
         index[1] = wrong
         with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
-            told(x, index)
+            function(x, index)
 
 
 def tightest_narrowed(model, *args, **kwargs):
     """The plan of the smallest peak that keeps integers narrow."""
     plans = lowtide.sweep(model, args, kwargs, count=60, costs="flops")
-    found = [plan for plan in plans if any("int" in name for name in codes(plan))]
-    assert found, "nothing is narrowed at any budget"
-    return found[-1]
+    narrowed_plans = [plan for plan in plans if any("int" in name for name in codes(plan))]
+    assert narrowed_plans, "nothing is narrowed at any budget"
+    return narrowed_plans[-1]
 
 
 def codes(plan):

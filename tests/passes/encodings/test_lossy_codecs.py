@@ -1,4 +1,4 @@
-"""Which values may be kept approximately, and what is told of those that are."""
+"""The values that may be kept approximately, and the reports about them."""
 
 import json
 from math import inf
@@ -19,8 +19,8 @@ from torch import nn
 
 def codecs_of(model, *args):
     """The names of all codecs that values of a step have."""
-    posed = capture_and_formulate(model, args, {}, Options(fidelity="approximate", costs="flops")).posed
-    return {encoding.name for value in posed.problem.values for encoding in value.encodings}
+    mapping = capture_and_formulate(model, args, {}, Options(fidelity="approximate", costs="flops")).mapping
+    return {encoding.name for value in mapping.problem.values for encoding in value.encodings}
 
 
 class Activated(nn.Module):
@@ -66,12 +66,14 @@ class Attending(nn.Module):
 
 def test_what_attention_exponentiates_has_codes_of_many_bits_only():
     options = Options(fidelity="approximate", costs="flops", codecs=("groups",))
-    posed = capture_and_formulate(Attending(), (torch.randn(8, 64, 64),), {}, options).posed
-    of_attention = {v for op in posed.problem.ops if "attention" in op.name and "backward" in op.name for v in op.reads}
-    told = [posed.problem.values[value] for value in of_attention if posed.problem.values[value].encodings]
-    bits = sorted({min(int(one.name[0]) for one in value.encodings) for value in told})
-    assert bits == [2, 6] and len(told) >= 4
-    exponentiated = [value for value in told if min(int(one.name[0]) for one in value.encodings) == 6]
+    mapping = capture_and_formulate(Attending(), (torch.randn(8, 64, 64),), {}, options).mapping
+    of_attention = {
+        v for op in mapping.problem.ops if "attention" in op.name and "backward" in op.name for v in op.reads
+    }
+    values = [mapping.problem.values[value] for value in of_attention if mapping.problem.values[value].encodings]
+    bits = sorted({min(int(encoding.name[0]) for encoding in value.encodings) for value in values})
+    assert bits == [2, 6] and len(values) >= 4
+    exponentiated = [value for value in values if min(int(encoding.name[0]) for encoding in value.encodings) == 6]
     assert len(exponentiated) == 3  # queries, keys, and the logarithms of sums
 
 
@@ -83,13 +85,13 @@ def test_what_a_formula_exponentiates_has_codes_of_many_bits_only(function):
 
     model = Called(product, first=nn.Linear(64, 64), second=nn.Linear(64, 64))
     options = Options(fidelity="approximate", costs="flops", codecs=("groups",))
-    told = []
-    for way in capture_and_formulate(model, (torch.randn(512, 64),), {}, options).ways:
-        problem = way.posed.problem
+    encodings = []
+    for variant in capture_and_formulate(model, (torch.randn(512, 64),), {}, options).variants:
+        problem = variant.mapping.problem
         exponentials = (op for op in problem.ops[problem.forward_length :] if op.name.startswith(("exp", "_log_")))
-        told += [problem.values[value].encodings for op in exponentials for value in op.reads]
-    assert any(told)
-    assert all(int(one.name[0]) >= 6 for encodings in told for one in encodings)
+        encodings += [problem.values[value].encodings for op in exponentials for value in op.reads]
+    assert any(encodings)
+    assert all(int(encoding.name[0]) >= 6 for of_value in encodings for encoding in of_value)
 
 
 @pytest.mark.parametrize(
@@ -107,15 +109,19 @@ def test_what_backward_divides_by_or_takes_a_root_of_is_kept_without_noise(funct
         return module.second(function(h * h + 0.5)).square().mean()
 
     model = Called(divided, first=nn.Linear(64, 64), second=nn.Linear(64, 64))
-    for way in capture_and_formulate(model, (torch.randn(512, 64),), {}, Options("approximate", costs="flops")).ways:
-        problem = way.posed.problem
+    for variant in capture_and_formulate(
+        model, (torch.randn(512, 64),), {}, Options("approximate", costs="flops")
+    ).variants:
+        problem = variant.mapping.problem
         kept = [
             problem.values[value]
             for value, maker in enumerate(problem.maker)
             if 0 <= maker < problem.forward_length and max(problem.readers[value], default=0) >= problem.forward_length
         ]
-        told = {value.name.split("_")[0]: bool(value.encodings) for value in kept if value.size_bytes >= 512 * 64 * 4}
-        assert told[read] is False and told["addmm"] is True
+        has_encodings = {
+            value.name.split("_")[0]: bool(value.encodings) for value in kept if value.size_bytes >= 512 * 64 * 4
+        }
+        assert has_encodings[read] is False and has_encodings["addmm"] is True
 
 
 TARGET = torch.randn(512, 64, generator=torch.Generator().manual_seed(0))
@@ -123,7 +129,7 @@ CLASSES = TARGET.argmax(1)
 
 
 def sampled(h):
-    """Of an image what is at places, both made of what a layer made."""
+    """Return a sampled image; image and places are both made of a layer's result."""
     image, places = h.exp().reshape(1, 8, 64, 64), torch.tanh(h).reshape(1, 256, 64, 2)
     return F.grid_sample(image, places, align_corners=False).mean()
 
@@ -133,10 +139,12 @@ def exact_values(loss):
     model = Called(
         lambda m, x: loss(m.second(torch.tanh(m.first(x)))), first=nn.Linear(64, 64), second=nn.Linear(64, 64)
     )
-    posed = capture_and_formulate(model, (TARGET,), {}, Options(fidelity="approximate", costs="flops")).posed
-    coded = {value.name for value in posed.problem.values if any("groups" in one.name for one in value.encodings)}
-    assert "tanh_default" in coded  # which a product reads, and tanh's backward
-    return {value.name for value in posed.problem.values} - coded
+    mapping = capture_and_formulate(model, (TARGET,), {}, Options(fidelity="approximate", costs="flops")).mapping
+    encoded = {
+        value.name for value in mapping.problem.values if any("groups" in encoding.name for encoding in value.encodings)
+    }
+    assert "tanh_default" in encoded  # which a product reads, and tanh's backward
+    return {value.name for value in mapping.problem.values} - encoded
 
 
 @pytest.mark.parametrize(
@@ -195,15 +203,15 @@ class Attention(nn.Module):
 
 
 def test_rows_are_left_out_of_linear_layers_inputs_alone():
-    posed = capture_and_formulate(
+    mapping = capture_and_formulate(
         Attention(), (torch.randn(4, 64, 32),), {}, Options(fidelity="approximate", costs="flops")
-    ).posed
-    sampled = {v.name for v in posed.problem.values if any("of rows" in e.name for e in v.encodings)}
+    ).mapping
+    sampled = {v.name for v in mapping.problem.values if any("of rows" in e.name for e in v.encodings)}
     assert sampled == {"tanh_default"}
 
 
 class Mixed(nn.Module):
-    """What a linear layer makes, read by a convolution, a linear layer or both, or as a convolution's weight."""
+    """A linear layer whose result is read by a convolution, a linear layer or both, or as a convolution's weight."""
 
     def __init__(self, readers):
         super().__init__()
@@ -213,33 +221,33 @@ class Mixed(nn.Module):
     def forward(self, x):
         """The loss."""
         h = self.first(x)  # [samples, places, 16]
-        found = []
+        results = []
         if "linear" in self.readers:
-            found.append(self.second(h))
+            results.append(self.second(h))
         if "convolution" in self.readers:
-            found.append(self.convolution(h.transpose(1, 2)))
+            results.append(self.convolution(h.transpose(1, 2)))
         if "weight" in self.readers:
-            found.append(nn.functional.conv1d(nn.functional.pad(x, (0, 16)), h))
-        return torch.cat([one.square().mean()[None] for one in found]).sum()
+            results.append(nn.functional.conv1d(nn.functional.pad(x, (0, 16)), h))
+        return torch.cat([result.square().mean()[None] for result in results]).sum()
 
 
-def codings_of_mixed(readers):
-    """Those of what the linear layer makes, 4 × 32 places with 16 features each."""
+def sites_of_mixed(readers):
+    """Return the codec sites of the linear layer's result, 4 × 32 places with 16 features each."""
     options = Options(fidelity="approximate", costs="flops", codecs=("rows",))
     costs = capture_and_formulate(Mixed(readers), (torch.randn(4, 32, 8, requires_grad=True),), {}, options).costs
-    made = {number: one.base.meta["val"].shape for number, one in enumerate(costs.step.storages)}
-    return [one for storage, codec_sites in costs.codec_sites.items() if made[storage][-1] == 16 for one in codec_sites]
+    made = {number: site.base.meta["val"].shape for number, site in enumerate(costs.step.storages)}
+    return [site for storage, sites in costs.sites.items() if made[storage][-1] == 16 for site in sites]
 
 
 @pytest.mark.parametrize("readers", ["linear", "convolution", "linear and convolution"])
 def test_rows_are_places_whoever_reads_their_features(readers):
-    codec_sites = codings_of_mixed(readers)
-    assert [one.codec.encode_options[1] for one in codec_sites] == [64, 26, 13]
-    assert all(one.encode.kwargs.get("dim", -1) == -1 for one in codec_sites)
+    sites = sites_of_mixed(readers)
+    assert [site.codec.encode_options[1] for site in sites] == [64, 26, 13]
+    assert all(site.encode.kwargs.get("dim", -1) == -1 for site in sites)
 
 
 def test_of_a_convolution_s_weight_no_rows_are_left_out():
-    assert not codings_of_mixed("linear and weight")
+    assert not sites_of_mixed("linear and weight")
 
 
 class Chosen(nn.Module):
@@ -255,7 +263,7 @@ class Chosen(nn.Module):
         return torch.where(h > 0, self.b(h), h.exp()).square().mean()
 
 
-def test_truth_values_beside_approximate_ones_are_exact():
+def test_truth_values_next_to_approximate_ones_are_exact():
     assert "bits" in codecs_of(Chosen(), torch.randn(512, 64))
 
 
@@ -275,8 +283,8 @@ def coded_plans():
     return lowtide.sweep(model, (x,), fidelity="approximate", costs="flops", error_budget=10.0, count=40)
 
 
-def test_a_plan_tells_what_is_encoded_and_what_it_adds():
-    plan = next(one for one in coded_plans() if one.encoding_error)
+def test_a_plan_reports_what_is_encoded_and_what_it_adds():
+    plan = next(plan for plan in coded_plans() if plan.encoding_error)
     console = Console(width=100, record=True)
     console.print(plan_text("case", plan))
     text = " ".join(console.export_text().split())
@@ -284,8 +292,8 @@ def test_a_plan_tells_what_is_encoded_and_what_it_adds():
     assert format_bytes(plan.peak_bytes) in text
 
 
-def test_the_place_of_a_peak_is_told_also_while_something_is_encoded():
-    plans = [one for one in coded_plans() if one.peak_instruction >= 0]
+def test_the_place_of_a_peak_is_reported_also_while_something_is_encoded():
+    plans = [plan for plan in coded_plans() if plan.peak_instruction >= 0]
     for plan in plans:
         peak = peak_of(plan)
         assert peak.operation

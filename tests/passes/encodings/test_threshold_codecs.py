@@ -15,8 +15,8 @@ from torch import nn
 def codes_of(activation, **modes):
     """The names of the codecs of what a layer before an activation made, or the activation."""
     model = Called(lambda m, x: activation(m.layer(x)).sum(), layer=nn.Linear(64, 64))
-    posed = capture_and_formulate(model, (torch.randn(512, 64),), {}, Options(costs="flops", **modes)).posed
-    return {encoding.name for value in posed.problem.values for encoding in value.encodings}
+    mapping = capture_and_formulate(model, (torch.randn(512, 64),), {}, Options(costs="flops", **modes)).mapping
+    return {encoding.name for value in mapping.problem.values for encoding in value.encodings}
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def case():
 
 def test_at_a_tight_budget_bits_are_kept_and_training_is_exact(case):
     model, x, plans = case
-    plan = max(plans, key=lambda one: len(one.encoded))
+    plan = max(plans, key=lambda plan: len(plan.encoded))
     names = {plan.problem.values[value].encodings[number].name for value, number in plan.encoded}
     assert names == {"1-bit x ≤ 0", "2-bit 0 < x < 6", "1-bit -3 < x < 3", "2-bit -0.5 ≤ x, x ≤ 0.5"}
-    # two of seven in two bits: of the clamp, and of ReLU6 to tell NaN
+    # two of seven in two bits: of the clamp, and of ReLU6 to mark NaN
     assert len(plan.encoded) == len(ACTIVATIONS) and plan.code_bytes == plan.encoded_bytes * 9 // (7 * 32)
     spoilt = x.clone()
     spoilt.view(-1)[::97] = torch.nan  # which torch's backward takes for inside or outside, by place
@@ -101,11 +101,11 @@ def test_at_a_tight_budget_bits_are_kept_and_training_is_exact(case):
     assert not differences(trained(copy.deepcopy(model), calling(x)), trained(small, calling(x)))
 
 
-def test_forward_run_again_reads_none_of_what_stands_in(case):
+def test_recomputed_forward_reads_no_placeholders(case):
     """Plans of smaller budgets run forward again: every step of theirs is eager's too."""
     model, x, plans = case
-    again = [one for one in plans if one.encoded and one.extra_seconds > 0]
-    for plan in again[:: max(len(again) // 3, 1)]:
+    slower = [plan for plan in plans if plan.encoded and plan.extra_seconds > 0]
+    for plan in slower[:: max(len(slower) // 3, 1)]:
         small = lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (x,), costs="flops")
         assert not differences(trained(copy.deepcopy(model), calling(x)), trained(small, calling(x)))
-    assert again
+    assert slower

@@ -1,10 +1,10 @@
-"""Gradients are handed over as autograd takes them: cloned where it would clone, and the plan sees it."""
+"""Gradients are accumulated into .grad as autograd does it: cloned where it would clone, and the plan sees it."""
 
 import lowtide
 import pytest
 import torch
 from lowtide.passes.pipeline import run_passes
-from lowtide.passes.rewrites.accumulate_grads import hand_over_gradients
+from lowtide.passes.rewrites.accumulate_grads import accumulate_grads
 from lowtide.rewriter.capture.capture import capture
 from torch import nn
 
@@ -12,22 +12,22 @@ from torch import nn
 class Called(nn.Module):
     """Parameters under names, and a function of them and the input."""
 
-    def __init__(self, told, **parameters) -> None:
+    def __init__(self, function, **parameters) -> None:
         super().__init__()
-        self.told = told
+        self.function = function
         for name, parameter in parameters.items():
             setattr(self, name, parameter)
 
     def forward(self, x):
-        return self.told(self, x)
+        return self.function(self, x)
 
 
 def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(0)))
 
 
-def tied(told):
-    model = Called(told, one=parameter(16, 16))
+def tied(function):
+    model = Called(function, one=parameter(16, 16))
     model.other = model.one
     return model
 
@@ -62,40 +62,38 @@ def test_gradients_of_all_layouts_are_predicted_to_the_byte(case):
     assert report.measured_peak_bytes == report.plan.peak_bytes, str(report)
 
 
-def handed(case: str, present: bool = False):
+def accumulations(case: str, present: bool = False):
     model = CASES[case]()
     captured = capture(model, (torch.randn(4, 16),), {})
     step = run_passes(captured.graph, captured.mutations)
     grads = frozenset(captured.gradients) if present else frozenset()
     return [
-        k
-        for k in hand_over_gradients(step, captured.graph, captured.gradients, grads).kernels
-        if k.role == "accumulate"
+        k for k in accumulate_grads(step, captured.graph, captured.gradients, grads).kernels if k.role == "accumulate"
     ]
 
 
-def test_a_gradient_laid_out_like_its_parameter_is_taken_over():
-    assert [bool(kernel.makes) for kernel in handed("plain")] == [False]
+def test_a_gradient_laid_out_like_its_parameter_is_stolen():
+    assert [bool(kernel.makes) for kernel in accumulations("plain")] == [False]
 
 
 def test_one_of_two_parameters_with_the_same_gradient_gets_a_clone():
-    assert sorted(bool(kernel.makes) for kernel in handed("shared by two")) == [False, True]
+    assert sorted(bool(kernel.makes) for kernel in accumulations("shared by two")) == [False, True]
 
 
 def test_a_gradient_that_is_the_callers_is_cloned():
-    assert [bool(kernel.makes) for kernel in handed("the incoming gradient")] == [True]
+    assert [bool(kernel.makes) for kernel in accumulations("the incoming gradient")] == [True]
 
 
 def test_nothing_is_cloned_where_a_gradient_is_added_to_one_that_is_there():
     for case in ("shared by two", "the incoming gradient", "sliced"):
-        assert not any(kernel.makes for kernel in handed(case, present=True))
+        assert not any(kernel.makes for kernel in accumulations(case, present=True))
 
 
-def test_each_gradient_is_handed_over_once_after_its_last_kernel():
+def test_each_gradient_is_accumulated_once_after_its_last_kernel():
     model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(4)))
     captured = capture(model, (torch.randn(64, 16),), {})
     step = run_passes(captured.graph, captured.mutations)
-    step = hand_over_gradients(step, captured.graph, captured.gradients, frozenset())
+    step = accumulate_grads(step, captured.graph, captured.gradients, frozenset())
     kernels = [k for k in step.kernels if k.role == "accumulate"]
     assert sorted(k.target.meta["source"].name for k in kernels) == sorted(n for n, _ in model.named_parameters())
     made = {s: i for i, k in enumerate(step.kernels) for s in (*k.makes, *k.writes)}

@@ -1,4 +1,4 @@
-"""What eager writes in place is written in place again: equal bits, and no higher a peak than eager's."""
+"""Writes that eager makes in place are in place again: equal bits, and no higher a peak than eager's."""
 
 import copy
 import inspect
@@ -10,7 +10,7 @@ import torch
 from lowtide.passes.rewrites.change_in_place import ChangeInPlace
 from lowtide.passes.rewrites.changes import CHANGES, SCATTERS, in_place_overload
 from lowtide.passes.rewrites.free_factories import FreeFactories
-from lowtide.passes.step_graph import StepGraph, build
+from lowtide.passes.step_graph import StepGraph, build_step_graph
 from lowtide.rewriter.capture.capture import capture
 from side_by_side import backward_of, differences, plans, rewritten, trained
 from torch import nn
@@ -21,14 +21,14 @@ ROWS, WIDTH = 96, 32
 
 
 class Called(nn.Module):
-    """A linear layer and a function of its result, with other inputs beside it."""
+    """A linear layer and a function of its result, with other inputs next to it."""
 
-    def __init__(self, told) -> None:
+    def __init__(self, function) -> None:
         super().__init__()
-        self.layer, self.told = nn.Linear(WIDTH, WIDTH), told
+        self.layer, self.function = nn.Linear(WIDTH, WIDTH), function
 
     def forward(self, x, *others):
-        return self.told(self.layer(x), *others)
+        return self.function(self.layer(x), *others)
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -59,14 +59,14 @@ class ChunkedLikelihoods(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets):
-        found, normalizers = torch.empty(len(x)), torch.empty(len(x))
+        likelihoods, normalizers = torch.empty(len(x)), torch.empty(len(x))
         for start in range(0, len(x), 32):
             rows = slice(start, start + 32)
             logits = x[rows] @ weight.T
             normalizers[rows] = torch.logsumexp(logits, -1)
-            found[rows] = logits.gather(1, targets[rows, None])[:, 0] - normalizers[rows]
+            likelihoods[rows] = logits.gather(1, targets[rows, None])[:, 0] - normalizers[rows]
         ctx.save_for_backward(x, weight, targets, normalizers)
-        return found
+        return likelihoods
 
     @staticmethod
     def backward(ctx, gradient):
@@ -256,8 +256,8 @@ CASES = {
     "scattered": (lambda: Called(scattered), (torch.randint(WIDTH, (ROWS, WIDTH)),)),
     "added by index": (lambda: Called(added_by_index), (torch.randint(32, (ROWS,)),)),
     **{
-        told.__name__: (lambda told=told: Called(told), ())
-        for told in (
+        function.__name__: (lambda function=function: Called(function), ())
+        for function in (
             *(column, positions, nested, overlapping, reading_before, reading_in_backward, looping, keys_of_a_cache),
             *(one_after_the_other, within_itself, diagonals, parts_of_lists, turned, other_numbers, innermost),
             *(returned, noise, summed_up),
@@ -293,21 +293,21 @@ def test_bits_are_eagers_and_the_peak_is_no_higher(name):
         assert differences(eager, trained(small, step, 2)) == []
 
 
-def step_of(told) -> StepGraph:
+def step_of(function) -> StepGraph:
     """The step graph of a function of a linear layer's result, before any pass over step graphs."""
-    captured = capture(Called(told), (torch.randn(ROWS, WIDTH),), {})
-    return build(FreeFactories()(captured.graph), captured.mutations)
+    captured = capture(Called(function), (torch.randn(ROWS, WIDTH),), {})
+    return build_step_graph(FreeFactories()(captured.graph), captured.mutations)
 
 
 def test_the_docstring_shows_what_is_joined():
     doc = inspect.getdoc(ChangeInPlace) or ""
 
-    def told(y):
+    def function(y):
         buffer = torch.zeros(ROWS, WIDTH)
         buffer[8:16] = y[8:16] * 2
         return buffer.sum()
 
-    step = step_of(told)
+    step = step_of(function)
     changed = [kernel for kernel in ChangeInPlace()(step).kernels if kernel.change is not None]
     forward = next(kernel for kernel in changed if kernel.phase == "forward")
     names = [str(call.target).removesuffix(".default") for call in forward.calls]
@@ -325,9 +325,9 @@ def test_each_change_has_a_variant_in_place():
         assert str(variant) == str(target).replace(".", "_.", 2).replace("aten_.", "aten.", 1)
 
 
-@pytest.mark.parametrize("told", [lambda y: y * 2 + 1, lambda y: y.exp().masked_fill(y > 0, 1.0), functional.relu])
-def test_what_eager_makes_anew_is_left_as_it_is(told):
-    step = step_of(lambda y: told(y).sum())
+@pytest.mark.parametrize("function", [lambda y: y * 2 + 1, lambda y: y.exp().masked_fill(y > 0, 1.0), functional.relu])
+def test_what_eager_makes_new_is_left_as_it_is(function):
+    step = step_of(lambda y: function(y).sum())
     assert ChangeInPlace()(step).kernels == step.kernels
 
 

@@ -17,14 +17,14 @@ LOGITS_BYTES = 4 * ROWS * CLASSES
 CLOSE = 2e-6  # from eager, which lies up to 1.2e-6 from float64 itself here, as the rewritten does
 
 
-def cross_entropy(m, x, t, **told):
-    """Of the layer's logits."""
-    return functional.cross_entropy(m.head(x), t, **told)
+def cross_entropy(m, x, t, **options):
+    """Return the cross-entropy of the layer's logits."""
+    return functional.cross_entropy(m.head(x), t, **options)
 
 
-def unreduced(m, x, t, **told):
+def unreduced(m, x, t, **options):
     """A loss for each row, in sequences of 64."""
-    return cross_entropy(m, x, t, reduction="none", **told).view(-1, 64)
+    return cross_entropy(m, x, t, reduction="none", **options).view(-1, 64)
 
 
 def importance():
@@ -72,11 +72,11 @@ def smoothed_otherwise(logits, target):
     return functional.nll_loss(logs, target) * 0.9 + spread * (0.3 / CLASSES)
 
 
-def problem(told, bias=True):
+def problem(function, bias=True):
     torch.manual_seed(0)
     parts = {"head": nn.Linear(8, CLASSES, bias=bias), "weight": nn.Parameter(torch.rand(ROWS // 64, 64))}
     target = torch.where(torch.rand(ROWS) < 0.2, -100, torch.randint(CLASSES, (ROWS,)))
-    return Called(told, **parts), torch.randn(ROWS, 8).requires_grad_(), target
+    return Called(function, **parts), torch.randn(ROWS, 8).requires_grad_(), target
 
 
 def step(model, *args, **kwargs):
@@ -93,15 +93,15 @@ def step(model, *args, **kwargs):
 
 
 def rewritten(model, *args, **options):
-    told = {"fidelity": "rounding", "costs": "flops", "time_limit": 1e-9} | options
-    return lowtide.rewrite(copy.deepcopy(model), "100%", args, **told)
+    options = {"fidelity": "rounding", "costs": "flops", "time_limit": 1e-9} | options
+    return lowtide.rewrite(copy.deepcopy(model), "100%", args, **options)
 
 
-def assert_same(expected, found, most=CLOSE):
-    assert torch.allclose(expected[0], found[0], rtol=1e-5), (expected[0], found[0])
-    for one, other in zip(expected[1], found[1], strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or (one - other).norm() <= most * one.norm()
+def assert_same(expected, actual, most=CLOSE):
+    assert torch.allclose(expected[0], actual[0], rtol=1e-5), (expected[0], actual[0])
+    for left, right in zip(expected[1], actual[1], strict=True):
+        assert (left is None) == (right is None)
+        assert left is None or (left - right).norm() <= most * left.norm()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -127,10 +127,10 @@ def test_a_mean_over_ignored_rows_alone_is_what_torch_says():
     for name in ("mean", "smoothed", "unreduced, then the mean"):
         model, x, target = problem(FORMS[name])
         small, target = rewritten(model, x, target), torch.full_like(target, -100)
-        (loss, expected), (found_loss, found) = step(model, x, target), step(small, x, target)
-        assert torch.equal(loss.isnan(), found_loss.isnan())
-        for one, other in zip(expected, found, strict=True):
-            assert one is other is None or torch.equal(one.nan_to_num(), other.nan_to_num())
+        (loss, expected), (actual_loss, actual) = step(model, x, target), step(small, x, target)
+        assert torch.equal(loss.isnan(), actual_loss.isnan())
+        for left, right in zip(expected, actual, strict=True):
+            assert left is right is None or torch.equal(left.nan_to_num(), right.nan_to_num())
 
 
 @pytest.mark.parametrize("learned", [True, False])

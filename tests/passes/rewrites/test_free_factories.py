@@ -1,4 +1,4 @@
-"""Factories are told the shape that they looked at, as the pass's docstring shows."""
+"""Factories take as a constant the shape that they looked at, as the pass's docstring shows."""
 
 import inspect
 import re
@@ -30,10 +30,12 @@ def shown(module: fx.GraphModule) -> str:
 
 
 def test_the_docstring_shows_what_the_pass_does():
-    told = dict(re.findall(r"^ *(before|after): +\w+ = (.+)$", inspect.getdoc(FreeFactories) or "", re.MULTILINE))
+    shown_calls = dict(
+        re.findall(r"^ *(before|after): +\w+ = (.+)$", inspect.getdoc(FreeFactories) or "", re.MULTILINE)
+    )
     module = graph_of((aten.empty_like.default,))
-    assert shown(module) == told["before"]
-    assert shown(FreeFactories()(module)) == told["after"]
+    assert shown(module) == shown_calls["before"]
+    assert shown(FreeFactories()(module)) == shown_calls["after"]
 
 
 def test_every_factory_makes_the_same_without_its_model():

@@ -1,4 +1,6 @@
-"""Steps whose backward makes again what it can of what it reads anyway: the same gradients of fewer kept values."""
+"""Steps whose backward recomputes what it can from values that it reads anyway: the same gradients from fewer kept
+values.
+"""
 
 import copy
 import json
@@ -44,101 +46,108 @@ def case():
 
 
 @pytest.fixture(scope="module")
-def posed(case):
+def step_problem(case):
     model, x = case
     return capture_and_formulate(model, (x,), {}, Options(**OPTIONS))
 
 
-def again(posed) -> set[str]:
-    """What backward makes again, by the names of forward's operations."""
-    before = {one.name for one in posed.posed.problem.ops}
-    return {one.name for one in posed.remade.posed.problem.ops if one.name not in before} if posed.remade else set()
+def recomputed(step_problem) -> set[str]:
+    """Return the operations that backward recomputes, by the names of forward's."""
+    before = {op.name for op in step_problem.mapping.problem.ops}
+    return (
+        {op.name for op in step_problem.recomputing.mapping.problem.ops if op.name not in before}
+        if step_problem.recomputing
+        else set()
+    )
 
 
-def of_network(told, *args, **parts):
-    """The posed step of a function of a module."""
-    return capture_and_formulate(Called(told, **parts), args, {}, Options(**OPTIONS))
+def of_network(function, *args, **parts):
+    """Return the step problem of a function of a module."""
+    return capture_and_formulate(Called(function, **parts), args, {}, Options(**OPTIONS))
 
 
-def test_a_gated_unit_keeps_its_gate_and_its_value_and_neither_their_product_nor_the_activation(posed):
-    assert {name.split("_")[0] for name in again(posed)} == {"mul", "silu"}
-    ways = [make_plan(w.posed.problem, KeepAll().schedule(w.posed.problem, 0), solver="keep_all") for w in posed.ways]
-    kept = [plan.live_bytes[plan.schedule.forward_length - 1] - plan.problem.resident_bytes for plan in ways]
+def test_a_gated_unit_keeps_its_gate_and_its_value_and_neither_their_product_nor_the_activation(step_problem):
+    assert {name.split("_")[0] for name in recomputed(step_problem)} == {"mul", "silu"}
+    plans = [
+        make_plan(w.mapping.problem, KeepAll().schedule(w.mapping.problem, 0), solver="keep_all")
+        for w in step_problem.variants
+    ]
+    kept = [plan.live_bytes[plan.schedule.forward_length - 1] - plan.problem.resident_bytes for plan in plans]
     wide = 256 * 128 * 4
     assert kept[0] - kept[1] >= 2 * 2 * wide
 
 
-def test_its_gradients_are_the_same_bits_where_nothing_is_encoded(case, posed):
+def test_its_gradients_are_the_same_bits_where_nothing_is_encoded(case, step_problem):
     model, x = case
-    problem = posed.remade.posed.problem
+    problem = step_problem.recomputing.mapping.problem
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
     small = lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (x,), plan=plan, **OPTIONS)
     assert small.plan.fingerprint == problem.fingerprint
     assert not differences(trained(copy.deepcopy(model), calling(x)), trained(small, calling(x)))
 
 
-def test_a_plan_of_it_is_taken_where_it_is_faster_and_keeps_its_budgets(case, posed):
+def test_a_plan_of_it_is_taken_where_it_is_faster_and_keeps_its_budgets(case, step_problem):
     model, x = case
-    found = solve_step(posed, "32%", Portfolio()).plan
-    alone = Portfolio().solve(posed.posed.problem, found.budget_bytes or 0)
-    assert found.problem.reference == baseline_of(posed.posed.problem)
-    assert found.seconds < alone.seconds and found.peak_bytes <= found.budget_bytes
+    plan = solve_step(step_problem, "32%", Portfolio()).plan
+    alone = Portfolio().solve(step_problem.mapping.problem, plan.budget_bytes or 0)
+    assert plan.problem.reference == baseline_of(step_problem.mapping.problem)
+    assert plan.seconds < alone.seconds and plan.peak_bytes <= plan.budget_bytes
     report = lowtide.verify(model, "32%", (x,), **OPTIONS)
     assert report.ok, str(report)
-    assert report.plan.fingerprint == found.fingerprint and report.measured_peak_bytes == report.plan.peak_bytes
+    assert report.plan.fingerprint == plan.fingerprint and report.measured_peak_bytes == report.plan.peak_bytes
 
 
-def test_what_it_makes_again_counts_as_extra_time(posed):
-    problem, reference = posed.remade.posed.problem, baseline_of(posed.posed.problem)
+def test_what_it_recomputes_counts_as_extra_time(step_problem):
+    problem, reference = step_problem.recomputing.mapping.problem, baseline_of(step_problem.mapping.problem)
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
     assert plan.baseline_seconds == reference.seconds and plan.baseline_peak_bytes == reference.peak_bytes
     assert plan.extra_seconds == pytest.approx(problem.seconds - reference.seconds) and plan.extra_seconds > 0
     assert lower_bound_seconds(problem, plan.peak_bytes) == pytest.approx(plan.extra_seconds, rel=1e-6)
 
 
-def test_where_a_budget_is_met_without_extra_time_nothing_is_made_again(posed):
-    plan = solve_step(posed, "100%", Portfolio()).plan
+def test_where_a_budget_is_met_without_extra_time_nothing_is_recomputed(step_problem):
+    plan = solve_step(step_problem, "100%", Portfolio()).plan
     assert plan.problem.reference is None and not plan.encoded
 
 
-def test_a_sweep_has_plans_of_both_and_none_that_another_beats(posed):
-    plans = frontier_of(posed, 12, Portfolio(), None, float("inf"))
+def test_a_sweep_has_plans_of_both_and_none_that_another_beats(step_problem):
+    plans = frontier_of(step_problem, 12, Portfolio(), None, float("inf"))
     assert {plan.problem.reference is None for plan in plans} == {True, False}
     assert len(plans) <= 12
     for higher, lower in pairwise(plans):
         assert higher.peak_bytes > lower.peak_bytes and higher.seconds < lower.seconds
 
 
-def test_a_saved_plan_of_it_is_taken_again(case, posed, tmp_path):
+def test_a_saved_plan_of_it_is_taken_again(case, step_problem, tmp_path):
     model, x = case
-    plan = solve_step(posed, "32%", Portfolio()).plan
+    plan = solve_step(step_problem, "32%", Portfolio()).plan
     save_plan(plan, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json").problem == plan.problem == problem_of(json.loads(plan.problem.to_json()))
     small = lowtide.rewrite(copy.deepcopy(model), "32%", (x,), plan=tmp_path / "plan.json", **OPTIONS)
     assert small.plan.schedule == plan.schedule
-    twin = copy.deepcopy(small)
-    twin(x).sum().backward()
-    assert twin.plan.schedule == plan.schedule
+    copied = copy.deepcopy(small)
+    copied(x).sum().backward()
+    assert copied.plan.schedule == plan.schedule
 
 
-def test_a_budget_below_all_ways_is_refused_with_the_smallest_of_their_peaks(posed):
+def test_a_budget_below_all_variants_is_refused_with_the_smallest_of_their_peaks(step_problem):
     with pytest.raises(lowtide.InfeasibleBudget, match="the smallest peak found") as refused:
-        solve_step(posed, posed.situation.resident_bytes + 1000, Portfolio())
-    smallest = [Portfolio().frontier(way.posed.problem, 2)[-1].peak_bytes for way in posed.ways]
+        solve_step(step_problem, step_problem.situation.resident_bytes + 1000, Portfolio())
+    smallest = [Portfolio().frontier(variant.mapping.problem, 2)[-1].peak_bytes for variant in step_problem.variants]
     assert refused.value.smallest_bytes == min(smallest)
 
 
-def test_what_draws_random_numbers_multiplies_or_compares_is_not_made_again():
+def test_what_draws_random_numbers_multiplies_or_compares_is_not_recomputed():
     linear = nn.Linear(16, 16)
     x = torch.randn(8, 16, requires_grad=True)
-    assert not again(of_network(lambda m, x: m.linear(functional.relu(m.linear(x))), x, linear=linear))
-    assert not again(of_network(lambda m, x: m.linear(m.linear(x)), x, linear=linear))
+    assert not recomputed(of_network(lambda m, x: m.linear(functional.relu(m.linear(x))), x, linear=linear))
+    assert not recomputed(of_network(lambda m, x: m.linear(m.linear(x)), x, linear=linear))
     noisy = of_network(lambda m, x: m.linear((y := m.linear(x)) * torch.rand_like(y) * y), x, linear=linear)
-    assert not any("rand" in name for name in again(noisy))
+    assert not any("rand" in name for name in recomputed(noisy))
 
 
 @pytest.mark.parametrize("is_changed", [False, True])
-def test_what_reads_a_buffer_is_made_again_unless_forward_changes_it(is_changed):
+def test_what_reads_a_buffer_is_recomputed_unless_forward_changes_it(is_changed):
     linear, x = nn.Linear(16, 16), torch.randn(8, 16, requires_grad=True)
 
     def squares(module, x):
@@ -149,17 +158,17 @@ def test_what_reads_a_buffer_is_made_again_unless_forward_changes_it(is_changed)
             module.offset.add_(1.0)
         return result
 
-    found = again(of_network(squares, x, linear=linear, offset=torch.ones(16)))
-    assert any(name.startswith("add") for name in found) != is_changed
+    names = recomputed(of_network(squares, x, linear=linear, offset=torch.ones(16)))
+    assert any(name.startswith("add") for name in names) != is_changed
 
 
-def test_what_is_returned_is_read_and_not_made_again():
+def test_what_is_returned_is_read_and_not_recomputed():
     linear, x = nn.Linear(16, 16), torch.randn(8, 16, requires_grad=True)
 
-    def told(module, x):
+    def function(module, x):
         y = module.linear(x)
         z = functional.silu(y)
         return module.linear(z), z
 
-    kept = of_network(told, x, linear=linear)
-    assert not any("silu_default" in name and "backward" not in name for name in again(kept))
+    kept = of_network(function, x, linear=linear)
+    assert not any("silu_default" in name and "backward" not in name for name in recomputed(kept))

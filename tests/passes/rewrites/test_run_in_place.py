@@ -8,7 +8,7 @@ import torch
 from lowtide.passes.rewrites.free_factories import FreeFactories
 from lowtide.passes.rewrites.run_in_place import IN_PLACE, WRITTEN_OUT, RunInPlace, in_place_variant
 from lowtide.passes.rewrites.sum_in_place import SumInPlace
-from lowtide.passes.step_graph import StepGraph, build
+from lowtide.passes.step_graph import StepGraph, build_step_graph
 from lowtide.rewriter.capture.capture import capture
 from torch import nn
 from torch.nn import functional
@@ -17,18 +17,18 @@ from torch.nn import functional
 class Called(nn.Module):
     """A linear layer and a function of its result."""
 
-    def __init__(self, told) -> None:
+    def __init__(self, function) -> None:
         super().__init__()
-        self.layer, self.told = nn.Linear(16, 16), told
+        self.layer, self.function = nn.Linear(16, 16), function
 
     def forward(self, x):
-        return self.told(self.layer(x))
+        return self.function(self.layer(x))
 
 
-def step_of(told, grad: bool = False) -> StepGraph:
+def step_of(function, grad: bool = False) -> StepGraph:
     """The step graph of a module, before any pass over step graphs."""
-    captured = capture(Called(told), (torch.randn(4, 16, requires_grad=grad),), {})
-    return build(FreeFactories()(captured.graph), captured.mutations)
+    captured = capture(Called(function), (torch.randn(4, 16, requires_grad=grad),), {})
+    return build_step_graph(FreeFactories()(captured.graph), captured.mutations)
 
 
 def test_the_docstring_shows_what_joining_does():
@@ -60,14 +60,14 @@ def test_each_in_place_variant_computes_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    "told",
+    "function",
     [
         lambda y: y.exp() / 3.0,  # backward reads the result of exp
         lambda y: (lambda e: (e / 3.0) * e)(y.sin().detach()) + y,  # and here forward reads what is divided
     ],
 )
-def test_an_operand_that_others_read_is_not_overwritten(told):
-    forward = [k for k in RunInPlace()(step_of(told)).kernels if k.role == "compute" and k.phase == "forward"]
+def test_an_operand_that_others_read_is_not_overwritten(function):
+    forward = [k for k in RunInPlace()(step_of(function)).kernels if k.role == "compute" and k.phase == "forward"]
     assert any("div" in kernel.name for kernel in forward)
     assert all(len(kernel.calls) == 1 for kernel in forward)
 
@@ -102,9 +102,9 @@ def test_a_gradient_that_is_read_later_is_not_written_over():
             assert not others and index in readers[storage]
 
 
-@pytest.mark.parametrize("told", [lambda y: y + y, lambda y: y * 2 + y.t().contiguous().t()[:, :16][:4] * 1])
-def test_sums_of_one_tensor_with_itself_stay_right(told):
-    step = SumInPlace()(step_of(told, grad=True))
+@pytest.mark.parametrize("function", [lambda y: y + y, lambda y: y * 2 + y.t().contiguous().t()[:, :16][:4] * 1])
+def test_sums_of_one_tensor_with_itself_stay_right(function):
+    step = SumInPlace()(step_of(function, grad=True))
     assert step.kernels
 
 

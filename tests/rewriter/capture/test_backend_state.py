@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lowtide.kernels.backend import native
-from lowtide.rewriter.capture.call.backend_state import backend_state, turned
+from lowtide.rewriter.capture.call.backend_state import backend_state, changed_switches
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -61,7 +61,7 @@ def test_a_switch_that_is_turned_shows_and_shows_no_more_when_it_is_turned_back(
     before = backend_state("cpu")
     assert before == backend_state("cpu") and hash(before) == hash(backend_state("cpu"))
     with SWITCHES[name]():
-        assert name in turned(before, backend_state("cpu"))
+        assert name in changed_switches(before, backend_state("cpu"))
     assert backend_state("cpu") == before
 
 
@@ -69,26 +69,26 @@ def test_switches_of_a_gpu_do_not_show_on_a_cpu():
     before = backend_state("cpu"), backend_state("cuda")
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=True):
         assert backend_state("cpu") == before[0]
-        assert {"cuDNN benchmark", "cuDNN deterministic"} <= set(turned(before[1], backend_state("cuda")))
+        assert {"cuDNN benchmark", "cuDNN deterministic"} <= set(changed_switches(before[1], backend_state("cuda")))
 
 
 def test_where_c_cannot_be_compiled_it_shows(monkeypatch):
     before = backend_state("cpu")
     monkeypatch.setattr(native, "_compiler", lambda: None)
-    assert turned(before, backend_state("cpu")) == ["kernels in C"]
+    assert changed_switches(before, backend_state("cpu")) == ["kernels in C"]
 
 
 PRECISIONS = """
 import sys; sys.path[:0] = [sys.argv[1]]; import conftest
 import torch
-from lowtide.rewriter.capture.call.backend_state import backend_state, turned
+from lowtide.rewriter.capture.call.backend_state import backend_state, changed_switches
 states = [backend_state("cpu")]
 torch.set_float32_matmul_precision("medium")
 states.append(backend_state("cpu"))
 torch.set_float32_matmul_precision("highest")
 torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # torch then refuses to tell one precision for all backends
 states.append(backend_state("cpu"))
-print(turned(*states[:2]), turned(states[0], states[2]), len(backend_state("cuda")) > 10)
+print(changed_switches(*states[:2]), changed_switches(states[0], states[2]), len(backend_state("cuda")) > 10)
 """
 
 

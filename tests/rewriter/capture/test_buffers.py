@@ -51,9 +51,9 @@ def test_inputs_that_forward_changes_are_changed():
     assert torch.equal(seen_small, torch.zeros(3))
     for seed in range(2):
         torch.manual_seed(seed)
-        wanted = model(batch(), seen)
+        expected = model(batch(), seen)
         torch.manual_seed(seed)
-        assert torch.equal(small(batch(), seen_small), wanted)
+        assert torch.equal(small(batch(), seen_small), expected)
         assert torch.equal(seen, seen_small)
 
 
@@ -74,9 +74,9 @@ def test_a_tensor_that_is_no_buffer_is_read_at_each_call():
     small = assert_trains_alike(Called(lambda m, x: m.net(x) * scale, net=deep()), batch(), budget=WITH_GRADIENTS)
     scale.mul_(2)
     torch.manual_seed(0)
-    one = small(batch())
+    result = small(batch())
     torch.manual_seed(0)
-    assert torch.equal(one, small.net(batch()) * scale)
+    assert torch.equal(result, small.net(batch()) * scale)
 
 
 def test_a_buffer_filled_with_noise_is_filled_with_the_same():
@@ -94,8 +94,8 @@ def test_a_parameter_clamped_in_forward_is_clamped():
 
 
 def test_inputs_that_share_memory_are_followed():
-    def forward(m: Any, one: Tensor, other: Tensor) -> Tensor:
-        return m.net(one)[:2] + other.sum()
+    def forward(m: Any, left: Tensor, right: Tensor) -> Tensor:
+        return m.net(left)[:2] + right.sum()
 
     base = batch()
     report = lowtide.verify(Called(forward, net=deep()), "100%", (base, base[:2]), costs="flops", steps=2)
@@ -132,7 +132,7 @@ def test_tensors_that_forward_collects_are_collected_and_a_count_is_left_alone_a
         small = rewritten(model, batch(), budget="1MiB")
     for number in range(2):
         torch.manual_seed(number)
-        wanted = model(batch())
+        expected = model(batch())
         torch.manual_seed(number)
-        assert torch.equal(small(batch()), wanted)
+        assert torch.equal(small(batch()), expected)
     assert torch.equal(torch.stack(small.seen), torch.stack(model.seen)) and small.count == 0

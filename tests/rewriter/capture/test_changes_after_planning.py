@@ -1,4 +1,4 @@
-"""What people change about a module after it was planned is noticed, or refused when it cannot be followed."""
+"""Changes of a module after it was planned are noticed, or refused if lowtide cannot follow them."""
 
 import copy
 import gc
@@ -13,18 +13,18 @@ from torch.nn import functional
 
 
 def same_step(eager, small, *args):
-    """Whether one step of each, from the same seed, gives the same loss, gradients and random state."""
-    told = []
+    """Return whether one step of each, from the same seed, gives the same loss, gradients and random state."""
+    results = []
     for module in (eager, small):
         torch.manual_seed(0)
         for parameter in module.parameters():
             parameter.grad = None
         loss = module(*args)
         loss.backward()
-        told.append((loss.detach(), [p.grad for p in module.parameters()], torch.get_rng_state()))
-    (loss, gradients, state), (its_loss, its_gradients, its_state) = told
-    assert torch.equal(loss, its_loss) and torch.equal(state, its_state)
-    assert all(a is b is None or torch.equal(a, b) for a, b in zip(gradients, its_gradients, strict=True))
+        results.append((loss.detach(), [p.grad for p in module.parameters()], torch.get_rng_state()))
+    (loss, gradients, state), (small_loss, small_gradients, small_state) = results
+    assert torch.equal(loss, small_loss) and torch.equal(state, small_state)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(gradients, small_gradients, strict=True))
 
 
 class Tied(nn.Module):
@@ -151,20 +151,20 @@ def test_tensors_that_a_module_holds_or_makes_of_numbers_are_counted_once():
 
 def test_threads_that_call_for_the_first_time_at_once_plan_one_after_the_other():
     small = lowtide.rewrite(Mean(), "100%", costs="flops")
-    x, errors = torch.randn(4, 8), []
+    x, raised = torch.randn(4, 8), []
 
     def call():
         try:
             small(x)
         except Exception as error:
-            errors.append(error)
+            raised.append(error)
 
     threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not errors
+    assert not raised
 
 
 def test_a_number_that_forward_advances_is_warned_of():
@@ -192,7 +192,7 @@ def test_a_gradient_laid_out_unlike_the_output_is_warned_of():
     ("options", "message"),
     [
         ({"solver": "simplex"}, "there is no solver 'simplex': choose among auto"),
-        ({"optimizer": "adam"}, "optimizer='adam' is no torch.optim.Optimizer"),
+        ({"optimizer": "adam"}, "optimizer='adam' is not a torch.optim.Optimizer"),
         ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, "none of the model's parameters"),
         ({"args": torch.zeros(3)}, "args is a Tensor, not a tuple"),
         ({"kwargs": [1]}, "kwargs is a list, not a mapping"),

@@ -62,9 +62,9 @@ def test_one_hot_looks_at_no_class_and_refuses_one_that_is_out_of_range():
     for start in (0, 2):
         index = (torch.arange(8) + start) % 4
         torch.manual_seed(0)
-        wanted = model(rows(), index)
+        expected = model(rows(), index)
         torch.manual_seed(0)
-        assert torch.equal(small(rows(), index), wanted)
+        assert torch.equal(small(rows(), index), expected)
     planned = small.lowtide.planned.costs.captured
     assert planned.guard is None and len(small.lowtide.steps) == 1
     for wrong in (4, -1):

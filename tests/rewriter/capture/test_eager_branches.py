@@ -50,7 +50,7 @@ def drawn(seed: int) -> torch.Tensor:
 def bits(module: nn.Module, x: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
     """The result and all gradients of one call."""
     x = x.clone().requires_grad_()
-    able = [x, *module.parameters(), *(one for one in others if one.requires_grad)]
+    able = [x, *module.parameters(), *(tensor for tensor in others if tensor.requires_grad)]
     result = module(x, *others)
     incoming = torch.randn(result.shape, generator=torch.Generator().manual_seed(1), dtype=result.dtype)
     return [result, *torch.autograd.grad(result, able, incoming)]
@@ -59,8 +59,8 @@ def bits(module: nn.Module, x: torch.Tensor, *others: torch.Tensor) -> list[torc
 def assert_same_bits(module: nn.Module, calls) -> None:
     small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
     for call in calls:
-        for mine, its in zip(bits(small, *call), bits(module, *call), strict=True):
-            torch.testing.assert_close(mine, its, rtol=0, atol=0, equal_nan=True)
+        for actual, expected in zip(bits(small, *call), bits(module, *call), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["rows", "columns"])

@@ -1,4 +1,4 @@
-"""What capture is told of results without computing them, beside what the kernels make."""
+"""Results of fake kernels after their corrections, compared with the results of real kernels."""
 
 from itertools import product
 
@@ -39,13 +39,13 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("operation", BACKWARDS, ids=str)
-def test_derivatives_of_operands_laid_out_in_any_way_are_foretold_as_they_are(operation):
+def test_derivatives_of_operands_laid_out_in_any_way_are_predicted_as_they_are(operation):
     for gradient, operand in product(LAYOUTS.values(), repeat=2):
         real = operation(*BACKWARDS[operation](gradient(), operand()))
         with FakeTensorMode():
             arguments = BACKWARDS[operation](gradient(), operand())
-            told = as_eager_makes_it(operation, arguments, operation(*arguments))
-        assert (told.shape, told.stride(), told.dtype) == (real.shape, real.stride(), real.dtype)
+            predicted = as_eager_makes_it(operation, arguments, operation(*arguments))
+        assert (predicted.shape, predicted.stride(), predicted.dtype) == (real.shape, real.stride(), real.dtype)
 
 
 NUMBERS = torch.rand(6)
@@ -61,20 +61,20 @@ NORMALIZATIONS = {
 
 
 @pytest.mark.parametrize("operation", NORMALIZATIONS, ids=str)
-def test_normalizations_of_images_are_foretold_laid_out_as_they_are(operation):
+def test_normalizations_of_images_are_predicted_laid_out_as_they_are(operation):
     sliced = {"some of the channels": lambda: torch.rand(2, 8, 5, 4).to(memory_format=torch.channels_last)[:, 1:7]}
     for gradient, operand in product((LAYOUTS | sliced).values(), repeat=2):
         arguments = NORMALIZATIONS[operation](gradient(), operand())
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = [mode.from_tensor(one) if isinstance(one, torch.Tensor) else one for one in arguments]
+            fake = [mode.from_tensor(tensor) if isinstance(tensor, torch.Tensor) else tensor for tensor in arguments]
             try:
                 made = operation(*fake)
             except ValueError:  # group_norm's autograd makes such gradients dense before
                 assert operation is aten.native_group_norm_backward.default
                 continue
-            told = as_eager_makes_it(operation, tuple(fake), made)
+            predicted = as_eager_makes_it(operation, tuple(fake), made)
         real = operation(*arguments)
-        assert [one.stride() for one in told] == [one.stride() for one in real]
+        assert [tensor.stride() for tensor in predicted] == [tensor.stride() for tensor in real]
 
 
 class Pooled(nn.Module):
@@ -105,7 +105,7 @@ class Residual(nn.Module):
 
 @pytest.mark.parametrize("network", [Residual, Pooled])
 @pytest.mark.parametrize("budget", ["100%", "90%"])
-def test_peaks_are_foretold_where_gradients_are_laid_out_unlike_activations(network, budget):
+def test_peaks_are_predicted_where_gradients_are_laid_out_unlike_activations(network, budget):
     torch.manual_seed(0)
     model = network().to(memory_format=torch.channels_last)
     x = torch.randn(2, 4, 24, 24).to(memory_format=torch.channels_last)

@@ -201,20 +201,20 @@ def test_what_is_done_with_saved_tensors_is_done(forward):
 
 def teacher_without_gradients(m, x):
     with torch.no_grad():
-        wanted = m.teacher(x)
-    return functional.mse_loss(m.net(x), wanted)
+        target = m.teacher(x)
+    return functional.mse_loss(m.net(x), target)
 
 
 def teacher_in_inference_mode(m, x):
     with torch.inference_mode():
-        wanted = m.teacher(x)
-    return m.net(x) * wanted.clone()
+        target = m.teacher(x)
+    return m.net(x) * target.clone()
 
 
 def teacher_that_follows(m, x):
     with torch.no_grad():
-        for mine, its in zip(m.teacher.parameters(), m.net.parameters(), strict=True):
-            mine.mul_(0.9).add_(its, alpha=0.1)
+        for teacher_weight, weight in zip(m.teacher.parameters(), m.net.parameters(), strict=True):
+            teacher_weight.mul_(0.9).add_(weight, alpha=0.1)
     return teacher_without_gradients(m, x)
 
 

@@ -59,25 +59,25 @@ LOOKS = {
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_a_module_that_looks_at_data_stays_right_when_the_data_alternates(look):
-    forward, one, other = LOOKS[look]
+    forward, first, second = LOOKS[look]
     model = Looking(forward)
 
     def step(module):
         results = []
-        for seen in (one, other, one):
+        for seen in (first, second, first):
             y = module(data(), seen)
             y.square().sum().backward()
             results.append(y)
         return results
 
-    small = rewritten(model, data(), one, budget="1MiB")
+    small = rewritten(model, data(), first, budget="1MiB")
     assert differences(trained(model, step), trained(small, step)) == []
 
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_peak_of_a_module_that_looks_at_data_is_kept(look):
-    forward, one, _ = LOOKS[look]
-    report = lowtide.verify(Looking(forward), "100%", (data(), one), costs="flops", steps=1)
+    forward, data_seen, _ = LOOKS[look]
+    report = lowtide.verify(Looking(forward), "100%", (data(), data_seen), costs="flops", steps=1)
     assert report.same_bits and report.within_budget, report
 
 
@@ -94,6 +94,6 @@ def test_a_buffer_that_decides_is_looked_at_again():
         for module in (model, small):
             module.limit.fill_(limit)
         torch.manual_seed(0)
-        wanted = model(data(), torch.ones(1))
+        expected = model(data(), torch.ones(1))
         torch.manual_seed(0)
-        assert torch.equal(small(data(), torch.ones(1)), wanted)
+        assert torch.equal(small(data(), torch.ones(1)), expected)

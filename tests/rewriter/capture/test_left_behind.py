@@ -1,4 +1,4 @@
-"""What forward leaves in modules and arguments beside what it returns."""
+"""Values that forward leaves in modules and arguments in addition to its result."""
 
 import collections
 import copy
@@ -63,11 +63,15 @@ def test_lists_grow_and_dicts_are_filled():
     module.seen, module.state, module.box = [], {}, types.SimpleNamespace(value=None)
     small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
     for seed in range(3):
-        mine, its = {"scale": 2.0}, {"scale": 2.0}
-        for m, seen in ((module, mine), (small, its)):
+        eager_seen, small_seen = {"scale": 2.0}, {"scale": 2.0}
+        for m, seen in ((module, eager_seen), (small, small_seen)):
             torch.manual_seed(seed)
             m(batch(), seen).sum().backward()
-        assert mine.keys() == its.keys() and torch.equal(mine["h"], its["h"]) and its["rows"] == 64
+        assert (
+            eager_seen.keys() == small_seen.keys()
+            and torch.equal(eager_seen["h"], small_seen["h"])
+            and small_seen["rows"] == 64
+        )
         assert torch.equal(module.state["h"], small.state["h"]) and torch.equal(module.box.value, small.box.value)
         assert [float(v.detach()) for v in module.seen] == [float(v.detach()) for v in small.seen]
 
@@ -86,7 +90,7 @@ def test_a_list_that_forward_empties_holds_one_step():
 
 
 def leaves_activations(m: Any, x: Tensor) -> Tensor:
-    """Leaves them on an attribute, in a dict, in a list made anew and in one that is emptied."""
+    """Leaves them on an attribute, in a dict, in a new list and in a list that is emptied."""
     h = m.net(x)
     m.last = h
     m.state["h"] = h.detach() * 2
@@ -97,7 +101,7 @@ def leaves_activations(m: Any, x: Tensor) -> Tensor:
 
 
 def left_in(module: Any) -> list[Tensor]:
-    """What a step has left there."""
+    """Return the values that a step has left there."""
     left = [module.last, module.state.get("h"), *module.made, *module.emptied]
     return [tensor for tensor in left if tensor is not None]
 
@@ -107,8 +111,8 @@ def test_what_the_step_before_has_left_takes_no_bytes_beside_its_successor(budge
     torch.manual_seed(0)
     module, x = net(leaves_activations), batch(rows=256)
     module.last, module.state, module.made, module.emptied = None, {}, [], []
-    wanted = plans(module, x, count=2)[-1].peak_bytes if budget == "smallest" else budget
-    small = lowtide.rewrite(copy.deepcopy(module), wanted, costs="flops")
+    budget_bytes = plans(module, x, count=2)[-1].peak_bytes if budget == "smallest" else budget
+    small = lowtide.rewrite(copy.deepcopy(module), budget_bytes, costs="flops")
     for seed in range(4):
         for m in (module, small):
             m.zero_grad()
@@ -200,9 +204,9 @@ def test_containers_of_other_classes_come_back_as_they_are():
     small = lowtide.rewrite(module, "100%", costs="flops")
     for counts in (collections.Counter(scale=2), collections.defaultdict(lambda: 2)):
         torch.manual_seed(0)
-        wanted = module(batch(), copy.copy(counts))
+        expected = module(batch(), copy.copy(counts))
         torch.manual_seed(0)
-        assert torch.equal(small(batch(), copy.copy(counts)).second, wanted.second)
+        assert torch.equal(small(batch(), copy.copy(counts)).second, expected.second)
 
 
 class Frozen(dict):
@@ -222,9 +226,9 @@ def test_a_dict_that_refuses_changes_is_left_alone():
     module.config = Frozen(scale=2.0)
     small = rewritten(module, batch(), budget="100%")
     torch.manual_seed(0)
-    wanted = module(batch())
+    expected = module(batch())
     torch.manual_seed(0)
-    assert torch.equal(small(batch()), wanted) and dict(small.config) == {"scale": 2.0}
+    assert torch.equal(small(batch()), expected) and dict(small.config) == {"scale": 2.0}
 
 
 def test_keys_that_print_alike_are_other_calls():
@@ -232,6 +236,6 @@ def test_keys_that_print_alike_are_other_calls():
     small = lowtide.rewrite(module, "100%", costs="flops")
     for key in (1, "1"):
         torch.manual_seed(0)
-        wanted = module({key: batch()})
+        expected = module({key: batch()})
         torch.manual_seed(0)
-        assert torch.equal(small({key: batch()}), wanted)
+        assert torch.equal(small({key: batch()}), expected)

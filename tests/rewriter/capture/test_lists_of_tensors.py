@@ -1,4 +1,4 @@
-"""Tensors made of lists that hold tensors have eager's dtype and bits, and are made anew in each step."""
+"""Tensors made from lists with tensors have eager's dtype and bits, and are recomputed in each step."""
 
 import pytest
 import torch
@@ -41,9 +41,9 @@ MADE = {
 @pytest.mark.parametrize("case", MADE)
 def test_it_is_what_torch_makes(case):
     func, args, kwargs = MADE[case]
-    made, wanted = made_of_list(func, args, kwargs), func(*args, **kwargs)
-    assert made is not None and (made.dtype, made.shape) == (wanted.dtype, wanted.shape)
-    assert torch.equal(made, wanted) and made.requires_grad == wanted.requires_grad
+    made, expected = made_of_list(func, args, kwargs), func(*args, **kwargs)
+    assert made is not None and (made.dtype, made.shape) == (expected.dtype, expected.shape)
+    assert torch.equal(made, expected) and made.requires_grad == expected.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_it_is_what_torch_makes(case):
     ids=["several elements", "unequal lengths", "floats for whole numbers"],
 )
 def test_what_torch_refuses_is_refused_alike(data, options):
-    with pytest.raises((ValueError, TypeError)) as wanted:
+    with pytest.raises((ValueError, TypeError)) as expected:
         torch.tensor(data, **options)
-    with pytest.raises(wanted.type):
+    with pytest.raises(expected.type):
         made_of_list(torch.tensor, (data,), options)
 
 
@@ -89,7 +89,7 @@ def test_a_step_makes_it_anew(made):
     same = rewritten(model, x, torch.arange(4), budget="1MiB")
     for i in (torch.arange(4), torch.arange(4) + 3):
         torch.manual_seed(0)
-        wanted = model(x, i)
+        expected = model(x, i)
         torch.manual_seed(0)
-        assert torch.equal(same(x, i), wanted)
+        assert torch.equal(same(x, i), expected)
     assert len(small.lowtide.steps) == 1

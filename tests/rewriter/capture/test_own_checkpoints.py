@@ -47,7 +47,7 @@ def in_half(m, x):
 
 
 selective = partial(create_selective_checkpoint_contexts, saved)
-WAYS = {
+VARIANTS = {
     "reentrant": lambda m, x: checkpoint(m.net, m.first(x), use_reentrant=True),
     "not reentrant": lambda m, x: checkpoint(m.net, m.first(x), use_reentrant=False),
     "in turn": lambda m, x: checkpoint_sequential(m.net, 2, m.first(x), use_reentrant=False),
@@ -59,9 +59,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_all_ways_to_checkpoint_train_alike(way):
-    small = assert_trains_alike(Called(WAYS[way], net=net(), first=nn.Linear(4, 4)), rows(), budget="1MiB")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_ways_to_checkpoint_train_alike(variant):
+    small = assert_trains_alike(Called(VARIANTS[variant], net=net(), first=nn.Linear(4, 4)), rows(), budget="1MiB")
     assert any(SAID in note for note in small.plan.problem.notes)
 
 
@@ -106,7 +106,7 @@ def test_a_real_difference_is_found_beside_checkpoints(monkeypatch):
         return tuple(r * 2 if binding.gradients and r is not None else r for r in returned)
 
     monkeypatch.setattr(runtime.Tape, "run", wrong)
-    model = Called(WAYS["not reentrant"], net=net(), first=nn.Linear(4, 4))
+    model = Called(VARIANTS["not reentrant"], net=net(), first=nn.Linear(4, 4))
     assert not lowtide.verify(model, "100%", (rows(),), costs="flops", steps=1).same_results
 
 

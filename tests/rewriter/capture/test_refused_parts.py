@@ -1,4 +1,4 @@
-"""What cannot be captured is refused by its own name, and leaves the module as it was."""
+"""Parts that cannot be captured are refused by name, and the module does not change."""
 
 import lowtide
 import pytest
@@ -62,9 +62,9 @@ def test_a_function_in_torchscript_runs_and_is_told_of(model, name):
     with pytest.warns(lowtide.LowtideWarning, match=rf"calls functions in TorchScript \({name}\).*in the last bit"):
         small = lowtide.rewrite(model, "1MiB", (rows(),), costs="flops")
     assert any("TorchScript" in note for note in small.plan.problem.notes)
-    wanted = torch.autograd.grad(model(rows()).sum(), list(model.parameters()))
+    expected = torch.autograd.grad(model(rows()).sum(), list(model.parameters()))
     small(rows()).sum().backward()
-    for gradient, parameter in zip(wanted, small.parameters(), strict=True):
+    for gradient, parameter in zip(expected, small.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 
 
@@ -73,25 +73,23 @@ def test_a_function_in_torchscript_runs_and_is_told_of(model, name):
 def test_sparse_buffers_are_named(layout):
     adjacent = torch.eye(8).to_sparse() if layout == "coo" else torch.eye(8).to_sparse_csr()
     model = Called(lambda m, x: torch.sparse.mm(m.graph, m.net(x)), net=net(), graph=adjacent)
-    refused(model, rows(), match=f"buffer graph is no dense tensor .*sparse_{layout}.*to_dense")
+    refused(model, rows(), match=f"buffer graph is not a dense tensor .*sparse_{layout}.*to_dense")
 
 
 @warnings_ignored
 def test_sparse_arguments_and_attributes_are_named():
     model = Called(lambda m, x, graph: torch.sparse.mm(graph, m.net(x)), net=net())
-    refused(model, rows(), torch.eye(8).to_sparse(), match="argument 0.1 is no dense tensor .*sparse_coo")
+    refused(model, rows(), torch.eye(8).to_sparse(), match="argument 0.1 is not a dense tensor .*sparse_coo")
     model = Called(lambda m, x: torch.sparse.mm(m.graph[0], m.net(x)), net=net(), graph=[torch.eye(8).to_sparse()])
-    refused(model, rows(), match="a tensor that forward reaches is no dense tensor .*sparse_coo")
+    refused(model, rows(), match="a tensor that forward reaches is not a dense tensor .*sparse_coo")
 
 
 @warnings_ignored
 def test_a_sparse_tensor_made_in_forward_is_told_from_a_sparse_gradient():
     model = Called(lambda m, x: torch.sparse.mm(torch.eye(8).to_sparse(), m.net(x)), net=net())
-    refused(
-        model, rows(), match=r"_to_sparse.* makes a sparse tensor, in the root module \(.*how large it is depends on"
-    )
+    refused(model, rows(), match=r"_to_sparse.* makes a sparse tensor, in the root module \(.*its size depends on")
     model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 4))
-    refused(model, torch.arange(3), match="a sparse gradient comes of .*, in the backward of 0: .*sparse=False")
+    refused(model, torch.arange(3), match="a sparse gradient comes from .*, in the backward of 0: .*sparse=False")
 
 
 NESTED = {
@@ -221,7 +219,7 @@ def from_a_pointer(m, x):
         (lambda m, x: m.net(x) + without_shapes(x), r"could not be captured: .*torch.library.register_fake"),
         (from_a_pointer, r"could not be captured: .*a legacy constructor such as torch.FloatTensor of tensors"),
         (lambda m, x: m.net(x) + x.data_ptr() % 2, r"forward calls data_ptr, which takes data out of torch"),
-        (lambda m, x: m.net(x) @ torch.ones(5), r"size mismatch.*If the original raises this too, mend it there"),
+        (lambda m, x: m.net(x) @ torch.ones(5), r"size mismatch.*If the original raises this too, fix it there"),
         (lambda m, x: torch.cat(torch.unsafe_chunk(m.net(x), 2)), r"aten.unsafe_split.* is what recurrent layers"),
     ],
     ids=["shapes unknown", "memory", "pointer", "own mistake", "unsafe split"],

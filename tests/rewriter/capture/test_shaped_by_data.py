@@ -24,13 +24,13 @@ def test_ctc_is_eagers(reduction, zero_infinity, as_tensors):
 
     targets = torch.randint(1, 5, (2, 4), generator=torch.Generator().manual_seed(0))
     inputs, lengths = [9, 3], [4, 3]  # the second cannot be aligned if a letter repeats
-    told = (torch.tensor(inputs), torch.tensor(lengths)) if as_tensors else (inputs, lengths)
+    length_arguments = (torch.tensor(inputs), torch.tensor(lengths)) if as_tensors else (inputs, lengths)
     module = Called(forward, net=nn.Linear(6, 5))
     x = torch.randn(9, 2, 6, generator=torch.Generator().manual_seed(1))
-    small = rewritten(module, x, targets, *told, budget="100%")
+    small = rewritten(module, x, targets, *length_arguments, budget="100%")
 
     def step(m: nn.Module) -> Tensor:
-        loss = m(x, targets, *told)
+        loss = m(x, targets, *length_arguments)
         loss.backward()
         return loss.detach()
 

@@ -30,8 +30,8 @@ def run(*words: str, status: int = 0):
     return result
 
 
-def told(*words: str, status: int = 0):
-    """What a call with `--json` prints: JSON and nothing else on standard output."""
+def json_of(*words: str, status: int = 0):
+    """Return the output of a call with `--json`: JSON and nothing else on standard output."""
     return json.loads(run(*words, "--json", status=status).stdout)
 
 
@@ -65,8 +65,10 @@ def test_help_and_version_import_no_torch():
 
 
 def test_what_libraries_print_reaches_neither_stream():
-    """In a process of its own, since some print below Python's streams, and once per process. The layer is planned
-    with integer programs."""
+    """Runs a separate process, since some libraries print below Python's streams, and once per process.
+
+    The layer is planned with integer programs.
+    """
     sizes = ["--set", "n_layer=1", "--set", "vocab_size=50", "--seq", "32"]
     words = ["plan", *TINY, *sizes, "--budget", "85%", "--costs", "flops", "--json"]
     program = (
@@ -90,7 +92,7 @@ def test_profile_tells_where_the_bytes_are():
 
 
 def test_profile_as_json_adds_up():
-    profile = told("profile", *TINY, "--costs", "flops")
+    profile = json_of("profile", *TINY, "--costs", "flops")
     assert sum(row["kept_bytes"] for row in profile["modules"]) == profile["kept_bytes"]
     parts = [size for name, size in profile["peak"].items() if name.endswith("_bytes")]
     assert sum(parts) == profile["peak_bytes"]
@@ -98,12 +100,12 @@ def test_profile_as_json_adds_up():
 
 
 def test_depth_tells_more_modules_apart():
-    deep = told("profile", *TINY, "--costs", "flops", "--depth", "4")["modules"]
+    deep = json_of("profile", *TINY, "--costs", "flops", "--depth", "4")["modules"]
     assert "transformer.h.1.mlp" in [row["module"] for row in deep]
 
 
 def test_plan_keeps_the_budget(plan_path):
-    plan = told("plan", *TINY, "--budget", "97%", "--costs", "flops")
+    plan = json_of("plan", *TINY, "--budget", "97%", "--costs", "flops")
     assert plan["peak_bytes"] <= plan["budget_bytes"] == int(0.97 * plan["baseline_peak_bytes"])
     assert sum(module["kernels_again"] for module in plan["modules"]) > 0
     assert plan["peak_bytes"] == load_plan(plan_path).peak_bytes
@@ -115,10 +117,10 @@ def test_plan_as_text_fits_a_hundred_columns():
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_codes_to_choose_among_are_told_and_kept_with_the_plan(tmp_path):
+def test_codes_to_choose_among_are_passed_and_kept_with_the_plan(tmp_path):
     path = tmp_path / "plan.json"
     words = [*APPROXIMATE, "--seq", "64", "--budget", "100%", "--costs", "flops", "--error-budget", "0.5"]
-    request = told("plan", *words, "--codecs", "dct", "--codecs", "uniform", "--out", str(path))["request"]
+    request = json_of("plan", *words, "--codecs", "dct", "--codecs", "uniform", "--out", str(path))["request"]
     assert request["codecs"] == ["dct", "uniform"] and request["error_budget"] == 0.5
     names = {encoding.name for value in load_plan(path).problem.values for encoding in value.encodings}
     assert names and all(name.endswith(("sketch, dct", "rows, uniform")) for name in names)
@@ -126,12 +128,12 @@ def test_codes_to_choose_among_are_told_and_kept_with_the_plan(tmp_path):
 
 
 def test_plan_for_a_device_that_is_not_here_allocates_nothing():
-    plan = told("plan", *TINY, "--budget", "100%", "--device", "h200-141gb", "--dtype", "bfloat16")
+    plan = json_of("plan", *TINY, "--budget", "100%", "--device", "h200-141gb", "--dtype", "bfloat16")
     assert plan["costs"] == "roofline" and plan["peak_bytes"] % 512 == 0
 
 
 def test_sweep_goes_from_everything_kept_to_the_smallest_peak():
-    plans = told("sweep", *TINY, "--costs", "roofline", "--count", "4")["plans"]
+    plans = json_of("sweep", *TINY, "--costs", "roofline", "--count", "4")["plans"]
     peaks = [plan["peak_bytes"] for plan in plans]
     assert peaks == sorted(peaks, reverse=True) and peaks[0] == plans[0]["baseline_peak_bytes"]
     assert 2 <= len(plans) <= 4
@@ -145,7 +147,7 @@ def test_verify_says_that_bits_and_peak_are_right():
 
 
 def test_verify_as_json_with_a_padded_batch():
-    report = told("verify", *TINY, "--budget", "97%", "--steps", "2", "--pairs", "1", "--padded")
+    report = json_of("verify", *TINY, "--budget", "97%", "--steps", "2", "--pairs", "1", "--padded")
     assert report["ok"] and report["measured_peak_bytes"] == report["plan"]["peak_bytes"]
     assert report["time_ratio"] > 0 and report["request"]["padded"]
 
@@ -154,13 +156,13 @@ def test_verify_ends_with_1_where_the_report_is_not_ok(monkeypatch):
     from lowtide.rewriter.verify.report import Report
 
     monkeypatch.setattr(Report, "ok", False)
-    assert told("verify", *TINY, "--budget", "100%", "--steps", "1", "--costs", "flops", status=1)["ok"] is False
+    assert json_of("verify", *TINY, "--budget", "100%", "--steps", "1", "--costs", "flops", status=1)["ok"] is False
 
 
 def test_inspect_shows_what_plan_saved(plan_path):
     text = run("inspect", str(plan_path)).stdout
     assert text.startswith("gpt2 n_layer=2") and "extra time" in text
-    inspected = told("inspect", str(plan_path))
+    inspected = json_of("inspect", str(plan_path))
     assert inspected["peak_bytes"] == load_plan(plan_path).peak_bytes
     assert inspected["request"]["sequence"] == 16
 
@@ -169,7 +171,7 @@ def test_inspect_prints_the_code_anew(plan_path):
     code = run("inspect", str(plan_path), "--code").stdout
     compile(code, "plan", "exec")
     assert "def forward_1(" in code and code.startswith("# One training step of GPT2LMHeadModel")
-    assert told("inspect", str(plan_path), "--code")["code"].strip() == code.strip()
+    assert json_of("inspect", str(plan_path), "--code")["code"].strip() == code.strip()
 
 
 def test_inspect_prints_the_code_of_an_approximate_plan_as_it_is_run(tmp_path):
@@ -208,8 +210,8 @@ def test_a_plan_saved_from_python_shows_its_numbers_but_no_code(tmp_path):
         (["plan", *TINY, "--budget", "1KiB", "--costs", "flops"], "no schedule of GPT2LMHeadModel fits 1.00 KiB"),
         (["verify", *TINY, "--budget", "1KiB", "--costs", "flops"], "no schedule of GPT2LMHeadModel fits 1.00 KiB"),
         (["profile", *TINY, "--set", "n_layers=3"], "has no n_layers; did you mean n_layer"),
-        (["profile", *TINY, "--set", "n_layer"], "is no NAME=VALUE"),
-        (["profile", *TINY, "--dtype", "int3"], "dtype 'int3' is none of"),
+        (["profile", *TINY, "--set", "n_layer"], "is not NAME=VALUE"),
+        (["profile", *TINY, "--dtype", "int3"], "dtype 'int3' is not one of"),
         (["profile", *TINY, "--device", "abacus"], "no device preset is called 'abacus'"),
         (["profile", *TINY, "--batch", "0"], "--batch 0 is below 1"),
         (["plan", *TINY, "--budget", "90%", "--solver", "oracle"], "there is no solver 'oracle'"),
@@ -226,7 +228,7 @@ def test_a_plan_saved_from_python_shows_its_numbers_but_no_code(tmp_path):
             "and fidelity is 'rounding': leave codecs out",
         ),
         (["verify", *TINY, "--budget", "90%", "--codecs", "rows"], "and fidelity is 'bitwise'"),
-        (["sweep", *TINY, "--plot", "frontier.xyz"], "is no picture's name"),
+        (["sweep", *TINY, "--plot", "frontier.xyz"], "is not a picture's name"),
         (["inspect", "no-such-plan.json"], "cannot be read as a plan"),
     ],
 )
@@ -241,7 +243,7 @@ def test_errors_leave_standard_output_empty_with_json_too():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plan: plan.update(format="recipe"), "no plan of lowtide"),
+        (lambda plan: plan.update(format="recipe"), "not a plan of lowtide"),
         (lambda plan: plan.update(version=99), "99"),
         (lambda plan: plan["instructions"].pop(3), "damaged plan"),
         (lambda plan: plan.update(made_by=["gpt2"]), "made_by is a list"),

@@ -8,7 +8,7 @@ from lowtide.rewriter.display.memory_timeline import kept_values, moments_of, pe
 from lowtide.rewriter.display.pictures import check_drawable, draw_frontier, draw_timeline
 from lowtide.rewriter.errors import LowtideError
 from lowtide.rewriter.plan.solve import spread_out
-from lowtide.rewriter.text.module_names import grouped, one_name, plain_operation, shortened
+from lowtide.rewriter.text.module_names import grouped, merged_name, plain_operation, shortened
 from lowtide.solvers.problem.plan import Plan
 from small_models import small_model
 
@@ -27,7 +27,7 @@ def test_the_parts_of_the_live_bytes_add_up_to_the_simulated_peak(plans):
         moments = moments_of(plan)
         assert max(moment.within_bytes for moment in moments) == plan.peak_bytes
         assert min(moment.activation_bytes for moment in moments) >= 0
-        assert sum(moment.kind == "again" for moment in moments) == len(moments) - len(plan.problem.ops)
+        assert sum(moment.kind == "recomputed" for moment in moments) == len(moments) - len(plan.problem.ops)
         peak = peak_of(plan)
         assert sum(size for name, size in peak.to_dict().items() if name.endswith("_bytes")) == plan.peak_bytes
 
@@ -55,7 +55,7 @@ def test_a_frontier_is_drawn_beside_the_recipes(plans, tmp_path):
     path = tmp_path / "frontier.png"
     recipes = draw_frontier(plans, "a small model", path)
     assert path.read_bytes().startswith(PNG) and path.stat().st_size > 10_000
-    assert "checkpoint every block" in [one.description for one in recipes]
+    assert "checkpoint every block" in [recipe.description for recipe in recipes]
 
 
 def test_pictures_can_be_vector_graphics(plans, tmp_path):
@@ -64,7 +64,7 @@ def test_pictures_can_be_vector_graphics(plans, tmp_path):
 
 
 def test_a_name_that_is_no_pictures_is_refused(tmp_path):
-    with pytest.raises(LowtideError, match="is no picture's name"):
+    with pytest.raises(LowtideError, match="is not a picture's name"):
         check_drawable(tmp_path / "timeline.docx")
 
 
@@ -87,8 +87,8 @@ def test_a_frontier_is_thinned_evenly_with_both_ends(plans):
 
 
 def test_names_that_differ_in_a_number_become_one():
-    assert one_name(["h.0.attn", "h.1.attn", "h.2.attn", "h.5.attn"]) == "h.0-2,5.attn"
-    assert one_name(["lm_head"]) == "lm_head"
+    assert merged_name(["h.0.attn", "h.1.attn", "h.2.attn", "h.5.attn"]) == "h.0-2,5.attn"
+    assert merged_name(["lm_head"]) == "lm_head"
     assert shortened("transformer.h.3.attn.c_proj") == "transformer.h.3"
     assert shortened("transformer.h.3.attn.c_proj", 4) == "transformer.h.3.attn"
     assert [plain_operation(n) for n in ("mm_default_4", "add_tensor", "tanh")] == ["mm", "add", "tanh"]

@@ -27,7 +27,7 @@ def gpt2_code(layers: int) -> str:
 
 def test_the_code_of_48_layers_is_at_most_half_longer_than_that_of_12():
     short, long = gpt2_code(12), gpt2_code(48)
-    # What tells which function serves which block is one line for each.
+    # The table of the functions of each block has one line per block.
     lines = len(long.splitlines()) / len(short.splitlines())
     characters = len(long) / len(short)
     assert lines <= 1.5 and characters <= 1.5, f"{lines:.2f} times the lines, {characters:.2f} times the characters"

@@ -1,4 +1,4 @@
-"""Names are data: whatever classes, parts, arguments and keys are called, none is run, and steps are eager's."""
+"""Name are data: whatever classes, parts, arguments and keys are called, none is run, and steps are eager's."""
 
 import copy
 
@@ -56,9 +56,9 @@ def test_a_name_cannot_stand_for_what_generated_code_uses():
 
     torch.manual_seed(0)
     model = Model()
-    told = {"class": torch.rand(16, 8), "lambda": torch.rand(16, 8), "values": torch.rand(16, 8)}
-    small = rewritten(model, **told)
-    assert differences(trained(model, calling(**told)), trained(small, calling(**told))) == []
+    arguments = {"class": torch.rand(16, 8), "lambda": torch.rand(16, 8), "values": torch.rand(16, 8)}
+    small = rewritten(model, **arguments)
+    assert differences(trained(model, calling(**arguments)), trained(small, calling(**arguments))) == []
 
 
 def test_keys_of_a_batch_are_data():

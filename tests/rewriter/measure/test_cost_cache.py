@@ -40,7 +40,7 @@ def saved(**measurements: Measurement) -> Path:
 
 
 def sealed(path: Path, text: str) -> None:
-    """Writes what a cache says, with the digest that belongs to it."""
+    """Writes the content of a cache with its digest."""
     rest = text.removeprefix("{").encode()
     path.write_bytes(b'{"digest": "' + hashlib.sha256(rest).hexdigest().encode() + b'", ' + rest)
 
@@ -51,8 +51,8 @@ def known() -> dict[str, Measurement]:
 
 def test_the_file_is_json_with_a_digest_and_only_this_user_may_read_it():
     path = saved(one=Measurement(1.5, 10), two=Measurement(None, 0))
-    told = json.loads(path.read_text())
-    assert told["kernels"] == {"one": [1.5, 10, None], "two": [None, 0, None]}
+    payload = json.loads(path.read_text())
+    assert payload["kernels"] == {"one": [1.5, 10, None], "two": [None, 0, None]}
     assert path.stat().st_mode & 0o077 == 0 or os.name != "posix"
     assert known() == {"one": Measurement(1.5, 10), "two": Measurement(None, 0)}
 
@@ -76,16 +76,16 @@ ODD = ["Infinity", "-Infinity", "NaN", "1e999", "-1", "-0.5", "true", '"1"', "[]
 def test_odd_numbers_are_measured_again_though_the_digest_is_right(odd, entry):
     path = saved(one=Measurement(1.5, 10), two=Measurement(1e-3, 7))
     sealed(path, path.read_text().partition(", ")[2].replace("[1.5, 10, null]", entry % odd))
-    found = known()
-    assert "one" not in found and found in ({}, {"two": Measurement(1e-3, 7)})
+    measurements = known()
+    assert "one" not in measurements and measurements in ({}, {"two": Measurement(1e-3, 7)})
 
 
 def test_a_file_of_another_situation_is_not_taken():
     path = saved(one=Measurement(1.5, 10))
-    told = json.loads(path.read_text())
-    told["environment"]["threads"] = "1000"
-    del told["digest"]
-    sealed(path, json.dumps(told))
+    payload = json.loads(path.read_text())
+    payload["environment"]["threads"] = "1000"
+    del payload["digest"]
+    sealed(path, json.dumps(payload))
     assert known() == {}
 
 
@@ -148,7 +148,7 @@ def test_a_convolution_measured_with_one_backend_is_planned_anew_with_another():
     x = torch.randn(2, 3, 32, 32)
 
     def peaks() -> tuple[int, int]:
-        """Measured and predicted."""
+        """Return the measured and the predicted peak."""
         small = lowtide.rewrite(copy.deepcopy(convolution), "100%", (x,), costs="flops")
         held = sum(p.nbytes for p in small.parameters()) + x.nbytes
         measured = lowtide.measure_peak(lambda: small(x).backward(torch.ones(2, 16, 32, 32)))
@@ -167,7 +167,7 @@ def nodes_of(function, *arguments):
 
 @pytest.fixture
 def first_of_a_process(monkeypatch, tmp_path):
-    """What is done once per process is yet to be done, and nothing is compiled."""
+    """Clears everything that is done once per process, so that nothing is compiled."""
     monkeypatch.setattr(native, "kernels_folder", lambda: tmp_path / "kernels")
     for once in (native._library, dropout_masks.draws_alike, inverse_tables.table):
         once.cache_clear()
@@ -182,9 +182,9 @@ def test_no_kernel_is_charged_for_what_a_process_does_once(first_of_a_process, m
     first = measure_costs(nodes, "cpu")
     assert max(cost.seconds for cost in first.values()) < 0.05
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    again = measure_costs(nodes, "cpu")
+    repeated = measure_costs(nodes, "cpu")
     assert {text: cost.working_bytes for text, cost in first.items()} == {
-        text: cost.working_bytes for text, cost in again.items()
+        text: cost.working_bytes for text, cost in repeated.items()
     }
 
 

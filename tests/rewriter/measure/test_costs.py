@@ -32,8 +32,8 @@ def calls(function, *arguments):
 
 def cost_of(operator, nodes, **keywords) -> Cost:
     costs = measure_costs(nodes, "cpu", **keywords)
-    (found,) = {costs[signature(node)] for node in nodes if node.target is operator}
-    return found
+    (cost,) = {costs[signature(node)] for node in nodes if node.target is operator}
+    return cost
 
 
 def test_a_product_holds_its_output_and_nothing_else():
@@ -153,11 +153,11 @@ def test_equal_calls_have_equal_signatures_whatever_their_nodes_are_called():
     def function(first, second):
         return torch.mm(first, second), torch.mm(second, first), torch.mm(first, first)
 
-    one, two, same = calls(function, torch.randn(4, 4), torch.randn(4, 4))
-    assert signature(one) == signature(two) != signature(same)
-    assert signature(one) == "aten.mm.default(float32[4,4](4,1)cpu, float32[4,4](4,1)cpu)"
-    (again,) = calls(torch.mm, torch.randn(4, 4), torch.randn(4, 4))
-    assert signature(again) == signature(one)
+    first, second, square = calls(function, torch.randn(4, 4), torch.randn(4, 4))
+    assert signature(first) == signature(second) != signature(square)
+    assert signature(first) == "aten.mm.default(float32[4,4](4,1)cpu, float32[4,4](4,1)cpu)"
+    (repeated,) = calls(torch.mm, torch.randn(4, 4), torch.randn(4, 4))
+    assert signature(repeated) == signature(first)
 
 
 def test_constants_dtypes_and_strides_tell_signatures_apart():
@@ -211,8 +211,8 @@ def test_what_two_processes_measured_is_kept_by_both():
     second.add("two", cost_cache.Measurement(2.0, None))
     first.save()
     second.save()
-    found = cost_cache.CostCache.load(device).measurements
-    assert found == {"one": cost_cache.Measurement(1.0, 10), "two": cost_cache.Measurement(2.0, None)}
+    measurements = cost_cache.CostCache.load(device).measurements
+    assert measurements == {"one": cost_cache.Measurement(1.0, 10), "two": cost_cache.Measurement(2.0, None)}
 
 
 def test_inside_a_users_profiler_the_outputs_are_counted_and_the_profiler_goes_on(own_cache):
@@ -230,7 +230,7 @@ def test_inside_a_users_profiler_the_outputs_are_counted_and_the_profiler_goes_o
 
 @torch.library.custom_op("lowtide_tests::of_sevens", mutates_args=())
 def of_sevens(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Twice a tensor of sevens; it takes no other, and so cannot be run on made-up operands."""
+    """Doubles a tensor of sevens. It accepts no other tensor, so it cannot be run on generated operands."""
     if not bool((tensor == 7).all()):
         raise ValueError("not all sevens")
     return tensor * 2
@@ -270,12 +270,12 @@ def test_the_users_tensors_and_modes_are_left_alone():
     assert weight._version == version
 
 
-def test_progress_is_told_kernel_by_kernel():
+def test_progress_is_reported_kernel_by_kernel():
     nodes = calls(lambda a, b: (a @ b).exp(), torch.randn(4, 4), torch.randn(4, 4))
-    told = []
-    measure_costs(nodes, "cpu", progress=lambda *news: told.append(news))
-    assert told[-1][:2] == (2, 2)
-    assert {name for *_, name in told} == {"aten.mm.default", "aten.exp.default"}
+    reports = []
+    measure_costs(nodes, "cpu", progress=lambda *report: reports.append(report))
+    assert reports[-1][:2] == (2, 2)
+    assert {name for *_, name in reports} == {"aten.mm.default", "aten.exp.default"}
 
 
 def test_measured_costs_of_a_device_that_is_not_here_are_refused():
@@ -301,7 +301,7 @@ def test_by_flops_what_moves_bytes_costs_next_to_nothing_but_not_nothing():
     model = torch.nn.Sequential(*[torch.nn.Linear(64, 64), torch.nn.GELU()] * 4)
     batch = (torch.randn(512, 64),)
     loose = lowtide.plan(model, "100%", batch, costs="flops")
-    runs = [one.op for one in loose.schedule.instructions if isinstance(one, Run)]
+    runs = [instruction.op for instruction in loose.schedule.instructions if isinstance(instruction, Run)]
     assert len(runs) == len(set(runs))
     assert loose.extra_seconds == 0
     assert any(0 < plan.extra_share < 1e-3 for plan in lowtide.sweep(model, batch, costs="flops"))

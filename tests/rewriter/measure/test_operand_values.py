@@ -45,7 +45,7 @@ def needed(operator, *arguments, **named) -> int:
 
 
 def every(count: int, total: int = 96) -> torch.Tensor:
-    """A mask with so many elements that are true."""
+    """A mask with `count` elements that are true."""
     return torch.arange(total) % (total // count) == 0
 
 
@@ -85,8 +85,8 @@ def test_a_kernel_is_measured_on_operands_like_the_real_ones(operator):
 def test_operands_by_name_fit_too():
     named = {"lengths": torch.tensor([2, 3, 5])}
     data = torch.rand(10, 3)
-    found = measured(aten.segment_reduce.default, data, "sum", **named)
-    assert found == needed(aten.segment_reduce.default, data, "sum", **named)
+    measured_bytes = measured(aten.segment_reduce.default, data, "sum", **named)
+    assert measured_bytes == needed(aten.segment_reduce.default, data, "sum", **named)
 
 
 def test_sequences_of_any_lengths_need_no_more_to_be_packed_than_is_said():
@@ -113,12 +113,12 @@ def test_whatever_part_of_a_source_was_scattered_backward_needs_no_more_than_is_
     assert needed(aten.masked_scatter_backward.default, *arguments) <= said
 
 
-def test_results_whose_sizes_follow_from_values_are_told_apart():
-    told = set()
+def test_results_whose_sizes_follow_from_values_have_different_signatures():
+    signatures = set()
     for count in (12, 24):
         graph = make_fx(aten.nonzero.default, tracing_mode="real")(every(count))
-        told |= {signature(node) for node in graph.graph.nodes if node.op == "call_function"}
-    assert len(told) == 2
+        signatures |= {signature(node) for node in graph.graph.nodes if node.op == "call_function"}
+    assert len(signatures) == 2
 
 
 def test_what_is_conjugated_or_negated_when_it_is_read_is_measured_so():
@@ -128,7 +128,7 @@ def test_what_is_conjugated_or_negated_when_it_is_read_is_measured_so():
         "conjugated": (aten.mm.default, lambda left, right: (left.conj(), right)),
         "negated": (aten.exp.default, lambda left, right: (right.conj().imag,)),
     }
-    found = {}
+    measured_bytes = {}
     for name, (operator, changed) in calls.items():
         with FakeTensorMode() as mode:
             fakes = changed(mode.from_tensor(left), mode.from_tensor(right))
@@ -136,23 +136,23 @@ def test_what_is_conjugated_or_negated_when_it_is_read_is_measured_so():
         graph = fx.Graph()
         operands = [graph.placeholder(f"operand_{place}") for place in range(len(fakes))]
         node = graph.call_function(operator, tuple(operands))
-        for one, fake in zip((*operands, node), (*fakes, made), strict=True):
-            one.meta["val"] = fake
-        found[name] = measure_costs([node], "cpu", "flops")[signature(node)].working_bytes
-        assert found[name] == needed(operator, *changed(left, right))
-    assert found["conjugated"] > found["plain"]
+        for graph_node, fake in zip((*operands, node), (*fakes, made), strict=True):
+            graph_node.meta["val"] = fake
+        measured_bytes[name] = measure_costs([node], "cpu", "flops")[signature(node)].working_bytes
+        assert measured_bytes[name] == needed(operator, *changed(left, right))
+    assert measured_bytes["conjugated"] > measured_bytes["plain"]
 
 
 class Complex(nn.Module):
-    """Linear layers over complex numbers, and something that is done with what they give."""
+    """Linear layers over complex numbers, and a function of their results."""
 
-    def __init__(self, told) -> None:
+    def __init__(self, function) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(8, 16, dtype=torch.cfloat), nn.Linear(16, 8, dtype=torch.cfloat)
-        self.told = told
+        self.function = function
 
     def forward(self, x):
-        return self.told(self.second(self.first(x))).abs().pow(2).mean()
+        return self.function(self.second(self.first(x))).abs().pow(2).mean()
 
 
 COMPLEX = {
@@ -166,33 +166,33 @@ COMPLEX = {
 }
 
 
-@pytest.mark.parametrize("told", COMPLEX)
-def test_peaks_of_complex_products_are_predicted(told):
+@pytest.mark.parametrize("name", COMPLEX)
+def test_peaks_of_complex_products_are_predicted(name):
     torch.manual_seed(0)
-    assert_exact_everywhere(Complex(COMPLEX[told]), torch.randn(20, 8, dtype=torch.cfloat))
+    assert_exact_everywhere(Complex(COMPLEX[name]), torch.randn(20, 8, dtype=torch.cfloat))
 
 
 def test_inputs_that_are_conjugated_when_they_are_read_have_a_plan_of_their_own():
     torch.manual_seed(0)
     model, x = Complex(lambda y: y), torch.randn(20, 8, dtype=torch.cfloat)
     small = lowtide.rewrite(model, "100%", (x.conj(),), costs="flops")
-    for given in (x.conj(), x, x.conj().clone()):
+    for argument in (x.conj(), x, x.conj().clone()):
         model.zero_grad()
-        loss = model(given)
+        loss = model(argument)
         loss.backward()
         expected = [parameter.grad.clone() for parameter in model.parameters()]
         model.zero_grad()
-        planned = small(given)
-        measured_bytes = lowtide.measure_peak(lambda given=given: small(given).backward())
+        planned = small(argument)
+        measured_bytes = lowtide.measure_peak(lambda argument=argument: small(argument).backward())
         assert measured_bytes + small.plan.problem.resident_bytes == small.plan.peak_bytes
         model.zero_grad()
-        small(given).backward()
+        small(argument).backward()
         assert torch.equal(planned, loss)
         assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), expected, strict=True))
 
 
 class Placed(nn.Module):
-    """Image features in the places of tokens, as models of vision and language have them."""
+    """Image features in the places of tokens, as in models of vision and language."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class Bags(nn.Module):
 
 
 class Selected(nn.Module):
-    """Rows by a mask, and elements by another one."""
+    """Rows selected by a mask, and elements by another mask."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an optimizer adds to a step: its state while the step runs, its temporaries when it steps."""
+"""An optimizer adds its state to a step while the step runs, and its temporaries when it steps."""
 
 import copy
 
@@ -75,8 +75,8 @@ def test_a_budget_below_what_the_optimizer_needs_says_so():
     optimizer = torch.optim.AdamW(module.parameters(), foreach=True)
     with pytest.raises(InfeasibleBudget, match="the optimizer's step needs") as caught:
         lowtide.rewrite(module, "20KiB", (data(),), costs="flops", optimizer=optimizer)
-    again = lowtide.rewrite(module, caught.value.smallest_bytes, (data(),), costs="flops", optimizer=optimizer)
-    assert again.plan.peak_bytes == caught.value.smallest_bytes
+    smallest = lowtide.rewrite(module, caught.value.smallest_bytes, (data(),), costs="flops", optimizer=optimizer)
+    assert smallest.plan.peak_bytes == caught.value.smallest_bytes
 
 
 def test_planning_with_an_optimizer_leaves_it_alone():

@@ -57,8 +57,8 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_stream_alon
 
 def test_a_batch_is_the_same_each_time_and_another_with_another_seed():
     model, batch = small_model("bert")
-    again = sample_batch(model, 2, 24)
-    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    repeated = sample_batch(model, 2, 24)
+    assert all(torch.equal(batch[name], repeated[name]) for name in batch)
     assert not torch.equal(batch["input_ids"], sample_batch(model, 2, 24, seed=1)["input_ids"])
 
 
@@ -122,7 +122,7 @@ def test_what_follows_from_a_changed_field_follows():
             {"rope_parameters.theta": "1"},
             r"rope_parameters of llama has no theta; it holds rope_theta",
         ),
-        ("gpt2", {"n_embd.width": "1"}, r"n_embd of gpt2 is 768, so n_embd.width names nothing"),
+        ("gpt2", {"n_embd.width": "1"}, r"n_embd of gpt2 is 768, so it has no width; set n_embd itself"),
         ("gtp2", {}, r"no model is called 'gtp2': did you mean gpt2"),
         ("./nowhere", {}, r"nowhere does not exist; give a folder with a config.json"),
         ("nobody/nothing", {}, r"nobody/nothing is neither a local folder nor to be had from the hub"),
@@ -137,7 +137,7 @@ def test_what_cannot_be_configured_says_why(name, settings, message):
     ("name", "options", "message"),
     [
         ("gpt2", {"overrides": {"n_head": "7"}}, r"gpt2 cannot be built with these options: .*divisible"),
-        ("gpt2", {"dtype": "int4"}, r"dtype 'int4' is none of float32, bfloat16"),
+        ("gpt2", {"dtype": "int4"}, r"dtype 'int4' is not one of float32, bfloat16"),
         ("detr", {}, r"detr has none of the heads that lowtide can make a batch for"),
         ("gpt2", {"overrides": SMALL["gpt2"], "device": "warp"}, r"gpt2 cannot be placed on device 'warp'"),
     ],
@@ -148,7 +148,7 @@ def test_what_cannot_be_built_says_why(name, options, message):
 
 
 def test_a_setting_without_a_value_is_refused():
-    with pytest.raises(ModelError, match=r"--set 'n_layer' is no NAME=VALUE"):
+    with pytest.raises(ModelError, match=r"--set 'n_layer' is not NAME=VALUE"):
         parse_settings(["n_layer"])
 
 

@@ -54,13 +54,13 @@ def test_noise_is_as_predicted_and_without_bias_where_rounding_is_at_random(case
     draws, noise = 24, []
     for seed in range(draws):
         exact_loss, exact = gradient(model, batch, seed)
-        loss, found = gradient(small, batch, seed)
+        loss, noisy = gradient(small, batch, seed)
         torch.testing.assert_close(loss, exact_loss, rtol=1e-6, atol=0)
-        noise.append(found - exact)
+        noise.append(noisy - exact)
     noise = torch.stack(noise)
     measured = float(noise.square().sum(1).mean())
-    told = small.lowtide.planned.noise_energy
-    assert measured == pytest.approx(told, rel=0.25)
+    predicted = small.lowtide.planned.noise_energy
+    assert measured == pytest.approx(predicted, rel=0.25)
     # of independent noise the mean over n draws keeps an n-th of the energy
     assert float(noise.mean(0).square().sum()) < 1.5 * measured / draws
 
@@ -84,20 +84,20 @@ def test_steps_without_dropout_draw_other_noise_each_time():
     small = lowtide.rewrite(model, "60%", (), batch, error_budget=0.1, **OPTIONS)
     assert small.plan.encoded
     torch.manual_seed(0)
-    found = []
+    gradients = []
     for _ in range(2):
         small.zero_grad()
         small(**batch).loss.backward()
-        found.append([parameter.grad.clone() for parameter in small.parameters()])
-    assert not all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        gradients.append([parameter.grad.clone() for parameter in small.parameters()])
+    assert not all(torch.equal(left, right) for left, right in zip(*gradients, strict=True))
 
 
 def test_with_nothing_to_spend_nothing_is_approximate(case):
     model, batch = case
     small = lowtide.rewrite(copy.deepcopy(model), "70%", (), batch, error_budget=0.0, **OPTIONS)
     assert small.plan.encoding_error == 0
-    exact, found = gradient(model, batch, 0)[1], gradient(small, batch, 0)[1]
-    assert float((found - exact).norm() / exact.norm()) < 1e-6
+    exact, actual = gradient(model, batch, 0)[1], gradient(small, batch, 0)[1]
+    assert float((actual - exact).norm() / exact.norm()) < 1e-6
 
 
 def test_the_generated_code_tells_codecs_and_seeds(small):
@@ -107,21 +107,21 @@ def test_the_generated_code_tells_codecs_and_seeds(small):
 
 def test_a_module_goes_on_after_a_copy(case, small):
     _, batch = case
-    twin = copy.deepcopy(small)
-    assert torch.equal(gradient(twin, batch, 2)[1], gradient(small, batch, 2)[1])
+    duplicate = copy.deepcopy(small)
+    assert torch.equal(gradient(duplicate, batch, 2)[1], gradient(small, batch, 2)[1])
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
-        ({"error_budget": -0.1}, ValueError, "error_budget=-0.1 is no share of a variance: pass 0 or more"),
+        ({"error_budget": -0.1}, ValueError, "error_budget=-0.1 is not a share of a variance: pass 0 or more"),
         ({"error_budget": float("nan")}, ValueError, "error_budget=nan is no share"),
         ({"device": "h200-141gb", "costs": "roofline"}, lowtide.PlanError, "measures on real data"),
     ],
 )
-def test_what_cannot_be_is_refused(case, options, error, told):
+def test_what_cannot_be_is_refused(case, options, error, message):
     model, batch = case
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         lowtide.plan(model, "60%", (), batch, **{**OPTIONS, **options})
 
 

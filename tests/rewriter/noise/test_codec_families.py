@@ -49,7 +49,7 @@ def case(width=32, rows=32, **sizes):
 
 
 def coded(model, batch, family, order_of=trace_order, only=None):
-    """The model rewritten so that all values that may be, or some, are kept in such a code, in an order of its own."""
+    """Return the model rewritten so that all possible values, or only some, are kept in codes of a family."""
     options = {**OPTIONS, "codecs": [family]}
     problem = lowtide.plan(model, "100%", (), batch, **options).problem
     choice = tuple((value, 1) for value in encodable(problem) if only is None or value in only)
@@ -77,17 +77,17 @@ def flat(gradients):
 
 
 def check_noise(model, small, batch, draws):
-    """Asserts that noise has no mean and the variance foretold, within a quarter."""
+    """Assert that noise has no mean and the predicted variance, within a quarter."""
     exact_loss, exact = step(model, batch)
     noise = []
     for seed in range(draws):
-        loss, found = step(small, batch, seed)
+        loss, noisy = step(small, batch, seed)
         assert torch.equal(loss, exact_loss)
-        noise.append(flat(found) - flat(exact))
+        noise.append(flat(noisy) - flat(exact))
     noise = torch.stack(noise)
     variance = float(noise.square().sum(1).mean())
-    told = small.lowtide.planned.noise_energy
-    assert told == pytest.approx(variance, rel=0.25)
+    predicted = small.lowtide.planned.noise_energy
+    assert predicted == pytest.approx(variance, rel=0.25)
     # of independent noise the mean over n draws keeps an n-th of the energy
     assert float(noise.mean(0).square().sum()) < 1.5 * variance / draws
 
@@ -97,27 +97,27 @@ def test_a_family_by_its_name_is_all_that_values_are_kept_in(family):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.Linear(64, 64))
     options = Options(fidelity="approximate", costs="flops", codecs=(family,))
-    posed = capture_and_formulate(model, (torch.randn(128, 64),), {}, options).posed
-    found = {encoding.name for value in posed.problem.values for encoding in value.encodings}
-    assert found and all(name.endswith(NAMES[family]) for name in found)
+    mapping = capture_and_formulate(model, (torch.randn(128, 64),), {}, options).mapping
+    names = {encoding.name for value in mapping.problem.values for encoding in value.encodings}
+    assert names and all(name.endswith(NAMES[family]) for name in names)
 
 
 def test_products_with_a_sketch_s_matrix_count_as_operations():
     model, batch = case()
     plan = lowtide.plan(model, "100%", (), batch, **OPTIONS, codecs=["gaussian", "dct"])
-    told = {one.name: one for value in plan.problem.values for one in value.encodings}
+    encodings = {encoding.name: encoding for value in plan.problem.values for encoding in value.encodings}
     seconds = 2 * 256 * 32 * 128 / NOMINAL_FLOPS_PER_SECOND  # of 256 rows 128 are kept
     for name in ("encode_seconds", "decode_seconds"):
-        by_matrix, by_transform = (getattr(told[f"0.5 sketch, {kind}"], name) for kind in ("gaussian", "dct"))
+        by_matrix, by_transform = (getattr(encodings[f"0.5 sketch, {kind}"], name) for kind in ("gaussian", "dct"))
         assert by_matrix - by_transform == pytest.approx(seconds)
 
 
 def test_by_default_these_four_families_are_chosen_among():
     assert USUAL_FAMILIES == ("groups", "spread", "derivatives", "rows")
     model, batch = case()
-    told = [lowtide.plan(model, "60%", (), batch, **OPTIONS, codecs=c) for c in (None, USUAL_FAMILIES[::-1])]
-    assert told[0].problem == told[1].problem and told[0].schedule == told[1].schedule
-    names = {encoding.name for value in told[0].problem.values for encoding in value.encodings}
+    plans = [lowtide.plan(model, "60%", (), batch, **OPTIONS, codecs=c) for c in (None, USUAL_FAMILIES[::-1])]
+    assert plans[0].problem == plans[1].problem and plans[0].schedule == plans[1].schedule
+    names = {encoding.name for value in plans[0].problem.values for encoding in value.encodings}
     assert not any("sketch" in name for name in names) and any("rows, without_replacement" in name for name in names)
 
 
@@ -127,9 +127,9 @@ def test_by_default_these_four_families_are_chosen_among():
         ({"codecs": ["sparse"]}, "no approximate code is called 'sparse': choose among groups, spread, .*dct, uniform"),
         ({"codecs": ["groups", "Rows"]}, "no approximate code is called 'Rows'"),
         ({"codecs": []}, r"codecs=\(\) allows no code: choose among groups"),
-        ({"codecs": 5}, r"codecs=5 is no list of names: codecs=\[\"groups\"\]"),
-        ({"error_budget": "0.1"}, r"error_budget='0.1' is no number: pass a share of a variance, like 0.01"),
-        ({"error_budget": True}, "error_budget=True is no number"),
+        ({"codecs": 5}, r"codecs=5 is not a list of names: codecs=\[\"groups\"\]"),
+        ({"error_budget": "0.1"}, r"error_budget='0.1' is not a number: pass a share of a variance, like 0.01"),
+        ({"error_budget": True}, "error_budget=True is not a number"),
         ({"codecs": "rows"}, r"codecs='rows' is one string; pass a list: codecs=\[\"groups\"\]"),
         ({"codecs": ["rows"], "fidelity": "rounding"}, "codecs=.* is for fidelity=.approximate., and fidelity is"),
         ({"error_budget": 0.1, "fidelity": "bitwise"}, "error_budget=0.1 is for fidelity=.approximate."),
@@ -137,12 +137,12 @@ def test_by_default_these_four_families_are_chosen_among():
 )
 def test_what_cannot_be_chosen_is_refused(options, message):
     model, batch = case()
-    told = {"fidelity": "approximate", **options}
+    arguments = {"fidelity": "approximate", **options}
     for call in (lowtide.rewrite, lowtide.plan, lowtide.verify):
         with pytest.raises(ValueError, match=message):
-            call(model, "60%", (), batch, **told)
+            call(model, "60%", (), batch, **arguments)
     with pytest.raises(ValueError, match=message):
-        lowtide.sweep(model, (), batch, **told)
+        lowtide.sweep(model, (), batch, **arguments)
 
 
 def test_a_planner_that_is_allowed_nothing_but_sketches_takes_them_where_they_save_time():
@@ -158,8 +158,8 @@ def test_a_planner_that_is_allowed_nothing_but_sketches_takes_them_where_they_sa
 
 
 @pytest.mark.parametrize("family", METHODS)
-def test_weights_alone_have_noise_without_bias_and_as_large_as_foretold(family):
-    model, batch = case(width=64, inner=64)  # noise in fewer dimensions scatters more, and one draw of it foretells it
+def test_weights_alone_have_noise_without_bias_and_as_large_as_predicted(family):
+    model, batch = case(width=64, inner=64)  # noise in fewer dimensions scatters more, and one draw of it predicts it
     batch["x"].requires_grad_()
     small = coded(model, batch, family)
     check_noise(model, small, batch, 40)
@@ -193,8 +193,8 @@ def test_draws_are_those_of_the_seed_and_others_in_each_step_and_for_each_value(
     assert not torch.equal(first[2], first[6])
     assert not torch.equal(first[2], second[2])
     torch.manual_seed(3)
-    for found in (first, second):
-        assert all(map(torch.equal, step(small, batch)[1], found))
+    for expected in (first, second):
+        assert all(map(torch.equal, step(small, batch)[1], expected))
 
 
 @pytest.mark.parametrize("family", ["rademacher", "winner_take_all"])
@@ -204,19 +204,19 @@ def test_what_is_encoded_when_it_is_made_again_has_the_draws_of_the_first_time(f
     def in_groups(problem):
         """Forward runs again group by group, and what it makes waits for its block's backward."""
         return next(
-            one.order for one in Recipes().candidates(problem) if "every 2 blocks, group held" in one.description
+            item.order for item in Recipes().candidates(problem) if "every 2 blocks, group held" in item.description
         )
 
-    again = coded(model, batch, family, in_groups)
-    encoded = [one.value for one in again.plan.schedule.instructions if isinstance(one, Encode)]
+    grouped = coded(model, batch, family, in_groups)
+    encoded = [item.value for item in grouped.plan.schedule.instructions if isinstance(item, Encode)]
     plain = coded(model, batch, family, only=encoded)
     early, late = (
-        [one for one in plan.schedule.instructions[plan.schedule.forward_length :] if isinstance(one, Encode)]
-        for plan in (plain.plan, again.plan)
+        [item for item in plan.schedule.instructions[plan.schedule.forward_length :] if isinstance(item, Encode)]
+        for plan in (plain.plan, grouped.plan)
     )
     assert late and not early
     for seed in (1, 2):
-        assert all(map(torch.equal, step(plain, batch, seed)[1], step(again, batch, seed)[1]))
+        assert all(map(torch.equal, step(plain, batch, seed)[1], step(grouped, batch, seed)[1]))
 
 
 class Bottleneck(nn.Module):
@@ -229,8 +229,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x, y):
         """The loss."""
-        found = self.wide(nn.functional.silu(self.near(nn.functional.silu(self.narrow(x)))))
-        return {"loss": (nn.functional.silu(x + found) - y).square().mean()}
+        residual = self.wide(nn.functional.silu(self.near(nn.functional.silu(self.narrow(x)))))
+        return {"loss": (nn.functional.silu(x + residual) - y).square().mean()}
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

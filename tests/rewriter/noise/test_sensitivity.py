@@ -1,4 +1,4 @@
-"""What noise in a value does to the gradient: predictions from one step beside what is measured."""
+"""The effect of noise in a value on the gradient: predictions from one step compared with measurements."""
 
 import gc
 import statistics
@@ -10,7 +10,7 @@ import torch
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
 from lowtide.rewriter.noise.replay import Replay
-from lowtide.rewriter.noise.sensitivity import SEED
+from lowtide.rewriter.noise.sensitivity import MEASURE_SEED
 from lowtide.rewriter.plan.step import Options, capture_and_formulate, formulate_step
 from lowtide.solvers.problem.liveness import schedule_of, trace_order
 from lowtide.solvers.problem.simulate import simulate
@@ -42,33 +42,36 @@ class Steps:
 
     def __init__(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
         options = Options(fidelity="approximate", outputs=("loss",), costs="flops")
-        found = capture_and_formulate(model, (), batch, options)
-        self.sensitivity, self.tensors = found.costs.sensitivity, found.situation.tensors
-        self.step, self.posed = formulate_step(replace(found.costs, codec_sites={}), found.situation)
-        self.schedule = schedule_of(self.posed.problem, trace_order(self.posed.problem))
+        formulated = capture_and_formulate(model, (), batch, options)
+        self.sensitivity, self.tensors = formulated.costs.sensitivity, formulated.situation.tensors
+        self.step, self.mapping = formulate_step(replace(formulated.costs, codec_sites={}), formulated.situation)
+        self.schedule = schedule_of(self.mapping.problem, trace_order(self.mapping.problem))
 
     def kind_of(self, storage):
-        """What makes a value, and its shape."""
+        """Return the operation that makes a value, and its shape."""
         base = self.step.storages[storage].base
         return base.target, tuple(base.meta["val"].shape)
 
     def gradients(self, *coded, seed=0):
-        """All gradients; coded: storages, each with the coding through which its value goes before backward."""
+        """Return all gradients.
+
+        coded: storages, each with the codec site that encodes and decodes its value before backward.
+        """
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(SEED)
-            replay = Replay(self.step, self.posed, self.tensors, torch.device("cpu"))
-            found = []
+            torch.manual_seed(MEASURE_SEED)
+            replay = Replay(self.step, self.mapping, self.tensors, torch.device("cpu"))
+            parts = []
             for kernel, _ in replay.run(self.schedule):
-                for storage, coding in coded if kernel.role == "tangent" else ():
+                for storage, site in coded if kernel.role == "tangent" else ():
                     (node,) = [n for n in replay.made if self.step.storage_of[n] == storage]
-                    replay.made[node] = coding.coded(replay.made[node], seed)
+                    replay.made[node] = site.round_trip(replay.made[node], seed)
                 if kernel.role == "accumulate":
-                    found.append(replay.value(kernel.calls[0]).double().flatten())
-            return torch.cat(found)
+                    parts.append(replay.value(kernel.calls[0]).double().flatten())
+            return torch.cat(parts)
 
 
 def steps_of(name: str, trained_steps: int = 0) -> Steps:
-    """Of one of `MODELS`, after so many steps of AdamW."""
+    """Return the measured steps of one of `MODELS` after a number of steps of AdamW."""
     overrides, batch, length = MODELS[name]
     torch.manual_seed(0)
     model = build_model(name, overrides=overrides).train()
@@ -82,9 +85,9 @@ def steps_of(name: str, trained_steps: int = 0) -> Steps:
 
 
 def in_four_bits(codec_sites):
-    """The number of the coding in groups of 4 bits, or of the fewest that there are beyond, and that coding."""
-    bits = [int(one.codec.name[0]) if one.codec.family == "groups" else 0 for one in codec_sites]
-    number = bits.index(min(one for one in bits if one >= 4))
+    """Return the number and the codec site of groups in 4 bits, or in the fewest bits above 4."""
+    bits = [int(site.codec.name[0]) if site.codec.family == "groups" else 0 for site in codec_sites]
+    number = bits.index(min(site for site in bits if site >= 4))
     return number, codec_sites[number]
 
 
@@ -95,15 +98,15 @@ def test_what_codes_add_is_predicted_within_a_quarter_each_and_15_percent_in_all
     assert float(exact.square().sum()) == pytest.approx(steps.sensitivity.squared_gradient, rel=1e-6)
     predicted, measured, uncertain, ratios = [], [], [], []
     for storage, codec_sites in steps.sensitivity.codec_sites.items():
-        number, coding = in_four_bits(codec_sites)
+        number, site = in_four_bits(codec_sites)
         seeds = range(storage, storage + 1000 * DRAWS, 1000)
-        drawn = [float((steps.gradients((storage, coding), seed=seed) - exact).square().sum()) for seed in seeds]
+        drawn = [float((steps.gradients((storage, site), seed=seed) - exact).square().sum()) for seed in seeds]
         measured.append(sum(drawn) / DRAWS)
         uncertain.append(2 * statistics.stdev(drawn) / DRAWS**0.5)  # few tokens may have most of a value's noise
         predicted.append(steps.sensitivity.added[storage][number])
         ratios.append(predicted[-1] / measured[-1])
-        assert coding.error >= predicted[-1] / steps.sensitivity.own_variance * (1 - 1e-9)
-    matters = [told for told in zip(predicted, measured, uncertain, strict=True) if told[1] > 1e-3 * sum(measured)]
+        assert site.error >= predicted[-1] / steps.sensitivity.own_variance * (1 - 1e-9)
+    matters = [row for row in zip(predicted, measured, uncertain, strict=True) if row[1] > 1e-3 * sum(measured)]
     assert len(matters) > 4
     assert all(abs(p - m) <= 0.25 * m + error for p, m, error in matters), matters
     assert all(0.5 <= ratio <= 2 for ratio in ratios), ratios
@@ -115,16 +118,16 @@ def test_in_a_trained_model_noise_of_each_class_of_values_is_predicted_though_it
     exact = steps.gradients()
     classes: dict[tuple, list[float]] = {}
     for storage, codec_sites in steps.sensitivity.codec_sites.items():
-        number, coding = in_four_bits(codec_sites)
-        found = classes.setdefault(steps.kind_of(storage), [0.0, 0.0, 0.0])
+        number, site = in_four_bits(codec_sites)
+        totals = classes.setdefault(steps.kind_of(storage), [0.0, 0.0, 0.0])
         seeds = range(storage, storage + 1000 * DRAWS, 1000)
-        drawn = [float((steps.gradients((storage, coding), seed=seed) - exact).square().sum()) for seed in seeds]
-        found[0] += steps.sensitivity.added[storage][number]
-        found[1] += sum(drawn) / DRAWS
-        found[2] += statistics.variance(drawn) * (1 + 1 / DRAWS)  # of this mean, and of the one draw of a prediction
-    predicted, measured = (sum(found[i] for found in classes.values()) for i in (0, 1))
+        drawn = [float((steps.gradients((storage, site), seed=seed) - exact).square().sum()) for seed in seeds]
+        totals[0] += steps.sensitivity.added[storage][number]
+        totals[1] += sum(drawn) / DRAWS
+        totals[2] += statistics.variance(drawn) * (1 + 1 / DRAWS)  # of this mean, and of the one draw of a prediction
+    predicted, measured = (sum(totals[i] for totals in classes.values()) for i in (0, 1))
     assert predicted == pytest.approx(measured, rel=0.15)
-    matters = [found for found in classes.values() if found[1] > 0.02 * measured]
+    matters = [totals for totals in classes.values() if totals[1] > 0.02 * measured]
     assert len(matters) > 3
     assert all(abs(p - m) <= 0.25 * m + 2 * variance**0.5 for p, m, variance in matters), matters
 
@@ -136,7 +139,7 @@ def test_noise_counts_beside_the_variance_of_the_parameter_that_it_reaches():
     larger = {}
     for storage, codec_sites in steps.sensitivity.codec_sites.items():
         shares = [
-            one.error * own / told for one, told in zip(codec_sites, steps.sensitivity.added[storage], strict=True)
+            site.error * own / added for site, added in zip(codec_sites, steps.sensitivity.added[storage], strict=True)
         ]
         readers = [k.calls[-1] for k in steps.step.kernels if k.phase == "backward" and storage in k.reads]
         attends = all("attention" in str(call.target) for call in readers)
@@ -150,9 +153,9 @@ def test_what_levels_of_derivatives_add_together_is_predicted_though_they_are_bi
     steps = steps_of("gpt2")
     coded, predicted = [], 0.0
     for storage, codec_sites in steps.sensitivity.codec_sites.items():
-        for number, coding in enumerate(codec_sites):
-            if coding.codec.name == f"{bits}-bit gelu_tanh'":
-                coded.append((storage, coding))
+        for number, site in enumerate(codec_sites):
+            if site.codec.name == f"{bits}-bit gelu_tanh'":
+                coded.append((storage, site))
                 predicted += steps.sensitivity.added[storage][number]
     assert len(coded) == 2
     measured = float((steps.gradients(*coded) - steps.gradients()).square().sum())
@@ -174,18 +177,18 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_noise_of_a_single_number_is_foretold_within_twice(seed):
+def test_noise_of_a_single_number_is_predicted_within_twice(seed):
     """One draw of it would be the square of one normal number."""
     torch.manual_seed(seed)
     steps = Steps(Gated(), {"x": torch.randn(256, 32), "y": torch.randint(5, (256,))})
     (storage,) = [s for s in steps.sensitivity.codec_sites if steps.kind_of(s)[0] == torch.ops.aten.tanh.default]
     exact = steps.gradients()
     assert exact.numel() == 1
-    for number, coding in enumerate(steps.sensitivity.codec_sites[storage]):
-        if coding.codec.family == "groups":
-            drawn = [float((steps.gradients((storage, coding), seed=draw) - exact).square()) for draw in range(60)]
+    for number, site in enumerate(steps.sensitivity.codec_sites[storage]):
+        if site.codec.family == "groups":
+            drawn = [float((steps.gradients((storage, site), seed=draw) - exact).square()) for draw in range(60)]
             ratio = steps.sensitivity.added[storage][number] / statistics.mean(drawn)
-            assert 0.5 < ratio < 2, coding.codec.name
+            assert 0.5 < ratio < 2, site.codec.name
 
 
 class Perceptron(nn.Module):
@@ -211,15 +214,15 @@ def test_the_gradient_s_own_variance_is_what_other_batches_show():
     def gradient(given):
         model.zero_grad()
         model(**given)["loss"].backward()
-        found = torch.cat([p.grad.flatten().double() for p in model.parameters()])
+        flat_gradient = torch.cat([p.grad.flatten().double() for p in model.parameters()])
         model.zero_grad()
-        return found
+        return flat_gradient
 
     drawn = torch.stack([gradient(batch()) for _ in range(60)])
     actual = float(drawn.var(0).sum())
     options = Options(fidelity="approximate", costs="flops")
-    told = [capture_and_formulate(model, (), batch(), options).costs.sensitivity.own_variance for _ in range(4)]
-    assert sum(told) / len(told) == pytest.approx(actual, rel=0.2)
+    predicted = [capture_and_formulate(model, (), batch(), options).costs.sensitivity.own_variance for _ in range(4)]
+    assert sum(predicted) / len(predicted) == pytest.approx(actual, rel=0.2)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -231,14 +234,14 @@ def test_each_gradient_s_own_variance_is_what_its_samples_show(name):
     model.config.use_cache = False
     batch = sample_batch(model, samples, length)
     options = Options(fidelity="approximate", outputs=("loss",), costs="flops")
-    told = capture_and_formulate(model, (), batch, options).costs.sensitivity.own
+    predicted = capture_and_formulate(model, (), batch, options).costs.sensitivity.own
     gradients = []
-    for one in range(samples):
-        model(**{key: tensor[one : one + 1] for key, tensor in batch.items()}).loss.backward()
+    for sample in range(samples):
+        model(**{key: tensor[sample : sample + 1] for key, tensor in batch.items()}).loss.backward()
         gradients.append({name: p.grad / samples for name, p in model.named_parameters()})
         model.zero_grad()
     ratios = []
-    for source, variance in told.items():
+    for source, variance in predicted.items():
         each = torch.stack([gradient[source.name] for gradient in gradients])
         ratios.append(variance / float((each - each.mean(0)).square().sum() * samples / (samples - 1)))
     assert len(ratios) == len(list(model.parameters()))
@@ -248,12 +251,12 @@ def test_each_gradient_s_own_variance_is_what_its_samples_show(name):
 
 def test_measuring_frees_what_the_schedule_frees_without_waiting_for_garbage():
     steps = steps_of("gpt2")
-    problem, device = steps.posed.problem, torch.device("cpu")
+    problem, device = steps.mapping.problem, torch.device("cpu")
     allowed_bytes = simulate(problem, steps.schedule).peak_bytes - problem.resident_bytes
 
     def replay() -> None:
         with torch.no_grad():
-            for _ in Replay(steps.step, steps.posed, steps.tensors, device).run(steps.schedule):
+            for _ in Replay(steps.step, steps.mapping, steps.tensors, device).run(steps.schedule):
                 pass
 
     gc.disable()
@@ -268,17 +271,17 @@ def test_with_one_sample_tokens_count_as_samples():
     model = build_model("gpt2", overrides={"n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 100}).train()
     model.config.use_cache = False
     options = Options(fidelity="approximate", outputs=("loss",), costs="flops")
-    told = capture_and_formulate(model, (), sample_batch(model, 1, 64), options).costs.sensitivity
-    assert told.own_variance > 0
+    sensitivity = capture_and_formulate(model, (), sample_batch(model, 1, 64), options).costs.sensitivity
+    assert sensitivity.own_variance > 0
 
 
 def test_one_picture_shows_no_variance_so_nothing_is_kept_approximately():
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3), nn.Flatten())
-    found = capture_and_formulate(
+    formulated = capture_and_formulate(
         model, (torch.randn(1, 8, 16, 16),), {}, Options(fidelity="approximate", costs="flops")
     )
-    assert found.costs.sensitivity.own_variance == 0
-    assert any("no finite variance" in note for note in found.posed.problem.notes)
+    assert formulated.costs.sensitivity.own_variance == 0
+    assert any("no finite variance" in note for note in formulated.mapping.problem.notes)
 
 
 def test_measuring_leaves_the_model_its_buffers_and_the_generator_alone():
@@ -286,11 +289,11 @@ def test_measuring_leaves_the_model_its_buffers_and_the_generator_alone():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    found = capture_and_formulate(
+    formulated = capture_and_formulate(
         model, (torch.randn(4, 3, 16, 16),), {}, Options(fidelity="approximate", costs="flops")
     )
     torch.manual_seed(3)
-    assert found.costs.sensitivity is not None
+    assert formulated.costs.sensitivity is not None
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

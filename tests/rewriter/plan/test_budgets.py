@@ -15,7 +15,7 @@ from small_models import small_model
 def problem_of(name: str) -> Problem:
     """The scheduling problem of a small model's step."""
     model, batch = small_model(name)
-    return capture_and_formulate(model, (), batch, Options(costs="flops", outputs=("loss",))).posed.problem
+    return capture_and_formulate(model, (), batch, Options(costs="flops", outputs=("loss",))).mapping.problem
 
 
 @pytest.mark.parametrize("name", ["gpt2", "resnet", "t5"])

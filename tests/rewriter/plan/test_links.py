@@ -24,7 +24,7 @@ def program_of(small):
 
 
 def nodes(y: torch.Tensor) -> int:
-    """How many nodes of a rewritten step are behind an output."""
+    """The number of nodes of a rewritten step behind an output."""
     return sum("_Node" in type(node).__name__ for node in nodes_behind(y))
 
 
@@ -61,8 +61,8 @@ def test_recomputation_and_random_numbers_are_right_within_one_node():
 
 @pytest.mark.parametrize("count", [0, 2, 5])
 def test_the_peak_is_exact_where_gradients_are_added_to_others(count):
-    ladder = plans(with_gradients(deep()), data(), count=6)
-    budget = ladder[min(count, len(ladder) - 1)].peak_bytes
+    frontier = plans(with_gradients(deep()), data(), count=6)
+    budget = frontier[min(count, len(frontier) - 1)].peak_bytes
     eager = with_gradients(deep())
     small = lowtide.rewrite(with_gradients(copy.deepcopy(eager)), budget, (data(),), costs="flops")
     assert peak_above_resident(small, data()) == small.plan.peak_bytes <= budget
@@ -128,6 +128,6 @@ def test_a_plan_with_joined_blocks_goes_through_a_file(tmp_path, monkeypatch):
     for most_bytes in (25 * 2**20, -1):  # joined as before, and not at all
         monkeypatch.setattr(links, "_MOST_BYTES", most_bytes)
         other = with_gradients(copy.deepcopy(eager))
-        again = lowtide.rewrite(other, small.plan.peak_bytes, (data(),), costs="flops", plan=tmp_path / "plan.json")
-        assert again.plan.peak_bytes == small.plan.peak_bytes == peak_above_resident(again, data())
-        assert differences(trained(eager, calling(data())), trained(again, calling(data()))) == []
+        reloaded = lowtide.rewrite(other, small.plan.peak_bytes, (data(),), costs="flops", plan=tmp_path / "plan.json")
+        assert reloaded.plan.peak_bytes == small.plan.peak_bytes == peak_above_resident(reloaded, data())
+        assert differences(trained(eager, calling(data())), trained(reloaded, calling(data()))) == []

@@ -1,4 +1,4 @@
-"""What a loss outside of the module takes is left free in the budget."""
+"""The budget leaves room for the bytes of a loss outside of the module."""
 
 import copy
 from collections.abc import Callable
@@ -19,7 +19,7 @@ LABELS, TARGET = torch.zeros(ROWS, dtype=torch.long), torch.zeros(ROWS, WIDTH)
 
 
 def network() -> nn.Module:
-    """Outputs as large as what is kept of a layer."""
+    """A network whose outputs are as large as the values kept of a layer."""
     torch.manual_seed(0)
     return nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(6)))
 
@@ -29,7 +29,7 @@ def data() -> Tensor:
 
 
 def held_bytes(module: nn.Module, *inputs: Tensor) -> int:
-    """What is there before a step."""
+    """The bytes present before a step."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers(), *inputs))
 
 

@@ -24,8 +24,8 @@ def data() -> torch.Tensor:
 
 def coded() -> tuple[nn.Module, torch.Tensor]:
     """A network with values to encode, and what it is called with."""
-    made = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
-    return made, torch.randn(256, 64, generator=torch.Generator().manual_seed(1))
+    module = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
+    return module, torch.randn(256, 64, generator=torch.Generator().manual_seed(1))
 
 
 APPROXIMATE = {"fidelity": "approximate", "error_budget": 1.0, "costs": "flops"}
@@ -34,16 +34,20 @@ APPROXIMATE = {"fidelity": "approximate", "error_budget": 1.0, "costs": "flops"}
 @pytest.fixture
 def saved(tmp_path):
     """A model, a plan that runs something again, and the file the plan is saved in."""
-    made = nn.Sequential(*(nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 8)) for _ in "ab"))
-    plan = lowtide.plan(made, "80%", (data(),), costs="flops")
+    module = nn.Sequential(
+        *(nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 8)) for _ in "ab")
+    )
+    plan = lowtide.plan(module, "80%", (data(),), costs="flops")
     assert plan.extra_seconds > 0
     lowtide.save_plan(plan, tmp_path / "plan.json", made_by={"model": "gpt2"})
-    return made, plan, tmp_path / "plan.json"
+    return module, plan, tmp_path / "plan.json"
 
 
-def everywhere(told, path=()):
-    """Every part of what JSON says, by its path."""
-    for place, part in told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ():
+def everywhere(payload, path=()):
+    """Every part of a JSON value, by its path."""
+    for place, part in (
+        payload.items() if isinstance(payload, dict) else enumerate(payload) if isinstance(payload, list) else ()
+    ):
         yield (*path, place)
         yield from everywhere(part, (*path, place))
 
@@ -57,12 +61,12 @@ def test_an_odd_value_anywhere_is_refused_or_no_matter_and_never_shown_raw(saved
     chance = random.Random(0)
     refused = 0
     for place in everywhere(json.loads(text)):
-        told = json.loads(text)
-        part = told
+        payload = json.loads(text)
+        part = payload
         for step in place[:-1]:
             part = part[step]
         part[place[-1]] = chance.choice(ODD)
-        path.write_text(json.dumps(told))
+        path.write_text(json.dumps(payload))
         try:
             assert lowtide.load_plan(path).schedule == plan.schedule
         except PlanError as error:
@@ -98,10 +102,10 @@ def test_no_more_is_read_than_a_plan_can_have(saved, monkeypatch):
 
 def test_a_step_that_would_take_for_ever_to_simulate_is_refused(saved):
     _, _, path = saved
-    told = json.loads(path.read_text())
-    told["problem"]["ops"][1]["reads"] *= 50_000
-    told["instructions"] += [["run", 1]] * 5_000
-    path.write_text(json.dumps(told))
+    payload = json.loads(path.read_text())
+    payload["problem"]["ops"][1]["reads"] *= 50_000
+    payload["instructions"] += [["run", 1]] * 5_000
+    path.write_text(json.dumps(payload))
     started = time.perf_counter()
     with pytest.raises(PlanError, match=r"reads and makes values .* times"):
         lowtide.load_plan(path)
@@ -119,21 +123,21 @@ def test_what_is_no_file_is_refused_at_once_and_named_plainly(tmp_path, name):
 
 
 def test_texts_of_a_plan_reach_errors_on_one_line_without_control_characters(saved):
-    made, plan, path = saved
-    told = json.loads(path.read_text())
-    told["problem"]["ops"][3].update(name="\x1b[2J\nimport os", kind="\u202eexec\n", module="a\x00b")
-    path.write_text(json.dumps(told))
+    module, plan, path = saved
+    payload = json.loads(path.read_text())
+    payload["problem"]["ops"][3].update(name="\x1b[2J\nimport os", kind="\u202eexec\n", module="a\x00b")
+    path.write_text(json.dumps(payload))
     with pytest.raises(PlanError, match="another step") as refused:
-        lowtide.rewrite(made, plan.budget_bytes, (data(),), plan=path, costs="flops")
+        lowtide.rewrite(module, plan.budget_bytes, (data(),), plan=path, costs="flops")
     assert str(refused.value).isprintable()
 
 
 def test_a_plan_with_errors_that_nothing_can_be_said_of_is_loaded(tmp_path):
-    made, x = coded()
-    plan = lowtide.plan(made, "89%", (x,), **APPROXIMATE)
+    module, x = coded()
+    plan = lowtide.plan(module, "89%", (x,), **APPROXIMATE)
     value = next(number for number, value in enumerate(plan.problem.values) if value.encodings)
     values = [*plan.problem.values]
-    unknown = tuple(replace(one, error=float("inf")) for one in values[value].encodings)
+    unknown = tuple(replace(encoding, error=float("inf")) for encoding in values[value].encodings)
     values[value] = replace(values[value], encodings=(*values[value].encodings, *unknown))
     problem = replace(plan.problem, values=tuple(values))
     lowtide.save_plan(replace(plan, problem=problem), tmp_path / "plan.json")

@@ -26,10 +26,10 @@ def data() -> torch.Tensor:
 @pytest.fixture
 def saved(tmp_path):
     """A model, its plan at the smallest budget, and the file the plan is saved in."""
-    made = model()
-    plan = lowtide.plan(made, smallest_bytes(made, data()), (data(),), costs="flops")
+    module = model()
+    plan = lowtide.plan(module, smallest_bytes(module, data()), (data(),), costs="flops")
     lowtide.save_plan(plan, tmp_path / "plan.json")
-    return made, plan, tmp_path / "plan.json"
+    return module, plan, tmp_path / "plan.json"
 
 
 def test_a_plan_is_loaded_as_it_was_saved(saved):
@@ -39,15 +39,15 @@ def test_a_plan_is_loaded_as_it_was_saved(saved):
 
 
 def test_a_loaded_plan_is_run_without_solving(saved, monkeypatch):
-    made, plan, path = saved
+    module, plan, path = saved
 
     def refuse(*_args, **_kwargs):
         raise AssertionError("solved again")
 
     monkeypatch.setattr("lowtide.solvers.portfolio.Portfolio.solve", refuse)
-    small = lowtide.rewrite(copy.deepcopy(made), plan.budget_bytes, (data(),), costs="flops", plan=path)
+    small = lowtide.rewrite(copy.deepcopy(module), plan.budget_bytes, (data(),), costs="flops", plan=path)
     assert small.plan.schedule == plan.schedule
-    assert differences(trained(made, calling(data())), trained(small, calling(data()))) == []
+    assert differences(trained(module, calling(data())), trained(small, calling(data()))) == []
 
 
 def test_a_plan_of_another_model_is_refused_with_the_first_difference(saved):
@@ -61,22 +61,22 @@ def test_a_plan_of_another_model_is_refused_with_the_first_difference(saved):
 
 
 def test_a_plan_above_the_budget_is_refused(saved):
-    made, plan, path = saved
+    module, plan, path = saved
     with pytest.raises(PlanError, match=r"the plan peaks at .* here, above the budget"):
-        lowtide.rewrite(made, plan.peak_bytes - 1, (data(),), plan=path, costs="flops")
+        lowtide.rewrite(module, plan.peak_bytes - 1, (data(),), plan=path, costs="flops")
 
 
 def test_a_plan_for_the_step_before_an_optimizer_is_needed_does_not_hide_its_peak(saved):
-    made, plan, path = saved
-    optimizer = torch.optim.AdamW(made.parameters())
+    module, plan, path = saved
+    optimizer = torch.optim.AdamW(module.parameters())
     with pytest.raises(PlanError, match="above the budget"):
-        lowtide.rewrite(made, plan.peak_bytes, (data(),), plan=path, costs="flops", optimizer=optimizer)
+        lowtide.rewrite(module, plan.peak_bytes, (data(),), plan=path, costs="flops", optimizer=optimizer)
 
 
 def coded() -> tuple[nn.Module, torch.Tensor]:
     """A network with values to encode, and what it is called with."""
-    made = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
-    return made, torch.randn(256, 64, generator=torch.Generator().manual_seed(1))
+    module = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
+    return module, torch.randn(256, 64, generator=torch.Generator().manual_seed(1))
 
 
 APPROXIMATE = {"fidelity": "approximate", "error_budget": 1.0, "costs": "flops"}
@@ -85,7 +85,7 @@ APPROXIMATE = {"fidelity": "approximate", "error_budget": 1.0, "costs": "flops"}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"costs": "flops"}, r"what \w+ of \d makes may be kept only as it is here, in \d+ codes \(.* more\) there"),
+        ({"costs": "flops"}, r"what \w+ of \d makes may be kept only unencoded here, in \d+ codes \(.* more\) there"),
         (
             {**APPROXIMATE, "error_budget": 1e-6},
             r"codes add .* of the gradient's own variance .* error_budget=1e-06 and",
@@ -93,14 +93,14 @@ APPROXIMATE = {"fidelity": "approximate", "error_budget": 1.0, "costs": "flops"}
     ],
 )
 def test_a_plan_with_codes_is_refused_where_they_are_not_allowed(tmp_path, options, message):
-    made, x = coded()
-    plan = lowtide.plan(made, "89%", (x,), **APPROXIMATE)
+    module, x = coded()
+    plan = lowtide.plan(module, "89%", (x,), **APPROXIMATE)
     assert plan.encoding_error > 1e-5
     lowtide.save_plan(plan, tmp_path / "plan.json")
-    small = lowtide.rewrite(copy.deepcopy(made), plan.budget_bytes, (x,), plan=tmp_path / "plan.json", **APPROXIMATE)
+    small = lowtide.rewrite(copy.deepcopy(module), plan.budget_bytes, (x,), plan=tmp_path / "plan.json", **APPROXIMATE)
     assert small.plan.encoded == plan.encoded
     with pytest.raises(PlanError, match=message) as refused:
-        lowtide.rewrite(made, plan.budget_bytes, (x,), plan=tmp_path / "plan.json", **options)
+        lowtide.rewrite(module, plan.budget_bytes, (x,), plan=tmp_path / "plan.json", **options)
     assert len(str(refused.value)) < 300
 
 
@@ -108,10 +108,10 @@ def test_files_that_are_no_plans_are_refused(saved, tmp_path):
     _, _, path = saved
     text = path.read_text()
     for content, named in (
-        (text[: len(text) // 2], "is no JSON, so no plan"),
-        ("", "is no JSON"),
-        ('{"hello": 1}', "is JSON but no plan of lowtide"),
-        ("[1, 2]", "is JSON but no plan of lowtide"),
+        (text[: len(text) // 2], "is not JSON, so it is not a plan"),
+        ("", "is not JSON"),
+        ('{"hello": 1}', "is JSON but not a plan of lowtide"),
+        ("[1, 2]", "is JSON but not a plan of lowtide"),
     ):
         path.write_text(content)
         with pytest.raises(PlanError, match=named):
@@ -125,59 +125,59 @@ def test_files_that_are_no_plans_are_refused(saved, tmp_path):
 
 def test_a_plan_of_another_version_is_refused(saved):
     _, _, path = saved
-    told = json.loads(path.read_text())
-    path.write_text(json.dumps({**told, "version": 0}))
+    payload = json.loads(path.read_text())
+    path.write_text(json.dumps({**payload, "version": 0}))
     with pytest.raises(PlanError, match=r"has version 0, this lowtide reads \d+; plan again"):
         lowtide.load_plan(path)
 
 
-def drop_a_field(told):
-    del told["segments"]
+def drop_a_field(payload):
+    del payload["segments"]
 
 
-def name_no_operation(told):
-    told["instructions"][3] = ["run", 10_000]
+def name_no_operation(payload):
+    payload["instructions"][3] = ["run", 10_000]
 
 
-def name_no_instruction(told):
-    told["instructions"][3] = ["exec", 1]
+def name_no_instruction(payload):
+    payload["instructions"][3] = ["exec", 1]
 
 
-def free_too_early(told):
-    told["instructions"].insert(1, ["free", told["instructions"][0][1]])
+def free_too_early(payload):
+    payload["instructions"].insert(1, ["free", payload["instructions"][0][1]])
 
 
-def leave_out_a_run(told):
-    del told["instructions"][0]
+def leave_out_a_run(payload):
+    del payload["instructions"][0]
 
 
-def grow_a_segment(told):
-    told["segments"][0][2] += 1
+def grow_a_segment(payload):
+    payload["segments"][0][2] += 1
 
 
-def text_for_a_number(told):
-    told["budget_bytes"] = "much"
+def text_for_a_number(payload):
+    payload["budget_bytes"] = "much"
 
 
-def negative(told):
-    told["instructions"][3][1] = -1
+def negative(payload):
+    payload["instructions"][3][1] = -1
 
 
-def cut_the_problem(told):
-    told["problem"]["ops"] = told["problem"]["ops"][:-1]
+def cut_the_problem(payload):
+    payload["problem"]["ops"] = payload["problem"]["ops"][:-1]
 
 
-def read_what_is_not_there(told):
-    told["problem"]["ops"][0]["reads"] = [99_999]
+def read_what_is_not_there(payload):
+    payload["problem"]["ops"][0]["reads"] = [99_999]
 
 
-def make_bytes_negative(told):
-    told["problem"]["values"][-1]["size_bytes"] = -1_000_000
+def make_bytes_negative(payload):
+    payload["problem"]["values"][-1]["size_bytes"] = -1_000_000
 
 
 SAID = {
     name_no_operation: r"instruction 3 names op 10000 of a step that has \d+\)",
-    name_no_instruction: r"an instruction 'exec' is none that plans have: run, free",
+    name_no_instruction: r"an instruction 'exec' is not one that plans have: run, free",
     drop_a_field: r"'segments' is missing",
 }
 DAMAGES = [
@@ -197,13 +197,13 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_plan_is_refused(saved, damage):
-    made, plan, path = saved
-    told = json.loads(path.read_text())
-    damage(told)
-    path.write_text(json.dumps(told))
+    module, plan, path = saved
+    payload = json.loads(path.read_text())
+    damage(payload)
+    path.write_text(json.dumps(payload))
     with pytest.raises(PlanError, match=SAID.get(damage, "plan")):
         loaded = lowtide.load_plan(path)
-        lowtide.rewrite(made, plan.budget_bytes, (data(),), plan=loaded, costs="flops")
+        lowtide.rewrite(module, plan.budget_bytes, (data(),), plan=loaded, costs="flops")
 
 
 def test_saving_fails_whole(saved, tmp_path):
@@ -215,8 +215,8 @@ def test_saving_fails_whole(saved, tmp_path):
 
 
 def test_plans_of_transformers_go_through_files_and_other_processes(tmp_path):
-    made, kwargs = small_model("gpt2")
-    plan = lowtide.plan(made, "80%", (), kwargs, costs="flops")
+    module, kwargs = small_model("gpt2")
+    plan = lowtide.plan(module, "80%", (), kwargs, costs="flops")
     lowtide.save_plan(plan, tmp_path / "plan.json")
     other, _ = small_model("gpt2", seed=3)
     small = lowtide.rewrite(other, plan.budget_bytes, (), kwargs, costs="flops", plan=tmp_path / "plan.json")

@@ -24,10 +24,10 @@ def test_attention_of_a_model_on_meta_is_planned_as_the_gpus_fused_kernel(two_la
     plan = lowtide.plan(model, "100%", kwargs=batch, costs="roofline", device="h200-141gb")
     assert "aten._scaled_dot_product_flash_attention.default" in kinds(plan)
     heads = model.config.num_attention_heads
-    made = [v.size_bytes for v in plan.problem.values if not v.resident]
+    made_bytes = [v.size_bytes for v in plan.problem.values if not v.resident]
     returned = SEQUENCE * model.config.vocab_size * 4  # logits, upcast for the loss
-    assert sorted(made)[-1] <= max(returned, model.config.vocab_size * model.config.hidden_size * 2)
-    assert all(size < heads * SEQUENCE * SEQUENCE for size in made if size not in (returned, returned // 2))
+    assert sorted(made_bytes)[-1] <= max(returned, model.config.vocab_size * model.config.hidden_size * 2)
+    assert all(size < heads * SEQUENCE * SEQUENCE for size in made_bytes if size not in (returned, returned // 2))
 
 
 def test_a_plan_on_meta_counts_the_parameters_that_are_nowhere(two_layers_of_llama_70b):

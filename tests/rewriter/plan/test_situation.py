@@ -44,26 +44,26 @@ def test_a_loss_divided_in_place_trains_alike():
 
 def test_two_live_forwards_each_find_their_own_values():
     def step(module):
-        one, other = module(batch()), module(batch() * 2)
-        other.sum().backward()
-        one.square().sum().backward()
-        return one, other
+        first, second = module(batch()), module(batch() * 2)
+        second.sum().backward()
+        first.square().sum().backward()
+        return first, second
 
     assert_trains_alike(deep(), batch(), step=step)
 
 
 def test_two_rewritten_models_work_side_by_side():
     pair = nn.ModuleList([deep(), deep(depth=2)])
-    twin = copy.deepcopy(pair)
+    shadow = copy.deepcopy(pair)
     for index in range(2):
-        twin[index] = rewritten(twin[index], batch()[:, :16])
+        shadow[index] = rewritten(shadow[index], batch()[:, :16])
 
     def step(module):
-        one, other = module[0](batch()), module[1](batch())
-        (one * other).sum().backward()
-        return one, other
+        first, second = module[0](batch()), module[1](batch())
+        (first * second).sum().backward()
+        return first, second
 
-    assert differences(trained(pair, step), trained(twin, step)) == []
+    assert differences(trained(pair, step), trained(shadow, step)) == []
 
 
 def test_frozen_layers_get_no_gradient():
@@ -119,7 +119,7 @@ def test_not_a_number_passes_through():
 
 
 def live_bytes() -> int:
-    """Bytes of all live tensors' storages."""
+    """The bytes of all live tensors' storages."""
     gc.collect()
     tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor)]
     return sum({s._cdata: s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
@@ -150,9 +150,9 @@ def test_scalar_arguments_are_part_of_the_kind_of_call():
     small = rewritten(model, batch(), power=2, budget="100%")
     for kwargs in ({"power": 2}, {"power": 3}, {"power": 2.0}, {"flip": True, "power": 3}, {"power": 3, "flip": True}):
         torch.manual_seed(0)
-        wanted = model(batch(), **kwargs)
+        expected = model(batch(), **kwargs)
         torch.manual_seed(0)
-        assert torch.equal(small(batch(), **kwargs), wanted)
+        assert torch.equal(small(batch(), **kwargs), expected)
     assert len(small.lowtide.steps) == 5
 
 
@@ -167,9 +167,9 @@ def test_modes_of_gradients_go_by_the_original_forward():
     small.train(), model.train()
     with torch.no_grad():
         torch.manual_seed(0)
-        one = small(batch())
+        first = small(batch())
         torch.manual_seed(0)
-        assert torch.equal(one, model(batch())) and not one.requires_grad
+        assert torch.equal(first, model(batch())) and not first.requires_grad
     with torch.inference_mode():
         assert small(batch()).is_inference()
 
@@ -209,10 +209,10 @@ def test_the_default_dtype_is_part_of_the_kind_of_call():
         for dtype in (torch.float32, torch.float64, torch.float32):
             torch.set_default_dtype(dtype)
             torch.manual_seed(0)
-            wanted = model(batch().float())
+            expected = model(batch().float())
             torch.manual_seed(0)
-            told = small(batch().float())
-            assert told.dtype == wanted.dtype and torch.equal(told, wanted)
+            result = small(batch().float())
+            assert result.dtype == expected.dtype and torch.equal(result, expected)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -227,9 +227,9 @@ def test_the_choice_of_attention_kernels_is_part_of_the_kind_of_call():
     for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
         with sdpa_kernel(backend):
             torch.manual_seed(0)
-            wanted = model(batch())
+            expected = model(batch())
             torch.manual_seed(0)
-            assert torch.equal(small(batch()), wanted)
+            assert torch.equal(small(batch()), expected)
 
 
 def test_a_compiled_rewritten_module_runs_its_own_forward():
@@ -237,9 +237,9 @@ def test_a_compiled_rewritten_module_runs_its_own_forward():
     small = rewritten(model, batch())
     compiled = torch.compile(small, backend="eager")
     torch.manual_seed(0)
-    wanted = model(batch())
+    expected = model(batch())
     torch.manual_seed(0)
-    assert torch.equal(compiled(batch()), wanted)
+    assert torch.equal(compiled(batch()), expected)
 
 
 def test_a_part_in_evaluation_mode_stays_so():

@@ -63,7 +63,7 @@ def test_arguments_made_in_inference_mode_are_taken_as_plain_ones(first):
         torch.manual_seed(0)
         small(kind(rows), kind(index)).sum().backward()
         pairs = zip(model.parameters(), small.parameters(), strict=True)
-        assert all(torch.equal(mine.grad, its.grad) for mine, its in pairs)
+        assert all(torch.equal(actual.grad, expected.grad) for actual, expected in pairs)
     assert len(small.lowtide.steps) == 1
 
 

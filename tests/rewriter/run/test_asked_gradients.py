@@ -52,17 +52,17 @@ ASKED: dict[str, Ask] = {
 
 
 def asked(module: nn.Module, ask: Ask) -> tuple[Any, Any]:
-    """What is answered, and what lies in `.grad` afterwards."""
+    """Return the requested gradients, and the values of `.grad` afterwards."""
     torch.manual_seed(1)
     x = batch().requires_grad_()
     answer = ask(module, module(x), x)
     return answer, [x.grad, *(parameter.grad for parameter in module.parameters())]
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two answers are equal to the bit."""
-    return len(one) == len(other) and all(
-        a is b if a is None or b is None else torch.equal(a, b) for a, b in zip(one, other, strict=True)
+def same(left: Any, right: Any) -> bool:
+    """Return whether two answers are equal to the bit."""
+    return len(left) == len(right) and all(
+        a is b if a is None or b is None else torch.equal(a, b) for a, b in zip(left, right, strict=True)
     )
 
 
@@ -73,37 +73,37 @@ def test_gradients_are_the_whole_ones_and_nothing_else_is_touched(at, ask):
     budget = smallest_bytes(module, batch().requires_grad_()) * 5 // 4 if at == "smallest" else at
     small = lowtide.rewrite(copy.deepcopy(module), budget, costs="flops")
     for _ in range(3):
-        wanted, grads = asked(module, ASKED[ask])
+        expected, grads = asked(module, ASKED[ask])
         answer, own_grads = asked(small, ASKED[ask])
-        assert same(wanted, answer) and same(grads, own_grads) and own_grads == [None] * len(own_grads)
+        assert same(expected, answer) and same(grads, own_grads) and own_grads == [None] * len(own_grads)
 
 
 def test_backward_for_chosen_inputs_gives_them_alone_a_gradient():
     module = model()
     small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
     for _ in range(2):
-        found = []
+        results = []
         m: Any
         for m in (module, small):
             m.zero_grad()
             torch.manual_seed(0)
             out = m(batch())
             (out["loss"] + out["low"].sum()).backward(inputs=[out["low"], m.head.weight])
-            found.append([out["low"].grad, *(parameter.grad for parameter in m.parameters())])
-        assert same(*found)
+            results.append([out["low"].grad, *(parameter.grad for parameter in m.parameters())])
+        assert same(*results)
 
 
 def test_a_retained_gradient_may_be_asked_for_too():
     module = model()
     small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
     for _ in range(2):
-        found = []
+        results = []
         for m in (module, small):
             torch.manual_seed(0)
             out = m(batch())
             out["low"].retain_grad()
-            found.append([*torch.autograd.grad(out["loss"], out["low"]), out["low"].grad])
-        assert same(*found)
+            results.append([*torch.autograd.grad(out["loss"], out["low"]), out["low"].grad])
+        assert same(*results)
 
 
 def test_what_nothing_reaches_is_an_error_as_in_eager():
@@ -127,17 +127,17 @@ def test_steps_after_are_as_before():
     module = model()
     small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
     for ask in (True, False, True):
-        found = []
+        results = []
         for m in (module, small):
             m.zero_grad()
             torch.manual_seed(0)
             out = m(batch())
             if ask:
-                found.append(torch.autograd.grad(out["loss"], out["low"]))
+                results.append(torch.autograd.grad(out["loss"], out["low"]))
             else:
                 out["loss"].backward()
-                found.append([parameter.grad for parameter in m.parameters()])
-        assert same(*found)
+                results.append([parameter.grad for parameter in m.parameters()])
+        assert same(*results)
 
 
 def test_the_peak_of_a_step_that_hands_out_a_gradient_is_predicted():
@@ -159,23 +159,23 @@ def test_hidden_states_of_a_transformer(name):
     module, inputs = small_model(name)
     small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
     for _ in range(2):
-        found = []
+        results = []
         for m in (module, small):
             torch.manual_seed(0)
             out = m(**inputs, output_hidden_states=True)
-            found.append(torch.autograd.grad(out.loss, [*out.hidden_states[1:-1], out.logits], allow_unused=True))
-        assert same(*found) and all(gradient is not None for gradient in found[1])
+            results.append(torch.autograd.grad(out.loss, [*out.hidden_states[1:-1], out.logits], allow_unused=True))
+        assert same(*results) and all(gradient is not None for gradient in results[1])
 
 
 def test_what_is_returned_twice_is_one_tensor():
     module = Called(lambda m, x: {"last": (h := m.net(x)), "states": (x, h), "loss": h.sum()}, net=nn.Linear(16, 4))
     small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
-    found = []
+    results = []
     m: Any
     for m in (module, small):
         out = m(batch())
         assert out["last"] is out["states"][1]
         out["states"][1].retain_grad()
         (out["loss"] + out["last"].square().sum()).backward()
-        found.append([out["last"].grad, m.net.weight.grad])
-    assert same(*found)
+        results.append([out["last"].grad, m.net.weight.grad])
+    assert same(*results)

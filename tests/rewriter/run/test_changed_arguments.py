@@ -27,8 +27,8 @@ def rewritten(model: nn.Module, budget: str = "1MiB") -> nn.Module:
 
 
 def seen(module, make, loss, steps=3) -> list[list[Tensor]]:
-    """Of each step: the result, the changed argument, the gradients of what it was made of and of the parameters."""
-    found = []
+    """Return for each step the changed argument, the gradients of its source and of the parameters, and the result."""
+    results = []
     for step in range(steps):
         torch.manual_seed(step)
         module.zero_grad()
@@ -37,14 +37,14 @@ def seen(module, make, loss, steps=3) -> list[list[Tensor]]:
         result = module(argument)
         loss(result, argument).backward()
         gradients = [start.grad, *(parameter.grad for parameter in module.parameters())]
-        found.append([argument.detach().clone(), *(g.clone() for g in gradients if g is not None)])
+        results.append([argument.detach().clone(), *(g.clone() for g in gradients if g is not None)])
         if result is not None:
-            found[-1].append(result.detach().clone())
-    return found
+            results[-1].append(result.detach().clone())
+    return results
 
 
-def alike(one, other) -> bool:
-    return all(len(a) == len(b) and all(map(torch.equal, a, b)) for a, b in zip(one, other, strict=True))
+def alike(left, right) -> bool:
+    return all(len(a) == len(b) and all(map(torch.equal, a, b)) for a, b in zip(left, right, strict=True))
 
 
 def written_in_part(m, x):
@@ -155,6 +155,6 @@ def test_whether_an_argument_is_a_leaf_is_seen():
     small = rewritten(model)
     for argument in (rows().requires_grad_(), rows().requires_grad_() * 1, rows().requires_grad_()):
         torch.manual_seed(0)
-        wanted = model(argument)
+        expected = model(argument)
         torch.manual_seed(0)
-        assert torch.equal(small(argument), wanted)
+        assert torch.equal(small(argument), expected)

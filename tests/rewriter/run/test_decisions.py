@@ -82,10 +82,10 @@ def test_a_step_that_cannot_be_planned_runs_as_the_original():
         module.net[-1].weight.mul_(1e6)
         small.net[-1].weight.mul_(1e6)
     torch.manual_seed(0)
-    wanted = module(batch())
+    expected = module(batch())
     torch.manual_seed(0)
     with pytest.warns(LowtideWarning, match="runs as the original does, outside of the budget"):
-        assert torch.equal(small(batch()), wanted)
+        assert torch.equal(small(batch()), expected)
 
 
 def test_numbers_taken_from_parameters_are_refused_by_name():

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_gradients_of_inputs_are_those_of_eager():
     def step(module):
-        wanted = batch().requires_grad_()
-        (gradient,) = torch.autograd.grad(module(wanted).square().sum(), wanted)
+        inputs = batch().requires_grad_()
+        (gradient,) = torch.autograd.grad(module(inputs).square().sum(), inputs)
         return gradient
 
     assert_trains_alike(deep(), batch().requires_grad_(), step=step)
@@ -95,10 +95,10 @@ def test_a_gradient_never_shares_memory_with_an_output():
     x = torch.randn(4, requires_grad=True)
     small = rewritten(model, x)
     model(x).sum().backward()
-    wanted, x.grad = x.grad, None
+    expected, x.grad = x.grad, None
     y = small(x)
     y.sum().backward()
-    assert torch.equal(x.grad, wanted)
+    assert torch.equal(x.grad, expected)
     before = y.detach().clone()
     x.grad.zero_()
     assert torch.equal(y, before)
@@ -161,9 +161,9 @@ def test_gradients_added_to_existing_ones_take_no_more_than_one_blocks_at_a_time
 def test_a_rewritten_part_passes_gradients_on_to_what_comes_before_it():
     before = nn.Linear(16, 16)
     model = Called(lambda m, x: m.after(m.before(x)), before=before, after=deep())
-    twin = copy.deepcopy(model)
-    twin.after = rewritten(twin.after, batch().requires_grad_())
-    assert differences(trained(model, calling(batch())), trained(twin, calling(batch()))) == []
+    duplicate = copy.deepcopy(model)
+    duplicate.after = rewritten(duplicate.after, batch().requires_grad_())
+    assert differences(trained(model, calling(batch())), trained(duplicate, calling(batch()))) == []
 
 
 def test_a_gradient_taken_inside_forward_is_differentiated_through():

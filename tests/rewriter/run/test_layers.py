@@ -21,16 +21,16 @@ class Called(nn.Module):
 
     def __init__(self, forward: Callable[..., Any], **parts: nn.Module) -> None:
         super().__init__()
-        self.told = forward
+        self.function = forward
         for name, part in parts.items():
             self.add_module(name, part)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.told(self, *args, **kwargs)
+        return self.function(self, *args, **kwargs)
 
 
 def seeded(make: Callable[[], Any]) -> Any:
-    """What `make` makes from one seed."""
+    """Return the module made by `make` from one seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return make()

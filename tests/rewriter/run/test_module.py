@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Classifier(nn.Module):
-    """At the top level of its file, so that it pickles."""
+    """A module at the top level of its file, so that it can be pickled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,11 +93,11 @@ def test_copies_and_pickles_train_alike_under_the_same_budget(copied):
     small = rewritten(model, data())
     backward_of(small(data()))
     small.zero_grad(), small.load_state_dict(model.state_dict())
-    twin = copied(small)
-    assert type(twin) is type(small) and twin.head.weight is not small.head.weight
-    assert twin.plan.peak_bytes == small.plan.peak_bytes and twin.lowtide is not small.lowtide
-    assert differences(trained(model, calling(data())), trained(twin, calling(data()))) == []
-    assert twin.code == small.code
+    duplicate = copied(small)
+    assert type(duplicate) is type(small) and duplicate.head.weight is not small.head.weight
+    assert duplicate.plan.peak_bytes == small.plan.peak_bytes and duplicate.lowtide is not small.lowtide
+    assert differences(trained(model, calling(data())), trained(duplicate, calling(data()))) == []
+    assert duplicate.code == small.code
 
 
 def _through_torch(small):
@@ -109,9 +109,9 @@ def _through_torch(small):
 
 def test_a_shallow_copy_is_a_rewritten_module_too():
     small = rewritten(Classifier(), data())
-    twin = copy.copy(small)
-    backward_of(twin(data()))
-    assert twin.head.weight is small.head.weight
+    duplicate = copy.copy(small)
+    backward_of(duplicate(data()))
+    assert duplicate.head.weight is small.head.weight
 
 
 def test_transformers_saves_and_loads_a_rewritten_model(tmp_path):
@@ -163,9 +163,9 @@ def test_a_forward_of_the_instance_is_the_one_rewritten():
     model.forward = types.MethodType(lambda self, x: Classifier.forward(self, x) + 1, model)
     small = lowtide.rewrite(model, "100%", (data(),), costs="flops")
     torch.manual_seed(0)
-    one = small(data())
+    result = small(data())
     torch.manual_seed(0)
-    assert torch.equal(one, model(data()))
+    assert torch.equal(result, model(data()))
 
 
 def test_a_model_is_not_rewritten_twice():

@@ -1,4 +1,4 @@
-"""What a rewritten module returns: the original's structure and views, and gradients for what gets one."""
+"""A rewritten module returns the original's structure and views, and gradients of its outputs."""
 
 import collections
 import dataclasses
@@ -37,9 +37,9 @@ def test_only_one_of_several_outputs_gets_a_gradient():
     model = Called(forward, net=deep(), one=nn.Linear(3, 2), other=nn.Linear(3, 2))
 
     def step(module):
-        one, other = module(batch())
-        one.square().sum().backward()
-        return one, other
+        first, second = module(batch())
+        first.square().sum().backward()
+        return first, second
 
     small = assert_trains_alike(model, batch(), step=step)
     assert small.other.weight.grad is None
@@ -65,10 +65,10 @@ def test_an_unused_head_keeps_no_gradient():
 def test_outputs_come_in_the_structure_that_the_module_returns(wrap):
     model = Called(lambda m, x: wrap(m.net(x)), net=deep())
     small = assert_trains_alike(model, batch(), budget=WITH_GRADIENTS)
-    told, wanted = small(batch()), model(batch())
-    assert type(told) is type(wanted)
+    actual, expected = small(batch()), model(batch())
+    assert type(actual) is type(expected)
     small.eval(), model.eval()
-    assert str(type(small(batch()))) == str(type(told))
+    assert str(type(small(batch()))) == str(type(actual))
 
 
 def test_outputs_may_be_views_of_each_other():
@@ -96,14 +96,14 @@ def test_an_output_that_is_a_view_may_be_written_into():
         y.mul_(2)
         y.sum().backward()
         results.append([parameter.grad for parameter in module.parameters()])
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
 
 
 def test_hidden_states_and_attentions_of_transformers_are_returned():
-    for name, wanted in (("gpt2", "output_hidden_states"), ("bert", "output_attentions")):
+    for name, option in (("gpt2", "output_hidden_states"), ("bert", "output_attentions")):
         model, kwargs = small_model(name)
         model.set_attn_implementation("eager")
-        report = lowtide.verify(model, "100%", (), {**kwargs, wanted: True}, costs="flops", steps=2)
+        report = lowtide.verify(model, "100%", (), {**kwargs, option: True}, costs="flops", steps=2)
         assert report.ok, str(report)
 
 

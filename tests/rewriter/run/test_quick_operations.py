@@ -74,9 +74,13 @@ def test_a_quicker_way_calls_the_same_operation_with_the_same_result(name):
             with torch.no_grad(), Watching() as watching:
                 results.append(call(*own))
         assert watching.called == [f"aten.{packet}.Tensor" if name in THROUGH_OTHERS else f"aten.{name}"]
-        one, other = ([r] if isinstance(r, torch.Tensor) else r for r in results)
-        for mine, its in zip(one, other, strict=True):
-            assert torch.equal(mine, its) and mine.dtype == its.dtype and mine.stride() == its.stride()
+        expected_parts, actual_parts = ([r] if isinstance(r, torch.Tensor) else r for r in results)
+        for expected, actual in zip(expected_parts, actual_parts, strict=True):
+            assert (
+                torch.equal(expected, actual)
+                and expected.dtype == actual.dtype
+                and expected.stride() == actual.stride()
+            )
 
 
 def test_a_weight_is_not_transposed_twice_nor_a_shape_changed_and_changed_back():

@@ -80,7 +80,7 @@ def random_graphs(draw: Any) -> tuple[nn.Module, Tensor]:
     return model, x
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(random_graphs(), st.floats(0, 1))
 def test_random_modules_are_equal_to_the_bit_and_peak_where_predicted(graph, share):
     model, x = graph

@@ -1,4 +1,4 @@
-"""What a tape refuses: changed tensors, a second backward, a second derivative; and what it survives."""
+"""A tape refuses changed tensors, a second backward and a second derivative, and survives other uses."""
 
 import copy
 
@@ -111,7 +111,7 @@ def test_the_output_may_be_changed_in_place_where_eager_allows_it():
         y.mul_(2)
         y.sum().backward()
         results.append([y.detach(), *(p.grad for p in module.parameters())])
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
 
 
 def test_forward_of_a_failed_step_may_be_dropped():
@@ -131,7 +131,7 @@ def test_backward_may_run_under_no_grad():
         with torch.no_grad():
             loss.backward()
         results.append([p.grad for p in module.parameters()])
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
 
 
 def test_gradients_of_some_parameters_only_may_be_asked_for():
@@ -141,7 +141,7 @@ def test_gradients_of_some_parameters_only_may_be_asked_for():
     for module in (eager, small):
         torch.manual_seed(0)
         results.append(torch.autograd.grad(module(data()).sum(), [module[2][0].weight, module[0][3].bias]))
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
 
 
 def test_a_model_moved_to_another_dtype_is_planned_for_again():
@@ -157,10 +157,10 @@ def test_a_copy_made_between_forward_and_backward_is_independent():
     eager = model()
     small = rewritten(eager, data())
     y = small(data())
-    twin = copy.deepcopy(small)
+    duplicate = copy.deepcopy(small)
     y.sum().backward()
-    assert all(p.grad is None for p in twin.parameters())
-    assert differences(trained(eager, calling(data())), trained(twin, calling(data()))) == []
+    assert all(p.grad is None for p in duplicate.parameters())
+    assert differences(trained(eager, calling(data())), trained(duplicate, calling(data()))) == []
 
 
 def test_backward_under_autocast_is_warned_about_and_computes_as_outside_of_it():
@@ -177,4 +177,4 @@ def test_backward_under_autocast_is_warned_about_and_computes_as_outside_of_it()
         if module is eager:
             loss.backward()
         results.append([p.grad for p in module.parameters()])
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))

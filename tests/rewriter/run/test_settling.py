@@ -144,11 +144,11 @@ def test_lazy_modules_get_their_shapes_from_the_first_batch():
         torch.manual_seed(0)
         model = lazy()
         module = lowtide.rewrite(model, "1MiB", costs="flops") if rewriting else model
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.manual_seed(0)
             module(rows())
-        assert any("0.weight, 0.bias" in str(warning.message) for warning in told) == rewriting
+        assert any("0.weight, 0.bias" in str(warning.message) for warning in caught) == rewriting
         seen.append(trained(module, calling(rows())))
         assert not rewriting or module.plan is not None
     assert differences(*seen) == []

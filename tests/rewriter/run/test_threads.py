@@ -15,16 +15,16 @@ from torch import nn
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def beside(other: Callable[[], None], work: Callable[[], None]) -> list[BaseException]:
-    """Runs `work` here while another thread repeats `other`; what the other raised."""
-    stop, errors = threading.Event(), []
+def run_alongside(background: Callable[[], None], work: Callable[[], None]) -> list[BaseException]:
+    """Run `work` here while another thread repeats `background`; return what that raised."""
+    stop, raised = threading.Event(), []
 
     def repeat() -> None:
         while not stop.is_set():
             try:
-                other()
+                background()
             except BaseException as error:
-                errors.append(error)
+                raised.append(error)
                 return
 
     thread = threading.Thread(target=repeat)
@@ -34,18 +34,18 @@ def beside(other: Callable[[], None], work: Callable[[], None]) -> list[BaseExce
     finally:
         stop.set()
         thread.join()
-    return errors
+    return raised
 
 
 def test_another_thread_may_draw_and_seed():
-    def other() -> None:
+    def background() -> None:
         random.random()
         numpy.random.rand(2)
         torch.manual_seed(0)
         torch.rand(2)
 
     module = Called(lambda m, x: m.net(x), net=nn.Linear(16, 3))
-    assert beside(other, lambda: lowtide.rewrite(module, "100%", (batch(),), costs="flops")) == []
+    assert run_alongside(background, lambda: lowtide.rewrite(module, "100%", (batch(),), costs="flops")) == []
 
 
 def test_what_another_thread_draws_meanwhile_is_not_forwards():
@@ -60,10 +60,10 @@ def test_what_another_thread_draws_meanwhile_is_not_forwards():
 
 def test_another_thread_may_run_the_module_that_is_captured():
     module = deep(depth=2).eval()
-    wanted = module(batch())
+    eager_result = module(batch())
     module.train()
 
-    def other() -> None:
+    def background() -> None:
         with torch.no_grad():
             eval_view = copy.copy(module)
             eval_view.training = False
@@ -71,13 +71,13 @@ def test_another_thread_may_run_the_module_that_is_captured():
             assert torch.equal(torch.nn.functional.linear(batch(), module[0][0].weight)[:1, :1], expected)
 
     expected = torch.nn.functional.linear(batch(), module[0][0].weight)[:1, :1].detach()
-    errors = beside(other, lambda: lowtide.plan(module, "100%", (batch(),), costs="flops"))
-    assert errors == []
-    assert torch.equal(module.eval()(batch()), wanted)
+    raised = run_alongside(background, lambda: lowtide.plan(module, "100%", (batch(),), costs="flops"))
+    assert raised == []
+    assert torch.equal(module.eval()(batch()), eager_result)
 
 
 def test_two_threads_plan_and_train():
-    errors: list[BaseException] = []
+    raised: list[BaseException] = []
 
     def work(seed: int) -> None:
         try:
@@ -86,14 +86,14 @@ def test_two_threads_plan_and_train():
             for rows in range(3):
                 small(torch.randn(4 + rows + seed, 16)).sum().backward()
         except BaseException as error:
-            errors.append(error)
+            raised.append(error)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert errors == []
+    assert raised == []
 
 
 @pytest.mark.parametrize("draw", [random.random, lambda: numpy.random.rand()], ids=["python", "numpy"])

@@ -91,20 +91,20 @@ def test_a_literal_evaluates_to_its_value(value: Any) -> None:
     assert called <= set(names)
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are of one type and equal: zeros in their sign, and what is no number too."""
-    if type(one) is not type(other):
+def _same(left: Any, right: Any) -> bool:
+    """Return whether two values have one type and are equal, with equal signs of zeros, and NaN equal to NaN."""
+    if type(left) is not type(right):
         return False
-    if isinstance(one, float):
-        same = math.isnan(one) and math.isnan(other)
-        return struct.pack("d", one) == struct.pack("d", other) or (same and _sign(one) == _sign(other))
-    if isinstance(one, complex):
-        return _same(one.real, other.real) and _same(one.imag, other.imag)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(map(_same, one.values(), other.values()))
-    return one == other
+    if isinstance(left, float):
+        same = math.isnan(left) and math.isnan(right)
+        return struct.pack("d", left) == struct.pack("d", right) or (same and _sign(left) == _sign(right))
+    if isinstance(left, complex):
+        return _same(left.real, right.real) and _same(left.imag, right.imag)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(map(_same, left.values(), right.values()))
+    return left == right
 
 
 def _sign(number: float) -> float:

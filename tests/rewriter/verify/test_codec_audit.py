@@ -11,10 +11,10 @@ from encoded_plans import OPTIONS, with_all_encoded
 from lowtide.passes.encodings.codec_sites import CodecSite
 from lowtide.rewriter.display.tables import show, verify_text
 from lowtide.rewriter.noise.replay import Replay
-from lowtide.rewriter.noise.sensitivity import SEED, Sensitivity
+from lowtide.rewriter.noise.sensitivity import MEASURE_SEED, Sensitivity
 from lowtide.rewriter.plan.step import Options, capture_and_formulate, situation_of
 from lowtide.rewriter.run import runtime
-from lowtide.rewriter.verify.codec_audit import audit_of, value_errors
+from lowtide.rewriter.verify.codec_audit import audit_of, value_deviations
 from lowtide.rewriter.verify.noise_check import NoisyGradient
 from lowtide.solvers.problem.liveness import schedule_of, trace_order
 from small_models import small_model
@@ -53,13 +53,13 @@ def verified(model, batch, plan):
     return lowtide.verify(model, plan.peak_bytes, (), batch, **options)
 
 
-def coding_of(family: str, layer: nn.Module, x: torch.Tensor, families: tuple[str, ...]):
-    """The first coding of a family for what a layer reads, and such a value."""
+def site_of(family: str, layer: nn.Module, x: torch.Tensor, families: tuple[str, ...]):
+    """The first codec site of a family for the value that a layer reads, and a value for it."""
     torch.manual_seed(0)
     scale = nn.Parameter(torch.ones(x.shape[-1], dtype=x.dtype))
     model = Called(lambda m, x: m.layer(x * m.scale).square().sum(), layer=layer, scale=scale)
-    posed = capture_and_formulate(model, (x,), {}, Options("approximate", costs="flops", codecs=families)).posed
-    codec_sites = (one for several in posed.codec_sites.values() for one in several if one.codec.family == family)
+    mapping = capture_and_formulate(model, (x,), {}, Options("approximate", costs="flops", codecs=families)).mapping
+    codec_sites = (site for sites in mapping.codec_sites.values() for site in sites if site.codec.family == family)
     return next(codec_sites), x
 
 
@@ -80,66 +80,66 @@ def case(coded):
 
 
 @pytest.fixture(scope="module")
-def found(case):
+def audit(case):
     return audit_of(*case)
 
 
-def test_all_values_are_audited_if_they_are_few(case, found):
+def test_all_values_are_audited_if_they_are_few(case, audit):
     planned, _ = case
     plan = planned.plan
-    assert len(found.values) == found.encoded == len(plan.encoded) > 4
-    for one, (value, number) in zip(found.values, sorted(plan.encoded), strict=True):
+    assert len(audit.values) == audit.encoded == len(plan.encoded) > 4
+    for audited, (value, number) in zip(audit.values, sorted(plan.encoded), strict=True):
         encoding, sensitivity = plan.problem.values[value].encodings[number], planned.costs.sensitivity
-        assert (one.codec, one.code_bytes) == (encoding.name, encoding.size_bytes)
-        added = sensitivity.added[planned.posed.storages[value]][number]
-        assert one.predicted == added / sensitivity.own_variance <= encoding.error * (1 + 1e-9)
-        assert one.size_bytes == plan.problem.values[value].size_bytes
-        assert one.module in {op.module for op in plan.problem.ops}
-        if "bit groups" in one.codec:
-            assert one.bits == pytest.approx(int(one.codec[0]) + 32 / 256, rel=0.01)
-    assert found.description == f"all {found.encoded} values that are kept approximately"
+        assert (audited.codec, audited.code_bytes) == (encoding.name, encoding.size_bytes)
+        added = sensitivity.added[planned.mapping.storages[value]][number]
+        assert audited.predicted == added / sensitivity.own_variance <= encoding.error * (1 + 1e-9)
+        assert audited.size_bytes == plan.problem.values[value].size_bytes
+        assert audited.module in {op.module for op in plan.problem.ops}
+        if "bit groups" in audited.codec:
+            assert audited.bits == pytest.approx(int(audited.codec[0]) + 32 / 256, rel=0.01)
+    assert audit.description == f"all {audit.encoded} values that are kept approximately"
 
 
-def test_what_is_measured_is_what_was_predicted_in_all_and_the_value_s_error_its_own(case, found):
+def test_what_is_measured_is_what_was_predicted_in_all_and_the_value_s_error_its_own(case, audit):
     planned, _ = case
-    assert sum(one.measured for one in found.values) == pytest.approx(planned.plan.encoding_error, rel=1.0)
-    for one in found.values:
-        low, high = {"8": (1e-6, 1e-3), "4": (1e-3, 0.1), "3": (0.01, 0.3), "2": (0.02, 1.5)}[one.codec[0]]
-        assert low < one.value_error < high, one
+    assert sum(value.measured for value in audit.values) == pytest.approx(planned.plan.encoding_error, rel=1.0)
+    for value in audit.values:
+        low, high = {"8": (1e-6, 1e-3), "4": (1e-3, 0.1), "3": (0.01, 0.3), "2": (0.02, 1.5)}[value.codec[0]]
+        assert low < value.value_error < high, value
 
 
-def test_what_one_value_adds_is_what_the_step_itself_gives_with_it(case, found):
+def test_what_one_value_adds_is_what_the_step_itself_gives_with_it(case, audit):
     planned, tensors = case
     problem = planned.plan.problem
     schedule = schedule_of(problem, trace_order(problem))
-    index = max(range(len(found.values)), key=lambda number: found.values[number].measured)
+    index = max(range(len(audit.values)), key=lambda number: audit.values[number].measured)
     value, number = sorted(planned.plan.encoded)[index]
-    storage = planned.posed.storages[value]
+    storage = planned.mapping.storages[value]
 
     def gradients(coded: bool) -> torch.Tensor:
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(SEED)
-            replay, told = Replay(planned.step, planned.posed, tensors, CPU), []
+            torch.manual_seed(MEASURE_SEED)
+            replay, parts = Replay(planned.step, planned.mapping, tensors, CPU), []
             for kernel, _ in replay.run(schedule):
                 if kernel.role == "tangent" and coded:
                     (node,) = [n for n in replay.made if planned.step.storage_of[n] == storage]
-                    coding = planned.posed.codec_sites[storage][number]
-                    replay.made[node] = coding.coded(replay.made[node], 77)
+                    site = planned.mapping.codec_sites[storage][number]
+                    replay.made[node] = site.round_trip(replay.made[node], 77)
                 if kernel.role == "accumulate":
-                    told.append(replay.value(kernel.calls[0]).double().flatten())
-            return torch.cat(told)
+                    parts.append(replay.value(kernel.calls[0]).double().flatten())
+            return torch.cat(parts)
 
     squares = float((gradients(True) - gradients(False)).square().sum())
     own = planned.costs.sensitivity.own_variance
-    assert found.values[index].measured == pytest.approx(squares / own, rel=0.3)
+    assert audit.values[index].measured == pytest.approx(squares / own, rel=0.3)
 
 
-def test_a_sample_has_every_codec_and_the_largest(case, found):
+def test_a_sample_has_every_codec_and_the_largest(case, audit):
     planned, tensors = case
-    codecs = {one.codec for one in found.values}
+    codecs = {value.codec for value in audit.values}
     few = audit_of(planned, tensors, len(codecs))
-    assert {one.codec for one in few.values} == codecs and len(few.values) == len(codecs) < few.encoded
-    assert max(one.predicted for one in found.values) == max(one.predicted for one in few.values)
+    assert {value.codec for value in few.values} == codecs and len(few.values) == len(codecs) < few.encoded
+    assert max(value.predicted for value in audit.values) == max(value.predicted for value in few.values)
     assert few.description.startswith(f"{len(few.values)} of {few.encoded} values")
     assert audit_of(planned, tensors, 0).values == ()
 
@@ -154,7 +154,7 @@ def test_an_audit_frees_what_it_makes():
 
     def replay() -> None:
         with torch.no_grad():
-            for _ in Replay(planned.step, planned.posed, tensors, CPU).run(schedule):
+            for _ in Replay(planned.step, planned.mapping, tensors, CPU).run(schedule):
                 pass
 
     gc.disable()
@@ -178,8 +178,8 @@ def test_a_right_plan_passes_and_its_report_shows_what_was_audited(name, capsys)
     assert report.ok and report.faults == () and report.audit.values, "\n".join((str(report), *report.faults))
     assert report.noise.together.measured == pytest.approx(report.plan.encoding_error, rel=1.0)
     assert report.noise.bias < report.noise.bias_limit
-    told = json.loads(json.dumps(report.to_dict()))
-    assert len(told["audit"]["values"]) == len(report.audit.values) and told["faults"] == []
+    payload = json.loads(json.dumps(report.to_dict()))
+    assert len(payload["audit"]["values"]) == len(report.audit.values) and payload["faults"] == []
     show(verify_text("case", report))
     text = capsys.readouterr().out
     assert report.audit.description in " ".join(text.split()) and "measured over draws" in text
@@ -199,51 +199,51 @@ def test_in_bfloat16_the_rounding_of_the_dtype_comes_besides_what_codes_add():
 
 
 def test_chance_is_judged_by_what_a_codec_draws_at_once():
-    """Of an image whole pixels are drawn or not: with few of them errors of two seeds are alike by chance."""
-    coding, value = coding_of("rows, norms", nn.Conv2d(64, 64, 1), torch.randn(4, 64, 7, 7), ("norms",))
-    alike, limits = zip(*(value_errors(coding, value, (2 * n, 2 * n + 1))[1] for n in range(20)), strict=True)
-    deviation = (sum(one**2 for one in alike) / len(alike)) ** 0.5
+    """Whole pixels of an image are drawn or not. With few pixels, the deviations of two seeds are alike by chance."""
+    site, value = site_of("rows, norms", nn.Conv2d(64, 64, 1), torch.randn(4, 64, 7, 7), ("norms",))
+    cosines, limits = zip(*(value_deviations(site, value, (2 * n, 2 * n + 1))[1] for n in range(20)), strict=True)
+    deviation = (sum(cosine**2 for cosine in cosines) / len(cosines)) ** 0.5
     assert sum(limits) / len(limits) - 0.1 == pytest.approx(5 * deviation, rel=0.5)
 
 
 def test_a_vector_is_audited_element_by_element():
-    coding, value = coding_of("groups", nn.Flatten(0), torch.randn(4096), ("groups",))
-    error, (alike, limit) = value_errors(coding, value, (1, 2))
-    assert 0 < error < 0.1 and abs(alike) <= limit
+    site, value = site_of("groups", nn.Flatten(0), torch.randn(4096), ("groups",))
+    deviation, (cosine, limit) = value_deviations(site, value, (1, 2))
+    assert 0 < deviation < 0.1 and abs(cosine) <= limit
     assert limit == pytest.approx(0.1 + 5 / 64, rel=0.2)
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.98])
 def test_a_bias_is_found_where_half_precision_has_no_squares_of_errors(factor, monkeypatch):
-    right = CodecSite.coded
-    monkeypatch.setattr(CodecSite, "coded", lambda self, value, seed: right(self, value, seed).mul_(factor))
+    right = CodecSite.round_trip
+    monkeypatch.setattr(CodecSite, "round_trip", lambda self, value, seed: right(self, value, seed).mul_(factor))
     x = (2e-3 * torch.randn(256, 64, generator=torch.Generator().manual_seed(0))).half()
-    coding, value = coding_of("groups", nn.Identity(), x, ("groups",))
-    error, (alike, limit) = value_errors(coding, value, (1, 2))
-    assert 0 < (coding.coded(value, 1) - value).abs().max() < 2**-12 and error > 0  # least of its numbers: 2⁻²⁴
-    assert (alike <= limit) == (factor == 1.0)
+    site, value = site_of("groups", nn.Identity(), x, ("groups",))
+    deviation, (cosine, limit) = value_deviations(site, value, (1, 2))
+    assert 0 < (site.round_trip(value, 1) - value).abs().max() < 2**-12 and deviation > 0  # least of its numbers: 2⁻²⁴
+    assert (cosine <= limit) == (factor == 1.0)
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.95])
 def test_half_precision_s_rounding_is_no_bias_of_a_code_and_a_factor_is(factor, monkeypatch):
-    right = CodecSite.coded
-    monkeypatch.setattr(CodecSite, "coded", lambda self, value, seed: right(self, value, seed).mul_(factor))
+    right = CodecSite.round_trip
+    monkeypatch.setattr(CodecSite, "round_trip", lambda self, value, seed: right(self, value, seed).mul_(factor))
     x = torch.sigmoid(0.4 * torch.randn(128, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
-    coding, value = coding_of("groups", nn.Identity(), x, ("groups",))
-    _, (alike, limit) = value_errors(coding, value, (1, 2))
+    site, value = site_of("groups", nn.Identity(), x, ("groups",))
+    _, (cosine, limit) = value_deviations(site, value, (1, 2))
     steps = torch.finfo(torch.bfloat16).eps * 256 * x.amax() / (x.amax() - x.amin())
-    assert coding.codec.name == "8-bit groups" and steps > 1  # of the code, finer than those of bfloat16
-    assert (alike <= limit) == (factor == 1.0)
+    assert site.codec.name == "8-bit groups" and steps > 1  # of the code, finer than those of bfloat16
+    assert (cosine <= limit) == (factor == 1.0)
 
 
 def test_a_biased_codec_is_found_by_the_name_of_its_value(coded, monkeypatch):
-    right = CodecSite.coded
+    right = CodecSite.round_trip
 
     def scaled(self, value, seed):
-        told = right(self, value, seed)
-        return told * 0.9 if self.codec.name == "8-bit groups" else told
+        decoded = right(self, value, seed)
+        return decoded * 0.9 if self.codec.name == "8-bit groups" else decoded
 
-    monkeypatch.setattr(CodecSite, "coded", scaled)
+    monkeypatch.setattr(CodecSite, "round_trip", scaled)
     report = verified(*coded)
     assert not report.ok and "WRONG: 8-bit groups of " in str(report)
     assert all("8-bit groups of" in fault and "two seeds' errors are alike" in fault for fault in report.audit.faults)
@@ -260,7 +260,7 @@ def test_a_codec_that_draws_the_same_in_each_step_is_found(coded, monkeypatch):
 def test_noise_that_was_not_predicted_is_found_by_the_name_of_its_gradient(coded, monkeypatch):
     right = Sensitivity.by_gradient
     monkeypatch.setattr(
-        Sensitivity, "by_gradient", lambda self, chosen: {s: 0.01 * told for s, told in right(self, chosen).items()}
+        Sensitivity, "by_gradient", lambda self, chosen: {s: 0.01 * noise for s, noise in right(self, chosen).items()}
     )
     faults = verified(*coded).faults
     assert any(fault.startswith("all gradients together: codes add") for fault in faults)
@@ -269,11 +269,11 @@ def test_noise_that_was_not_predicted_is_found_by_the_name_of_its_gradient(coded
 
 def test_the_gradient_with_most_of_what_it_may_have_is_the_one_beyond_a_limit_of_nothing():
     names = ("within", "beyond", "none", "no number", "far within")
-    told = [(0.5, 1.0), (1e-9, 0.0), (0.0, 0.0), (nan, 1.0), (0.1, 1.0)]
-    found = [NoisyGradient(name, 0.0, *one) for name, one in zip(names, told, strict=True)]
-    assert [one.share_of_limit for one in found] == [0.5, inf, 0.0, inf, 0.1]
-    for one in found:
-        assert (one.share_of_limit <= 1) == one.is_within
+    noise = [(0.5, 1.0), (1e-9, 0.0), (0.0, 0.0), (nan, 1.0), (0.1, 1.0)]
+    gradients = [NoisyGradient(name, 0.0, *gradient) for name, gradient in zip(names, noise, strict=True)]
+    assert [gradient.share_of_limit for gradient in gradients] == [0.5, inf, 0.0, inf, 0.1]
+    for gradient in gradients:
+        assert (gradient.share_of_limit <= 1) == gradient.is_within
 
 
 def test_nothing_is_audited_where_nothing_is_approximate():

@@ -1,4 +1,4 @@
-"""Layers: blocks that repeat together are merged for deciding, and get their own segments back."""
+"""Layers: blocks that repeat together are merged for planning, and get their own segments back."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from pytest import approx
 
 
 def halved(problem):
-    """The problem with every layer cut into two blocks, at the attention's residual."""
+    """Return the problem with every layer cut into two blocks, at the attention's residual."""
     halves = [0]
     for op in problem.ops[: problem.forward_length]:
         if 0 < op.block < len(problem.block_classes) - 1:
@@ -67,7 +67,7 @@ def test_plans_are_as_good_for_a_model_cut_into_more_blocks():
     for share in (70, 45, 25):
         budget = 90 * share * 2**20 // 100
         plans = [Portfolio().solve(problem, budget) for problem in (fine, coarse)]
-        # not equal to the last bit: a finer cut has a few more ways to be nested
+        # not equal to the last bit: a finer cut has a few more nested schedules
         assert plans[0].seconds == approx(plans[1].seconds, rel=1e-6)
 
 

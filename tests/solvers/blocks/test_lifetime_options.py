@@ -1,4 +1,4 @@
-"""What a block can trade: the curve is the true minimum, the options' estimates are exact."""
+"""Trades and options of a block: the curve is the true minimum, and the options' estimates are exact."""
 
 from itertools import product
 
@@ -15,7 +15,7 @@ from pytest import approx
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), shares=st.booleans())
-def test_the_curve_is_the_least_cost_over_all_ways_to_keep_and_run_again(seed, shares):
+def test_the_curve_is_the_least_cost_over_all_trades(seed, shares):
     trade = trade_of(chain_of_blocks(seed, blocks=2, width=4), 1, shares)
     if len(trade.seconds) > 12:
         return
@@ -26,17 +26,21 @@ def test_the_curve_is_the_least_cost_over_all_ways_to_keep_and_run_again(seed, s
 
 
 def cheapest_by_trying(trade, price):
-    """The least of seconds + price · bytes over all sets of operations that run again."""
+    """Return the least of seconds + price · bytes over all sets of recomputed operations."""
     best = float("inf")
-    for again in product((False, True), repeat=len(trade.seconds)):
-        runs = {SOURCE: False, SINK: True} | dict(enumerate(again, 2))
-        cost = sum(s + price * b for s, b, a in zip(trade.seconds, trade.state_bytes, again, strict=True) if a)
+    for recomputed in product((False, True), repeat=len(trade.seconds)):
+        runs = {SOURCE: False, SINK: True} | dict(enumerate(recomputed, 2))
+        cost = sum(
+            seconds + price * state_bytes
+            for seconds, state_bytes, repeated in zip(trade.seconds, trade.state_bytes, recomputed, strict=True)
+            if repeated
+        )
         for stake in trade.stakes:
             if runs[stake.maker]:
                 cost -= price * stake.missing_bytes
             elif any(runs[consumer] for consumer in stake.consumers):
                 cost += price * (stake.kept_bytes - stake.missing_bytes)
-            else:  # kept only for others who count on it, or missing: both cost nothing on balance
+            else:  # kept only for other blocks that rely on it, or missing: both cost nothing in sum
                 cost += price * min(stake.kept_bytes - stake.missing_bytes, 0)
         best = min(best, cost)
     return best
@@ -59,7 +63,7 @@ def test_options_of_a_layer_go_from_keeping_everything_to_keeping_nothing_and_no
     options = options_of(llama(), 6)
     assert options[0].seconds == approx(0)
     assert options[-1].kept_bytes == 0
-    for one, other in product(options, options):
-        if one is not other:
-            better = (one.kept_bytes <= other.kept_bytes, one.rise_bytes <= other.rise_bytes)
-            assert not (all(better) and one.seconds <= other.seconds)
+    for left, right in product(options, options):
+        if left is not right:
+            better = (left.kept_bytes <= right.kept_bytes, left.peak_above_start_bytes <= right.peak_above_start_bytes)
+            assert not (all(better) and left.seconds <= right.seconds)

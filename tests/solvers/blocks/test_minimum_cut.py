@@ -1,4 +1,4 @@
-"""Minimum cuts, beside networkx."""
+"""Minimum cuts, compared with networkx."""
 
 import networkx
 from hypothesis import given, settings

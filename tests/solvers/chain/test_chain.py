@@ -1,4 +1,4 @@
-"""Chains, their tables and nestings: what the tables promise is what runs, and no other nesting does better."""
+"""Chains, tables and nested schedules: schedules cost what the tables predict, and no other one is better."""
 
 from __future__ import annotations
 
@@ -34,53 +34,55 @@ seeds = st.integers(0, 100_000)
 
 
 def random_chain(seed: int, links: int) -> Chain:
-    """Links with two ways each, one that keeps something and one that keeps nothing; some equal to each other."""
+    """Return links with two schedules each, one that keeps bytes and one that keeps none; some are equal."""
     draw = random.Random(seed)
     kinds = draw.randint(1, links)
-    made: dict[int, Link] = {}
+    link_of_kind: dict[int, Link] = {}
     chain = []
     for _ in range(links):
         kind = draw.randrange(kinds)
-        if kind not in made:
+        if kind not in link_of_kind:
             forward, kept = float(draw.randint(0, 9)), draw.randint(1, 6)
-            rise, passing = draw.randint(0, 4), draw.randint(4, 7)  # an input takes at most 4
+            peak_above_start, passing_bytes = draw.randint(0, 4), draw.randint(4, 7)  # an input takes at most 4
             keeping = LinkSchedule(
                 kept_bytes=kept,
-                height_bytes=kept + rise,
-                forward_height_bytes=kept + passing,
+                backward_peak_bytes=kept + peak_above_start,
+                forward_peak_bytes=kept + passing_bytes,
                 seconds=0.0,
                 again_seconds=0.0,
                 last_seconds=0.0,
-                again_height_bytes=kept + passing,
-                last_height_bytes=kept + passing,
+                again_peak_bytes=kept + passing_bytes,
+                last_peak_bytes=kept + passing_bytes,
                 forward_seconds=forward,
                 forward_again_seconds=forward,
-                remake_seconds=inf,
-                remake_height_bytes=0,
+                recompute_seconds=inf,
+                recompute_peak_bytes=0,
                 backward_seconds=-forward,
             )
             nothing = replace(
                 keeping,
                 kept_bytes=0,
-                forward_height_bytes=passing,
+                forward_peak_bytes=passing_bytes,
                 seconds=forward,
                 again_seconds=forward,
-                again_height_bytes=passing,
-                last_height_bytes=0,
+                again_peak_bytes=passing_bytes,
+                last_peak_bytes=0,
                 backward_seconds=0.0,
             )
-            made[kind] = Link(kind, (keeping, nothing), draw.randint(1, 4), 0, 0, forward, forward, passing)
-        chain.append(made[kind])
+            link_of_kind[kind] = Link(
+                kind, (keeping, nothing), draw.randint(1, 4), 0, 0, forward, forward, passing_bytes
+            )
+        chain.append(link_of_kind[kind])
     return Chain(tuple(chain), ())
 
 
 def least_by_search(chain: Chain, budget_bytes: int) -> float:
-    """The least extra seconds of any persistent order of forwards and backwards of whole links, by Dijkstra.
+    """Return the least extra seconds of any persistent order of forwards and backwards of links, by Dijkstra.
 
-    Persistent: an input that is stored stays until its link's backward, one that is not is there for the next forward
-    alone (Beaumont et al. 2019, definition 1; without this, rare chains have better orders, which no nesting has).
-    State: the link whose backward comes next, inputs stored, links run in their keeping way, the input that is there
-    for the moment, whether the first forward is through. Written independently of the tables.
+    Persistent: a stored input stays until its link's backward; any other input is there for the next forward alone
+    (Beaumont et al. 2019, definition 1). Without this, rare chains have better orders, which no nested schedule has.
+    State: the link whose backward comes next, inputs stored, links run by their keeping schedule, the input that is
+    there for the moment, whether the first forward is complete. The search does not use the tables.
     """
     links, count = chain.links, len(chain.links)
     begin = (count - 1, frozenset([0]), frozenset(), None, False)
@@ -93,13 +95,13 @@ def least_by_search(chain: Chain, budget_bytes: int) -> float:
         if due < 0:
             return seconds - sum(link.first_pass_seconds for link in links)
         there = stored if passing is None else stored | {passing}
-        live = sum(links[i].input_bytes for i in there if i) + sum(links[i].ways[0].kept_bytes for i in kept)
+        live = sum(links[i].input_bytes for i in there if i) + sum(links[i].schedules[0].kept_bytes for i in kept)
         steps = []
-        for i in (one for one in there if one <= due):
-            cost, keeping = links[i].first_pass_seconds, links[i].ways[0]
+        for i in (stored_link for stored_link in there if stored_link <= due):
+            cost, keeping = links[i].first_pass_seconds, links[i].schedules[0]
             for keeps in (False, True):
-                height = keeping.forward_height_bytes if keeps else links[i].pass_height_bytes
-                if live + height > budget_bytes or (keeps and (i in kept or i not in stored)):
+                peak_bytes = keeping.forward_peak_bytes if keeps else links[i].pass_peak_bytes
+                if live + peak_bytes > budget_bytes or (keeps and (i in kept or i not in stored)):
                     continue
                 now_kept, after = kept | {i} if keeps else kept, i + 1
                 if after == count:
@@ -109,10 +111,10 @@ def least_by_search(chain: Chain, budget_bytes: int) -> float:
                     steps.append((cost, (due, stored | {after}, now_kept, None, through)))
         last = links[due]
         if due in stored and through:
-            way = last.ways[0] if due in kept else last.ways[1]
-            height = live - (way.kept_bytes if due in kept else 0) + way.height_bytes
-            if passing is None and height <= budget_bytes:
-                steps.append((way.seconds, (due - 1, stored - {due}, kept - {due}, None, through)))
+            schedule = last.schedules[0] if due in kept else last.schedules[1]
+            peak_bytes = live - (schedule.kept_bytes if due in kept else 0) + schedule.backward_peak_bytes
+            if passing is None and peak_bytes <= budget_bytes:
+                steps.append((schedule.seconds, (due - 1, stored - {due}, kept - {due}, None, through)))
         for cost, then in steps:
             if seconds + cost < best.get(then, inf):
                 best[then] = seconds + cost
@@ -125,16 +127,16 @@ def least_by_search(chain: Chain, budget_bytes: int) -> float:
 @given(seed=seeds, links=st.integers(2, 5), share=st.floats(0, 1))
 def test_tables_hold_the_least_seconds_of_random_chains(seed, links, share):
     chain = random_chain(seed, links)
-    most = sum(link.input_bytes + link.ways[0].height_bytes for link in chain.links)
+    most = sum(link.input_bytes + link.schedules[0].backward_peak_bytes for link in chain.links)
     tables = Tables(chain, 1.0, most + 5)
     budget = int(share * (most + 4))
-    told = float(tables.values[tables.rows[0, links - 1], budget])
-    assert told == pytest.approx(least_by_search(chain, budget))
+    tabulated = float(tables.values[tables.rows[0, links - 1], budget])
+    assert tabulated == pytest.approx(least_by_search(chain, budget))
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, blocks=st.integers(2, 5), randomness=st.sampled_from((0.0, 0.2)))
-def test_a_nesting_runs_no_longer_and_no_higher_than_its_table_says(seed, blocks, randomness):
+def test_a_nested_schedule_runs_no_longer_and_no_higher_than_its_table_says(seed, blocks, randomness):
     problem = chain_of_blocks(seed, blocks=blocks, classes=blocks, randomness=randomness)
     for cut in partitions(problem):
         chain = chain_of(cut, link_schedules(cut, 100_000))
@@ -142,9 +144,9 @@ def test_a_nesting_runs_no_longer_and_no_higher_than_its_table_says(seed, blocks
         steps = tables.steps()
         assert steps
         for budget, seconds in steps[:: max(len(steps) // 6, 1)]:
-            nesting = tables.nesting(budget)
-            assert nesting is not None
-            order = in_blocks(problem, order_of(cut, tables, nesting))
+            nested_schedule = tables.nested_schedule(budget)
+            assert nested_schedule is not None
+            order = in_blocks(problem, order_of(cut, tables, nested_schedule))
             timeline = simulate(problem, schedule_of(problem, order))
             assert timeline.seconds <= problem.seconds + seconds + 1e-6
             # a state is weighed once, and taken once more while the present one is saved; a pass weighs none
@@ -158,9 +160,9 @@ def test_on_a_chain_of_layers_the_peak_is_as_predicted_and_the_seconds_exactly()
     slot_bytes = 2.0**16
     tables = Tables(chain, slot_bytes, 2600, levels_of(chain, 4))
     for budget, seconds in tables.steps()[::20]:
-        nesting = tables.nesting(budget)
-        assert nesting is not None
-        seen = forecast(problem, order_of(problem, tables, nesting))
+        nested_schedule = tables.nested_schedule(budget)
+        assert nested_schedule is not None
+        seen = forecast(problem, order_of(problem, tables, nested_schedule))
         assert seen.seconds - problem.seconds == pytest.approx(seconds, abs=1e-9)
         assert seen.peak_bytes <= budget + len(chain.links) * slot_bytes
 
@@ -179,14 +181,18 @@ def test_tight_budgets_pass_over_layers_again_and_loose_ones_do_not():
     problem = in_layers(llama())
     tables = Tables(chain_of(problem, recipe_schedules(problem)), 2.0**16, 2600)
 
-    def passes(nesting: NestedSchedule | None) -> int:
-        if nesting is None:
+    def passes(nested_schedule: NestedSchedule | None) -> int:
+        if nested_schedule is None:
             return 0
-        return (not isinstance(nesting.decision, Keep)) + passes(nesting.after) + passes(nesting.again)
+        return (
+            (not isinstance(nested_schedule.decision, Keep))
+            + passes(nested_schedule.after)
+            + passes(nested_schedule.again)
+        )
 
-    assert passes(tables.nesting(200 * MEBIBYTE)) == 0
-    assert passes(tables.nesting(12 * MEBIBYTE)) > 1
-    assert tables.nesting(2 * MEBIBYTE) is None
+    assert passes(tables.nested_schedule(200 * MEBIBYTE)) == 0
+    assert passes(tables.nested_schedule(12 * MEBIBYTE)) > 1
+    assert tables.nested_schedule(2 * MEBIBYTE) is None
 
 
 @settings(max_examples=40, deadline=None)
@@ -196,26 +202,26 @@ def test_every_candidate_is_a_schedule_of_the_step(seed, blocks):
     for solver in (Dp(), Hierarchical()):
         for candidate in solver.candidates(problem):
             timeline = simulate(problem, schedule_of(problem, candidate.order))
-            assert candidate.seen is not None
-            assert timeline.peak_bytes == candidate.seen.peak_bytes
+            assert candidate.forecast is not None
+            assert timeline.peak_bytes == candidate.forecast.peak_bytes
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, blocks=st.integers(2, 4))
-def test_a_way_weighs_what_it_does_in_the_whole_step(seed, blocks):
+def test_a_schedule_costs_the_seconds_that_it_adds_to_the_whole_step(seed, blocks):
     problem = chain_of_blocks(seed, blocks=blocks, randomness=0.0)
     everything = forecast(problem, problem.segment_operations)
     last = 2 * len(problem.block_classes) - 1
-    for kind, ways in link_schedules(problem, 100_000).items():
+    for kind, schedules in link_schedules(problem, 100_000).items():
         block = middle_member(alike(problem), kind)
         operations = operations_of(problem, block)
-        for way in ways:
+        for schedule in schedules:
             order = list(problem.segment_operations)
-            order[block] = tuple(operations[position] for position in way.forward)
-            order[last - block] = tuple(operations[position] for position in way.backward)
+            order[block] = tuple(operations[position] for position in schedule.forward)
+            order[last - block] = tuple(operations[position] for position in schedule.backward)
             seen = forecast(problem, tuple(order))
-            assert seen.seconds - everything.seconds == pytest.approx(way.seconds)
-            assert BlockEvaluator(problem, block).weigh(order[block], order[last - block]) == way
+            assert seen.seconds - everything.seconds == pytest.approx(schedule.seconds)
+            assert BlockEvaluator(problem, block).evaluate(order[block], order[last - block]) == schedule
 
 
 def test_finer_cuts_have_the_same_operations_in_the_same_order():
@@ -253,21 +259,21 @@ def test_polishing_with_all_the_bytes_leaves_nothing_that_runs_again_but_random_
     for candidate in Recipes().candidates(problem):
         after = polished(problem, candidate.order, 10**12)
         runs = [op for segment in after for op in segment]
-        again = [op for op in runs if runs.count(op) > 1]
-        assert sum(problem.ops[op].seconds for op in again) == 0
+        repeated = [op for op in runs if runs.count(op) > 1]
+        assert sum(problem.ops[op].seconds for op in repeated) == 0
 
 
-def test_ways_of_equal_layers_are_found_once_for_all_depths(tmp_path):
+def test_schedules_of_equal_layers_are_found_once_for_all_depths(tmp_path):
     cache = DiskCache(tmp_path)
-    found = [link_schedules(in_layers(llama(layers=layers)), 200_000, cache) for layers in (12, 24)]
+    schedules = [link_schedules(in_layers(llama(layers=layers)), 200_000, cache) for layers in (12, 24)]
     entries = list(tmp_path.iterdir())
-    assert len(entries) == len(found[0]) == len(found[1])
-    assert list(found[0].values()) == list(found[1].values())
-    assert link_schedules(in_layers(llama(layers=12)), 200_000) == found[0]
+    assert len(entries) == len(schedules[0]) == len(schedules[1])
+    assert list(schedules[0].values()) == list(schedules[1].values())
+    assert link_schedules(in_layers(llama(layers=12)), 200_000) == schedules[0]
 
 
 def two_part_layers(layers: int, odd: int) -> Problem:
-    """Layers of two blocks, of which one layer's second block reads another value of its first than the others."""
+    """Return layers of two blocks; one layer's second block reads another value of its first than the others."""
     draft = Draft()
     weight = draft.value("weight", 0, resident=True)
     stream = draft.op("embed", [weight], [10], 1.0, 0)[0]
@@ -291,7 +297,7 @@ def two_part_layers(layers: int, odd: int) -> Problem:
 
 
 @pytest.mark.parametrize("odd", [0, 1, 5])
-def test_a_layer_wired_unlike_others_of_its_class_is_not_run_in_their_ways(odd):
+def test_a_layer_wired_unlike_others_of_its_class_does_not_get_their_schedules(odd):
     problem = two_part_layers(6, odd)
     assert len(set(alike(in_layers(problem)))) == 4
     for candidate in Hierarchical().candidates(problem):
@@ -301,31 +307,33 @@ def test_a_layer_wired_unlike_others_of_its_class_is_not_run_in_their_ways(odd):
 def test_what_is_resident_does_not_change_what_is_found():
     problem = llama(layers=6)
     heavy = replace(problem, resident_bytes=problem.resident_bytes + 10**10)
-    light_rungs = [candidate.seen for candidate in Hierarchical().candidates(problem)]
-    heavy_rungs = [candidate.seen for candidate in Hierarchical().candidates(heavy)]
-    assert [one.seconds for one in heavy_rungs if one] == [one.seconds for one in light_rungs if one]
-    assert [one.peak_bytes - 10**10 for one in heavy_rungs if one] == [one.peak_bytes for one in light_rungs if one]
+    light_forecasts = [candidate.forecast for candidate in Hierarchical().candidates(problem)]
+    heavy_forecasts = [candidate.forecast for candidate in Hierarchical().candidates(heavy)]
+    assert [seen.seconds for seen in heavy_forecasts if seen] == [seen.seconds for seen in light_forecasts if seen]
+    assert [seen.peak_bytes - 10**10 for seen in heavy_forecasts if seen] == [
+        seen.peak_bytes for seen in light_forecasts if seen
+    ]
 
 
 def test_a_chain_of_many_links_all_different_takes_seconds_not_minutes():
     problem = chain_of_blocks(1, blocks=160, width=6, classes=160, randomness=0.0)
     started = process_time()  # seconds of this process: others may keep the cores busy
-    peaks = [forecast(problem, one.order).peak_bytes for one in Hierarchical().candidates(problem)]
+    peaks = [forecast(problem, candidate.order).peak_bytes for candidate in Hierarchical().candidates(problem)]
     assert process_time() - started < 60
     assert min(peaks) < 0.5 * baseline_of(problem).peak_bytes
 
 
-def test_a_chain_longer_than_recursion_reaches_is_nested():
+def test_a_chain_longer_than_recursion_reaches_has_a_nested_schedule():
     alone = random_chain(0, 1).links[0]
     links = 1000
     tables = Tables(Chain((alone,) * links, ()), 1.0, 200)
-    nesting, decisions = tables.nesting(tables.steps()[0][0]), 0
-    assert nesting is not None
-    pending = [nesting]
+    nested_schedule, decisions = tables.nested_schedule(tables.steps()[0][0]), 0
+    assert nested_schedule is not None
+    pending = [nested_schedule]
     while pending:
         part = pending.pop()
         decisions += 1
-        pending += [one for one in (part.after, part.again) if one is not None]
+        pending += [child for child in (part.after, part.again) if child is not None]
     assert decisions > links
 
 
@@ -338,5 +346,5 @@ def test_with_all_the_bytes_the_tables_find_everything_kept(seed):
         values=tuple(replace(value, size_bytes=value.size_bytes * 10**6) for value in small.values),
         ops=tuple(replace(op, working_bytes=op.working_bytes * 10**6) for op in small.ops),
     )
-    seconds = [forecast(problem, one.order).seconds for one in Dp().candidates(problem)]
+    seconds = [forecast(problem, candidate.order).seconds for candidate in Dp().candidates(problem)]
     assert min(seconds) <= baseline_of(problem).seconds + 1e-9

@@ -1,4 +1,4 @@
-"""Blocks that can be run in the same ways share them on disk, whatever model they are of; others never do."""
+"""Blocks with the same schedules share them on disk across models; other blocks never do."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -11,29 +11,35 @@ from lowtide.solvers.chain.link_cache import block_content, cached_schedules
 from lowtide.solvers.disk_cache import DiskCache
 from made_problems import chain_of_blocks, llama
 
-WAYS = (BlockSchedule((0, 1), (2, 1, 3), 10, 20, 30, 0.1 + 0.2), BlockSchedule((), (0, 1, 2, 3), 0, 25, 3, 1.5))
+SCHEDULES = (BlockSchedule((0, 1), (2, 1, 3), 10, 20, 30, 0.1 + 0.2), BlockSchedule((), (0, 1, 2, 3), 0, 25, 3, 1.5))
 
 
 def refuse():
-    raise AssertionError("these ways are known")
+    raise AssertionError("these schedules are known")
 
 
-def test_ways_found_for_a_block_serve_equal_blocks_of_models_of_any_depth(tmp_path):
+def test_schedules_found_for_a_block_serve_equal_blocks_of_models_of_any_depth(tmp_path):
     cache = DiskCache(tmp_path)
     shallow, deep = llama(layers=4), llama(layers=9)
-    assert cached_schedules(shallow, 2, "some solver", lambda: WAYS, cache) == WAYS
+    assert cached_schedules(shallow, 2, "some solver", lambda: SCHEDULES, cache) == SCHEDULES
     for problem, blocks in ((shallow, (2, 3)), (deep, range(2, 8))):
         for block in blocks:
-            assert cached_schedules(problem, block, "some solver", refuse, cache) == WAYS
+            assert cached_schedules(problem, block, "some solver", refuse, cache) == SCHEDULES
 
 
-def test_other_limits_another_solver_and_no_cache_find_ways_anew(tmp_path):
+def test_other_limits_another_solver_and_no_cache_find_schedules_again(tmp_path):
     cache, problem = DiskCache(tmp_path), llama(layers=4)
-    for told in ("some solver", "some solver, 20 nodes", "another"):
-        found = []
-        cached_schedules(problem, 2, told, lambda told=told, found=found: found.append(told) or WAYS, cache)
-        assert found == [told]
-    assert cached_schedules(problem, 2, "some solver", lambda: WAYS[:1], None) == WAYS[:1]
+    for configuration in ("some solver", "some solver, 20 nodes", "another"):
+        searches = []
+        cached_schedules(
+            problem,
+            2,
+            configuration,
+            lambda configuration=configuration, searches=searches: searches.append(configuration) or SCHEDULES,
+            cache,
+        )
+        assert searches == [configuration]
+    assert cached_schedules(problem, 2, "some solver", lambda: SCHEDULES[:1], None) == SCHEDULES[:1]
 
 
 def changed_op(problem, index, **changes):
@@ -93,7 +99,7 @@ def test_who_else_reads_a_value_and_what_a_generator_state_takes_make_another_bl
     assert len(set(contents)) == len(contents)
 
 
-def test_names_and_what_lies_elsewhere_do_not_matter():
+def test_names_and_distant_operations_do_not_matter():
     problem = llama(layers=6)
     renamed = replace(
         problem,
@@ -108,21 +114,21 @@ def test_names_and_what_lies_elsewhere_do_not_matter():
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_blocks_of_equal_content_weigh_the_same_in_every_way(seed):
+def test_blocks_of_equal_content_cost_the_same_by_every_schedule(seed):
     problem = chain_of_blocks(seed, blocks=7, width=5, classes=2)
     alike: dict[str, list[tuple[BlockSchedule, ...]]] = {}
     for block in range(len(problem.block_classes)):
-        alike.setdefault(block_content(problem, block), []).append(tuple(some_ways(problem, block)))
-    for found in alike.values():
-        for one, other in pairwise(found):
-            assert one == other
+        alike.setdefault(block_content(problem, block), []).append(tuple(some_schedules(problem, block)))
+    for evaluations in alike.values():
+        for first, second in pairwise(evaluations):
+            assert first == second
 
 
-def some_ways(problem, block):
-    """Everything kept; all that may run again, run again; and the same from one operation on."""
-    bench, operations = BlockEvaluator(problem, block), operations_of(problem, block)
+def some_schedules(problem, block):
+    """Yield schedules that keep everything, recompute all repeatable operations, or those from one operation on."""
+    evaluator, operations = BlockEvaluator(problem, block), operations_of(problem, block)
     forward = tuple(index for index in operations if index < problem.forward_length)
     backward = operations[len(forward) :]
-    again = tuple(index for index in forward if problem.ops[index].repeatable)
-    for start in range(len(again) + 1):
-        yield bench.weigh(forward, again[start:] + backward)
+    repeatable = tuple(index for index in forward if problem.ops[index].repeatable)
+    for start in range(len(repeatable) + 1):
+        yield evaluator.evaluate(forward, repeatable[start:] + backward)

@@ -1,4 +1,4 @@
-"""Codes in schedules: what they take while simulated, what is refused, and how they are kept on disk."""
+"""Codes in schedules: their simulated bytes and seconds, the refused schedules, and their storage on disk."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ def two_steps() -> Problem:
 
 
 def written(forward, backward) -> Schedule:
-    """A schedule of one block."""
+    """Return a schedule of one block."""
     instructions = (*forward, *backward)
     return Schedule(instructions, (Segment(0, 0, len(forward)), Segment(0, len(forward), len(instructions))))
 
@@ -55,9 +55,9 @@ def test_a_code_takes_its_bytes_from_encoding_to_its_end_and_codecs_their_scratc
 
 
 def reading_levels() -> Problem:
-    """`two_steps` with a code from which backward computes itself."""
+    """Return `two_steps` with a code from which backward computes directly."""
     problem = two_steps()
-    values = [replace(one, encodings=(LEVELS,)) if one.encodings else one for one in problem.values]
+    values = [replace(value, encodings=(LEVELS,)) if value.encodings else value for value in problem.values]
     return replace(problem, values=tuple(values))
 
 
@@ -75,18 +75,20 @@ def test_an_older_problem_is_another_one_where_codes_are_read_themselves_now_and
     decoded = replace(two_steps(), values=tuple(values))
     assert "decoded_bytes" not in decoded.to_json()
     assert problem_of(json.loads(reading_levels().to_json())) == reading_levels()
-    told = difference_of(reading_levels(), decoded)
-    assert told == "what make_a makes may be kept in 1 codes (levels, read as it is) here, in 1 codes (levels) there"
+    difference = difference_of(reading_levels(), decoded)
+    assert (
+        difference == "what make_a makes may be kept in 1 codes (levels, read as it is) here, in 1 codes (levels) there"
+    )
 
 
-def test_a_value_may_be_encoded_in_two_ways_and_again_after_its_code_is_gone():
+def test_a_value_may_be_encoded_by_two_encodings_and_again_after_its_code_is_gone():
     forward = [Run(0), Encode(1, 0), Encode(1, 1), FreeCode(1, 0), Encode(1, 0), Run(1), Free(1), FreeCode(1, 0)]
     timeline = simulate(two_steps(), written(forward, [Decode(1, 1), Run(2)]))
     assert timeline.live_bytes == (110, 115, 116, 111, 116, 117, 107, 102, 112, 117)
     assert timeline.seconds == 7 + 0.5 + 2 + 0.5 + 1
 
 
-def test_a_plan_tells_what_is_encoded_and_its_summed_error():
+def test_a_plan_reports_what_is_encoded_and_its_summed_error():
     plan = make_plan(two_steps(), ENCODED, solver="by hand")
     assert (plan.encoded, plan.encoded_bytes, plan.code_bytes, plan.encoding_error) == (((1, 0),), 10, 5, 0.125)
     kept = make_plan(two_steps(), written([Run(0), Run(1)], [Run(2)]), solver="by hand")
@@ -132,14 +134,14 @@ def test_what_reads_a_code_itself_is_backward_and_finds_it_alive(reason, backwar
         simulate(reading_levels(), written([Run(0), Run(1), Encode(1, 0), Free(1)], backward))
 
 
-def test_gentler_codes_are_read_as_those_before():
+def test_codes_of_lower_error_are_read_as_those_before():
     finer = (replace(BITS, name="finer", size_bytes=2, error=0.3), replace(LEVELS, name="finest", error=0.01))
     values = list(two_steps().values)
     values[1] = replace(values[1], encodings=(BITS, *finer))
     problem = replace(two_steps(), values=tuple(values))
     schedule = written(ENCODED.instructions[:4], ENCODED.instructions[4:])
-    found = with_lower_error(problem, schedule, 200)
-    assert found.encoded == ((1, 1),)
+    refined = with_lower_error(problem, schedule, 200)
+    assert refined.encoded == ((1, 1),)
 
 
 def test_a_schedule_with_codes_goes_through_the_cache_as_it_is(tmp_path):

@@ -1,4 +1,4 @@
-"""Values kept encoded: the recoded problem, the way back, and what the portfolio makes of it."""
+"""Values kept encoded: the encoded problem, its translation back, and the plans of the portfolio."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ QUARTER = EncodingOption("quarter", 25, 0.5, 0.25, 30, 104, "rounding", 0.125)
 
 
 def skip(encoding: EncodingOption = QUARTER, wide_bytes: int = 120, gradient_bytes: int = 3) -> Problem:
-    """A value of 100 bytes, read in the first block and in the backward of the same; it has a code of 25 bytes."""
+    """Return a problem with a value of 100 bytes, read in forward and backward of block 0; its code has 25 bytes."""
     draft = Draft()
     source = draft.value("source", 1, resident=True)
     many = draft.op("many", [source], [100], 5.0, 0)[0]
@@ -46,27 +46,27 @@ def skip(encoding: EncodingOption = QUARTER, wide_bytes: int = 120, gradient_byt
 
 
 def all_choices(problem):
-    """One choice of all that can be encoded, by the encodings with the smallest codes."""
+    """Return the choice of all values that can be encoded, by the encodings with the smallest codes."""
     smallest = [
         min(range(len(v.encodings)), key=lambda n: v.encodings[n].size_bytes, default=0) for v in problem.values
     ]
     return tuple((value, smallest[value]) for value in encodable(problem))
 
 
-def test_a_recoded_problem_encodes_after_the_last_reader_of_forward_and_decodes_before_the_first_of_backward():
+def test_an_encoded_problem_encodes_after_the_last_reader_of_forward_and_decodes_before_the_first_of_backward():
     problem = skip()
     assert encodable(problem) == (1,)
-    recoding = encoded_problem_of(problem, ((1, 0),))
-    assert [op.name for op in recoding.reduced.ops] == [
+    encoded = encoded_problem_of(problem, ((1, 0),))
+    assert [op.name for op in encoded.reduced.ops] == [
         *("many", "first", "many.encode", "wide", "loss"),
         *("back_loss", "many.decode", "back_many"),
     ]
-    assert recoding.reduced.forward_length == 5
-    assert [op.block for op in recoding.reduced.ops] == [0, 0, 0, 1, 1, 1, 0, 0]
-    order = decoded_order(recoding, trace_order(recoding.reduced))
+    assert encoded.reduced.forward_length == 5
+    assert [op.block for op in encoded.reduced.ops] == [0, 0, 0, 1, 1, 1, 0, 0]
+    order = decoded_order(encoded, trace_order(encoded.reduced))
     schedule = encoded_schedule(problem, ((1, 0),), order)
-    told = [instruction for instruction in schedule.instructions if not isinstance(instruction, Free)]
-    assert told == [Run(0), Run(1), Encode(1, 0), Run(2), Run(3), Run(4), Decode(1, 0), FreeCode(1, 0), Run(5)]
+    instructions = [instruction for instruction in schedule.instructions if not isinstance(instruction, Free)]
+    assert instructions == [Run(0), Run(1), Encode(1, 0), Run(2), Run(3), Run(4), Decode(1, 0), FreeCode(1, 0), Run(5)]
     kept, coded = baseline_of(problem), simulate(problem, schedule)
     assert coded.seconds == kept.seconds + 0.75
     assert coded.peak_bytes == 1 + 25 + 1 + 120 + 10 < kept.peak_bytes
@@ -94,31 +94,35 @@ def test_what_waits_in_a_run_order_is_encoded_and_kept_instead_where_there_are_b
         decoded_order(encoded_problem_of(problem, choice), trace_order(encoded_problem_of(problem, choice).reduced)),
     )
     merged = encoded_problem_of(problem, choice).merged
-    again = polished(merged, order, 10**6)
-    assert not any(isinstance(one, Decode) for one in encoded_schedule(problem, choice, again).instructions)
+    kept = polished(merged, order, 10**6)
+    assert not any(
+        isinstance(instruction, Decode) for instruction in encoded_schedule(problem, choice, kept).instructions
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), blocks=st.integers(1, 4), randomness=st.sampled_from((0.0, 0.2)))
-def test_undoing_a_recoded_order_costs_no_bytes_and_no_time_and_what_is_forecast_is_simulated(seed, blocks, randomness):
+def test_decoding_an_encoded_order_costs_no_bytes_and_no_time_and_what_is_forecast_is_simulated(
+    seed, blocks, randomness
+):
     problem = with_encodings(chain_of_blocks(seed, blocks=blocks, classes=2, randomness=randomness), seed)
     choice = all_choices(problem)
     if not choice:
         return
-    recoding = encoded_problem_of(problem, choice)
+    encoded = encoded_problem_of(problem, choice)
     for solver in (Recipes(mixture_count=4), Greedy(most_moves=3)):
-        for candidate in solver.candidates(recoding.reduced):
-            solved = simulate(recoding.reduced, schedule_of(recoding.reduced, candidate.order))
-            order = decoded_order(recoding, candidate.order)
+        for candidate in solver.candidates(encoded.reduced):
+            reduced_timeline = simulate(encoded.reduced, schedule_of(encoded.reduced, candidate.order))
+            order = decoded_order(encoded, candidate.order)
             if not is_exact_where_due(problem, choice, order):
                 with pytest.raises(ScheduleError, match=r"of forward reads .* which is approximate"):
                     simulate(problem, encoded_schedule(problem, choice, order))
                 continue
-            found = simulate(problem, encoded_schedule(problem, choice, order))
-            assert found.peak_bytes <= solved.peak_bytes
-            assert found.seconds <= solved.seconds + 1e-9
-            seen = forecast(recoding.merged, order)
-            assert (seen.peak_bytes, seen.seconds) == (found.peak_bytes, found.seconds)
+            timeline = simulate(problem, encoded_schedule(problem, choice, order))
+            assert timeline.peak_bytes <= reduced_timeline.peak_bytes
+            assert timeline.seconds <= reduced_timeline.seconds + 1e-9
+            prediction = forecast(encoded.merged, order)
+            assert (prediction.peak_bytes, prediction.seconds) == (timeline.peak_bytes, timeline.seconds)
 
 
 @settings(max_examples=40, deadline=None)
@@ -133,17 +137,25 @@ def test_any_run_order_with_codes_is_simulated_as_forecast(seed, blocks, randomn
         order = with_codes(problem, choice, candidate.order)
         assert is_exact_where_due(problem, choice, order)
         limit = forecast(merged, order).peak_bytes
-        for told in (order, polished(merged, order, limit)):
-            if not is_exact_where_due(problem, choice, told):
+        for tried in (order, polished(merged, order, limit)):
+            if not is_exact_where_due(problem, choice, tried):
                 with pytest.raises(ScheduleError, match=r"of forward reads .* which is approximate"):
-                    simulate(problem, encoded_schedule(problem, choice, told))
+                    simulate(problem, encoded_schedule(problem, choice, tried))
                 continue
-            schedule = encoded_schedule(problem, choice, told)
-            found, seen = simulate(problem, schedule), forecast(merged, told)
-            assert (seen.peak_bytes, seen.seconds) == (found.peak_bytes, found.seconds)
-            assert found.peak_bytes <= limit
-            decoded = {(one.value, one.encoding) for one in schedule.instructions if isinstance(one, Decode)}
-            assert decoded <= {(one.value, one.encoding) for one in schedule.instructions if isinstance(one, Encode)}
+            schedule = encoded_schedule(problem, choice, tried)
+            timeline, prediction = simulate(problem, schedule), forecast(merged, tried)
+            assert (prediction.peak_bytes, prediction.seconds) == (timeline.peak_bytes, timeline.seconds)
+            assert timeline.peak_bytes <= limit
+            decoded = {
+                (instruction.value, instruction.encoding)
+                for instruction in schedule.instructions
+                if isinstance(instruction, Decode)
+            }
+            assert decoded <= {
+                (instruction.value, instruction.encoding)
+                for instruction in schedule.instructions
+                if isinstance(instruction, Encode)
+            }
 
 
 def test_choices_are_few_and_treat_equal_values_alike():
@@ -154,8 +166,8 @@ def test_choices_are_few_and_treat_equal_values_alike():
         decided = dict(choice)
         alike = {}
         for value in encodable(problem):
-            told = problem.values[value]
-            assert alike.setdefault((told.size_bytes, told.encodings), decided.get(value)) == decided.get(value)
+            record = problem.values[value]
+            assert alike.setdefault((record.size_bytes, record.encodings), decided.get(value)) == decided.get(value)
     assert choices_of(llama(layers=4)) == ()
 
 
@@ -173,10 +185,10 @@ def test_with_encodings_plans_are_nowhere_worse_and_much_better_where_bytes_are_
         if budget >= without[-1].peak_bytes:
             assert portfolio.solve(problem, budget).seconds <= portfolio.solve(plain, budget).seconds
     half = baseline_of(plain).peak_bytes * 45 // 100
-    mine, theirs = portfolio.solve(problem, half), portfolio.solve(plain, half)
-    assert mine.extra_seconds < 0.5 * theirs.extra_seconds
-    assert mine.encoded
-    assert 0 < mine.code_bytes < mine.encoded_bytes
+    encoded_plan, plain_plan = portfolio.solve(problem, half), portfolio.solve(plain, half)
+    assert encoded_plan.extra_seconds < 0.5 * plain_plan.extra_seconds
+    assert encoded_plan.encoded
+    assert 0 < encoded_plan.code_bytes < encoded_plan.encoded_bytes
 
 
 @settings(max_examples=12, deadline=None)
@@ -185,8 +197,8 @@ def test_random_problems_with_encodings_are_answered_monotonously_and_never_wors
     plain = chain_of_blocks(seed, blocks=blocks, classes=2)
     problem, portfolio = with_encodings(plain, seed), Portfolio(cache=None)
     frontier = portfolio.frontier(problem, 20)
-    for one in portfolio.frontier(plain, 20):
-        assert portfolio.solve(problem, one.peak_bytes).seconds <= one.seconds
+    for plain_plan in portfolio.frontier(plain, 20):
+        assert portfolio.solve(problem, plain_plan.peak_bytes).seconds <= plain_plan.seconds
     for larger, smaller in pairwise(frontier):
         assert smaller.peak_bytes < larger.peak_bytes
         assert smaller.seconds > larger.seconds
@@ -199,12 +211,12 @@ def test_plans_with_codes_come_from_the_cache_as_they_were_found(solver, tmp_pat
     problem = with_halves(llama(layers=3), 1, 1e-10)
     budgets = [baseline_of(problem).peak_bytes * percent // 100 for percent in (75, 60, 45)]
     cold = Portfolio(cache=DiskCache(tmp_path))
-    found = [replace(cold.solve(problem, budget, solver), solve_seconds=0.0) for budget in budgets]
-    assert any(plan.encoded for plan in found)
-    for solving in ("portfolio.rate", "encoding.encoded_candidates.choices_of", "candidate_cache.proofs_of"):
-        monkeypatch.setattr(f"lowtide.solvers.{solving}", refuse)
+    plans = [replace(cold.solve(problem, budget, solver), solve_seconds=0.0) for budget in budgets]
+    assert any(plan.encoded for plan in plans)
+    for function in ("portfolio.rate", "encoding.encoded_candidates.choices_of", "candidate_cache.proofs_of"):
+        monkeypatch.setattr(f"lowtide.solvers.{function}", refuse)
     warm = Portfolio(cache=DiskCache(tmp_path))
-    assert [replace(warm.solve(problem, budget, solver), solve_seconds=0.0) for budget in budgets] == found
+    assert [replace(warm.solve(problem, budget, solver), solve_seconds=0.0) for budget in budgets] == plans
 
 
 def refuse(*args):
@@ -233,13 +245,13 @@ def test_ilp_encodes_where_that_is_faster_or_all_that_fits():
 
 
 def test_progress_counts_planning_with_codes_too():
-    told = []
+    reports = []
     Portfolio(cache=None).solve(
-        with_halves(llama(layers=2), 1, 1e-10), 10**9, progress=lambda share, text: told.append((share, text))
+        with_halves(llama(layers=2), 1, 1e-10), 10**9, progress=lambda share, text: reports.append((share, text))
     )
-    assert told == sorted(told, key=lambda one: one[0])
-    assert told[-1] == (1.0, "solved")
-    assert any(text.startswith("encoded: ") for _, text in told)
+    assert reports == sorted(reports, key=lambda report: report[0])
+    assert reports[-1] == (1.0, "solved")
+    assert any(text.startswith("encoded: ") for _, text in reports)
 
 
 def test_keeping_everything_by_name_keeps_it_as_it_is():
@@ -258,4 +270,4 @@ def test_encodings_go_through_json_and_make_another_problem():
     assert difference_of(problem, replace(problem, values=tuple(slower))) is None
     difference = difference_of(problem, plain)
     assert difference is not None
-    assert "may be kept in" in difference and difference.endswith("here, only as it is there")
+    assert "may be kept in" in difference and difference.endswith("here, only unencoded there")

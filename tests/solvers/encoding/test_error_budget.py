@@ -1,4 +1,4 @@
-"""Approximate encodings under an error budget: which are chosen, what schedules may do, what plans add up to."""
+"""Approximate encodings under an error budget: the choices, the allowed schedules, and the errors of plans."""
 
 from dataclasses import replace
 from itertools import product
@@ -24,7 +24,7 @@ from made_problems import Draft, chain_of_blocks, llama, with_encodings
 
 
 def read_twice(error: float = 0.01, error_budget: float = 0.02) -> Problem:
-    """A value that forward and backward read; its code is a tenth of it, approximate."""
+    """Return a problem with a value that forward and backward read; its approximate code has a tenth of its bytes."""
     draft = Draft()
     source = draft.value("source", 1, resident=True)
     wide = draft.op("wide", [source], [100], 5.0, 0)[0]
@@ -42,7 +42,7 @@ def read_twice(error: float = 0.01, error_budget: float = 0.02) -> Problem:
 
 
 def schedule(*backward) -> Schedule:
-    """Wide is encoded in forward; then backward as told."""
+    """Return a schedule in which wide is encoded in forward, followed by the given backward."""
     forward = (Run(0), Encode(1, 0), Run(1), Free(1), Run(2))
     return Schedule((*forward, *backward), (Segment(0, 0, len(forward)), Segment(0, 5, 5 + len(backward))))
 
@@ -66,9 +66,9 @@ def test_an_error_is_not_carried_to_where_nobody_predicts_it(backward, error):
         simulate(read_twice(), schedule(*backward))
 
 
-def test_what_is_made_again_is_exact_again():
-    again = (Decode(1, 0), FreeCode(1, 0), Free(1), Run(0), Run(1), Run(3), Free(2), Run(4), Free(1), Free(4))
-    assert simulate(read_twice(), schedule(*again)).seconds == 15.75
+def test_what_is_recomputed_is_exact_again():
+    recomputed = (Decode(1, 0), FreeCode(1, 0), Free(1), Run(0), Run(1), Run(3), Free(2), Run(4), Free(1), Free(4))
+    assert simulate(read_twice(), schedule(*recomputed)).seconds == 15.75
 
 
 def test_errors_beyond_the_budget_are_refused():
@@ -88,17 +88,19 @@ def test_only_with_approximate_codes_the_step_is_solved_without_codecs_too(fidel
     problem = replace(problem, values=(problem.values[0], wide, *problem.values[2:]))
 
     class Asked(Recipes):
-        """Recipes that remember what they were asked."""
+        """Recipes that remember the problems they were called with."""
 
         def candidates(self, problem):
-            """Its run orders."""
+            """Yield the recipes."""
             asked.append(problem)
             return super().candidates(problem)
 
-    found = list(
-        Encoded((Recipes(),), Asked()).rated(problem, [rate(problem, "", one) for one in Recipes().candidates(problem)])
+    rated = list(
+        Encoded((Recipes(),), Asked()).rated(
+            problem, [rate(problem, "", candidate) for candidate in Recipes().candidates(problem)]
+        )
     )
-    assert len(choices_of(problem)) == 1 and len(asked) == solved and any(one.choice for one in found)
+    assert len(choices_of(problem)) == 1 and len(asked) == solved and any(candidate.choice for candidate in rated)
 
 
 @settings(max_examples=30, deadline=None)
@@ -116,35 +118,35 @@ def test_a_choice_is_within_the_error_budget_and_near_the_best_one(seed, error_b
     for choice in chosen:
         assert _error(problem, choice) <= error_budget
     for price, (best, whole) in best_of.items():
-        found = min((_cost(problem, choice, price * usual, values) for choice in chosen), default=whole)
+        least = min((_cost(problem, choice, price * usual, values) for choice in chosen), default=whole)
         largest = max((price * usual * problem.values[v].size_bytes for v in values), default=0.0)
-        assert best - 1e-9 <= min(found, whole) <= best + largest  # a relaxation: one exchange from the optimum
+        assert best - 1e-9 <= min(least, whole) <= best + largest  # a relaxation: one exchange from the optimum
 
 
 def _error(problem, choice):
-    told = [problem.values[value].encodings[number] for value, number in choice]
-    return sum(one.error for one in told if one.fidelity == "approximate")
+    encodings = [problem.values[value].encodings[number] for value, number in choice]
+    return sum(encoding.error for encoding in encodings if encoding.fidelity == "approximate")
 
 
 def _cost(problem, choice, price, values):
-    told = {value: problem.values[value].encodings[number] for value, number in choice}
-    whole = sum(price * problem.values[v].size_bytes for v in values if v not in told)
-    return whole + sum(one.seconds + price * one.size_bytes for one in told.values())
+    chosen = {value: problem.values[value].encodings[number] for value, number in choice}
+    whole = sum(price * problem.values[v].size_bytes for v in values if v not in chosen)
+    return whole + sum(encoding.seconds + price * encoding.size_bytes for encoding in chosen.values())
 
 
 def _best(problem, values, price):
-    """The least cost within the budget, and that of keeping everything whole."""
+    """Return the least cost within the budget, and that of keeping everything unencoded."""
     options = [[None, *range(len(problem.values[v].encodings))] for v in values]
     choices = [
-        tuple((v, number) for v, number in zip(values, one, strict=True) if number is not None)
-        for one in product(*options)
+        tuple((v, number) for v, number in zip(values, numbers, strict=True) if number is not None)
+        for numbers in product(*options)
     ]
     fitting = [choice for choice in choices if _error(problem, choice) <= problem.error_budget]
     return min(_cost(problem, choice, price, values) for choice in fitting), _cost(problem, (), price, values)
 
 
 def quantized(problem: Problem, error_budget: float) -> Problem:
-    """The problem with codes of 8, 4 and 2 bits for everything of more than 1,000 bytes: the fewer, the less exact."""
+    """Return the problem with codes of 8, 4 and 2 bits for values above 1,000 bytes: fewer bits have a higher error."""
     values = []
     for value in problem.values:
         if value.size_bytes > 1000 and not value.resident:
@@ -192,10 +194,10 @@ def test_of_plans_that_take_equally_long_the_one_with_the_smallest_error_is_take
     problem, portfolio = quantized(llama(layers=4), 1000.0), Portfolio(cache=None)
     budgets = [baseline_of(problem).peak_bytes * share // 100 for share in (25, 30, 35, 40, 45)]
     plans = [portfolio.solve(problem, budget) for budget in budgets]
-    monkeypatch.setattr(solvers.portfolio, "gentlest", lambda problem, fitting, budget: fitting[-1])
+    monkeypatch.setattr(solvers.portfolio, "lowest_error", lambda problem, fitting, budget: fitting[-1])
     smaller = 0
     for budget, plan in zip(budgets, plans, strict=True):
-        fastest = portfolio.solve(problem, budget)  # with its codes exchanged for more exact ones, as they fit
+        fastest = portfolio.solve(problem, budget)  # with its codes exchanged for ones of lower error, as they fit
         assert plan.peak_bytes <= budget
         assert plan.seconds <= fastest.seconds + 2.001e-3 * problem.seconds
         assert plan.encoding_error <= fastest.encoding_error * (1 + 1e-9)
@@ -214,15 +216,15 @@ def test_a_frontier_has_the_errors_of_the_plans_for_its_budgets():
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), share=st.integers(0, 30))
-def test_gentler_codes_keep_peak_time_and_all_else(seed, share):
+def test_codes_of_lower_error_keep_peak_time_and_all_else(seed, share):
     problem = with_encodings(chain_of_blocks(seed, blocks=3, classes=2), seed)
     for choice in choices_of(problem):
         order = with_codes(problem, choice, trace_order(problem))
         schedule = encoded_schedule(problem, choice, order)
         before = simulate(problem, schedule)
         budget = before.peak_bytes * (100 + share) // 100
-        found = with_lower_error(problem, schedule, budget)
-        after = make_plan(problem, found, solver="by hand")
+        refined = with_lower_error(problem, schedule, budget)
+        after = make_plan(problem, refined, solver="by hand")
         assert after.peak_bytes <= budget
         assert after.seconds <= before.seconds + 1.001e-3 * problem.seconds
         assert after.encoding_error <= make_plan(problem, schedule, solver="by hand").encoding_error + 1e-12
@@ -233,6 +235,8 @@ def test_gentler_codes_keep_peak_time_and_all_else(seed, share):
 def test_plans_of_random_problems_keep_the_error_budget(seed, error_budget):
     problem = with_encodings(chain_of_blocks(seed, blocks=3, classes=2), seed, error_budget=error_budget)
     for plan in Portfolio(cache=None).frontier(problem, 20):
-        told = [problem.values[value].encodings[number] for value, number in plan.encoded]
-        assert sum(one.error for one in told if one.fidelity == "approximate") <= error_budget * (1 + 1e-9)
+        encodings = [problem.values[value].encodings[number] for value, number in plan.encoded]
+        assert sum(encoding.error for encoding in encodings if encoding.fidelity == "approximate") <= error_budget * (
+            1 + 1e-9
+        )
         simulate(problem, plan.schedule)

@@ -1,4 +1,4 @@
-"""The door to integer programs: what HiGHS and CBC say, limits that are hit, and programs without a solution."""
+"""The interface to integer programs: answers of HiGHS and CBC, limits that are hit, and infeasible programs."""
 
 import random
 import subprocess
@@ -20,19 +20,19 @@ TESTS = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(params=["highs", "cbc"])
 def solver(request, monkeypatch):
-    """Each of the two solvers."""
+    """Select each of the two solvers."""
     if request.param == "cbc":
         monkeypatch.setattr(integer_program, "highspy", lambda: None)
     return request.param
 
 
 def knapsack(seed=3, items=40, rows=6):
-    """Take what is worth most; sizes in several respects are limited."""
+    """Build a knapsack program with several limited sizes; return it with its rows."""
     draw = random.Random(seed)
     program = IntegerProgram("knapsack")
     taken = [program.variable(f"x{i}") for i in range(items)]
-    limits = [program.at_most([(draw.randint(1, 50), one) for one in taken], 300) for _ in range(rows)]
-    program.minimize([(-draw.randint(5, 50), one) for one in taken])
+    limits = [program.at_most([(draw.randint(1, 50), item) for item in taken], 300) for _ in range(rows)]
+    program.minimize([(-draw.randint(5, 50), item) for item in taken])
     return program, limits
 
 
@@ -57,9 +57,9 @@ def test_limits_may_change_and_rows_may_come_between_solutions(solver):
     assert program.solve().values[taken.name] == approx(0)
 
 
-def test_a_program_without_a_solution_is_told_as_such(solver):
+def test_a_program_without_a_solution_is_reported_as_infeasible(solver):
     program, _ = knapsack()
-    program.at_most([(-1, one) for one in program.columns], -39)
+    program.at_most([(-1, item) for item in program.columns], -39)
     answer = program.solve()
     assert answer.status is Status.INFEASIBLE
     assert answer.bound == float("inf")
@@ -82,8 +82,8 @@ def test_fixed_values_stay(solver):
     assert program.solve().objective <= answer.objective
 
 
-def test_a_start_that_presolve_makes_optimal_is_not_handed_back_as_it_was(solver):
-    """The start is the optimum, but for a choice that no row limits: presolve makes it."""
+def test_a_start_that_presolve_makes_optimal_is_not_returned_unchanged(solver):
+    """Begin with the optimum except for a choice that no row limits, which presolve makes."""
     program, _ = knapsack()
     start = {**program.solve().values, "spare": 0.0}
     worth = {**program.costs, program.variable("spare"): -7.0}
@@ -95,7 +95,7 @@ def test_a_start_that_presolve_makes_optimal_is_not_handed_back_as_it_was(solver
         assert sum(cost * answer.values[variable.name] for variable, cost in worth.items()) == approx(-494)
 
 
-def test_when_the_nodes_run_out_what_is_known_is_told_with_a_bound_below_it():
+def test_when_the_nodes_run_out_the_best_values_are_returned_with_a_bound_below_them():
     program, _ = knapsack(items=80, rows=12)
     answer = program.solve(Effort(node_limit=1))
     assert answer.status is Status.FEASIBLE
@@ -110,11 +110,11 @@ def test_the_relaxation_goes_on_with_new_rows_and_limits():
     assert loose is not None
     assert loose.objective <= program.solve().objective + 1e-6
     limits[0].change(100)
-    program.at_most([(1, one) for one in list(program.columns)[:10]], 2)
+    program.at_most([(1, item) for item in list(program.columns)[:10]], 2)
     tight = program.relaxed()
     fresh, others = knapsack()
     others[0].change(100)
-    fresh.at_most([(1, one) for one in list(fresh.columns)[:10]], 2)
+    fresh.at_most([(1, item) for item in list(fresh.columns)[:10]], 2)
     assert tight is not None
     assert tight.objective == approx(fresh.relaxed().objective)
 
@@ -124,8 +124,12 @@ def test_without_highs_there_is_no_relaxation_and_the_same_optimum(monkeypatch):
 
     def both():
         step = StepProgram(problem, stages_of_step(problem))
-        way = BlockProgram(layers, 1).fastest(20, 120, None, Effort())
-        return step.fastest(step.low_bytes + 8, Effort()).seconds, way.least_seconds, way.way and way.way.seconds
+        schedule = BlockProgram(layers, 1).fastest(20, 120, None, Effort())
+        return (
+            step.fastest(step.low_bytes + 8, Effort()).seconds,
+            schedule.least_seconds,
+            schedule.schedule and schedule.schedule.seconds,
+        )
 
     by_highs = both()
     monkeypatch.setattr(integer_program, "highspy", lambda: None)
@@ -140,9 +144,9 @@ def test_it_is_found_out_whether_highs_is_installed(monkeypatch):
 
 
 def test_nothing_that_solvers_print_reaches_the_terminal():
-    """In a process of its own: a banner is printed once per process, below Python's streams."""
+    """Run in a separate process: a banner is printed once per process, below Python's streams."""
     program = (
-        f"import sys; sys.path[:0] = {[str(TESTS), str(Path(__file__).parent)]}\n"
+        f"import sys; sys.path[:0] = {[str(TESTS), str(TESTS / "solvers"), str(Path(__file__).parent)]}\n"
         "import conftest, test_programs as made\n"
         "from lowtide.solvers.integer import program as integer_program\n"
         "for _ in range(2):\n"

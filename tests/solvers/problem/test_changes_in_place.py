@@ -1,4 +1,4 @@
-"""Operations that make a changed copy of what they read: in place where that dies, beside it where it does not."""
+"""Operations that make a changed copy of a value: in place where the value dies, next to it where it stays."""
 
 import json
 from dataclasses import replace
@@ -28,9 +28,9 @@ def buffer_of_three(**flags) -> Problem:
     source = draft.value("source", 4, resident=True)
     (made,) = draft.op("buffer", [source], [10], 1.0, 0)
     for number in range(2):
-        before = made
-        (made,) = draft.op(f"write{number}", [before, source], [10], 1.0, 0, scratch=1, **flags)
-        draft.ops[-1] = replace(draft.ops[-1], reuses=before)
+        previous = made
+        (made,) = draft.op(f"write{number}", [previous, source], [10], 1.0, 0, scratch=1, **flags)
+        draft.ops[-1] = replace(draft.ops[-1], reuses=previous)
     draft.op("loss", [made], [1], 1.0, 0, held=(0,))
     draft.forward_length = 4
     draft.op("back", [made], [3], 1.0, 0, repeatable=False, held=(0,))
@@ -38,7 +38,7 @@ def buffer_of_three(**flags) -> Problem:
 
 
 def written(forward, backward) -> Schedule:
-    """A schedule of one block."""
+    """Return a schedule of one block."""
     end = len(forward) + len(backward)
     return Schedule((*forward, *backward), (Segment(0, 0, len(forward)), Segment(0, len(forward), end)))
 
@@ -76,9 +76,9 @@ def test_forecasts_are_what_the_simulator_says_and_plans_keep_their_budgets(seed
     frontier = PORTFOLIO.frontier(problem, 12)
     for plan in frontier:
         assert plan.peak_bytes == simulate(problem, plan.schedule).peak_bytes
-        again = PORTFOLIO.solve(problem, plan.peak_bytes)
-        assert again.peak_bytes <= plan.peak_bytes
-        assert again.lower_bound_seconds <= again.extra_seconds + 1e-9
+        answer = PORTFOLIO.solve(problem, plan.peak_bytes)
+        assert answer.peak_bytes <= plan.peak_bytes
+        assert answer.lower_bound_seconds <= answer.extra_seconds + 1e-9
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,4 +1,4 @@
-"""From run orders to schedules: frees as early as can be, states recorded only where they are needed."""
+"""Run orders become schedules with frees as early as possible, and states recorded only where they are needed."""
 
 from lowtide.solvers.blocks.rematerialize import Lifetime, run_order
 from lowtide.solvers.problem.liveness import schedule_of, trace_order
@@ -32,7 +32,7 @@ def test_a_dropped_value_is_freed_in_forward_and_its_maker_runs_again_just_befor
     assert schedule.instructions == (Run(0), Run(1), Free(1), Run(0), Run(2), Run(3), Free(1), Free(3))
 
 
-def test_a_momentary_value_is_made_again_for_every_reader():
+def test_a_momentary_value_is_recomputed_for_every_reader():
     problem = small()
     lifetimes = [Lifetime.MOMENT] * len(problem.values)
     runs = run_order(problem, lifetimes)
@@ -47,7 +47,7 @@ def test_a_state_is_recorded_only_for_draws_that_are_replayed_and_forgotten_afte
     assert moment.instructions[4:] == (Run(0), Run(2), Free(1), Run(0), Forget(0), Run(3), Free(1), Free(3))
 
 
-def test_of_several_outputs_the_one_still_alive_is_not_lost_when_another_is_made_again():
+def test_of_several_outputs_the_one_still_alive_is_not_lost_when_another_is_recomputed():
     problem = small(sizes=(10, 20))
     lifetimes = [0] * len(problem.values)
     lifetimes[2] = Lifetime.MOMENT

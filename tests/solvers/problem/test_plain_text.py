@@ -1,4 +1,4 @@
-"""Text from outside cannot reach a terminal as anything but letters."""
+"""Text from outside reaches a terminal as letters only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulator: what is alive, what it refuses."""
+"""The simulator counts the bytes alive and refuses invalid schedules."""
 
 import pytest
 from lowtide.solvers.problem.errors import ScheduleError
@@ -26,7 +26,7 @@ def two_steps(**flags) -> Problem:
 
 
 def written(forward, backward) -> Schedule:
-    """A schedule of one block."""
+    """Return a schedule of one block."""
     instructions = (*forward, *backward)
     return Schedule(instructions, (Segment(0, 0, len(forward)), Segment(0, len(forward), len(instructions))))
 

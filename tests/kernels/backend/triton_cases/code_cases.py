@@ -5,7 +5,7 @@ import torch
 from lowtide.kernels.exact_codes.threshold_bits import Thresholds, pack_inside, unpack_inside
 from lowtide.kernels.exact_codes.threshold_classes import pack_classes, unpack_classes
 from lowtide.kernels.few_bit import few_bit
-from lowtide.kernels.few_bit.few_bit import decode_levels, encode_by_borders, multiply_levels, round_to_levels
+from lowtide.kernels.few_bit.few_bit import decode_levels, encode_by_borders, multiply_levels
 from lowtide.kernels.packing.bits import pack_plainly
 from lowtide.kernels.packing.packed_codes import pack_codes, pack_codes_plainly, unpack_codes
 from lowtide.kernels.quantize import groups
@@ -52,17 +52,13 @@ def test_codes_pack_to_the_bytes_of_the_plain_version_and_come_back(bits):
     ],
     ids=str,
 )
-def test_intervals_and_draws_between_levels_are_those_of_the_plain_version(border_count, bits, dtype):
+def test_intervals_are_those_of_the_plain_version(border_count, bits, dtype):
     x, wide = special(2053, dtype), torch.promote_types(dtype, torch.float32)
     borders = torch.linspace(-2, 2, border_count + 2, dtype=wide)[1:-1]
     x[20 : 20 + border_count] = borders.to(DEVICE, dtype)  # a border belongs to the interval above
     numbers = [7 * place % 2**bits for place in range(border_count + 1)]
     code = encode_by_borders(x, borders.tolist(), numbers, bits)
     assert torch.equal(code, few_bit.encode_plainly(x, borders, torch.tensor(numbers), bits))
-    levels = torch.linspace(-2, 2, 2 + min(border_count, 2**bits - 2), dtype=wide)
-    code, factors = round_to_levels(x, levels.tolist(), bits, 7), levels.diff().reciprocal().mul(2.0**24)
-    assert torch.equal(code, few_bit.round_plainly(x, levels, factors, bits, few_bit.state_of(7)))
-    assert not torch.equal(round_to_levels(x, levels.tolist(), bits, 8), code)
 
 
 @pytest.mark.usefixtures("either_width")
@@ -109,15 +105,18 @@ def test_what_is_compared_with_thresholds_is_kept_as_by_the_plain_version(thresh
     assert_same_bits(unpack_classes(planes, -7.0, 0.5, 8.0, *layout), expected.to(dtype))
 
 
-def assert_grouped_as_plainly(x: Tensor, bits: int, group: int, *way: bool | int) -> Tensor:
-    """That a code and what it is decoded to are those of the plain version; returns the latter. way: as encoded."""
-    code = encode_groups(x, bits, group, *way)
-    assert torch.equal(code, groups.encode_plainly(x, bits, group, *way))
-    found, expected = (torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE) for _ in range(2))
-    found = decode_groups(code, bits, group, *way, list(x.shape), list(x.stride()), x.dtype)
-    groups.decode_plainly(code, expected.as_strided((x.numel(),), (1,)), bits, group, *way)
-    assert_same_bits(found, expected)
-    return found
+def assert_grouped_as_plainly(x: Tensor, bits: int, group: int, *options: bool | int) -> Tensor:
+    """Check that a code and its decoded tensor are those of the plain version; returns the latter.
+
+    options: those of encoding.
+    """
+    code = encode_groups(x, bits, group, *options)
+    assert torch.equal(code, groups.encode_plainly(x, bits, group, *options))
+    decoded, expected = (torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE) for _ in range(2))
+    decoded = decode_groups(code, bits, group, *options, list(x.shape), list(x.stride()), x.dtype)
+    groups.decode_plainly(code, expected.as_strided((x.numel(),), (1,)), bits, group, *options)
+    assert_same_bits(decoded, expected)
+    return decoded
 
 
 @pytest.mark.usefixtures("either_width")
@@ -150,10 +149,10 @@ def test_groups_that_are_equal_tiny_or_cannot_be_coded_are_those_of_the_plain_ve
     x[8] = torch.arange(8) * 1e-42
     x[11], x[11, 0] = 0.0, 1e-45  # a seventh of which is nothing
     x[9, 3], x[10] = -1e-42, 3.0 + torch.arange(8).to(DEVICE) * 2.0**-22
-    for way in ((False, False, 1), (True, False, 2), (True, True, 3)):
-        found = assert_grouped_as_plainly(x, 3, 8, *way)
-        if not way[1]:
-            assert found.isnan().any(1).nonzero().flatten().tolist() == [4, 5, 6, 7]
+    for options in ((False, False, 1), (True, False, 2), (True, True, 3)):
+        decoded = assert_grouped_as_plainly(x, 3, 8, *options)
+        if not options[1]:
+            assert decoded.isnan().any(1).nonzero().flatten().tolist() == [4, 5, 6, 7]
 
 
 def test_codes_lie_in_the_order_of_memory_and_take_tensors_that_require_gradients():
@@ -161,7 +160,7 @@ def test_codes_lie_in_the_order_of_memory_and_take_tensors_that_require_gradient
     code = encode_by_borders(x, [0.0], [0, 1], 1)
     assert_grouped_as_plainly(x, 4, 8, True, True, 5)
     assert not encode_groups(x, 4, 8, True, True, 5).requires_grad
-    assert not code.requires_grad and not round_to_levels(x, [0.0, 1.0], 1, 0).requires_grad
+    assert not code.requires_grad
     assert torch.equal(decode_levels(code, [0.0, 1.0], 1, [7, 5, 3], list(x.stride()), x.dtype), (x >= 0).float())
     product = multiply_levels(x, code, [0.0, 1.0], 1)
     assert product.stride() == x.stride() and torch.equal(product, x.detach().relu())
@@ -170,9 +169,7 @@ def test_codes_lie_in_the_order_of_memory_and_take_tensors_that_require_gradient
 def test_nothing_has_an_empty_code(launches):
     x = randn(0, 4)
     code = encode_by_borders(x, [0.0], [0, 1], 1)
-    assert (
-        code.shape == round_to_levels(x, [0.0, 1.0], 1, 0).shape == pack_inside(x, 0.0, 1.0, True, True).shape == (0,)
-    )
+    assert code.shape == pack_inside(x, 0.0, 1.0, True, True).shape == (0,)
     assert decode_levels(code, [0.0, 1.0], 1, [0, 4], [4, 1], torch.float32).shape == (0, 4)
     assert multiply_levels(x, code, [0.0, 1.0], 1).shape == (0, 4)
     assert assert_grouped_as_plainly(x, 4, 8, True, True, 5).shape == (0, 4)

@@ -28,8 +28,8 @@ def problem(dtype: torch.dtype = torch.float32, rows: int = 8, features: int = 8
 
 
 def computed(operands, weights, reduction, smoothing, upcast=None, ignored=IGNORED):
-    told = (weights, reduction, ignored, smoothing, upcast, 7)
-    return torch.ops.lowtide.linear_cross_entropy(*operands, *told)
+    arguments = (weights, reduction, ignored, smoothing, upcast, 7)
+    return torch.ops.lowtide.linear_cross_entropy(*operands, *arguments)
 
 
 def exact(operands, weights, reduction, smoothing, ignored=IGNORED):
@@ -54,9 +54,9 @@ def test_loss_and_gradients_of_cross_entropy_are_those_of_torch_in_double_precis
     operands = problem(dtype)
     weights = torch.rand(300).add(0.1).to(DEVICE, dtype) if weighted else None
     reduction = SUM if smoothing == 0.1 else MEAN
-    found, truth = (each(operands, weights, reduction, smoothing) for each in (computed, exact))
-    for one, other in zip(found, truth, strict=True):
-        assert one.dtype == dtype and distance(one, other) <= limit
+    actual, truth = (each(operands, weights, reduction, smoothing) for each in (computed, exact))
+    for left, right in zip(actual, truth, strict=True):
+        assert left.dtype == dtype and distance(left, right) <= limit
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -66,12 +66,12 @@ def test_cross_entropy_in_16_bits_is_as_far_from_the_truth_as_that_of_torch(upca
     leaves = [operand.clone().requires_grad_() for operand in operands[:3]]
     loss = linear_cross_entropy_plainly(*leaves, operands[3], logits_dtype=upcast)
     expected = loss.detach(), *torch.autograd.grad(loss, leaves)
-    found, truth = computed(operands, None, MEAN, 0.0, upcast), exact(operands, None, MEAN, 0.0)
-    for one, other, right in zip(found, expected, truth, strict=True):
-        assert one.dtype == other.dtype
-        assert distance(one, right) <= 2 * max(distance(other, right), 2.0**-9)
+    actual, truth = computed(operands, None, MEAN, 0.0, upcast), exact(operands, None, MEAN, 0.0)
+    for left, right, true_value in zip(actual, expected, truth, strict=True):
+        assert left.dtype == right.dtype
+        assert distance(left, true_value) <= 2 * max(distance(right, true_value), 2.0**-9)
     if upcast is not None:
-        assert distance(found[0], expected[0]) <= 1e-6
+        assert distance(actual[0], expected[0]) <= 1e-6
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -88,21 +88,21 @@ def test_ignored_rows_large_logits_infinities_and_nan_in_cross_entropy_are_as_in
         (hidden, weight, without, target, IGNORED),
     )
     for *operands, ignored in cases:
-        found, truth = computed(operands, None, MEAN, 0.0, None, ignored), exact(operands, None, MEAN, 0.0, ignored)
-        assert all(distance(one, other) <= 1e-6 for one, other in zip(found, truth, strict=True))
+        actual, truth = computed(operands, None, MEAN, 0.0, None, ignored), exact(operands, None, MEAN, 0.0, ignored)
+        assert all(distance(left, right) <= 1e-6 for left, right in zip(actual, truth, strict=True))
     hidden[4] = torch.nan
     spoiled_operands = hidden, weight, bias, target
-    found, truth = computed(spoiled_operands, None, MEAN, 0.0), exact(spoiled_operands, None, MEAN, 0.0)
-    assert all(torch.equal(one.isnan(), other.isnan()) for one, other in zip(found, truth, strict=True))
+    actual, truth = computed(spoiled_operands, None, MEAN, 0.0), exact(spoiled_operands, None, MEAN, 0.0)
+    assert all(torch.equal(left.isnan(), right.isnan()) for left, right in zip(actual, truth, strict=True))
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_a_target_that_is_no_class_is_not_followed_out_of_its_row():
     version = import_module("lowtide.kernels.loss.cross_entropy_rows_triton")
     memory = torch.full((5, 300), 7.0, device=DEVICE)
-    one, losses = torch.ones((), device=DEVICE), torch.zeros(3, device=DEVICE)
+    unit, losses = torch.ones((), device=DEVICE), torch.zeros(3, device=DEVICE)
     targets = torch.tensor([-1, 900, -(2**40)], device=DEVICE)
-    version.softmax_rows(memory[1:4], targets, one.expand(3).contiguous(), None, 300 * one, one, 0.0, -100, losses)
+    version.softmax_rows(memory[1:4], targets, unit.expand(3).contiguous(), None, 300 * unit, unit, 0.0, -100, losses)
     assert (memory[0] == 7).all() and (memory[4] == 7).all()
     torch.testing.assert_close(memory[1:4], torch.full_like(memory[1:4], 1 / 300))
 
@@ -110,9 +110,9 @@ def test_a_target_that_is_no_class_is_not_followed_out_of_its_row():
 def test_probabilities_are_as_exact_as_single_precision_allows_down_to_the_smallest():
     version = import_module("lowtide.kernels.loss.cross_entropy_rows_triton")
     below = torch.cat([torch.zeros(2), -torch.linspace(0, 80, 4093)]).to(DEVICE)
-    logits, one, loss = below[None].clone(), torch.ones((), device=DEVICE), torch.zeros(1, device=DEVICE)
+    logits, unit, loss = below[None].clone(), torch.ones((), device=DEVICE), torch.zeros(1, device=DEVICE)
     target = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    version.softmax_rows(logits, target, one[None], None, one, one, 0.0, -100, loss)
+    version.softmax_rows(logits, target, unit[None], None, unit, unit, 0.0, -100, loss)
     probabilities = below.double().softmax(0)
     assert ((logits[0, 1:] - probabilities[1:]) / probabilities[1:]).abs().max() <= 2.0**-22
     assert distance(loss, -probabilities[:1].log()) <= 2.0**-23

@@ -30,10 +30,8 @@ def spoiled(x: Tensor) -> Tensor:
 
 
 def assert_pooled_as_by_torch(x: Tensor, window) -> None:
-    """That y and the gradient of x are those of torch, which on a GPU adds 16-bit gradients in single precision.
-
-    What is expected is that for a contiguous input: on a GPU it is another where channels come last and a window holds
-    nothing but -inf.
+    """Check that y and the gradient of x are those of torch, which on a GPU adds 16-bit gradients in single
+    precision.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     before = x.to(wide).contiguous()
@@ -44,8 +42,8 @@ def assert_pooled_as_by_torch(x: Tensor, window) -> None:
     assert ours.stride() == aten.max_pool2d_with_indices(x, *window)[0].stride()
     assert_same_bits(ours, y.to(x.dtype))
     assert codes.shape == (-(-bits_of_code(window[0]) * y.numel() // 8),)
-    told = (list(x.shape), *window, not ours.is_contiguous())
-    result = max_pool2d_backward_from_codes(torch.empty_like(ours).copy_(gradient), codes, *told)
+    arguments = (list(x.shape), *window, not ours.is_contiguous())
+    result = max_pool2d_backward_from_codes(torch.empty_like(ours).copy_(gradient), codes, *arguments)
     assert_same_bits(result, expected)
 
 
@@ -94,8 +92,8 @@ def test_windows_of_more_places_than_eight_bits_tell_apart_are_left_to_the_plain
 
 def test_codes_that_no_window_has_and_windows_outside_of_the_input_have_no_gradient():
     codes = torch.full((100,), 255, dtype=torch.uint8, device=DEVICE)
-    told = ([2, 4, 9, 9], *WINDOWS[1], False)
-    assert not max_pool2d_backward_from_codes(torch.ones(2, 4, 5, 5, device=DEVICE), codes, *told).any()
+    arguments = ([2, 4, 9, 9], *WINDOWS[1], False)
+    assert not max_pool2d_backward_from_codes(torch.ones(2, 4, 5, 5, device=DEVICE), codes, *arguments).any()
     outside = ([2, 2], [1, 1], [1, 1], [2, 2], False)
     y, codes = max_pool2d_codes(randn(1, 1, 1, 1), *outside)
     assert y.item() == -torch.inf

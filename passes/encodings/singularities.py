@@ -1,8 +1,8 @@
-"""Which values backward divides by, or takes a root or a logarithm of: noise that brings them near 0 has no bounds.
+"""Finds values that backward divides by, or takes a root or a logarithm of: noise that brings them near 0 is unbounded.
 
-A code gives an element back up to half a level off, and its levels are as wide as its group: where one element of a
-group has outgrown the others, these come back as 0, or below. That noise is small today says nothing of it. So such
-values have no code that adds noise, as those that are compared have none.
+A code restores an element up to half a level off, and its levels are as wide as its group. Where one element of a
+group has outgrown the others, these come back as 0, or below. Small noise today does not predict later noise. So these
+values have no code that adds noise, like values that are compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..calls import arguments_of, operation_name
 from ..step_graph import StepGraph
 from .backward_reads import ValueRead, reads_as
 
-# Which operand has a pole, or a branch point, at 0 or at another place.
+# The operand that has a singularity, or a branch point, at 0 or at another place.
 _OPERANDS = {
     **dict.fromkeys(("div", "remainder", "atan2", "xlogy"), "other"),
     **dict.fromkeys(
@@ -25,13 +25,13 @@ _OPERANDS = {
 }
 
 
-def has_a_pole(step: StepGraph, reads: Iterable[ValueRead]) -> bool:
-    """Whether any of a value's reads divides by it, or by what is made of it alone."""
+def has_singularity(step: StepGraph, reads: Iterable[ValueRead]) -> bool:
+    """Return whether any of a value's reads divides by it, or by a result made of it alone."""
     return any(reads_as(step, call, storage, operands) for call, storage in reads if (operands := _operands(call)))
 
 
 def _operands(call: fx.Node) -> tuple[str, ...]:
-    """Which operands of a call it has a pole in."""
+    """Return the operands of a call in which it has a singularity."""
     name = operation_name(call)
     if name == "pow":
         exponent = arguments_of(call)["exponent"]
