@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from ..kernels.eager_gradients import cumprod_gradient, filled_value_gradient, prod_gradient, whole_gradient
+from ..kernels.eager_gradients import (
+    cumprod_gradient,
+    filled_value_gradient,
+    operation_gradient,
+    prod_gradient,
+    whole_gradient,
+)
 
 Formula = Callable[[Any, torch.Tensor], torch.Tensor]
 
@@ -16,13 +22,16 @@ def take_eager_branches(outputs: Iterable[torch.Tensor]) -> None:
     """Replaces what some nodes of autograd's graph will give by what eager's own backward gives on plain tensors.
 
     ATen looks at data in these formulas (is any factor zero?), but not where tensors are recorded or have subclasses:
-    there it takes a way that is right for any data, and whose bits are other ones. What the nodes record themselves is
-    read by nothing afterwards.
+    there it takes a way that is right for any data, and whose bits are other ones. Of other formulas the last step
+    works in place on plain tensors alone, so that gradients lie otherwise in memory and sums over them round otherwise.
+    What the nodes record themselves is read by nothing afterwards.
     """
     for node in _nodes(outputs):
         known = _FORMULAS.get(node.name())
         if known is not None:
             node.register_hook(_instead(node, *known))
+        elif node.name() in _OPERATIONS:
+            node.register_hook(_by_running_again(node, *_OPERATIONS[node.name()](node)))
 
 
 def _nodes(outputs: Iterable[torch.Tensor]) -> Iterator[Any]:
@@ -47,6 +56,62 @@ def _instead(node: Any, place: int, formula: Formula) -> Callable[..., Any]:
         return (*computed[:place], formula(node, incoming[0]), *computed[place + 1 :])
 
     return hook
+
+
+def _by_running_again(node: Any, operation: str, operands: list[torch.Tensor]) -> Callable[..., Any]:
+    """A hook that gives the gradients that eager's own backward gives where these may lie otherwise in memory."""
+    elementwise = operation not in _ALWAYS_OTHERWISE
+
+    def hook(computed: tuple[Any, ...], incoming: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        gradient = incoming[0]
+        if gradient is None or (elementwise and all(tensor.is_contiguous() for tensor in (gradient, *operands))):
+            return None
+        places = [place for place in range(len(operands)) if place < len(computed) and computed[place] is not None]
+        again = {place: operation_gradient(gradient, operands, operation, places, place) for place in places}
+        return tuple(again.get(place, own) for place, own in enumerate(computed))
+
+    return hook
+
+
+def _saved(node: Any, *names: str) -> list[torch.Tensor]:
+    return [getattr(node, f"_saved_{name}").detach() for name in names]
+
+
+def _clamped(node: Any) -> tuple[str, list[torch.Tensor]]:
+    if node._saved_min is None:
+        return "clamp from above", _saved(node, "self", "max")
+    return (
+        ("clamp from below", _saved(node, "self", "min"))
+        if node._saved_max is None
+        else (
+            "clamp",
+            _saved(node, "self", "min", "max"),
+        )
+    )
+
+
+def _reflected(node: Any) -> tuple[str, list[torch.Tensor]]:
+    name = _ORMQR + " from the right" * (not node._saved_left) + " transposed" * node._saved_transpose
+    return name, _saved(node, "self", "input2", "input3")
+
+
+_ORMQR = "ormqr"
+_FLAGS = ("", " transposed", " from the right", " from the right transposed")
+_ALWAYS_OTHERWISE = {"householder_product", *(_ORMQR + flags for flags in _FLAGS)}  # whatever lies in order
+
+# By the name of a node: the operation that is run again, and its operands.
+_OPERATIONS: dict[str, Callable[[Any], tuple[str, list[torch.Tensor]]]] = {
+    "MaximumBackward0": lambda node: ("maximum", _saved(node, "self", "other")),
+    "MinimumBackward0": lambda node: ("minimum", _saved(node, "self", "other")),
+    "FmaxBackward0": lambda node: ("fmax", _saved(node, "self", "other")),
+    "FminBackward0": lambda node: ("fmin", _saved(node, "self", "other")),
+    "ClampBackward0": _clamped,
+    "ClampMinBackward1": lambda node: ("clamp_min", _saved(node, "self", "min")),
+    "ClampMaxBackward1": lambda node: ("clamp_max", _saved(node, "self", "max")),
+    "MaskedSelectBackward0": lambda node: ("masked_select", _saved(node, "self", "mask")),
+    "LinalgHouseholderProductBackward0": lambda node: ("householder_product", _saved(node, "input", "tau")),
+    "OrmqrBackward0": _reflected,
+}
 
 
 def _whole(kind: str) -> Formula:
