@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -123,5 +124,6 @@ def _model_table(records: Sequence[Record]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Return one line of a message that cannot end its cell."""
-    return text.split("\n")[0][:100].replace("|", "\\|")
+    """Return one line of a message that cannot end its cell, without folders of the machine that ran it."""
+    line = re.sub(r"(?<!\w)/\S*/(?=[\w.]+\.py)", "", re.sub(r"/\S*/site-packages/", "", text.split("\n")[0]))
+    return line[:160].replace("|", "\\|")

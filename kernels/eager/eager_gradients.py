@@ -9,7 +9,7 @@ of torch. Cost: a second run of the operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,36 @@ def _filled_value(gradient: Tensor, mask: Tensor) -> Tensor:
         value = gradient.new_zeros((), requires_grad=True)
         filled = torch.masked_fill(gradient.detach(), mask, value)
     return torch.autograd.grad(filled, value, gradient)[0]
+
+
+# By name, what `operation_gradient` runs again. Their formulas write into what they make on plain tensors, so that it
+# keeps its layout; recorded, they make another tensor, whose layout follows other operands.
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "fmax": torch.fmax,
+    "fmin": torch.fmin,
+    "clamp": torch.clamp,
+    "clamp from below": lambda x, low: torch.clamp(x, min=low),
+    "clamp from above": lambda x, high: torch.clamp(x, max=high),
+    "clamp_min": torch.clamp_min,
+    "clamp_max": torch.clamp_max,
+    "masked_select": torch.masked_select,
+    "householder_product": torch.linalg.householder_product,
+    "ormqr": lambda a, tau, other: torch.ormqr(a, tau, other, left=True, transpose=False),
+    "ormqr transposed": lambda a, tau, other: torch.ormqr(a, tau, other, left=True, transpose=True),
+    "ormqr from the right": lambda a, tau, other: torch.ormqr(a, tau, other, left=False, transpose=False),
+    "ormqr from the right transposed": lambda a, tau, other: torch.ormqr(a, tau, other, left=False, transpose=True),
+}
+
+
+def _operation_gradient(
+    gradient: Tensor, operands: Sequence[Tensor], operation: str, places: Sequence[int], place: int
+) -> Tensor:
+    with torch.enable_grad():
+        leaves = [operand.detach().requires_grad_(n in places) for n, operand in enumerate(operands)]
+        result = OPERATIONS[operation](*leaves)
+    return torch.autograd.grad(result, [leaves[n] for n in places], gradient)[places.index(place)]
 
 
 _WHOLE = {"max": torch.max, "min": torch.min, "median": torch.median, "nanmedian": torch.nanmedian}
@@ -76,3 +106,13 @@ filled_value_gradient = define(
     lambda gradient, mask: gradient.new_empty(()),
 )
 """The gradient of the value that masked_fill wrote, from that of its result."""
+
+operation_gradient = define(
+    "operation_gradient(Tensor gradient, Tensor[] operands, str operation, int[] places, int place) -> Tensor",
+    _operation_gradient,
+    lambda gradient, operands, operation, places, place: _like(operands[place]),
+)
+"""The gradient of the operand `place`, from that of what one of `OPERATIONS` made of all operands.
+
+places: of the operands that eager computes gradients of, on which formulas depend.
+"""

@@ -31,7 +31,7 @@ class FreeFactories:
             value = node.meta["val"]
             if fill == "nothing":
                 target, args = aten.empty_strided.default, [list(value.shape), list(value.stride())]
-            elif value.is_contiguous():
+            elif _lies_as_made(value):
                 target, args = aten.full.default, [list(value.shape), fill]
             else:
                 continue
@@ -42,6 +42,11 @@ class FreeFactories:
             graph.graph.erase_node(node)
         graph.graph.lint()
         return graph
+
+
+def _lies_as_made(value: torch.Tensor) -> bool:
+    """Whether `full` lays out a tensor of that shape so: a dimension of one element may have any stride else."""
+    return value.stride() == torch.empty(value.shape, device="meta").stride()
 
 
 def _fill_value(node: fx.Node) -> object:

@@ -15,7 +15,7 @@ def printable(text: str) -> str:
 
 
 def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
+    return ascii(letter)[1:-1]
 
 
 def printable_lines(text: str) -> str:

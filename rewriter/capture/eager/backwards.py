@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from ....kernels.eager.eager_gradients import cumprod_gradient, filled_value_gradient, prod_gradient, whole_gradient
+from ....kernels.eager.eager_gradients import (
+    cumprod_gradient,
+    filled_value_gradient,
+    operation_gradient,
+    prod_gradient,
+    whole_gradient,
+)
 
 Formula = Callable[[Any, torch.Tensor], torch.Tensor]
 
@@ -17,11 +23,16 @@ def take_eager_branches(outputs: Iterable[torch.Tensor]) -> None:
 
     ATen reads data in these formulas (is any factor zero?), but not if tensors are recorded or are subclasses: then it
     uses a formula for any data, with different bits. The calls recorded by the nodes themselves are unused afterwards.
+
+    Other formulas end with a step that works in place only on plain tensors. Recorded, they give gradients of another
+    layout, over which sums round differently; here the operation runs again on plain tensors.
     """
     for node in _nodes(outputs):
         known = _FORMULAS.get(node.name())
         if known is not None:
             node.register_hook(_instead(node, *known))
+        elif node.name() in _OPERATIONS:
+            node.register_hook(_from_rerun(node, *_OPERATIONS[node.name()](node)))
 
 
 def _nodes(outputs: Iterable[torch.Tensor]) -> Iterator[Any]:
@@ -46,6 +57,57 @@ def _instead(node: Any, place: int, formula: Formula) -> Callable[..., Any]:
         return (*computed[:place], formula(node, incoming[0]), *computed[place + 1 :])
 
     return hook
+
+
+def _from_rerun(node: Any, operation: str, operands: list[torch.Tensor]) -> Callable[..., Any]:
+    """Return a hook that gives the gradients of eager's own backward where their layout may differ."""
+    elementwise = operation not in _ALWAYS_DIFFERENT
+
+    def hook(computed: tuple[Any, ...], incoming: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        gradient = incoming[0]
+        if gradient is None or (elementwise and all(tensor.is_contiguous() for tensor in (gradient, *operands))):
+            return None
+        places = [place for place in range(len(operands)) if place < len(computed) and computed[place] is not None]
+        rerun = {place: operation_gradient(gradient, operands, operation, places, place) for place in places}
+        return tuple(rerun.get(place, own) for place, own in enumerate(computed))
+
+    return hook
+
+
+def _saved(node: Any, *names: str) -> list[torch.Tensor]:
+    return [getattr(node, f"_saved_{name}").detach() for name in names]
+
+
+def _clamped(node: Any) -> tuple[str, list[torch.Tensor]]:
+    if node._saved_min is None:
+        return "clamp from above", _saved(node, "self", "max")
+    if node._saved_max is None:
+        return "clamp from below", _saved(node, "self", "min")
+    return "clamp", _saved(node, "self", "min", "max")
+
+
+def _reflected(node: Any) -> tuple[str, list[torch.Tensor]]:
+    name = _ORMQR + " from the right" * (not node._saved_left) + " transposed" * node._saved_transpose
+    return name, _saved(node, "self", "input2", "input3")
+
+
+_ORMQR = "ormqr"
+_FLAGS = ("", " transposed", " from the right", " from the right transposed")
+_ALWAYS_DIFFERENT = {"householder_product", *(_ORMQR + flags for flags in _FLAGS)}  # in any layout
+
+# By the name of a node: the operation to run again, and its operands.
+_OPERATIONS: dict[str, Callable[[Any], tuple[str, list[torch.Tensor]]]] = {
+    "MaximumBackward0": lambda node: ("maximum", _saved(node, "self", "other")),
+    "MinimumBackward0": lambda node: ("minimum", _saved(node, "self", "other")),
+    "FmaxBackward0": lambda node: ("fmax", _saved(node, "self", "other")),
+    "FminBackward0": lambda node: ("fmin", _saved(node, "self", "other")),
+    "ClampBackward0": _clamped,
+    "ClampMinBackward1": lambda node: ("clamp_min", _saved(node, "self", "min")),
+    "ClampMaxBackward1": lambda node: ("clamp_max", _saved(node, "self", "max")),
+    "MaskedSelectBackward0": lambda node: ("masked_select", _saved(node, "self", "mask")),
+    "LinalgHouseholderProductBackward0": lambda node: ("householder_product", _saved(node, "input", "tau")),
+    "OrmqrBackward0": _reflected,
+}
 
 
 def _whole(kind: str) -> Formula:

@@ -75,3 +75,10 @@ def test_other_calls_stay_as_they_are():
     module = graph_of((aten.mul.Tensor, 2.0))
     before = shown(module)
     assert shown(FreeFactories()(module)) == before
+
+
+def test_a_dimension_of_one_element_keeps_its_stride():
+    module = graph_of((aten.full_like.default, 2.5), shape=(4, 8, 1, 5), stride=(40, 5, 40, 1))
+    assert module.graph.find_nodes(op="placeholder")[0].meta["val"].is_contiguous()
+    (made,) = (n for n in FreeFactories()(module).graph.nodes if n.op == "call_function")
+    assert made.target is aten.full_like.default and made.meta["val"].stride() == (40, 5, 40, 1)

@@ -76,6 +76,33 @@ def test_a_value_that_fills(turned):
     assert_same_bits(module, calls)
 
 
+# On plain tensors the last step of their formulas works in place, so that gradients keep another layout.
+BETWEEN = {
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "fmax": torch.fmax,
+    "fmin": torch.fmin,
+    "clamp": lambda x, other: torch.clamp(x, other - 1, other),
+    "clamp, one bound": lambda x, other: torch.clamp(x, other[0, 0], torch.tensor(torch.inf)),
+    "clamp from below": lambda x, other: torch.clamp(x, min=other),
+    "clamp from above": lambda x, other: torch.clamp(x, max=other),
+    "clamp_min": torch.clamp_min,
+    "clamp_max": lambda x, other: torch.clamp_max(x, other[0]),
+    "masked_select": lambda x, other: torch.masked_select(x, other.detach() < 3).sum() * other,
+    "householder_product": lambda x, other: torch.linalg.householder_product(x[:8], other[0]),
+    "ormqr": lambda x, other: torch.ormqr(x[:8], other[0], other[:8].mT, transpose=True),
+    "ormqr from the right": lambda x, other: torch.ormqr(x[:8], other[0], other[:8], left=False).contiguous(),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("function", BETWEEN.values(), ids=BETWEEN)
+def test_gradients_lie_in_memory_as_eager_s_do(function, turned):
+    module = Calling(function, turned)
+    calls = [(drawn(seed), drawn(seed + 1).requires_grad_()) for seed in range(DRAWS // 4)]
+    assert_same_bits(module, calls)
+
+
 SHAPES = {"rows": (64, 8), "pictures": (4, 8, 5, 3), "sequences": (4, 8, 9), "a row": (8,)}
 
 

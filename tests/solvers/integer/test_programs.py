@@ -15,7 +15,7 @@ from lowtide.solvers.integer.step_stages import stages_of_step
 from made_problems import chain_of_blocks, tiny
 from pytest import approx
 
-TESTS = Path(__file__).resolve().parents[2]
+FOLDERS = (Path(__file__).resolve().parents[2], Path(__file__).resolve().parents[1], Path(__file__).resolve().parent)
 
 
 @pytest.fixture(params=["highs", "cbc"])
@@ -146,7 +146,7 @@ def test_it_is_found_out_whether_highs_is_installed(monkeypatch):
 def test_nothing_that_solvers_print_reaches_the_terminal():
     """Run in a separate process: a banner is printed once per process, below Python's streams."""
     program = (
-        f"import sys; sys.path[:0] = {[str(TESTS), str(TESTS / "solvers"), str(Path(__file__).parent)]}\n"
+        f"import sys; sys.path[:0] = {[str(folder) for folder in FOLDERS]}\n"
         "import conftest, test_programs as made\n"
         "from lowtide.solvers.integer import program as integer_program\n"
         "for _ in range(2):\n"
