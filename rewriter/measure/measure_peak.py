@@ -142,11 +142,17 @@ def is_profiler_running() -> bool:
 def _alive(kind: type) -> list[Any]:
     """Return all objects of a class or of its subclasses that the garbage collector knows.
 
-    Each class is examined once, since there may be millions of objects.
+    The collector is asked for what refers to the classes, as each object does to its own. A list of all objects would
+    hold tuples that other threads are still filling, and Python then fails in those threads.
     """
-    objects = gc.get_objects()
-    kinds = {cls for cls in set(map(type, objects)) if issubclass(cls, kind)}
-    return [candidate for candidate in objects if type(candidate) in kinds] if kinds else []
+    classes = set(_with_subclasses(kind))
+    return [candidate for candidate in gc.get_referrers(*classes) if type(candidate) in classes]
+
+
+def _with_subclasses(kind: type) -> Iterator[type]:
+    yield kind
+    for subclass in type.__subclasses__(kind):
+        yield from _with_subclasses(subclass)
 
 
 def _any_session_recording() -> bool:

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -202,3 +203,29 @@ def test_on_cuda_the_requested_bytes_are_counted():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     assert measure_peak(lambda: torch.empty(1000, dtype=torch.uint8, device="cuda"), "cuda") == 1000
+
+
+def test_looking_for_profilers_lets_other_threads_build_tuples():
+    """Python fails where a tuple is found, and so referred to, while its thread still fills it."""
+    interval, failures, stopped = sys.getswitchinterval(), [], threading.Event()
+
+    def build() -> None:
+        while not (stopped.is_set() or failures):
+            try:
+                tuple(map(abs, range(40)))
+            except SystemError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=build) for _ in range(3)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(30):
+            assert not is_profiler_running()
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert failures == []
