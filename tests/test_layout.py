@@ -206,3 +206,19 @@ def test_importing_lowtide_imports_no_torch():
 
 def test_transformers_can_be_used_from_the_root():
     assert printed("from transformers import GPT2LMHeadModel; print(GPT2LMHeadModel.__name__)") == "GPT2LMHeadModel"
+
+
+# Names that say nothing, or what only this project once said; `docs/glossary.md` has the words that took their place.
+OLD_WORDS = {
+    *("told", "found", "one", "way", "ways", "rung", "rungs", "ladder", "bench", "gentler", "remade", "beside"),
+    *("foretold", "posed", "twin", "recoding", "undone", "strays", "fate", "wanted"),
+}
+
+
+@pytest.mark.parametrize("file", named(package_files()))
+def test_names_are_words_of_the_field(file):
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for field in ("id", "arg", "attr", "name"):
+            names.add(str(getattr(node, field, "")).strip("_"))
+    assert not names & OLD_WORDS
