@@ -173,7 +173,7 @@ PROGRAM = """
 import sys; sys.path[:0] = [sys.argv[1]]; import conftest
 import ctypes
 from pathlib import Path
-from lowtide.kernels import native
+from lowtide.kernels.backend import native
 native.kernels_folder = lambda: Path(sys.argv[2])
 value = ctypes.c_int64(0)
 native.native(sys.argv[3], "add", (ctypes.c_void_p,))(ctypes.byref(value))

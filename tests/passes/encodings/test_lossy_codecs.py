@@ -235,8 +235,8 @@ def sites_of_mixed(readers):
     """Return the codec sites of the linear layer's result, 4 × 32 places with 16 features each."""
     options = Options(fidelity="approximate", costs="flops", codecs=("rows",))
     costs = capture_and_formulate(Mixed(readers), (torch.randn(4, 32, 8, requires_grad=True),), {}, options).costs
-    made = {number: site.base.meta["val"].shape for number, site in enumerate(costs.step.storages)}
-    return [site for storage, sites in costs.sites.items() if made[storage][-1] == 16 for site in sites]
+    made = {number: storage.base.meta["val"].shape for number, storage in enumerate(costs.step.storages)}
+    return [site for storage, sites in costs.codec_sites.items() if made[storage][-1] == 16 for site in sites]
 
 
 @pytest.mark.parametrize("readers", ["linear", "convolution", "linear and convolution"])
