@@ -96,3 +96,15 @@ def is_random(node: fx.Node) -> bool:
             value = node.args[position] if position < len(node.args) else node.kwargs.get(_DROPOUT_ARGUMENT, 0.0)
             return bool(value != 0.0)
     return True
+
+
+def rounds_by_layout(call: fx.Node) -> bool:
+    """Return whether the last bits of a product or quotient depend on how its operands lie in memory.
+
+    Kernels for complex numbers choose the order of their operations by the operands' strides.
+    """
+    value = call.meta["val"]
+    if not isinstance(value, torch.Tensor) or not value.is_complex():
+        return False
+    operands = (node.meta["val"] for node in call.all_input_nodes)
+    return any(isinstance(operand, torch.Tensor) and operand.stride() != value.stride() for operand in operands)

@@ -89,7 +89,8 @@ def _hints(problem: Problem, peak_bytes: int) -> tuple[str, ...]:
         if problem.values[value].held and value not in accumulated
     )
     if returned > peak_bytes // 100:
-        hints.append(f'pass outputs=["loss"] (returned outputs hold {format_bytes(returned)})')
+        size = format_bytes(returned)
+        hints.append(f'pass outputs=["loss"] if a returned loss is all you need (returned outputs hold {size})')
     return tuple(hints)
 
 

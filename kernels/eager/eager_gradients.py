@@ -33,6 +33,10 @@ def _cumprod(x: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
     return torch.cumprod(x, dim, dtype=dtype)
 
 
+def _vector_norm(x: Tensor, dtype: torch.dtype, order: float, dim: list[int] | None, keepdim: bool) -> Tensor:
+    return torch.linalg.vector_norm(x, order, dim, keepdim, dtype=dtype)
+
+
 def _filled_value(gradient: Tensor, mask: Tensor) -> Tensor:
     with torch.enable_grad():
         value = gradient.new_zeros((), requires_grad=True)
@@ -106,6 +110,13 @@ filled_value_gradient = define(
     lambda gradient, mask: gradient.new_empty(()),
 )
 """The gradient of the value that masked_fill wrote, from that of its result."""
+
+vector_norm_gradient = define(
+    "vector_norm_gradient(Tensor gradient, Tensor x, float order, int[]? dim, bool keepdim) -> Tensor",
+    lambda gradient, x, order, dim, keepdim: _gradient(_vector_norm, x, gradient, gradient.dtype, order, dim, keepdim),
+    lambda gradient, x, order, dim, keepdim: _like(x),
+)
+"""The gradient of x from that of its norms along dimensions, or of all of it."""
 
 operation_gradient = define(
     "operation_gradient(Tensor gradient, Tensor[] operands, str operation, int[] places, int place) -> Tensor",

@@ -125,8 +125,11 @@ def match_change(top: fx.Node, kernel_of: Mapping[fx.Node, Kernel], storage_of: 
 
 
 def is_worth_a_copy(change: Change) -> bool:
-    """Return whether copying the whole and writing into the copy takes no more than the calls themselves."""
-    return bool(change.place)
+    """Return whether copying the whole and writing into the copy takes no more than the calls themselves.
+
+    A result that keeps its operand's layout (`meta["keeps_layout"]`) is only made by writing into it or a copy of it.
+    """
+    return bool(change.place) or any(call.meta.get("keeps_layout") for call in change.calls)
 
 
 def _copying(
@@ -201,11 +204,20 @@ def _geometry(node: Any, moved: int = 0) -> tuple[Any, ...]:
 
 
 def _fills(node: fx.Node) -> bool:
-    """Return whether a value is all there is in its storage."""
     value = _value(node)
-    if not isinstance(value, torch.Tensor) or not value.numel() or lazy_changes(value):
+    return isinstance(value, torch.Tensor) and fills_storage(value)
+
+
+def fills_storage(value: torch.Tensor) -> bool:
+    """Return whether a tensor is all there is in its storage."""
+    if not value.numel() or lazy_changes(value):
         return False
     return dense(value) and value.numel() * value.element_size() == value.untyped_storage().nbytes()
+
+
+def is_written_in_place(target: Any) -> bool:
+    """Return whether what eager does in place by this operation can be written in place here."""
+    return target in CHANGES or in_place_overload(target) is not None
 
 
 def _is_view_of(node: fx.Node, other: fx.Node) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+from ..calls import rounds_by_layout
 from ..step_graph import Kernel, StepGraph
 
 # The in-place variant of each functional operation, with the same bits. That of bernoulli has an irregular name.
@@ -75,7 +76,8 @@ def _joins(step: StepGraph, first: Kernel, second: Kernel, readers: Counter[int]
     (made,) = first.makes
     before, after = operand.meta["val"], call.meta["val"]
     alike = (before.shape, before.stride(), before.dtype) == (after.shape, after.stride(), after.dtype)
-    return alike and readers[made] == 1 and made not in kept and _once(call, operand)
+    fits = alike and not rounds_by_layout(call)
+    return fits and readers[made] == 1 and made not in kept and _once(call, operand)
 
 
 def _once(call: fx.Node, operand: fx.Node) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+from ..calls import rounds_by_layout
 from ..step_graph import Kernel, StepGraph
 from .run_in_place import WRITTEN_OUT
 
@@ -20,8 +21,8 @@ class SumInPlace:
     after:  aten.add_.Tensor(first, second)            # total is first from here on
 
     It applies only where backward depends on the incoming gradients. These kernels run once and in order, so
-    overwritten values are never needed again. Neither a sum nor a product of two numbers depends on their order, so
-    either operand may be overwritten.
+    overwritten values are never needed again. Neither a sum nor a product of two real numbers depends on their
+    order, so either operand may be overwritten; products of complex ones do where operands lie differently.
     """
 
     name: str = "sum_in_place"
@@ -75,7 +76,7 @@ def _destination(
     if kernel.change is not None:
         return None
     (call,) = kernel.calls
-    if call.kwargs:
+    if call.kwargs or rounds_by_layout(call):
         return None
     if str(call.target) in WRITTEN_OUT:
         pairs = [(call.args[0], call.args[1])]

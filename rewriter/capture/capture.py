@@ -108,7 +108,7 @@ def capture(
         stack.enter_context(PlainBranches(recorder.where, recorder.placeholders))
         stack.enter_context(RealDataRefused(recorder.where, {key: w.tensor for key, w in wrappers.items()}))
         stack.enter_context(ForeignCalls(recorder.foreign))
-        stack.enter_context(InPlaceCallsNoted(recorder.graph))
+        stack.enter_context(InPlaceCallsNoted(recorder.graph, recorder.expect_change))
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)

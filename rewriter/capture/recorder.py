@@ -15,6 +15,7 @@ from torch.fx.node import map_aggregate
 from ...kernels.eager.averaged_statistics import AVERAGED
 from ...passes.calls import inputs_of, is_random
 from ...passes.foreign_calls import is_foreign
+from ...passes.rewrites.changes import fills_storage, is_written_in_place
 from ...passes.sources import Source
 from ...solvers.problem.plain_text import printable
 from ..errors import CaptureError
@@ -74,6 +75,7 @@ class Recorder(OperationMode):
         self.values = SampleValues(self.where)
         self.foreign = ForeignOperations(self.where)
         self.constants: list[torch.Tensor] = []
+        self._changing: torch.Tensor | None = None
         self.reads: list[tuple[fx.Node, Any]] = []
         self.checks: list[tuple[fx.Node, bool]] = []
         self.positions: dict[fx.Node, list[torch.Tensor]] = {}
@@ -160,12 +162,27 @@ class Recorder(OperationMode):
             # Eager draws in place, in the order of the blank tensor's layout; the functional form draws in row order.
             out = torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device=args[0].device)
             node.meta["in_place"] = True
+        elif self._keeps_layout(func, args, out):
+            out = torch.empty_strided(out.shape, args[0].stride(), dtype=out.dtype, device=out.device)
+            node.meta["keeps_layout"] = True
         elif is_foreign(func):
             out = self.foreign.seen(node, out)
         else:
             out = SEEN.applied(node, as_eager_makes_it(func, args, out))
         self._name_outputs(node, out)
         return out
+
+    def expect_change(self, tensor: torch.Tensor | None) -> None:
+        """Take note of the tensor that the running call of forward may change in place, if any."""
+        self._changing = tensor
+
+    def _keeps_layout(self, func: Any, args: Any, out: Any) -> bool:
+        """Return whether eager writes this result over the first operand, whose layout differs from the result's."""
+        if self._changing is None or not args or args[0] is not self._changing or not isinstance(out, torch.Tensor):
+            return False
+        before = args[0]
+        alike = (out.shape, out.dtype, out.device) == (before.shape, before.dtype, before.device)
+        return alike and out.stride() != before.stride() and fills_storage(before) and is_written_in_place(func)
 
     def _shaped_by_few(self, func: Any, args: Any) -> Any:
         """Return the result of an operation whose shape depends on the values of a few operands; else None."""

@@ -12,10 +12,11 @@ from ....kernels.eager.eager_gradients import (
     filled_value_gradient,
     operation_gradient,
     prod_gradient,
+    vector_norm_gradient,
     whole_gradient,
 )
 
-Formula = Callable[[Any, torch.Tensor], torch.Tensor]
+Formula = Callable[[Any, torch.Tensor], torch.Tensor | None]  # None: what the node has computed stays
 
 
 def take_eager_branches(outputs: Iterable[torch.Tensor]) -> None:
@@ -54,7 +55,8 @@ def _instead(node: Any, place: int, formula: Formula) -> Callable[..., Any]:
     def hook(computed: tuple[Any, ...], incoming: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if computed[place] is None or incoming[0] is None:
             return None
-        return (*computed[:place], formula(node, incoming[0]), *computed[place + 1 :])
+        gradient = formula(node, incoming[0])
+        return None if gradient is None else (*computed[:place], gradient, *computed[place + 1 :])
 
     return hook
 
@@ -114,6 +116,19 @@ def _whole(kind: str) -> Formula:
     return lambda node, gradient: whole_gradient(gradient, node._saved_self.detach(), kind)
 
 
+def _norm_over(order: str) -> Formula:
+    """Return the formula of a norm; order: the name of its attribute. Only that of the 2-norm ends in place."""
+
+    def formula(node: Any, gradient: torch.Tensor) -> torch.Tensor | None:
+        x, p = node._saved_self.detach(), float(getattr(node, order))
+        if p != 2 or x.is_contiguous():
+            return None
+        dim = None if node._saved_dim is None else [_signed(number) for number in node._saved_dim]
+        return vector_norm_gradient(gradient, x, p, dim, node._saved_keepdim)
+
+    return formula
+
+
 def _prod_over(node: Any, gradient: torch.Tensor) -> torch.Tensor:
     return prod_gradient(gradient, node._saved_self.detach(), _signed(node._saved_dim), node._saved_keepdim)
 
@@ -131,6 +146,8 @@ _FORMULAS: dict[str, tuple[int, Formula]] = {
         0,
         lambda node, gradient: cumprod_gradient(gradient, node._saved_self.detach(), _signed(node._saved_dim)),
     ),
+    "LinalgVectorNormBackward0": (0, _norm_over("_saved_ord")),
+    "NormBackward1": (0, _norm_over("_saved_p")),
     "MaxBackward1": (0, _whole("max")),
     "MinBackward1": (0, _whole("min")),
     "MedianBackward0": (0, _whole("median")),

@@ -119,7 +119,7 @@ class LayoutsSeen:
             text
             for text, node in calls.items()
             # A call that draws in place keeps the layout of its blank tensor; alone it would choose another.
-            if not node.meta.get("in_place")
+            if not _is_written_in_place(node)
             and (layouts := seen.get(text)) is not None
             and self._learn(node, parse_layouts(layouts))
         ]
@@ -136,6 +136,11 @@ class LayoutsSeen:
         return type(out)(made) if isinstance(out, (list, tuple)) else made[0]
 
 
+def _is_written_in_place(node: fx.Node) -> bool:
+    """Return whether the step runs another operation for a call: one that keeps the layout of what it writes over."""
+    return bool(node.meta.get("in_place") or node.meta.get("keeps_layout"))
+
+
 def distinct_calls(graph: fx.Graph) -> list[fx.Node]:
     """Return a copy of each distinct call of a graph, on placeholders, so that later passes do not change it.
 
@@ -144,7 +149,7 @@ def distinct_calls(graph: fx.Graph) -> list[fx.Node]:
     copies = fx.Graph()
     distinct: dict[str, fx.Node] = {}
     for node in graph.nodes:
-        if node.op != "call_function" or node.target is operator.getitem or node.meta.get("in_place"):
+        if node.op != "call_function" or node.target is operator.getitem or _is_written_in_place(node):
             continue
         text = signature(node)
         if text not in distinct:

@@ -146,3 +146,55 @@ def test_a_smoothed_loss_under_autocast_is_in_single_precision():
 
     calls = [(drawn(seed), torch.randint(8, (12,))) for seed in range(6)]
     assert_same_bits(Calling(function, False), calls)
+
+
+INDICES = torch.tensor([0, 2])
+IN_PLACE = {
+    "masked_fill_": lambda x: x.masked_fill_(x > 1, 0.0),
+    "cumsum_": lambda x: x.cumsum_(1),
+    "tril_": lambda x: x.tril_(),
+    "index_add_": lambda x: x.index_add_(1, INDICES, torch.ones(12, 2)),
+    "index_copy_": lambda x: x.index_copy_(1, INDICES, torch.ones(12, 2)),
+    "scatter_": lambda x: x.scatter_(1, torch.zeros(12, 1, dtype=torch.long), 1.0),
+    "of what is read later": lambda x: (x * 2).masked_fill_(x > 1, 0.0) + x,
+    "of a view": lambda x: (x[:, 2:].masked_fill_(x[:, 2:] > 1, 0.0), x)[1],
+}
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("function", IN_PLACE.values(), ids=IN_PLACE)
+def test_what_is_changed_in_place_keeps_its_layout(function, turned):
+    module = Calling(lambda x: function(x * 2).square().mean(), turned)
+    assert_same_bits(module, [(drawn(seed),) for seed in range(DRAWS // 4)])
+
+
+NORMS = {
+    "over columns": lambda x: x.norm(dim=1),
+    "over rows": lambda x: torch.linalg.vector_norm(x, dim=0, keepdim=True),
+    "of the third order": lambda x: x.norm(3, dim=1),
+    "of all": lambda x: x.norm() * 2,
+    "of a difference": lambda x: F.pairwise_distance(x, x.roll(1, 0)),
+    "of a product": lambda x: F.normalize(x, dim=1).square().sum(0),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("function", NORMS.values(), ids=NORMS)
+def test_gradients_of_norms_lie_in_memory_as_eager_s_do(function, turned):
+    assert_same_bits(Calling(function, turned), [(drawn(seed),) for seed in range(DRAWS // 4)])
+
+
+COMPLEX = {
+    "square": lambda x, y: (x * x).abs().mean(),
+    "product": lambda x, y: (x * y * 1j).abs().sum(0),
+    "quotient": lambda x, y: (x / (y * x + 2)).abs().sum(0),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("function", COMPLEX.values(), ids=COMPLEX)
+def test_products_of_complex_numbers_that_lie_differently(function, turned):
+    def of_complex(x, y):
+        return function(torch.complex(x, x.roll(1, 0)), torch.complex(y, -y))
+
+    assert_same_bits(Calling(of_complex, turned), [(drawn(seed), drawn(seed + 1)) for seed in range(DRAWS // 4)])

@@ -125,7 +125,7 @@ def test_what_follows_from_a_changed_field_follows():
         ("gpt2", {"n_embd.width": "1"}, r"n_embd of gpt2 is 768, so it has no width; set n_embd itself"),
         ("gtp2", {}, r"no model is called 'gtp2': did you mean gpt2"),
         ("./nowhere", {}, r"nowhere does not exist; give a folder with a config.json"),
-        ("nobody/nothing", {}, r"nobody/nothing is neither a local folder nor to be had from the hub"),
+        ("nobody/nothing", {}, r"nobody/nothing is not a local folder and cannot be read from the hub"),
     ],
 )
 def test_what_cannot_be_configured_says_why(name, settings, message):

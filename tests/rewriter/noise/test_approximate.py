@@ -115,7 +115,7 @@ def test_a_module_goes_on_after_a_copy(case, small):
     ("options", "error", "message"),
     [
         ({"error_budget": -0.1}, ValueError, "error_budget=-0.1 is not a share of a variance: pass 0 or more"),
-        ({"error_budget": float("nan")}, ValueError, "error_budget=nan is no share"),
+        ({"error_budget": float("nan")}, ValueError, "error_budget=nan is not a share"),
         ({"device": "h200-141gb", "costs": "roofline"}, lowtide.PlanError, "measures on real data"),
     ],
 )
