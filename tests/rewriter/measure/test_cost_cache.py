@@ -11,9 +11,10 @@ from pathlib import Path
 import lowtide
 import pytest
 import torch
-from lowtide.kernels import dropout_masks, inverse_tables, inverses
+from lowtide.kernels import dropout_masks
 from lowtide.kernels.backend import native
 from lowtide.kernels.packing.bits import multiply_bits
+from lowtide.kernels.quantize.groups import encode_groups
 from lowtide.rewriter.measure import cost_cache, run_kernels
 from lowtide.rewriter.measure.cost_cache import CostCache, Measurement
 from lowtide.rewriter.measure.costs import measure_costs
@@ -169,14 +170,14 @@ def nodes_of(function, *arguments):
 def first_of_a_process(monkeypatch, tmp_path):
     """Clears everything that is done once per process, so that nothing is compiled."""
     monkeypatch.setattr(native, "kernels_folder", lambda: tmp_path / "kernels")
-    for once in (native._library, dropout_masks.draws_alike, inverse_tables.table):
+    for once in (native._library, dropout_masks.draws_alike):
         once.cache_clear()
 
 
 def test_no_kernel_is_charged_for_what_a_process_does_once(first_of_a_process, monkeypatch, tmp_path):
     def step(x):
         bits = dropout_masks.draw_bits([37, 13], 0.7, torch.device("cpu"))
-        return multiply_bits(x, bits, 1.4), inverses.activation_side(x, "gelu")
+        return multiply_bits(x, bits, 1.4), encode_groups(x, 4, 256, True, True, 0)
 
     nodes = nodes_of(step, torch.randn(37, 13))
     first = measure_costs(nodes, "cpu")
