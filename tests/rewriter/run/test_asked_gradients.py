@@ -154,7 +154,7 @@ def test_the_peak_of_a_step_that_hands_out_a_gradient_is_predicted():
     assert peak == small.plan.peak_bytes
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert"])
+@pytest.mark.parametrize("name", ["gpt2"])
 def test_hidden_states_of_a_transformer(name):
     module, inputs = small_model(name)
     small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
