@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lowtide.kernels.backend import native
+
 CANARY = "lowtide_canary"
 
 # The pieces of harmful names. CALL calls the canary, and would leave a mark if it were run.
@@ -118,10 +120,17 @@ class Canary:
         """Record, as an audit hook, processes that are started and files that are opened in the canary's folder."""
         if not self.watching:
             return
+        if event == "subprocess.Popen" and _compiles_a_kernel(arguments[1]):
+            return
         if event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pty.spawn"):
-            self.sung.append(event)
+            self.sung.append(f"{event} {arguments[:2]}")
         elif event == "open" and str(self.folder) in str(arguments[0]):
             self.sung.append(f"{event} {arguments[0]}")
+
+
+def _compiles_a_kernel(command: object) -> bool:
+    """Return whether a command is lowtide's own of the compiler, in which there is no name: C comes on its input."""
+    return isinstance(command, (list, tuple)) and tuple(command[1 : len(native._FLAGS) + 1]) == native._FLAGS
 
 
 @contextmanager

@@ -201,8 +201,8 @@ def _identity(compiler: str) -> tuple[Hashable, ...]:
 @cache
 def _processor() -> str:
     """Return the processor's features, on which `-march=native` depends."""
-    try:
+    lines: list[str] = []
+    with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), None)
+    return features or platform.processor()  # which may start a process, and so is asked last
