@@ -11,6 +11,7 @@ from ..solvers.problem.problem import EncodingOption, Op, Problem, Value
 from .blocks import kernel_kind
 from .compute_intensive import is_product
 from .encodings.codec_sites import CodecSite
+from .sources import Source
 from .step_graph import Kernel, StepGraph
 
 
@@ -38,7 +39,7 @@ def build_problem(
     *,
     resident_bytes: int,
     codec_sites: Mapping[int, tuple[CodecSite, ...]] | None = None,
-    grad_present: frozenset[object] = frozenset(),
+    grad_present: frozenset[Source] = frozenset(),
     state_bytes: int = 0,
     floor_bytes: int = 0,
     error_budget: float = 0.0,
@@ -124,7 +125,7 @@ def _encoding(
     )
 
 
-def find_held_storages(step: StepGraph, grad_present: frozenset[object]) -> set[int]:
+def find_held_storages(step: StepGraph, grad_present: frozenset[Source]) -> set[int]:
     """Return storages that outlive the schedule.
 
     They are outputs, tangents (the caller holds both) and gradients that become `.grad`.

@@ -66,9 +66,8 @@ def recompute_in_backward(
 ) -> tuple[fx.GraphModule, StepGraph] | None:
     """Return a copy of an approximate step's graph in which backward recomputes what it can, and its step graph.
 
-    The graph is one after passes. Backward recomputes from values that it reads anyway (`add_recomputation`). None if
-    there
-    is nothing to recompute.
+    The graph is one after passes. Backward recomputes from values that it reads anyway (`add_recomputation`).
+    Return None if there is nothing to recompute.
     """
     recomputing = add_recomputation(graph, frozenset(mutations))
     return None if recomputing is None else (recomputing, _step_of(recomputing, mutations, "approximate", step.savings))

@@ -63,7 +63,7 @@ def _instead(node: Any, place: int, formula: Formula) -> Callable[..., Any]:
 
 def _from_rerun(node: Any, operation: str, operands: list[torch.Tensor]) -> Callable[..., Any]:
     """Return a hook that gives the gradients of eager's own backward where their layout may differ."""
-    elementwise = operation not in _ALWAYS_DIFFERENT
+    elementwise = not operation.startswith(_DIFFERENT_IN_ANY_LAYOUT)
 
     def hook(computed: tuple[Any, ...], incoming: tuple[Any, ...]) -> tuple[Any, ...] | None:
         gradient = incoming[0]
@@ -89,13 +89,11 @@ def _clamped(node: Any) -> tuple[str, list[torch.Tensor]]:
 
 
 def _reflected(node: Any) -> tuple[str, list[torch.Tensor]]:
-    name = _ORMQR + " from the right" * (not node._saved_left) + " transposed" * node._saved_transpose
+    name = "ormqr" + " from the right" * (not node._saved_left) + " transposed" * node._saved_transpose
     return name, _saved(node, "self", "input2", "input3")
 
 
-_ORMQR = "ormqr"
-_FLAGS = ("", " transposed", " from the right", " from the right transposed")
-_ALWAYS_DIFFERENT = {"householder_product", *(_ORMQR + flags for flags in _FLAGS)}  # in any layout
+_DIFFERENT_IN_ANY_LAYOUT = ("householder_product", "ormqr")
 
 # By the name of a node: the operation to run again, and its operands.
 _OPERATIONS: dict[str, Callable[[Any], tuple[str, list[torch.Tensor]]]] = {
