@@ -21,7 +21,8 @@ from typing import Any
 
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
-from lowtide.rewriter.plan.step import Options, capture_and_formulate
+from lowtide.rewriter.plan.options import Options
+from lowtide.rewriter.plan.planner import StepPlanner
 from lowtide.solvers.ilp import Ilp
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.problem import Problem
@@ -93,7 +94,8 @@ def main() -> None:
 
 def problem_of(model: nn.Module, batch: Any) -> Problem:
     """Return the scheduling problem of a step, with FLOPs as costs."""
-    return capture_and_formulate(model, (), batch, Options(costs="flops")).mapping.problem
+    planner, present = StepPlanner.of(model, (), batch, Options(costs="flops"))
+    return planner.variants(present).as_captured.problem
 
 
 def rows_of(problem: Problem, shares: tuple[float, ...] = _SHARES) -> list[Row]:

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import inf
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
-from ..solvers.portfolio import Portfolio
 from ..solvers.problem.plan import Plan
 from .errors import PlanError
+from .plan.options import OptionArguments, Options, shows_options
 from .plan.plan_file import load_plan
+from .plan.planner import StepPlanner
 from .plan.progress import shown_progress
-from .plan.solve import frontier_of, solve_step
-from .plan.step import Options, capture_and_formulate
 from .run.module import make_rewritten, prepare
 from .run.rewriting import Rewriting
 from .run.wrappers import check_model
 from .text.byte_sizes import parse_bytes
 
 
+@shows_options
 def rewrite(
     model: torch.nn.Module,
     budget: int | str,
     args: tuple | None = None,
     kwargs: Mapping[str, Any] | None = None,
     *,
-    fidelity: str = "bitwise",
-    outputs: Sequence[str] | None = None,
-    differentiable: Sequence[str] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    costs: str = "measured",
-    solver: str = "auto",
-    device: str | None = None,
-    time_limit: float = inf,
-    error_budget: float = 0.01,
-    codecs: Sequence[str] | None = None,
     plan: Plan | str | Path | None = None,
+    **options: Unpack[OptionArguments],
 ) -> Any:
     """Return a module like `model` whose training step peaks at no more than `budget` bytes, with the same results.
 
@@ -72,87 +63,75 @@ def rewrite(
 
     Raises BudgetError, InfeasibleBudget, CaptureError, PlanError; ValueError for an unknown option.
     """
-    parse_bytes(budget)
-    names = _names(outputs), _names(differentiable)
-    options = Options(fidelity, *names, costs, solver, device, time_limit, error_budget, _names(codecs))
-    given_plan = load_plan(plan) if isinstance(plan, (str, Path)) else plan
-    if given_plan is not None and not isinstance(given_plan, Plan):
+    rewriting = Rewriting(budget, Options.of("rewrite", options), optimizer)
+    rewriting.given_plan = load_plan(plan) if isinstance(plan, (str, Path)) else plan
+    if not isinstance(rewriting.given_plan, (Plan, type(None))):
         raise PlanError(f"plan={plan!r} is neither a Plan nor the path of a saved one")
-    check_model(model)
-    _check_optimizer(optimizer, model)
-    _check_inputs(args, kwargs)
-    rewritten = make_rewritten(model, Rewriting(budget, options, optimizer, given_plan))
+    _check_arguments(model, args, kwargs, optimizer)
+    rewritten = make_rewritten(model, rewriting)
     if args is not None or kwargs is not None:
         prepare(rewritten, tuple(args or ()), kwargs or {})
     return rewritten
 
 
+@shows_options
 def plan(
     model: torch.nn.Module,
     budget: int | str,
     args: tuple | None = None,
     kwargs: Mapping[str, Any] | None = None,
     *,
-    fidelity: str = "bitwise",
-    outputs: Sequence[str] | None = None,
-    differentiable: Sequence[str] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    costs: str = "measured",
-    solver: str = "auto",
-    device: str | None = None,
-    time_limit: float = inf,
-    error_budget: float = 0.01,
-    codecs: Sequence[str] | None = None,
+    **options: Unpack[OptionArguments],
 ) -> Plan:
     """Return the plan that `rewrite` would make. Parameters and inputs may live on `meta`.
 
     Options and errors are those of `rewrite`.
     """
-    parse_bytes(budget)
-    check_model(model)
-    _check_optimizer(optimizer, model)
-    _check_inputs(args, kwargs)
-    names = _names(outputs), _names(differentiable)
-    options = Options(fidelity, *names, costs, solver, device, time_limit, error_budget, _names(codecs))
-    sample_args, sample_kwargs = tuple(args or ()), dict(kwargs or {})
+    budget_bytes = parse_bytes(budget)
+    checked_options = Options.of("plan", options)
+    _check_arguments(model, args, kwargs, optimizer)
     with shown_progress(f"planning {type(model).__name__}") as progress:
-        step_problem = capture_and_formulate(model, sample_args, sample_kwargs, options, optimizer, progress)
-        return solve_step(step_problem, budget, Portfolio(), progress).plan
+        planner, present = StepPlanner.of(
+            model, tuple(args or ()), dict(kwargs or {}), checked_options, optimizer, progress
+        )
+        return planner.plan(present, budget_bytes, progress).plan
 
 
+@shows_options
 def sweep(
     model: torch.nn.Module,
     args: tuple | None = None,
     kwargs: Mapping[str, Any] | None = None,
     *,
     count: int = 12,
-    fidelity: str = "bitwise",
-    outputs: Sequence[str] | None = None,
-    differentiable: Sequence[str] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    costs: str = "measured",
-    device: str | None = None,
-    time_limit: float = inf,
-    error_budget: float = 0.01,
-    codecs: Sequence[str] | None = None,
+    **options: Unpack[OptionArguments],
 ) -> list[Plan]:
     """Return the frontier of peak against time: at most `count` plans, from everything kept to the smallest feasible
     peak.
 
     time_limit: seconds of solving after which the best plans so far are returned; their notes say so. Other options and
-        errors are those of `rewrite`.
+        errors are those of `rewrite`. The solver cannot be chosen: a frontier has the best plans of all.
     """
     if count < 1:
         raise ValueError(f"count={count} is below 1; pass the number of plans, at least 1")
+    checked_options = Options.of("sweep", options)
+    if checked_options.solver != "auto":
+        raise ValueError(f"solver={checked_options.solver!r}: a sweep has the best plans of all solvers; leave it out")
+    _check_arguments(model, args, kwargs, optimizer)
+    with shown_progress(f"planning {type(model).__name__}") as progress:
+        planner, present = StepPlanner.of(
+            model, tuple(args or ()), dict(kwargs or {}), checked_options, optimizer, progress
+        )
+        return planner.frontier(present, count, progress)
+
+
+def _check_arguments(model: Any, args: Any, kwargs: Any, optimizer: Any) -> None:
+    """Raise LowtideError for a model that cannot be rewritten, ValueError for other arguments of a wrong kind."""
     check_model(model)
     _check_optimizer(optimizer, model)
     _check_inputs(args, kwargs)
-    names = _names(outputs), _names(differentiable)
-    options = Options(fidelity, *names, costs, "auto", device, time_limit, error_budget, _names(codecs))
-    sample_args, sample_kwargs = tuple(args or ()), dict(kwargs or {})
-    with shown_progress(f"planning {type(model).__name__}") as progress:
-        step_problem = capture_and_formulate(model, sample_args, sample_kwargs, options, optimizer, progress)
-        return frontier_of(step_problem, count, Portfolio(), progress, time_limit)
 
 
 def _check_optimizer(optimizer: Any, model: torch.nn.Module) -> None:
@@ -174,10 +153,3 @@ def _check_inputs(args: Any, kwargs: Any) -> None:
         raise ValueError(f"args is a {type(args).__qualname__}, not a tuple of arguments; pass (tensor,)")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise ValueError(f"kwargs is a {type(kwargs).__qualname__}, not a mapping from names to arguments")
-
-
-def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    # A single string would be taken for its letters; Options refuses it by name.
-    if names is None or isinstance(names, str) or not isinstance(names, Iterable):
-        return names  # pyright: ignore[reportReturnType]
-    return tuple(names)

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.solvers.encoding.decode_order import encoded_schedule, with_codes
 from lowtide.solvers.problem.encoded_problem import encodable
 from lowtide.solvers.problem.liveness import trace_order
 from lowtide.solvers.problem.simulate import make_plan
+from step_problems import formulated
 
 OPTIONS = {"fidelity": "approximate", "costs": "flops", "error_budget": math.inf}
 """The options with which these plans are made and used; the loss is the only output."""
@@ -20,7 +20,7 @@ def with_all_encoded(model, batch, names: Sequence[str] = MIXED):
 
     names: beginnings of encodings' names, taken in turn; each value gets the first that it has.
     """
-    problem = capture_and_formulate(model, (), batch, Options(**OPTIONS, outputs=("loss",))).mapping.problem
+    problem = formulated(model, (), batch, **OPTIONS, outputs=("loss",)).mapping.problem
     choice = []
     for place, value in enumerate(encodable(problem)):
         available = [encoding.name for encoding in problem.values[value].encodings]

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
-from lowtide.rewriter.plan.step import Options, capture_and_formulate
+from lowtide.rewriter.plan.options import Options
+from lowtide.rewriter.plan.planner import StepPlanner
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.errors import InfeasibleBudget
 from lowtide.solvers.problem.plan import Plan
@@ -98,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def problem_of(model: nn.Module, batch: Mapping[str, torch.Tensor], fidelity: str) -> Problem:
     """Return the problem of a step whose only output is the loss."""
-    return capture_and_formulate(model, (), dict(batch), Options(fidelity, ("loss",), costs="flops")).mapping.problem
+    planner, present = StepPlanner.of(model, (), dict(batch), Options(fidelity, ("loss",), costs="flops"))
+    return planner.variants(present).as_captured.problem
 
 
 def without_encodings(problem: Problem) -> Problem:

@@ -99,7 +99,7 @@ def trained(batches: Sequence[Batch], learning_rate: float) -> Any:
 def row(model: Any, batches: Sequence[Batch], name: str, kinds: Sequence[EncodingPicker]) -> dict[str, Any]:
     """Print and return one line of the table, for all values that one of the kinds encodes."""
     small, plan = all_encoded(model, batches[0], *kinds)
-    sensitivity = small.lowtide.planned.costs.sensitivity
+    sensitivity = small.lowtide.planned.measured.sensitivity
     return printed(
         {
             "name": name,

@@ -33,7 +33,8 @@ import lowtide
 import torch
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
-from lowtide.rewriter.plan.step import Options, capture_and_formulate
+from lowtide.rewriter.plan.options import Options
+from lowtide.rewriter.plan.planner import StepPlanner
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.plan import Plan
 from lowtide.solvers.problem.problem import Problem
@@ -147,8 +148,8 @@ def least_kept(model: torch.nn.Module, batch: dict[str, torch.Tensor], fidelity:
     overrides: options of `rewrite`.
     """
     options = {"fidelity": fidelity, "outputs": ("loss",), **overrides}
-    variants = capture_and_formulate(model, (), batch, Options(**options)).variants
-    plan = min((least_kept_plan(variant.mapping.problem) for variant in variants), key=kept_bytes)
+    planner, present = StepPlanner.of(model, (), batch, Options(**options))
+    plan = min((least_kept_plan(variant.problem) for variant in planner.variants(present)), key=kept_bytes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (), batch, plan=plan, **options)

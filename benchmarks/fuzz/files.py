@@ -33,9 +33,10 @@ from lowtide.kernels.backend import native
 from lowtide.rewriter.cli.inspect_plan import request_of
 from lowtide.rewriter.errors import PlanError
 from lowtide.rewriter.measure import cost_cache
+from lowtide.rewriter.plan.options import Options
 from lowtide.rewriter.plan.plan_file import plan_to_dict
+from lowtide.rewriter.plan.planner import StepPlanner
 from lowtide.rewriter.plan.solve import solve_step
-from lowtide.rewriter.plan.step import Options, StepProblem, capture_and_formulate
 from lowtide.solvers import disk_cache
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.portfolio import Portfolio
@@ -105,7 +106,8 @@ class Subject:
         if fidelity == "approximate" and not self.plan.encoded:
             raise SystemExit("the plan with codes has none: choose another budget")
         self.budget_bytes = self.plan.budget_bytes or 0
-        self.step_problem: StepProblem = capture_and_formulate(self.model, (self.x,), {}, Options(**self.options))
+        planner, present = StepPlanner.of(self.model, (self.x,), {}, Options(**self.options))
+        self.variants = planner.variants(present)
         self.portfolio = Portfolio(cache=None)
 
     def gradients(self, model: nn.Module) -> list[torch.Tensor]:
@@ -138,7 +140,7 @@ def fuzz_plans(subject: Subject, count: int, seed: int, report: Report, folder: 
         if plan is None:
             continue
         with expecting(report, label, PlanError):
-            taken = solve_step(subject.step_problem, subject.budget_bytes, subject.portfolio, None, plan)
+            taken = solve_step(subject.variants, subject.budget_bytes, subject.portfolio, None, plan)
             report.counts["plans taken"] += 1
             if taken.plan.peak_bytes > subject.budget_bytes:
                 report.failed(f"{label}: taken above its budget")
@@ -251,7 +253,7 @@ def _sealed_costs(document: Any, chance: random.Random) -> bytes:
 def fuzz_entries(subject: Subject, count: int, seed: int, report: Report, folder: Path) -> Report:
     """Damage the solvers' cached entries, and solve with them."""
     cache = DiskCache(folder / "solved")
-    problem = subject.step_problem.mapping.problem
+    problem = subject.variants.as_captured.problem
     usual = Portfolio(cache=cache).solve(problem, subject.budget_bytes)
     files = {path: path.read_bytes() for path in sorted((folder / "solved").iterdir())}
     for number in range(count):

@@ -31,7 +31,7 @@ from .boundary.tensor_owners import Owners
 from .call.caches import bind, without_caches
 from .call.module_attributes import Settings, settings_of
 from .capture_failures import meaning_of, shown
-from .captured_step import Captured, check_former_values, depends_on_changed, guard_of
+from .captured_step import CapturedStep, check_former_values, depends_on_changed, guard_of
 from .checked_decisions import add_checks
 from .device_lowering import lower_for
 from .eager.backwards import take_eager_branches
@@ -67,7 +67,7 @@ def capture(
     differentiable: list[str] | None = None,
     arriving: Arrivals | None = None,
     device: str | None = None,
-) -> Captured:
+) -> CapturedStep:
     """Capture forward and backward of `model(*args, **kwargs)` in its present modes, under the present autocast.
 
     outputs: names of the outputs to return (all by default).
@@ -262,7 +262,7 @@ def _finish(
     wrappers: dict[int, Wrapper],
     settings: Settings,
     notes: tuple[str, ...],
-) -> Captured:
+) -> CapturedStep:
     """Add the graph's outputs and checks, split off the guard, and remove unused calls."""
     graph = recorder.graph
     held = [*((w.node, w.tensor) for w in wrappers.values()), *((n, t) for _, n, t in recorder.placeholders.lasting())]
@@ -289,7 +289,7 @@ def _finish(
             node.meta["module"] = modules.get(node.meta["sequence"], "")
     graph.lint()
     check_former_values(graph, set(mutations))
-    return Captured(
+    return CapturedStep(
         graph=JointGraph(graph),
         outputs=step.outputs,
         gradients=tuple(gradients),

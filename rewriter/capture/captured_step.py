@@ -42,7 +42,7 @@ class Guard:
 
 
 @dataclass(frozen=True)
-class Captured:
+class CapturedStep:
     """A captured step.
 
     graph: joint graph; each placeholder's `meta["source"]` is a `Source`, each call's `meta` holds `val` (fake

@@ -55,7 +55,7 @@ _MANY_DRAWS = 32
 class Recorder(OperationMode):
     """A mode that records every ATen call in an FX graph, above fake tensors, below autograd and functionalization.
 
-    graph: the recorded calls, each with `meta` as in `Captured`.
+    graph: the recorded calls, each with `meta` as in `CapturedStep`.
     nodes: the node that made each fake tensor, by the tensor's id.
     phase: "forward" until the caller sets "backward".
     modules: names of the running modules, innermost last, maintained by `shadow_module.watched`.

@@ -9,7 +9,7 @@ import typer
 
 from . import options as options
 from .output import check_target, print_json, print_line, reporting_errors
-from .validate import check_budget, check_picture, check_solver, refuse_elsewhere, subject_of
+from .validate import check_budget, check_picture, refuse_elsewhere, subject_of
 
 if TYPE_CHECKING:
     from ...solvers.problem.plan import Plan
@@ -63,7 +63,7 @@ def profile(
         subject = subject_of(model, requested)
         from ..display.profile import profile as profile_step
 
-        result = profile_step(subject.model, (), subject.batch, depth=depth, **subject.costing)
+        result = profile_step(subject.model, (), subject.batch, depth=depth, **subject.options)
         if as_json:
             print_json({"request": subject.request.to_dict(), **result.to_dict()})
             return
@@ -85,15 +85,12 @@ def plan(
     """Plans a training step within a budget: the values it keeps, the kernels that run again, the time it takes."""
     with reporting_errors():
         check_budget(budget)
-        check_solver(solver)
         check_target(out)
-        subject = subject_of(model, requested)
+        subject = subject_of(model, requested, solver=solver)
         from ..plan.plan_file import save_plan
         from ..rewrite import plan as plan_step
 
-        result = plan_step(
-            subject.model, budget, (), subject.batch, solver=solver, time_limit=requested.time_limit, **subject.options
-        )
+        result = plan_step(subject.model, budget, (), subject.batch, **subject.options)
         request = subject.request.to_dict()
         if out is not None:
             save_plan(result, out, made_by=request)
@@ -126,9 +123,7 @@ def sweep(
 
         # a picture's line needs more plans than a table has rows
         plan_count = max(count, _PLANS_DRAWN) if plot is not None else count
-        all_plans = sweep_step(
-            subject.model, (), subject.batch, count=plan_count, time_limit=requested.time_limit, **subject.options
-        )
+        all_plans = sweep_step(subject.model, (), subject.batch, count=plan_count, **subject.options)
         plans = spread_out(all_plans, count)
         payload: dict[str, Any] = {"request": subject.request.to_dict(), "plans": [summary_of(plan) for plan in plans]}
         if plot is not None:
@@ -164,22 +159,13 @@ def verify(
     """Trains in eager and rewritten side by side: same results, and within the budget? Exits with 1 if not."""
     with reporting_errors():
         check_budget(budget)
-        check_solver(solver)
         refuse_elsewhere(requested.device)
-        subject = subject_of(model, requested, padded)
+        subject = subject_of(model, requested, padded, solver)
         from ..display.tables import show, verify_text
         from ..verify.verify import verify as verify_step
 
         report = verify_step(
-            subject.model,
-            budget,
-            (),
-            subject.batch,
-            steps=steps,
-            timed_pairs=pairs,
-            solver=solver,
-            time_limit=requested.time_limit,
-            **subject.options,
+            subject.model, budget, (), subject.batch, steps=steps, timed_pairs=pairs, **subject.options
         )
         if as_json:
             print_json({"request": subject.request.to_dict(), **report.to_dict()})

@@ -115,6 +115,9 @@ Bits = Annotated[int, typer.Option(help="Of a code, 1 to 8.", show_default=False
 Weight = Annotated[str, typer.Option(help="Of inputs: uniform:LOW,HIGH or normal:MEAN,STD.")]
 
 
+_OF_MODEL = ("batch", "seq", "settings", "dtype", "device")
+
+
 @dataclass(frozen=True)
 class StepOptions:
     """The options of every command on a model's step."""
@@ -128,15 +131,13 @@ class StepOptions:
     outputs: Outputs = None
 
     @property
-    def request(self) -> dict[str, Any]:
-        """Return the arguments of a `Request`, all but the model and its settings."""
+    def arguments(self) -> dict[str, Any]:
+        """The options of `lowtide.rewrite` among those given, as its keyword arguments; not the device."""
+        chosen = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in _OF_MODEL}
         return {
-            "batch": self.batch,
-            "sequence": self.seq,
-            "dtype": self.dtype,
-            "device": self.device,
-            "costs": self.costs.value if self.costs is not None else None,
-            "outputs": tuple(self.outputs) if self.outputs else None,
+            name: str(value) if isinstance(value, StrEnum) else value
+            for name, value in chosen.items()
+            if value is not None
         }
 
 
@@ -148,17 +149,6 @@ class PlanOptions(StepOptions):
     error_budget: ErrorBudget = 0.01
     codecs: Codecs = None
     time_limit: TimeLimit = inf
-
-    @property
-    def approximation(self) -> dict[str, Any]:
-        """Return the options that `Options` checks together."""
-        codecs = tuple(self.codecs) if self.codecs else None
-        return {"fidelity": self.fidelity.value, "error_budget": self.error_budget, "codecs": codecs}
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """Return the arguments of a `Request`, all but the model and its settings."""
-        return super().request | self.approximation
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -16,27 +17,23 @@ from ..measure.device_presets import device_names, load_device
 from ..models.batches import default_sequence, sample_batch
 from ..models.build import build_model
 from ..models.resolve import choose_model
+from ..plan.options import OptionArguments, Options
 from ..text.byte_sizes import format_bytes
 
-_LISTS = ("outputs", "differentiable", "codecs")
+_OF_OPTIONS = tuple(option.name for option in fields(Options) if option.name != "device")
 _NUMBERS = ("batch", "sequence")
 _MOST_ELEMENTS = 2**28  # of a batch, in each of its tensors: a file may not ask for all of a machine's memory
-_KINDS = {
-    "model": (str,),
-    "settings": (dict,),
-    "padded": (bool,),
-    "fidelity": (str,),
-    "error_budget": (int, float),
-}
 
 
 @dataclass(frozen=True)
 class Request:
-    """A model and the options to plan it. None stands for the default: the preset's if `model` is one.
+    """A model, its batch and the options to plan it. None stands for the default: the preset's if `model` is one.
 
-    Other fields are those of `build_model`, `sample_batch` and `rewrite`.
+    model, settings: the model by name, and changes to its configuration.
+    batch, sequence, padded: the rows, the tokens of each, and whether they have different lengths (`sample_batch`).
+    dtype: the dtype of the parameters.
     device: the name of a preset to plan for, or a device of this machine ("cpu", "cuda").
-    costs: by default "measured", and "roofline" for a device that is not here.
+    options: the options of `rewrite`, with `device` as its own.
     """
 
     model: str
@@ -46,47 +43,43 @@ class Request:
     dtype: str | None = None
     device: str | None = None
     padded: bool = False
-    costs: str | None = None
-    fidelity: str = "bitwise"
-    error_budget: float = 0.01
-    outputs: tuple[str, ...] | None = None
-    differentiable: tuple[str, ...] | None = None
-    codecs: tuple[str, ...] | None = None
+    options: Options = field(default_factory=Options)
+
+    @staticmethod
+    def of(model: str, arguments: Mapping[str, Any], device: str | None = None, **batch: Any) -> Request:
+        """Return the request for a model on a device. Raises UnknownDeviceError, ValueError.
+
+        arguments: the options of `rewrite` by name; costs are "roofline" for a device that is not here, if not given.
+        batch: the other fields.
+        """
+        preset = planned_device(device)
+        costs = {"costs": "roofline"} if preset is not None else {}
+        return Request(
+            model, device=device, **batch, options=Options.of("a request", costs | dict(arguments) | {"device": preset})
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain texts and numbers, for JSON."""
-        return asdict(self)
+        """Return plain texts and numbers, for JSON; an unlimited time is left out."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(Request) if entry.name != "options"}
+        options = {name: getattr(self.options, name) for name in _OF_OPTIONS}
+        return {name: value for name, value in (own | options).items() if value != inf}
 
     @staticmethod
     def from_dict(payload: Mapping[str, Any]) -> Request:
-        """Invert `to_dict`. Raises ValueError for anything that `to_dict` would not have written."""
-        known = {entry.name: entry.type for entry in fields(Request)}
-        unknown = sorted(set(payload) - set(known))
+        """Invert `to_dict`. Raises ValueError, TypeError for anything that `to_dict` would not have written."""
+        own = {name: value for name, value in payload.items() if name not in _OF_OPTIONS}
+        unknown = sorted(set(own) - {entry.name for entry in fields(Request)} | own.keys() & {"options"})
         if unknown or "model" not in payload:
             raise ValueError(f"made_by names {printable(', '.join(unknown)) or 'no model'}")
-        settings = payload.get("settings", {})
+        settings = own.get("settings", {})
         if not isinstance(settings, dict) or not all(isinstance(v, str) for v in settings.values()):
             raise ValueError("the settings of made_by are not texts by name")
-        for name, value in payload.items():
-            if name in _LISTS and value is not None:
-                fits = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-            elif name in _NUMBERS and value is not None:
-                fits = type(value) is int and 0 < value <= _MOST_ELEMENTS
-            elif value is None:
-                fits = name not in _KINDS
-            else:
-                fits = type(value) in _KINDS.get(name, (str,))
-            if not fits:
+        for name, value in own.items():
+            if not _fits(name, value):
                 raise ValueError(f"{name} of made_by is {shown(value)}")
-        if (payload.get("batch") or 1) * (payload.get("sequence") or 1) > _MOST_ELEMENTS:
+        if (own.get("batch") or 1) * (own.get("sequence") or 1) > _MOST_ELEMENTS:
             raise ValueError(f"made_by asks for a batch of more than {_MOST_ELEMENTS:,} elements")
-        lists = {name: tuple(payload[name]) for name in _LISTS if payload.get(name) is not None}
-        return Request(**{**payload, **lists})
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Return whether the device is only planned for, so that nothing can be run. Raises UnknownDeviceError."""
-        return not _is_here(self.device) and load_device(str(self.device)).kind != "cpu"
+        return Request.of(arguments={name: payload[name] for name in _OF_OPTIONS if name in payload}, **own)
 
     @property
     def description(self) -> str:
@@ -94,6 +87,23 @@ class Request:
         changes = "".join(f" {name}={value}" for name, value in self.settings.items())
         padded = ", padded" if self.padded else ""
         return f"{self.model}{changes}: batch {self.batch} × {self.sequence}, {self.dtype}{padded}, on {self.device}"
+
+
+def planned_device(device: str | None) -> str | None:
+    """Return the preset that is only planned for, since it is not of this machine's kind; None for a device here.
+
+    Raises UnknownDeviceError.
+    """
+    return None if _is_here(device) or load_device(str(device)).kind == "cpu" else device
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Return whether a file may hold a value in a field of a request."""
+    if name in _NUMBERS and value is not None:
+        return type(value) is int and 0 < value <= _MOST_ELEMENTS
+    if name in ("settings", "padded"):
+        return type(value) is (dict if name == "settings" else bool)
+    return type(value) is str or (value is None and name != "model")
 
 
 @dataclass(frozen=True)
@@ -110,18 +120,9 @@ class Subject:
     batch: dict[str, torch.Tensor]
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Return the requested keyword arguments of `rewrite` and `plan`."""
-        request = self.request
-        options = {"fidelity": request.fidelity, "error_budget": request.error_budget, "codecs": request.codecs}
-        return {**options, "differentiable": request.differentiable, **self.costing}
-
-    @property
-    def costing(self) -> dict[str, Any]:
-        """Return those keyword arguments that `profile` takes too."""
-        request = self.request
-        device = request.device if request.is_elsewhere else None
-        return {"outputs": request.outputs, "costs": request.costs, "device": device}
+    def options(self) -> OptionArguments:
+        """The requested keyword arguments of `rewrite`, `plan`, `sweep` and `profile`."""
+        return self.request.options.arguments()
 
     @property
     def description(self) -> str:
@@ -136,7 +137,7 @@ def build(request: Request) -> Subject:
     """
     if request.batch is not None and request.batch < 1:
         raise ModelError(f"--batch {request.batch} is below 1")
-    elsewhere = request.is_elsewhere
+    elsewhere = request.options.device is not None
     choice = choose_model(request.model, request.settings)
     device, batch = request.device or "cpu", request.batch or choice.batch or 1
     model_options: dict[str, Any] = {"overrides": request.settings, "dtype": request.dtype or choice.dtype}
@@ -151,7 +152,6 @@ def build(request: Request) -> Subject:
         sequence=sequence,
         dtype=model_options["dtype"],
         device=device,
-        costs=request.costs or ("roofline" if elsewhere else "measured"),
     )
     return Subject(completed, model, sample_batch(model, batch, sequence, padded=request.padded))
 

@@ -5,22 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import PlanOptions, StepOptions
+from .options import StepOptions
 from .output import check_target
 
 if TYPE_CHECKING:
     from .request import Subject
 
 
-def subject_of(model: str, requested: StepOptions, padded: bool = False) -> Subject:
+def subject_of(model: str, requested: StepOptions, padded: bool = False, solver: str = "auto") -> Subject:
     """Return the model and the batch that the options describe. Raises ValueError for conflicting options."""
     from ..models.config_overrides import parse_settings
-    from ..plan.step import Options
     from .request import Request, build
 
-    if isinstance(requested, PlanOptions):
-        Options(**requested.approximation)  # refuses before the model is built
-    return build(Request(model, parse_settings(requested.settings or ()), padded=padded, **requested.request))
+    request = Request.of(  # refuses before the model is built
+        model,
+        requested.arguments | {"solver": solver},
+        requested.device,
+        settings=parse_settings(requested.settings or ()),
+        batch=requested.batch,
+        sequence=requested.seq,
+        dtype=requested.dtype,
+        padded=padded,
+    )
+    return build(request)
 
 
 def check_budget(budget: str) -> None:
@@ -28,14 +35,6 @@ def check_budget(budget: str) -> None:
     from ..text.byte_sizes import parse_bytes
 
     parse_bytes(budget)
-
-
-def check_solver(solver: str) -> None:
-    """Refuse an unknown solver, before the model is built."""
-    from ...solvers.portfolio import SOLVER_NAMES
-
-    if solver not in SOLVER_NAMES:
-        raise ValueError(f"there is no solver {solver!r}: choose among {', '.join(SOLVER_NAMES)}")
 
 
 def check_picture(path: Path | None) -> None:
@@ -50,7 +49,7 @@ def check_picture(path: Path | None) -> None:
 def refuse_elsewhere(device: str | None) -> None:
     """Refuse a device that is not here, since verification runs the model."""
     from ..errors import ModelError
-    from .request import Request
+    from .request import planned_device
 
-    if Request("", device=device).is_elsewhere:
+    if planned_device(device) is not None:
         raise ModelError(f"verify runs the model, and {device!r} can only be planned for: use --device cpu or cuda")

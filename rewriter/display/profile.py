@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -17,8 +17,10 @@ from ...solvers.problem.plan import Plan
 from ...solvers.problem.problem import Problem
 from ...solvers.problem.simulate import make_plan
 from ..measure.costs import signature
+from ..plan.measured_step import MeasuredStep
+from ..plan.options import OptionArguments, Options, shows_options
+from ..plan.planner import StepPlanner
 from ..plan.progress import shown_progress
-from ..plan.step import Options, StepCosts, capture_and_formulate
 from ..text.module_names import merged_name, pattern_of, plain_operation, shortened
 from .memory_timeline import Peak, kept_values, peak_of
 
@@ -116,36 +118,35 @@ class Profile:
         return payload | {"modules": [asdict(row) for row in self.rows]}
 
 
+@shows_options
 def profile(
     model: torch.nn.Module,
     args: tuple | None = None,
     kwargs: Mapping[str, Any] | None = None,
     *,
     depth: int | None = None,
-    costs: str = "measured",
-    device: str | None = None,
-    outputs: Sequence[str] | None = None,
+    **options: Unpack[OptionArguments],
 ) -> Profile:
     """Profile one training step of a module without running it.
 
     depth: the number of names of a module's path that distinguish rows; by default up to the first number (`h.3`).
+    options: the options of `rewrite`.
     """
     args, kwargs = tuple(args or ()), dict(kwargs or {})
-    options = Options(costs=costs, device=device, outputs=tuple(outputs) if outputs is not None else None)
     with shown_progress(f"profiling {type(model).__name__}") as progress:
-        step_problem = capture_and_formulate(model, args, kwargs, options, progress=progress)
-    step_costs, mapping = step_problem.costs, step_problem.mapping
+        planner, present = StepPlanner.of(model, args, kwargs, Options.of("profile", options), progress=progress)
+    measured, mapping = planner.measured, planner.variants(present).as_captured.mapping
     problem = mapping.problem
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
     kept = kept_values(plan)
     bytes_of: dict[str, int] = dict.fromkeys(("parameter", "buffer", "input", "constant"), 0)
-    for source, tensor in step_problem.situation.tensors.items():
+    for source, tensor in present.tensors.items():
         bytes_of[source.kind] += tensor.numel() * tensor.element_size()
-    returned = {mapping.value_of[step_costs.step.storage_of[n]] for n in step_costs.step.outputs}
+    returned = {mapping.value_of[measured.step.storage_of[n]] for n in measured.step.outputs}
     return Profile(
-        name=step_costs.name,
+        name=measured.name,
         plan=plan,
-        rows=_rows(step_costs, mapping, kept, depth),
+        rows=_rows(measured, mapping, kept, depth),
         parameter_bytes=bytes_of["parameter"],
         buffer_bytes=bytes_of["buffer"],
         input_bytes=bytes_of["input"],
@@ -153,20 +154,22 @@ def profile(
         returned_bytes=sum(problem.values[v].size_bytes for v in returned if not problem.values[v].resident),
         peak=peak_of(plan),
         largest=_largest(problem, kept),
-        savings=_savings(step_costs),
-        costs=costs,
-        notes=step_costs.captured.notes,
+        savings=_savings(measured),
+        costs=problem.costs,
+        notes=measured.captured.notes,
     )
 
 
-def _rows(costs: StepCosts, mapping: ProblemMapping, kept: set[int], depth: int | None) -> tuple[ModuleProfile, ...]:
+def _rows(
+    measured: MeasuredStep, mapping: ProblemMapping, kept: set[int], depth: int | None
+) -> tuple[ModuleProfile, ...]:
     """Return one row per group of modules, in the order of forward."""
     totals: dict[str, list[float]] = {}
     for kernel, op in zip(mapping.kernels, mapping.problem.ops, strict=True):
         row = totals.setdefault(shortened(kernel.module, depth), [0, 0.0, 0.0, 0, 0])
         row[0] += sum(mapping.problem.values[v].size_bytes for v in op.makes if v in kept)
         row[1 if kernel.phase == "forward" else 2] += op.seconds
-        row[3] += _flops(costs, kernel)
+        row[3] += _flops(measured, kernel)
         row[4] += kernel.role == "compute"
     return tuple(
         ModuleProfile(name or "(root)", int(kept_bytes), forward, backward, int(flops), int(kernels))
@@ -189,11 +192,11 @@ def _largest(problem: Problem, kept: set[int], count: int = 12) -> tuple[KeptKin
     return tuple(sorted(kinds, key=lambda kind: (-kind.total_bytes, kind.module, kind.operation))[:count])
 
 
-def _savings(costs: StepCosts) -> tuple[PassSaving, ...]:
+def _savings(measured: MeasuredStep) -> tuple[PassSaving, ...]:
     """Return the savings of the passes that ran and of those that would round, by patterns of module names."""
-    further = find_further_savings(costs.captured.graph, costs.options.fidelity)
+    further = find_further_savings(measured.captured.graph, measured.options.fidelity)
     groups: dict[tuple[str, str, str, bool], list[Saving]] = {}
-    for savings, taken in ((costs.step.savings, True), (further, False)):
+    for savings, taken in ((measured.step.savings, True), (further, False)):
         for saving in savings:
             groups.setdefault((saving.name, saving.fidelity, pattern_of(saving.module), taken), []).append(saving)
     return tuple(
@@ -208,7 +211,7 @@ def _savings(costs: StepCosts) -> tuple[PassSaving, ...]:
     )
 
 
-def _flops(costs: StepCosts, kernel: Kernel) -> int:
+def _flops(measured: MeasuredStep, kernel: Kernel) -> int:
     if kernel.role != "compute":
         return 0
-    return sum(costs.costs[signature(call)].flops for call in kernel.measured_calls)
+    return sum(measured.costs[signature(call)].flops for call in kernel.measured_calls)

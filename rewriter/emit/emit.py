@@ -11,7 +11,7 @@ from ...passes.rewrites.run_in_place import WRITTEN_OUT, in_place_variant
 from ...passes.sources import Source
 from ...passes.step_graph import Kernel, StepGraph
 from ...solvers.problem.schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
-from ..capture.captured_step import Captured
+from ..capture.captured_step import CapturedStep
 from ..text.source_text import comment, identifier
 from .bound_names import BoundNames, named_argument
 from .equal_views import EqualViews
@@ -21,7 +21,7 @@ from .text import Rendered, assemble
 
 
 def emit(
-    captured: Captured,
+    captured: CapturedStep,
     step: StepGraph,
     mapping: ProblemMapping,
     schedule: Schedule,

@@ -15,7 +15,8 @@ import torch
 from ...solvers.problem.plan import Plan
 from ...solvers.problem.problem import Problem
 from ...solvers.problem.simulate import baseline_of, simulate
-from ..capture.captured_step import Captured
+from ...solvers.problem.units import rounded_up
+from ..capture.captured_step import CapturedStep
 from ..text.byte_sizes import format_bytes
 
 _MOST_TENSORS = 4  # of the output's shape and dtype
@@ -24,7 +25,7 @@ _FLOAT32_BYTES = 4
 _NUMBERS_BYTES = 2 * _FLOAT32_BYTES
 
 
-def room_bytes(captured: Captured, granularity: int = 1) -> int:
+def room_bytes(captured: CapturedStep, granularity: int = 1) -> int:
     """Return the most bytes that the losses on a step's outputs take in addition to the incoming gradients.
 
     The result is 0 where gradients arrive at scalars only: then the loss is part of the step. Losses on several outputs
@@ -41,7 +42,7 @@ def room_bytes(captured: Captured, granularity: int = 1) -> int:
         return 0
     kept = sum(_kept_bytes(tensor) - tensor.nbytes + _NUMBERS_BYTES for tensor in arriving)
     room = kept + max(_most_bytes(tensor) - _kept_bytes(tensor) for tensor in arriving)
-    return -(-room // granularity) * granularity
+    return rounded_up(room, granularity)
 
 
 def with_room(problem: Problem, room: int) -> Problem:

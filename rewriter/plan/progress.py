@@ -9,11 +9,13 @@ from contextlib import contextmanager
 
 from ...solvers.problem.plain_text import printable
 
+Progress = Callable[[float, str], None]  # receives the share done and a description
+
 _PATIENCE_SECONDS = 1.0
 
 
 @contextmanager
-def shown_progress(title: str) -> Iterator[Callable[[float, str], None] | None]:
+def shown_progress(title: str) -> Iterator[Progress | None]:
     """Yield a function to call with (share done, description); None where standard error is not a terminal.
 
     The bar appears after one second of work.
@@ -21,13 +23,13 @@ def shown_progress(title: str) -> Iterator[Callable[[float, str], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     # Both texts hold names, which must not act as formats, markup or control characters.
-    texts = TextColumn("{task.fields[title]}", markup=False), TextColumn("{task.description}", markup=False)
-    columns = (texts[0], BarColumn(), TimeElapsedColumn(), texts[1])
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    texts = parts.TextColumn("{task.fields[title]}", markup=False), parts.TextColumn("{task.description}", markup=False)
+    columns = (texts[0], parts.BarColumn(), parts.TimeElapsedColumn(), texts[1])
+    bar = parts.Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task("", total=1.0, title=printable(title))
     started, shown = time.monotonic(), False
 

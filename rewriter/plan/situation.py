@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from ...passes.sources import Source
+from ...solvers.problem.units import rounded_up
 from ..capture.boundary.pytree import flatten
 from ..capture.boundary.tensor_owners import Owners
 from ..capture.call.caches import bind
 from ..measure.device_presets import DevicePreset
-from ..measure.optimizer_memory import OptimizerNeeds, optimizer_needs
-from .options import Options
+from ..measure.optimizer_memory import OptimizerNeeds
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,11 @@ def device_of(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> to
     return torch.device("cpu") if first.device.type == "meta" else first.device
 
 
-def situation_of(
-    model: torch.nn.Module,
-    args: tuple,
-    kwargs: dict[str, Any],
-    options: Options,
-    device: torch.device,
-    constants: tuple[torch.Tensor, ...],
-    optimizer: torch.optim.Optimizer | None = None,
-) -> Situation:
-    """Return the situation in which a step begins on these arguments.
-
-    constants: tensors that the module holds without registering them.
-    optimizer: the optimizer that steps afterwards.
-    """
+def tensors_of(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[Source, torch.Tensor]:
+    """Return the parameters, buffers and inputs of a call by source."""
     kwargs, _ = bind(model, args, kwargs)
     inputs, structure = flatten((args, kwargs), "argument")
-    tensors = Owners(model).sources(inputs, structure)
-    tensors |= {Source("constant", str(i), i): constant for i, constant in enumerate(constants)}
-    needs = optimizer_needs(optimizer, device) if optimizer is not None else None
-    return situation_with(tensors, rounding_bytes(device, options.preset()), needs)
+    return Owners(model).sources(inputs, structure)
 
 
 def situation_with(
@@ -83,11 +68,11 @@ def situation_with(
     return Situation(tensors, frozenset(grads), resident_bytes, floor_bytes)
 
 
-def storages_bytes(tensors: Iterable[torch.Tensor], rounding_bytes: int = 1) -> int:
+def storages_bytes(tensors: Iterable[torch.Tensor], granularity: int = 1) -> int:
     """Return the bytes of the distinct allocations that hold the tensors."""
     held = (tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided)
     storages = {storage._cdata: storage.nbytes() for storage in held}
-    return sum(-(-size // rounding_bytes) * rounding_bytes for size in storages.values())
+    return sum(rounded_up(size, granularity) for size in storages.values())
 
 
 def rounding_bytes(device: torch.device, preset: DevicePreset | None) -> int:

@@ -18,10 +18,10 @@ from ...solvers.problem.problem import Problem
 from ...solvers.problem.problem_diff import difference_of
 from ...solvers.problem.simulate import make_plan
 from ..errors import PlanError
-from ..text.byte_sizes import Share, format_bytes, parse_bytes
-from .loss_outside import everything_kept_bytes, note_of, peak_with_room, room_bytes, with_room
-from .situation import rounding_bytes
-from .step import PlannedStep, Progress, StepCosts, StepProblem
+from ..text.byte_sizes import Share, format_bytes
+from .loss_outside import everything_kept_bytes, note_of, peak_with_room, with_room
+from .progress import Progress
+from .step_problem import PlannedStep, StepProblem, Variants
 
 _LEAST_SECONDS = 1e-3  # for a solver: recipes are tried in any case
 _TIME_RESOLUTION = 1e-3  # of a step's seconds: plans that differ by less count as equally fast
@@ -29,43 +29,35 @@ _ERROR_SLACK = 1.25  # factor for a plan made elsewhere, whose noise was measure
 
 
 def solve_step(
-    step_problem: StepProblem,
-    budget: int | str,
+    variants: Variants,
+    budget: int | Share,
     portfolio: Portfolio,
     progress: Progress | None = None,
     given_plan: Plan | None = None,
 ) -> PlannedStep:
-    """Return the fastest plan among all variants of a step (`StepProblem.variants`); the first variant wins a tie.
+    """Return the fastest plan among all variants of a step; the first variant wins a tie.
 
     budget: bytes, or a share of this step's peak with everything kept, a loss outside included. The bytes of that loss
         are left free where the step can be planned so.
     given_plan: a plan to use instead of solving. PlanError if it is for another step or peaks above the budget here.
 
-    Raises BudgetError, InfeasibleBudget.
+    Raises InfeasibleBudget, PlanError.
     """
-    room = room_of(step_problem.costs)
-    budget_bytes = bytes_of(budget, everything_kept_bytes(step_problem.mapping.problem, room))
+    first = variants.as_captured
+    room = first.room_bytes
+    budget_bytes = bytes_of(budget, everything_kept_bytes(first.problem, room))
     if given_plan is not None:
-        fitting = (
-            variant
-            for variant in step_problem.variants
-            if difference_of(variant.mapping.problem, given_plan.problem) is None
-        )
-        variant = next(fitting, step_problem)
-        return PlannedStep(
-            variant.step,
-            variant.mapping,
-            _resimulated(given_plan, variant.mapping.problem, budget_bytes),
-            variant.costs,
-        )
+        fitting = (variant for variant in variants if difference_of(variant.problem, given_plan.problem) is None)
+        variant = next(fitting, first)
+        return variant.with_plan(_resimulated(given_plan, variant.problem, budget_bytes))
     started = perf_counter()
     solving_progress = (lambda share, text: progress(0.6 + 0.4 * share, text)) if progress else None
-    limit_seconds = step_problem.costs.options.time_limit_seconds
-    planned = _fastest(step_problem, budget_bytes, portfolio, solving_progress, limit_seconds)
+    limit_seconds = first.measured.options.time_limit
+    planned = _fastest(variants, budget_bytes, portfolio, solving_progress, limit_seconds)
     if peak_with_room(planned.plan, room) > budget_bytes:
         left_seconds = max(limit_seconds - (perf_counter() - started), _LEAST_SECONDS)
         with suppress(InfeasibleBudget):
-            with_room_left = _fastest(step_problem, budget_bytes, portfolio, solving_progress, left_seconds, room)
+            with_room_left = _fastest(variants, budget_bytes, portfolio, solving_progress, left_seconds, room)
             # A bound that is proven without the room holds with it too.
             bound = planned.plan.lower_bound_seconds
             planned = replace(with_room_left, plan=replace(with_room_left.plan, lower_bound_seconds=bound))
@@ -73,13 +65,8 @@ def solve_step(
     return replace(planned, plan=replace(planned.plan, notes=notes))
 
 
-def room_of(costs: StepCosts) -> int:
-    """Return the bytes to leave for a loss outside of a step."""
-    return room_bytes(costs.captured, rounding_bytes(costs.device, costs.options.preset()))
-
-
 def _fastest(
-    step_problem: StepProblem,
+    variants: Variants,
     budget_bytes: int,
     portfolio: Portfolio,
     progress: Progress | None,
@@ -90,18 +77,16 @@ def _fastest(
     plans: list[PlannedStep] = []
     shortfalls: list[InfeasibleBudget] = []
     bounds: list[float | None] = []
-    for variant, left_seconds in _timed(step_problem.variants, limit_seconds):
-        problem = with_room(variant.mapping.problem, room)
+    for variant, left_seconds in _timed(variants, limit_seconds):
+        problem = with_room(variant.problem, room)
         try:
-            plan = portfolio.solve(problem, budget_bytes, step_problem.costs.options.solver, progress, left_seconds)
+            plan = portfolio.solve(problem, budget_bytes, variant.measured.options.solver, progress, left_seconds)
         except InfeasibleBudget as shortfall:
             shortfalls.append(shortfall)
             bounds.append(lower_bound_seconds(problem, budget_bytes))  # others may find what none did here
             continue
         bounds.append(plan.lower_bound_seconds)
-        plans.append(
-            PlannedStep(variant.step, variant.mapping, _without_room(plan, variant.mapping.problem), variant.costs)
-        )
+        plans.append(variant.with_plan(_without_room(plan, variant.problem)))
         if not plan.extra_seconds:
             break
     if not plans:
@@ -141,13 +126,11 @@ def _time_steps(plan: Plan) -> int:
     return round(plan.seconds / (_TIME_RESOLUTION * plan.baseline_seconds or 1.0))
 
 
-def frontier_of(
-    step_problem: StepProblem, count: int, portfolio: Portfolio, progress: Progress | None, time_limit_seconds: float
-) -> list[Plan]:
+def frontier_of(variants: Variants, count: int, portfolio: Portfolio, progress: Progress | None) -> list[Plan]:
     """Return at most `count` plans of the frontier of a step, over all its variants."""
     frontiers = [
-        portfolio.frontier(variant.mapping.problem, count, progress, left_seconds)
-        for variant, left_seconds in _timed(step_problem.variants, time_limit_seconds)
+        portfolio.frontier(variant.problem, count, progress, left_seconds)
+        for variant, left_seconds in _timed(variants, variants.as_captured.measured.options.time_limit)
     ]
     if len(frontiers) == 1:
         return frontiers[0]
@@ -172,23 +155,16 @@ def spread_out(plans: Sequence[Plan], count: int) -> list[Plan]:
     return list(chosen.values())
 
 
-def bytes_of(budget: int | str, whole_bytes: int) -> int:
-    """Return a budget in bytes; a share refers to `whole_bytes`. Raises BudgetError."""
-    requested = parse_bytes(budget)
-    return int(requested.fraction * whole_bytes) if isinstance(requested, Share) else requested
+def bytes_of(budget: int | Share, whole_bytes: int) -> int:
+    """Return a budget in bytes; a share refers to `whole_bytes`."""
+    return int(budget.fraction * whole_bytes) if isinstance(budget, Share) else budget
 
 
-def smallest_step(step_problem: StepProblem, portfolio: Portfolio, progress: Progress | None = None) -> PlannedStep:
+def smallest_step(variants: Variants, portfolio: Portfolio, progress: Progress | None = None) -> PlannedStep:
     """Return the plan of the smallest peak among all variants of the step."""
-    limit_seconds = step_problem.costs.options.time_limit_seconds
     plans = [
-        PlannedStep(
-            variant.step,
-            variant.mapping,
-            portfolio.frontier(variant.mapping.problem, 2, progress, left_seconds)[-1],
-            variant.costs,
-        )
-        for variant, left_seconds in _timed(step_problem.variants, limit_seconds)
+        variant.with_plan(portfolio.frontier(variant.problem, 2, progress, left_seconds)[-1])
+        for variant, left_seconds in _timed(variants, variants.as_captured.measured.options.time_limit)
     ]
     return min(plans, key=lambda planned: planned.plan.peak_bytes)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from ..text.byte_sizes import Share, format_bytes, parse_bytes
 
@@ -19,14 +18,13 @@ class BudgetInForce:
     budget: int | str
     _largest: dict[bool, tuple[int, str]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._parsed_budget = parse_bytes(self.budget)  # raises BudgetError
+
     @property
     def is_share(self) -> bool:
         """Return whether it depends on batches."""
         return isinstance(self._parsed_budget, Share)
-
-    @cached_property
-    def _parsed_budget(self) -> int | Share:
-        return parse_bytes(self.budget)
 
     def see(self, whole_bytes: int, batch: str, training: bool) -> None:
         """Record the bytes of a batch, described in words, with everything kept."""

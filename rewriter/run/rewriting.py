@@ -24,9 +24,11 @@ from ..capture.call.kind import Call, Describer, batch_text
 from ..capture.call.module_attributes import Settings
 from ..capture.call.original import original_forward, original_view
 from ..errors import LowtideError, LowtideWarning, NothingToDifferentiate, Unsettled
+from ..plan.measured_step import measure_step
 from ..plan.options import Options
-from ..plan.progress import shown_progress
-from ..plan.step import PlannedStep, Progress, capture_step
+from ..plan.planner import StepPlanner
+from ..plan.progress import Progress, shown_progress
+from ..plan.step_problem import PlannedStep
 from ..text.byte_sizes import format_bytes
 from .budget_in_force import BudgetInForce
 from .evaluation import Evaluation
@@ -248,10 +250,10 @@ class Rewriting:
         if any(holds(settings, owners.modules) for settings in self._without_backward.get(call.key, ())):
             return _Known(has_backward=False)
         for step in self.steps.of(call.key):
-            guard = step.costs.captured.guard
-            if id(step) in excluded or not step.costs.captured.outputs.are_planned_for(arriving):
+            guard = step.measured.captured.guard
+            if id(step) in excluded or not step.measured.captured.outputs.are_planned_for(arriving):
                 continue
-            if not holds(step.costs.captured.settings, owners.modules):
+            if not holds(step.measured.captured.settings, owners.modules):
                 continue
             if guard is None or guard.holds(owners.sources(call.inputs, call.structure)):
                 return _Known(step, step.known(SituationKey.of(call, owners), self._in_force.bytes(model.training)))
@@ -274,7 +276,6 @@ class Rewriting:
         tensors = owners.sources(call.inputs, call.structure)
         request = PlanRequest(
             self._in_force,
-            self.portfolio,
             batch_text(call),
             model.training,
             must_fit,
@@ -312,8 +313,8 @@ class Rewriting:
         warn_of_hooks(original, self.hooked)
         options = self._options(model)
         with self._inside(), autocast_kept(self._describer.state_of(model).owners.device_type):
-            costs = capture_step(original, args, kwargs, options, progress, arriving)
-        return StepPlans(costs, tensors, self.optimizer, progress)
+            measured = measure_step(original, args, kwargs, options, progress, arriving)
+        return StepPlans(StepPlanner(measured, tensors, self.optimizer, self.portfolio, progress))
 
     def _check_place(self, model: Any) -> None:
         """Raise LowtideError for a replica, and for a module that was rewritten for another machine."""

@@ -88,7 +88,7 @@ def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]
         start = Start.begin(
             program,
             tensors,
-            chosen.step.costs.device,
+            chosen.step.measured.device,
             plan_for=lambda arriving: _serve(step, chosen, arriving),
             conditions=_present_autocast(),
         )
@@ -108,7 +108,7 @@ def _release_left_values(chosen: Chosen, modules: Mapping[str, torch.nn.Module])
     for stash in chosen.ready.program.outputs.stashes:
         stash.release(modules)
         if stash.attribute is not None:
-            chosen.step.costs.captured.settings.forget(*stash.attribute)
+            chosen.step.measured.captured.settings.forget(*stash.attribute)
 
 
 def _undo(chosen: Chosen, changed: DecisionChanged, tensors: Mapping[Source, torch.Tensor]) -> None:
@@ -116,7 +116,7 @@ def _undo(chosen: Chosen, changed: DecisionChanged, tensors: Mapping[Source, tor
     with torch.no_grad():
         for source, copy in zip(chosen.ready.program.undo, changed.undo, strict=True):
             if source is None:
-                Generator(chosen.step.costs.device).set(copy)
+                Generator(chosen.step.measured.device).set(copy)
             else:
                 tensors[source].copy_(copy)
     traceback.clear_frames(changed.__traceback__)

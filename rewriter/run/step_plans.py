@@ -11,23 +11,23 @@ from functools import cached_property
 import torch
 
 from ...passes.sources import Source
-from ...solvers.portfolio import Portfolio
 from ...solvers.problem.errors import InfeasibleBudget, ScheduleError
 from ...solvers.problem.plan import Plan
 from ...solvers.problem.simulate import baseline_of, make_plan
+from ...solvers.problem.units import rounded_up
 from ..capture.boundary.tensor_owners import Owners
 from ..capture.call.kind import Call
 from ..emit.emit import emit
 from ..emit.program import Program
 from ..errors import LowtideWarning
-from ..measure.optimizer_memory import OptimizerNeeds, optimizer_needs
 from ..plan.code_header import header_of
 from ..plan.links import links_of
-from ..plan.loss_outside import everything_kept_bytes, peak_with_room
+from ..plan.loss_outside import everything_kept_bytes, peak_with_room, room_bytes
+from ..plan.planner import StepPlanner
 from ..plan.present_gradients import problem_in, schedule_in
-from ..plan.situation import Situation, rounding_bytes, situation_with, storages_bytes
-from ..plan.solve import room_of, smallest_step, solve_step
-from ..plan.step import PlannedStep, Progress, StepCosts, StepProblem, calibrated, formulate_step
+from ..plan.progress import Progress
+from ..plan.situation import Situation, storages_bytes
+from ..plan.step_problem import PlannedStep, formulate_step
 from ..text.byte_sizes import format_bytes
 from .budget_in_force import BudgetInForce
 
@@ -106,7 +106,6 @@ class PlanRequest:
     """
 
     budget: BudgetInForce
-    portfolio: Portfolio
     batch: str
     training: bool = True
     must_fit: bool = False
@@ -121,25 +120,17 @@ class StepPlans:
     any other subset of gradients one of these is used, and its peak is recomputed.
     """
 
-    def __init__(
-        self,
-        costs: StepCosts,
-        tensors: Tensors,
-        optimizer: torch.optim.Optimizer | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        self._granularity = rounding_bytes(costs.device, costs.options.preset())
-        self._room_bytes = room_of(costs)
-        self._needs: OptimizerNeeds | None = None  # measurements of codes do not depend on it
-        self.constants = costs.captured.held
-        self.costs = costs = calibrated(costs, self._situation(tensors), progress)
+    def __init__(self, planner: StepPlanner) -> None:
+        self.planner = planner
+        self.measured = measured = planner.measured
+        self.constants = measured.captured.held
         self.plans: list[Ready] = []
+        self._room_bytes = room_bytes(measured.captured, measured.granularity)
         self._chosen: OrderedDict[SituationKey, Chosen] = OrderedDict()
         self._infeasible: list[tuple[Situation, int, InfeasibleBudget]] = []
-        self._needs = optimizer_needs(optimizer, costs.device) if optimizer is not None else None
         self._gradients = {
-            kernel.target.meta["source"]: -(-kernel.target.meta["val"].nbytes // self._granularity) * self._granularity
-            for kernel in costs.step_and_mapping[1].kernels
+            kernel.target.meta["source"]: rounded_up(kernel.target.meta["val"].nbytes, measured.granularity)
+            for kernel in measured.step_and_mapping[1].kernels
             if kernel.role == "accumulate" and kernel.target is not None and kernel.target.op == "placeholder"
         }
 
@@ -148,7 +139,7 @@ class StepPlans:
         """The approximate bytes that it takes in the host's memory."""
         instructions = sum(len(ready.planned.plan.schedule.instructions) for ready in self.plans)
         code = sum(len(ready.program.code) for ready in self.plans)
-        nodes = len(self.costs.captured.graph.graph.nodes)
+        nodes = len(self.measured.captured.graph.graph.nodes)
         return _NODE_BYTES * nodes + _INSTRUCTION_BYTES * instructions + 8 * code
 
     def known(self, key: SituationKey, budget_bytes: int) -> Chosen | None:
@@ -160,9 +151,10 @@ class StepPlans:
         self, key: SituationKey, tensors: Tensors, request: PlanRequest, progress: Progress | None = None
     ) -> Chosen:
         """Return a plan that keeps the budget with these tensors in memory. Raises InfeasibleBudget, PlanError."""
-        situation = self._situation(tensors)
+        situation = self.planner.situation(tensors)
         if request.budget.is_share:
-            whole_bytes = everything_kept_bytes(formulate_step(self.costs, situation)[1].problem, self._room_bytes)
+            problem = formulate_step(self.measured, situation).problem
+            whole_bytes = everything_kept_bytes(problem, self._room_bytes)
             request.budget.see(whole_bytes, request.batch, request.training)
         budget_bytes = request.budget.bytes(request.training)
         ready = self._best_known(situation, budget_bytes)
@@ -192,9 +184,9 @@ class StepPlans:
         if is_as_solved and not holds_longer:
             notes = (*solved.notes, *notes)
             return replace(solved, budget_bytes=budget_bytes, lower_bound_seconds=bound, notes=notes)
-        problem = problem_in(planned.step, planned.costs.step_and_mapping[1], situation)
+        problem = problem_in(planned.step, planned.measured.step_and_mapping[1], situation)
         if planned.mapping.problem.reference is not None:
-            reference = baseline_of(formulate_step(self.costs, situation)[1].problem)
+            reference = baseline_of(formulate_step(self.measured, situation).problem)
             problem = replace(problem, reference=reference)
         # A plan made on another machine may have a slightly larger error than one made here.
         problem = replace(problem, error_budget=max(problem.error_budget, solved.problem.error_budget))
@@ -207,9 +199,6 @@ class StepPlans:
             solve_seconds=solved.solve_seconds,
             notes=(*solved.notes, *notes),
         )
-
-    def _situation(self, tensors: Tensors) -> Situation:
-        return situation_with({**tensors, **self.constants}, self._granularity, self._needs)
 
     def _best_known(self, situation: Situation, budget_bytes: int) -> Ready | None:
         """Return the fastest plan that keeps the budget in a situation, preferably one with room for a loss."""
@@ -264,15 +253,13 @@ class StepPlans:
             except InfeasibleBudget:
                 pass
         self._raise_known_infeasibility(situation, budget_bytes)
-        step_problem = self._step_problem(situation)
         given = request.given
         if given is None and request.kept is not None:
-            fits = any(
-                variant.mapping.problem.fingerprint == request.kept.fingerprint for variant in step_problem.variants
-            )
+            variants = self.planner.variants(situation)
+            fits = any(variant.problem.fingerprint == request.kept.fingerprint for variant in variants)
             given = request.kept if fits else None
         try:
-            planned = solve_step(step_problem, budget_bytes, request.portfolio, progress, given)
+            planned = self.planner.plan(situation, budget_bytes, progress, given)
         except InfeasibleBudget as error:
             self._infeasible.append((_without_tensors(situation), budget_bytes, error))
             raise
@@ -291,10 +278,10 @@ class StepPlans:
         for ready in self.plans:
             if ready.budget_bytes == budget_bytes < ready.planned.plan.peak_bytes:
                 return ready
-        planned = smallest_step(self._step_problem(situation), request.portfolio, progress)
+        planned = self.planner.smallest(situation, progress)
         over = format_bytes(planned.plan.peak_bytes - budget_bytes)
         warnings.warn(
-            f"a step of {self.costs.name} with {request.batch} cannot be done in {request.budget.budget}, which is "
+            f"a step of {self.measured.name} with {request.batch} cannot be done in {request.budget.budget}, which is "
             f"{format_bytes(budget_bytes)}: it peaks {over} above that, the least that could be planned, until a "
             "larger batch raises the bytes of the share; give the budget in bytes, or pass the largest batch to "
             "rewrite as args or kwargs",
@@ -313,13 +300,13 @@ class StepPlans:
 
     def _keep(self, situation: Situation, planned: PlannedStep, budget_bytes: int) -> Ready:
         program = emit(
-            planned.costs.captured,
+            planned.measured.captured,
             planned.step,
             planned.mapping,
             planned.plan.schedule,
-            self.costs.name,
+            self.measured.name,
             header_of(planned),
-            self.costs.device,
+            self.measured.device,
             self._links(situation, planned),
         )
         has_room = peak_with_room(planned.plan, self._room_bytes) <= budget_bytes
@@ -333,13 +320,10 @@ class StepPlans:
     def _links(self, situation: Situation, planned: PlannedStep) -> tuple[int, ...]:
         """Return the numbers of blocks that are one node of autograd's graph."""
         with_all_gradients = replace(situation, grad_present=situation.grad_present | self._gradients.keys())
-        step, mapping = planned.step, planned.costs.step_and_mapping[1]
+        step, mapping = planned.step, planned.measured.step_and_mapping[1]
         return links_of(
             problem_in(step, mapping, with_all_gradients), problem_in(step, mapping, situation), planned.plan.schedule
         )
-
-    def _step_problem(self, situation: Situation) -> StepProblem:
-        return StepProblem(self.costs, situation, *formulate_step(self.costs, situation))
 
 
 def _without_tensors(situation: Situation) -> Situation:

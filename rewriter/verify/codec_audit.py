@@ -17,7 +17,7 @@ from ...solvers.problem.schedule import Decode, Free, Run
 from ..noise.perturbed_backward import PerturbedRun, energy_of, errors_alongside
 from ..noise.replay import Replay
 from ..noise.sensitivity import MEASURE_SEED
-from ..plan.step import PlannedStep
+from ..plan.step_problem import PlannedStep
 from ..text.module_names import plain_operation
 
 MOST_VALUES = 24  # audited by default
@@ -109,7 +109,7 @@ def audit_of(planned: PlannedStep, tensors: Mapping[Source, torch.Tensor], most_
     Two draws give the added variance within about a tenth for large values. They give it within a half where few
     elements make most of the noise. A bias is detected if it makes more than a tenth of a code's error.
     """
-    plan, sensitivity = planned.plan, planned.costs.sensitivity
+    plan, sensitivity = planned.plan, planned.measured.sensitivity
     readers = _approximate_readers(plan)
     if sensitivity is None or not readers or most_values < 1:
         return Audit(encoded=len(readers))
@@ -117,7 +117,7 @@ def audit_of(planned: PlannedStep, tensors: Mapping[Source, torch.Tensor], most_
     predicted = {(v, n): sensitivity.added[planned.mapping.storages[v]][n] / own for v, n in readers}
     cases = [_Case(planned, v, n, readers[v, n]) for v, n in _sample(plan, predicted, most_values)]
     schedule = schedule_of(planned.mapping.problem, trace_order(planned.mapping.problem))
-    device = planned.costs.device
+    device = planned.measured.device
     devices = [device] if device.type == "cuda" else []
     for case in cases:
         with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices=devices):

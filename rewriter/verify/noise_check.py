@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..noise.perturbed_backward import energy_of
-from ..plan.step import PlannedStep
+from ..plan.step_problem import PlannedStep
 from .tolerances import ALL_GRADIENTS, ALONE, GRADIENT, StepResults
 
 # The largest ratios of measured to predicted energy. Measured on the models of the tests: up to 1.8 in a weight's
@@ -114,10 +114,10 @@ class GradientNoise:
     @staticmethod
     def of(planned: PlannedStep, rounding: float) -> GradientNoise | None:
         """Build the sums for the codes of a plan; None if it has no approximate codes."""
-        sensitivity, plan = planned.costs.sensitivity, planned.plan
+        sensitivity, plan = planned.measured.sensitivity, planned.plan
         if sensitivity is None or not plan.encoding_error > 0:
             return None
-        codecs = {(s, number): planned.mapping.codec_sites[s][number].codec for s, number in planned.coded}
+        codecs = {(s, number): planned.mapping.codec_sites[s][number].codec for s, number in planned.encoded_sites}
         nearest = [key for key, codec in codecs.items() if codec.fidelity == "approximate" and not codec.draws]
         predicted = {f"{GRADIENT}{source.name}": noise for source, noise in sensitivity.by_gradient(codecs).items()}
         return GradientNoise(

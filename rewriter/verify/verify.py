@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from ...passes.sources import Source
 from ..capture.boundary.outputs import Outputs, is_named
 from ..capture.boundary.pytree import flatten
 from ..capture.call.caches import without_caches
 from ..capture.torch_internals import checkpoints_passed
 from ..measure.measure_peak import measure_peak
-from ..plan.situation import Situation, device_of, rounding_bytes, situation_of, storages_bytes
-from ..plan.step import Options, PlannedStep
+from ..plan.situation import Situation, device_of, rounding_bytes, situation_with, storages_bytes, tensors_of
+from ..plan.step_problem import PlannedStep
 from ..rewrite import rewrite
 from .codec_audit import MOST_VALUES, audit_of
 from .comparison import GENERATOR, STEPPED, Comparison
@@ -73,15 +74,15 @@ def verify(
     with _generators_restored(device_of(model, args, kwargs)):
         rewritten = rewrite(copy.deepcopy(model).train(), budget, args, kwargs, **options)
         first = rewritten.lowtide.planned
-        constants = first.costs.captured.constants
+        constants = first.measured.captured.held
         modules = (copy.deepcopy(model).train(), copy.deepcopy(model).train(), rewritten)
         runners = [_Runner(module, args, kwargs, options, make_optimizer, constants) for module in modules]
-        limit = None if first.costs.options.fidelity == "bitwise" else limit_of(_dtypes_made(first))
+        limit = None if first.measured.options.fidelity == "bitwise" else limit_of(_dtypes_made(first))
         audit = audit_of(first, runners[2].situation().tensors, audited)
-        with checkpoints_passed() if first.costs.captured.checkpoints else nullcontext():
+        with checkpoints_passed() if first.measured.captured.checkpoints else nullcontext():
             noise = _measure_noise(GradientNoise.of(first, limit), runners) if limit is not None else None
             comparison = _compare_steps(runners, steps, limit, first.noise_energy**0.5)
-        peaks = _peaks(runners[0], runners[2], rewritten.lowtide.planned.costs.captured.outputs)
+        peaks = _peaks(runners[0], runners[2], rewritten.lowtide.planned.measured.captured.outputs)
         ratio = _time_ratio(runners[0], runners[2], timed_pairs) if timed_pairs else None
     return Report(
         name=type(model).__name__,
@@ -95,7 +96,7 @@ def verify(
         dropped_peak_bytes=peaks[2],
         time_ratio=ratio,
         timed_pairs=timed_pairs,
-        device_type=first.costs.device.type,
+        device_type=first.measured.device.type,
         notes=first.mapping.problem.notes,
         errors=comparison.deviations,
         predicted_error=_predicted_error(first),
@@ -131,13 +132,13 @@ def _measure_noise(noise: GradientNoise | None, runners: Sequence[_Runner]) -> M
 
 def _predicted_error(planned: PlannedStep) -> float:
     """Return the predicted relative error that a plan's approximate codes cause in all gradients together."""
-    sensitivity, energy = planned.costs.sensitivity, planned.noise_energy
+    sensitivity, energy = planned.measured.sensitivity, planned.noise_energy
     return (energy / sensitivity.squared_gradient) ** 0.5 if sensitivity is not None and energy else 0.0
 
 
 def _dtypes_made(planned: PlannedStep) -> set[torch.dtype]:
     """Return the floating-point dtypes that a step computes in, those of autocast included."""
-    values = (node.meta["val"] for node in planned.costs.captured.graph.graph.nodes if "val" in node.meta)
+    values = (node.meta["val"] for node in planned.measured.captured.graph.graph.nodes if "val" in node.meta)
     tensors = (value for value in values if isinstance(value, torch.Tensor))
     return {tensor.dtype.to_real() for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()}
 
@@ -159,7 +160,7 @@ class _Runner:
         kwargs: dict[str, Any],
         options: Mapping[str, Any],
         make_optimizer: Any,
-        constants: tuple[torch.Tensor, ...],
+        constants: Mapping[Source, torch.Tensor],
     ) -> None:
         self.model = model
         self.constants = constants
@@ -245,7 +246,8 @@ class _Runner:
 
     def situation(self) -> Situation:
         """Return the situation in which a step begins."""
-        return situation_of(self.model, self.args, self.kwargs, Options(), self.device, self.constants)
+        present = {**tensors_of(self.model, self.args, self.kwargs), **self.constants}
+        return situation_with(present, rounding_bytes(self.device, None))
 
     def resident_bytes(self, outputs: Outputs) -> int:
         """Return the bytes present when a step begins, including all that the previous step has left in the module."""

@@ -1,6 +1,11 @@
-"""Format bytes for people to read."""
+"""Rounds bytes as allocators do, and formats them for people to read."""
 
 from __future__ import annotations
+
+
+def rounded_up(size_bytes: int, granularity: int) -> int:
+    """Return the bytes that an allocator with a granularity in bytes hands out for a number of bytes."""
+    return -(-size_bytes // granularity) * granularity
 
 
 def format_bytes(count: float) -> str:

@@ -74,7 +74,7 @@ def test_a_saved_plan_with_codes_is_the_same_when_loaded(tmp_path):
 def test_with_encodings_no_budget_is_met_in_more_time_and_some_in_less(monkeypatch):
     model, x = model_and_input()
     encoded = lowtide.sweep(model, (x,), count=40, costs="flops")
-    monkeypatch.setattr("lowtide.rewriter.plan.step.find_codec_sites", lambda *_: {})
+    monkeypatch.setattr("lowtide.rewriter.plan.measured_step.find_codec_sites", lambda *_: {})
     plain = lowtide.sweep(model, (x,), count=40, costs="flops")
     better = 0
     for plan in plain:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from encoded_plans import OPTIONS, with_all_encoded
 from lowtide.rewriter.display.memory_timeline import peak_of
-from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from small_networks import Called
+from step_problems import formulated
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -35,7 +35,7 @@ def codes_of(activation):
     """Return by value the names of its codecs, of a layer and an activation whose sum is the loss."""
     model = Called(lambda m, x: activation(m.layer(x)).sum(), layer=nn.Linear(64, 64))
     x = torch.randn(512, 64)
-    mapping = capture_and_formulate(model, (x,), {}, Options(fidelity="approximate", costs="flops")).mapping
+    mapping = formulated(model, (x,), {}, fidelity="approximate", costs="flops").mapping
     return {value.name: {encoding.name for encoding in value.encodings} for value in mapping.problem.values}
 
 
@@ -175,9 +175,7 @@ def test_backward_multiplies_with_the_levels_of_the_code_itself(activation):
 )
 def test_codes_are_read_themselves_where_the_gradient_lies_in_memory_as_the_value_did(loss, read_themselves):
     model = Called(loss, layer=nn.Linear(64, 64))
-    mapping = capture_and_formulate(
-        model, (torch.randn(512, 64),), {}, Options(fidelity="approximate", costs="flops")
-    ).mapping
+    mapping = formulated(model, (torch.randn(512, 64),), {}, fidelity="approximate", costs="flops").mapping
     encodings = [
         encoding for value in mapping.problem.values for encoding in value.encodings if encoding.name.endswith("'")
     ]

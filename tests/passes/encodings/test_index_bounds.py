@@ -6,7 +6,8 @@ import torch
 from lowtide.passes.encodings.index_bounds import codecs_that_narrow
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
-from lowtide.rewriter.plan.step import Options, capture_step
+from lowtide.rewriter.plan.measured_step import measure_step
+from lowtide.rewriter.plan.options import Options
 from small_networks import Called
 from torch import nn
 from torch.nn import functional
@@ -17,7 +18,7 @@ ROWS = 700
 def narrowed(function, *args, **parts):
     """Return the possible codecs of each int64 tensor that forward makes and backward reads."""
     model = Called(function, **parts)
-    step = capture_step(model, args, {}, Options(costs="flops")).step
+    step = measure_step(model, args, {}, Options(costs="flops")).step
     read = {s for kernel in step.kernels if kernel.phase == "backward" for s in kernel.reads}
     made = {s for kernel in step.kernels if kernel.phase == "forward" for s in kernel.makes}
     integers = [s for s in sorted(made & read) if step.storages[s].base.meta["val"].dtype == torch.int64]

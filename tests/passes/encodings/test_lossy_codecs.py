@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from lowtide.rewriter.display.memory_timeline import peak_of
 from lowtide.rewriter.display.tables import plan_text
-from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.rewriter.text.byte_sizes import format_bytes
 from lowtide.solvers.problem.schedule import Decode, Encode
 from rich.console import Console
 from small_networks import Called
+from step_problems import formulated, variants_of
 from torch import nn
 
 
 def codecs_of(model, *args):
     """The names of all codecs that values of a step have."""
-    mapping = capture_and_formulate(model, args, {}, Options(fidelity="approximate", costs="flops")).mapping
+    mapping = formulated(model, args, {}, fidelity="approximate", costs="flops").mapping
     return {encoding.name for value in mapping.problem.values for encoding in value.encodings}
 
 
@@ -65,8 +65,8 @@ class Attending(nn.Module):
 
 
 def test_what_attention_exponentiates_has_codes_of_many_bits_only():
-    options = Options(fidelity="approximate", costs="flops", codecs=("groups",))
-    mapping = capture_and_formulate(Attending(), (torch.randn(8, 64, 64),), {}, options).mapping
+    options = {"fidelity": "approximate", "costs": "flops", "codecs": ("groups",)}
+    mapping = formulated(Attending(), (torch.randn(8, 64, 64),), {}, **options).mapping
     of_attention = {
         v for op in mapping.problem.ops if "attention" in op.name and "backward" in op.name for v in op.reads
     }
@@ -84,9 +84,9 @@ def test_what_a_formula_exponentiates_has_codes_of_many_bits_only(function):
         return module.second(function(h) * h).square().mean()
 
     model = Called(product, first=nn.Linear(64, 64), second=nn.Linear(64, 64))
-    options = Options(fidelity="approximate", costs="flops", codecs=("groups",))
+    options = {"fidelity": "approximate", "costs": "flops", "codecs": ("groups",)}
     encodings = []
-    for variant in capture_and_formulate(model, (torch.randn(512, 64),), {}, options).variants:
+    for variant in variants_of(model, (torch.randn(512, 64),), {}, **options):
         problem = variant.mapping.problem
         exponentials = (op for op in problem.ops[problem.forward_length :] if op.name.startswith(("exp", "_log_")))
         encodings += [problem.values[value].encodings for op in exponentials for value in op.reads]
@@ -109,9 +109,7 @@ def test_what_backward_divides_by_or_takes_a_root_of_is_kept_without_noise(funct
         return module.second(function(h * h + 0.5)).square().mean()
 
     model = Called(divided, first=nn.Linear(64, 64), second=nn.Linear(64, 64))
-    for variant in capture_and_formulate(
-        model, (torch.randn(512, 64),), {}, Options("approximate", costs="flops")
-    ).variants:
+    for variant in variants_of(model, (torch.randn(512, 64),), {}, fidelity="approximate", costs="flops"):
         problem = variant.mapping.problem
         kept = [
             problem.values[value]
@@ -139,7 +137,7 @@ def exact_values(loss):
     model = Called(
         lambda m, x: loss(m.second(torch.tanh(m.first(x)))), first=nn.Linear(64, 64), second=nn.Linear(64, 64)
     )
-    mapping = capture_and_formulate(model, (TARGET,), {}, Options(fidelity="approximate", costs="flops")).mapping
+    mapping = formulated(model, (TARGET,), {}, fidelity="approximate", costs="flops").mapping
     encoded = {
         value.name for value in mapping.problem.values if any("groups" in encoding.name for encoding in value.encodings)
     }
@@ -203,9 +201,7 @@ class Attention(nn.Module):
 
 
 def test_rows_are_left_out_of_linear_layers_inputs_alone():
-    mapping = capture_and_formulate(
-        Attention(), (torch.randn(4, 64, 32),), {}, Options(fidelity="approximate", costs="flops")
-    ).mapping
+    mapping = formulated(Attention(), (torch.randn(4, 64, 32),), {}, fidelity="approximate", costs="flops").mapping
     sampled = {v.name for v in mapping.problem.values if any("of rows" in e.name for e in v.encodings)}
     assert sampled == {"tanh_default"}
 
@@ -233,10 +229,10 @@ class Mixed(nn.Module):
 
 def sites_of_mixed(readers):
     """Return the codec sites of the linear layer's result, 4 × 32 places with 16 features each."""
-    options = Options(fidelity="approximate", costs="flops", codecs=("rows",))
-    costs = capture_and_formulate(Mixed(readers), (torch.randn(4, 32, 8, requires_grad=True),), {}, options).costs
-    made = {number: storage.base.meta["val"].shape for number, storage in enumerate(costs.step.storages)}
-    return [site for storage, sites in costs.codec_sites.items() if made[storage][-1] == 16 for site in sites]
+    options = {"fidelity": "approximate", "costs": "flops", "codecs": ("rows",)}
+    measured = formulated(Mixed(readers), (torch.randn(4, 32, 8, requires_grad=True),), {}, **options).measured
+    made = {number: storage.base.meta["val"].shape for number, storage in enumerate(measured.step.storages)}
+    return [site for storage, sites in measured.codec_sites.items() if made[storage][-1] == 16 for site in sites]
 
 
 @pytest.mark.parametrize("readers", ["linear", "convolution", "linear and convolution"])

@@ -6,16 +6,16 @@ import lowtide
 import pytest
 import torch
 import torch.nn.functional as F
-from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from side_by_side import calling, differences, trained
 from small_networks import Called
+from step_problems import formulated
 from torch import nn
 
 
 def codes_of(activation, **modes):
     """The names of the codecs of what a layer before an activation made, or the activation."""
     model = Called(lambda m, x: activation(m.layer(x)).sum(), layer=nn.Linear(64, 64))
-    mapping = capture_and_formulate(model, (torch.randn(512, 64),), {}, Options(costs="flops", **modes)).mapping
+    mapping = formulated(model, (torch.randn(512, 64),), {}, costs="flops", **modes).mapping
     return {encoding.name for value in mapping.problem.values for encoding in value.encodings}
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from lowtide.rewriter.plan.plan_file import load_plan, save_plan
 from lowtide.rewriter.plan.solve import frontier_of, solve_step
-from lowtide.rewriter.plan.step import Options, capture_and_formulate
+from lowtide.rewriter.plan.step_problem import Variants
+from lowtide.rewriter.text.byte_sizes import Share
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.keep_all import KeepAll
 from lowtide.solvers.portfolio import Portfolio
@@ -19,6 +20,7 @@ from lowtide.solvers.problem.problem_file import problem_of
 from lowtide.solvers.problem.simulate import baseline_of, make_plan
 from side_by_side import calling, differences, trained
 from small_networks import Called
+from step_problems import variants_of
 from torch import nn
 from torch.nn import functional
 
@@ -46,81 +48,81 @@ def case():
 
 
 @pytest.fixture(scope="module")
-def step_problem(case):
+def variants(case):
     model, x = case
-    return capture_and_formulate(model, (x,), {}, Options(**OPTIONS))
+    return variants_of(model, (x,), {}, **OPTIONS)
 
 
-def recomputed(step_problem) -> set[str]:
+def recomputed(variants: Variants) -> set[str]:
     """Return the operations that backward recomputes, by the names of forward's."""
-    before = {op.name for op in step_problem.mapping.problem.ops}
-    return (
-        {op.name for op in step_problem.recomputing.mapping.problem.ops if op.name not in before}
-        if step_problem.recomputing
-        else set()
-    )
+    as_captured, *recomputing = variants
+    before = {op.name for op in as_captured.problem.ops}
+    return {op.name for variant in recomputing for op in variant.problem.ops} - before
+
+
+def recomputing_problem(variants: Variants):
+    """Return the problem of the step in which backward recomputes more."""
+    _, recomputing = variants
+    return recomputing.problem
 
 
 def of_network(function, *args, **parts):
     """Return the step problem of a function of a module."""
-    return capture_and_formulate(Called(function, **parts), args, {}, Options(**OPTIONS))
+    return variants_of(Called(function, **parts), args, {}, **OPTIONS)
 
 
-def test_a_gated_unit_keeps_its_gate_and_its_value_and_neither_their_product_nor_the_activation(step_problem):
-    assert {name.split("_")[0] for name in recomputed(step_problem)} == {"mul", "silu"}
-    plans = [
-        make_plan(w.mapping.problem, KeepAll().schedule(w.mapping.problem, 0), solver="keep_all")
-        for w in step_problem.variants
-    ]
+def test_a_gated_unit_keeps_its_gate_and_its_value_and_neither_their_product_nor_the_activation(variants):
+    assert {name.split("_")[0] for name in recomputed(variants)} == {"mul", "silu"}
+    plans = [make_plan(w.problem, KeepAll().schedule(w.problem, 0), solver="keep_all") for w in variants]
     kept = [plan.live_bytes[plan.schedule.forward_length - 1] - plan.problem.resident_bytes for plan in plans]
     wide = 256 * 128 * 4
     assert kept[0] - kept[1] >= 2 * 2 * wide
 
 
-def test_its_gradients_are_the_same_bits_where_nothing_is_encoded(case, step_problem):
+def test_its_gradients_are_the_same_bits_where_nothing_is_encoded(case, variants):
     model, x = case
-    problem = step_problem.recomputing.mapping.problem
+    problem = recomputing_problem(variants)
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
     small = lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (x,), plan=plan, **OPTIONS)
     assert small.plan.fingerprint == problem.fingerprint
     assert not differences(trained(copy.deepcopy(model), calling(x)), trained(small, calling(x)))
 
 
-def test_a_plan_of_it_is_taken_where_it_is_faster_and_keeps_its_budgets(case, step_problem):
+def test_a_plan_of_it_is_taken_where_it_is_faster_and_keeps_its_budgets(case, variants):
     model, x = case
-    plan = solve_step(step_problem, "32%", Portfolio()).plan
-    alone = Portfolio().solve(step_problem.mapping.problem, plan.budget_bytes or 0)
-    assert plan.problem.reference == baseline_of(step_problem.mapping.problem)
+    plan = solve_step(variants, Share(0.32), Portfolio()).plan
+    alone = Portfolio().solve(variants.as_captured.problem, plan.budget_bytes or 0)
+    assert plan.problem.reference == baseline_of(variants.as_captured.problem)
     assert plan.seconds < alone.seconds and plan.peak_bytes <= plan.budget_bytes
     report = lowtide.verify(model, "32%", (x,), **OPTIONS)
     assert report.ok, str(report)
     assert report.plan.fingerprint == plan.fingerprint and report.measured_peak_bytes == report.plan.peak_bytes
 
 
-def test_what_it_recomputes_counts_as_extra_time(step_problem):
-    problem, reference = step_problem.recomputing.mapping.problem, baseline_of(step_problem.mapping.problem)
+def test_what_it_recomputes_counts_as_extra_time(variants):
+    problem, reference = recomputing_problem(variants), baseline_of(variants.as_captured.problem)
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
     assert plan.baseline_seconds == reference.seconds and plan.baseline_peak_bytes == reference.peak_bytes
     assert plan.extra_seconds == pytest.approx(problem.seconds - reference.seconds) and plan.extra_seconds > 0
     assert lower_bound_seconds(problem, plan.peak_bytes) == pytest.approx(plan.extra_seconds, rel=1e-6)
 
 
-def test_where_a_budget_is_met_without_extra_time_nothing_is_recomputed(step_problem):
-    plan = solve_step(step_problem, "100%", Portfolio()).plan
+def test_where_a_budget_is_met_without_extra_time_nothing_is_recomputed(variants):
+    plan = solve_step(variants, Share(1.0), Portfolio()).plan
     assert plan.problem.reference is None and not plan.encoded
 
 
-def test_a_sweep_has_plans_of_both_and_none_that_another_beats(step_problem):
-    plans = frontier_of(step_problem, 12, Portfolio(), None, float("inf"))
+def test_a_sweep_has_plans_of_both_and_none_that_another_beats(variants):
+    plans = frontier_of(variants, 12, Portfolio(), None)
     assert {plan.problem.reference is None for plan in plans} == {True, False}
     assert len(plans) <= 12
     for higher, lower in pairwise(plans):
         assert higher.peak_bytes > lower.peak_bytes and higher.seconds < lower.seconds
 
 
-def test_a_saved_plan_of_it_is_taken_again(case, step_problem, tmp_path):
+def test_a_saved_plan_of_it_is_taken_again(case, variants, tmp_path):
     model, x = case
-    plan = solve_step(step_problem, "32%", Portfolio()).plan
+    plan = solve_step(variants, Share(0.32), Portfolio()).plan
     save_plan(plan, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json").problem == plan.problem == problem_of(json.loads(plan.problem.to_json()))
     small = lowtide.rewrite(copy.deepcopy(model), "32%", (x,), plan=tmp_path / "plan.json", **OPTIONS)
@@ -130,10 +132,10 @@ def test_a_saved_plan_of_it_is_taken_again(case, step_problem, tmp_path):
     assert copied.plan.schedule == plan.schedule
 
 
-def test_a_budget_below_all_variants_is_refused_with_the_smallest_of_their_peaks(step_problem):
+def test_a_budget_below_all_variants_is_refused_with_the_smallest_of_their_peaks(variants):
     with pytest.raises(lowtide.InfeasibleBudget, match="the smallest peak found") as refused:
-        solve_step(step_problem, step_problem.situation.resident_bytes + 1000, Portfolio())
-    smallest = [Portfolio().frontier(variant.mapping.problem, 2)[-1].peak_bytes for variant in step_problem.variants]
+        solve_step(variants, variants.as_captured.problem.resident_bytes + 1000, Portfolio())
+    smallest = [Portfolio().frontier(variant.problem, 2)[-1].peak_bytes for variant in variants]
     assert refused.value.smallest_bytes == min(smallest)
 
 

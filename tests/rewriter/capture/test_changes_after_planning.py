@@ -226,7 +226,7 @@ def test_plans_that_are_forgotten_let_go_of_their_captures():
     small(torch.randn(1, 8))
     host_bytes = next(iter(small.lowtide.steps)).host_bytes  # others have more or fewer digits in their code
     small.lowtide.steps.most_bytes = 11 * host_bytes // 2
-    graphs = [weakref.ref(step.costs.captured.graph) for step in small.lowtide.steps]
+    graphs = [weakref.ref(step.measured.captured.graph) for step in small.lowtide.steps]
     with pytest.warns(lowtide.LowtideWarning, match=r"of the host's memory, which \d+ kinds of calls exceed"):
         for rows in range(2, 7):
             small(torch.randn(rows, 8))

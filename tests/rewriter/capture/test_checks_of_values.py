@@ -65,7 +65,7 @@ def test_one_hot_looks_at_no_class_and_refuses_one_that_is_out_of_range():
         expected = model(rows(), index)
         torch.manual_seed(0)
         assert torch.equal(small(rows(), index), expected)
-    planned = small.lowtide.planned.costs.captured
+    planned = small.lowtide.planned.measured.captured
     assert planned.guard is None and len(small.lowtide.steps) == 1
     for wrong in (4, -1):
         with pytest.raises(RuntimeError):

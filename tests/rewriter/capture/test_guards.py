@@ -84,7 +84,7 @@ def test_the_peak_of_a_module_that_looks_at_data_is_kept(look):
 def test_what_does_not_vary_is_not_looked_at_again():
     model = Looking(lambda m, y, other: y if torch.arange(4).sum() == 6 else -y)
     small = rewritten(model, data(), torch.ones(1))
-    assert small.lowtide.planned.costs.captured.guard is None
+    assert small.lowtide.planned.measured.captured.guard is None
 
 
 def test_a_buffer_that_decides_is_looked_at_again():

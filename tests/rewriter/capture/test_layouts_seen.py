@@ -7,7 +7,8 @@ from lowtide.rewriter.capture.operands import layouts_seen
 from lowtide.rewriter.capture.operands.layouts_seen import LayoutsSeen, format_layouts, layouts_of, parse_layouts
 from lowtide.rewriter.errors import PlanError
 from lowtide.rewriter.measure import costs
-from lowtide.rewriter.plan import step as planning
+from lowtide.rewriter.plan import measured_step
+from lowtide.rewriter.plan.options import Options
 from side_by_side import assert_trains_alike
 from torch import nn
 
@@ -31,7 +32,7 @@ class Turned(nn.Module):
 def nothing_seen(monkeypatch):
     """Nothing learned before, and nothing learned that outlasts a test."""
     seen = LayoutsSeen()
-    for module in (planning, recorder):
+    for module in (measured_step, recorder):
         monkeypatch.setattr(module, "SEEN", seen)
     return seen
 
@@ -46,14 +47,14 @@ def nothing_predicted(monkeypatch):
 def captures(monkeypatch):
     """Return a list that grows with each capture of a step."""
     counted = []
-    capture = planning.capture
-    monkeypatch.setattr(planning, "capture", lambda *args, **kwargs: counted.append(1) or capture(*args, **kwargs))
+    capture = measured_step.capture
+    monkeypatch.setattr(measured_step, "capture", lambda *args, **kwargs: counted.append(1) or capture(*args, **kwargs))
     return counted
 
 
 def step(size: int = 20):
     torch.manual_seed(0)
-    return Turned(), (torch.randn(2, 16, size),), {}, planning.Options(costs="flops")
+    return Turned(), (torch.randn(2, 16, size),), {}, Options(costs="flops")
 
 
 @pytest.mark.usefixtures("nothing_seen", "nothing_predicted")
@@ -65,9 +66,9 @@ def test_gradients_are_right_where_fake_ones_lie_otherwise(captures):
 
 @pytest.mark.usefixtures("nothing_predicted")
 def test_what_was_seen_spares_the_next_capture_and_costs_no_run_in_another_process(nothing_seen, captures, monkeypatch):
-    planning.capture_step(*step(21))
+    measured_step.measure_step(*step(21))
     assert list(nothing_seen.by_name) == ["aten.native_layer_norm_backward.default"] and len(captures) == 2
-    planning.capture_step(*step(21))
+    measured_step.measure_step(*step(21))
     assert len(captures) == 3  # known from the start
 
     def run_nothing(*_, **__):
@@ -75,7 +76,7 @@ def test_what_was_seen_spares_the_next_capture_and_costs_no_run_in_another_proce
 
     nothing_seen.by_name.clear()  # as another process begins, with the cache of the first
     monkeypatch.setattr(costs, "run_kernels", run_nothing)
-    planning.capture_step(*step(21))
+    measured_step.measure_step(*step(21))
     assert len(captures) == 5 and nothing_seen.by_name
 
 
@@ -85,11 +86,11 @@ def test_a_step_that_does_not_settle_is_refused_by_the_name_of_a_kernel(nothing_
     with pytest.raises(
         PlanError, match=r"Turned: after 8 captures aten.native_layer_norm_backward.default\(.* still lays"
     ):
-        planning.capture_step(*step(22))
+        measured_step.measure_step(*step(22))
 
 
 def test_no_recapture_is_needed_where_the_table_says_what_kernels_do(nothing_seen, captures):
-    planning.capture_step(*step(23))
+    measured_step.measure_step(*step(23))
     assert len(captures) == 1 and not nothing_seen.by_name
 
 

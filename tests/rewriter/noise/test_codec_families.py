@@ -8,13 +8,13 @@ import pytest
 import torch
 from lowtide.kernels.approximate_codecs import FAMILIES, METHODS, USUAL_FAMILIES
 from lowtide.rewriter.measure.costs import NOMINAL_FLOPS_PER_SECOND
-from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.solvers.encoding.decode_order import encoded_schedule, with_codes
 from lowtide.solvers.problem.encoded_problem import encodable
 from lowtide.solvers.problem.liveness import trace_order
 from lowtide.solvers.problem.schedule import Encode
 from lowtide.solvers.problem.simulate import make_plan
 from lowtide.solvers.recipes import Recipes
+from step_problems import formulated
 from torch import nn
 
 OPTIONS = {"fidelity": "approximate", "costs": "flops", "error_budget": math.inf}
@@ -96,8 +96,8 @@ def check_noise(model, small, batch, draws):
 def test_a_family_by_its_name_is_all_that_values_are_kept_in(family):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64), nn.Linear(64, 64))
-    options = Options(fidelity="approximate", costs="flops", codecs=(family,))
-    mapping = capture_and_formulate(model, (torch.randn(128, 64),), {}, options).mapping
+    options = {"fidelity": "approximate", "costs": "flops", "codecs": (family,)}
+    mapping = formulated(model, (torch.randn(128, 64),), {}, **options).mapping
     names = {encoding.name for value in mapping.problem.values for encoding in value.encodings}
     assert names and all(name.endswith(NAMES[family]) for name in names)
 

@@ -11,10 +11,13 @@ from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
 from lowtide.rewriter.noise.replay import Replay
 from lowtide.rewriter.noise.sensitivity import MEASURE_SEED
-from lowtide.rewriter.plan.step import Options, capture_and_formulate, formulate_step
+from lowtide.rewriter.plan.options import Options
+from lowtide.rewriter.plan.planner import StepPlanner
+from lowtide.rewriter.plan.step_problem import formulate_step
 from lowtide.solvers.problem.liveness import schedule_of, trace_order
 from lowtide.solvers.problem.simulate import simulate
 from small_networks import Called
+from step_problems import formulated
 from torch import nn
 
 DRAWS = 5
@@ -42,9 +45,10 @@ class Steps:
 
     def __init__(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
         options = Options(fidelity="approximate", outputs=("loss",), costs="flops")
-        formulated = capture_and_formulate(model, (), batch, options)
-        self.sensitivity, self.tensors = formulated.costs.sensitivity, formulated.situation.tensors
-        self.step, self.mapping = formulate_step(replace(formulated.costs, codec_sites={}), formulated.situation)
+        planner, present = StepPlanner.of(model, (), batch, options)
+        self.sensitivity, self.tensors = planner.measured.sensitivity, present.tensors
+        unencoded = formulate_step(replace(planner.measured, codec_sites={}), present)
+        self.step, self.mapping = unencoded.step, unencoded.mapping
         self.schedule = schedule_of(self.mapping.problem, trace_order(self.mapping.problem))
 
     def kind_of(self, storage):
@@ -220,8 +224,8 @@ def test_the_gradient_s_own_variance_is_what_other_batches_show():
 
     drawn = torch.stack([gradient(batch()) for _ in range(60)])
     actual = float(drawn.var(0).sum())
-    options = Options(fidelity="approximate", costs="flops")
-    predicted = [capture_and_formulate(model, (), batch(), options).costs.sensitivity.own_variance for _ in range(4)]
+    options = {"fidelity": "approximate", "costs": "flops"}
+    predicted = [formulated(model, (), batch(), **options).measured.sensitivity.own_variance for _ in range(4)]
     assert sum(predicted) / len(predicted) == pytest.approx(actual, rel=0.2)
 
 
@@ -233,8 +237,8 @@ def test_each_gradient_s_own_variance_is_what_its_samples_show(name):
     model = build_model(name, overrides={**overrides, **WITHOUT_DROPOUT.get(name, {})}).train()
     model.config.use_cache = False
     batch = sample_batch(model, samples, length)
-    options = Options(fidelity="approximate", outputs=("loss",), costs="flops")
-    predicted = capture_and_formulate(model, (), batch, options).costs.sensitivity.own
+    options = {"fidelity": "approximate", "outputs": ("loss",), "costs": "flops"}
+    predicted = formulated(model, (), batch, **options).measured.sensitivity.own
     gradients = []
     for sample in range(samples):
         model(**{key: tensor[sample : sample + 1] for key, tensor in batch.items()}).loss.backward()
@@ -270,18 +274,16 @@ def test_with_one_sample_tokens_count_as_samples():
     torch.manual_seed(0)
     model = build_model("gpt2", overrides={"n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 100}).train()
     model.config.use_cache = False
-    options = Options(fidelity="approximate", outputs=("loss",), costs="flops")
-    sensitivity = capture_and_formulate(model, (), sample_batch(model, 1, 64), options).costs.sensitivity
+    options = {"fidelity": "approximate", "outputs": ("loss",), "costs": "flops"}
+    sensitivity = formulated(model, (), sample_batch(model, 1, 64), **options).measured.sensitivity
     assert sensitivity.own_variance > 0
 
 
 def test_one_picture_shows_no_variance_so_nothing_is_kept_approximately():
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3), nn.Flatten())
-    formulated = capture_and_formulate(
-        model, (torch.randn(1, 8, 16, 16),), {}, Options(fidelity="approximate", costs="flops")
-    )
-    assert formulated.costs.sensitivity.own_variance == 0
-    assert any("no finite variance" in note for note in formulated.mapping.problem.notes)
+    step_problem = formulated(model, (torch.randn(1, 8, 16, 16),), {}, fidelity="approximate", costs="flops")
+    assert step_problem.measured.sensitivity.own_variance == 0
+    assert any("no finite variance" in note for note in step_problem.mapping.problem.notes)
 
 
 def test_measuring_leaves_the_model_its_buffers_and_the_generator_alone():
@@ -289,11 +291,9 @@ def test_measuring_leaves_the_model_its_buffers_and_the_generator_alone():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    formulated = capture_and_formulate(
-        model, (torch.randn(4, 3, 16, 16),), {}, Options(fidelity="approximate", costs="flops")
-    )
+    step_problem = formulated(model, (torch.randn(4, 3, 16, 16),), {}, fidelity="approximate", costs="flops")
     torch.manual_seed(3)
-    assert formulated.costs.sensitivity is not None
+    assert step_problem.measured.sensitivity is not None
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -309,9 +309,7 @@ def test_a_penalty_of_parameters_is_no_variance_between_samples(penalty):
 
     def own_variance(weight):
         model = Called(lambda module, x: loss(module, x, weight), net=net)
-        options = Options(fidelity="approximate", costs="flops")
-        return capture_and_formulate(
-            model, (torch.ones(32, 16).cumsum(0).sin(),), {}, options
-        ).costs.sensitivity.own_variance
+        options = {"fidelity": "approximate", "costs": "flops"}
+        return formulated(model, (torch.ones(32, 16).cumsum(0).sin(),), {}, **options).measured.sensitivity.own_variance
 
     assert own_variance(penalty) == pytest.approx(own_variance(0.0), rel=0.05)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from lowtide.rewriter.plan.step import Options, capture_and_formulate
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.problem import Problem
 from lowtide.solvers.problem.simulate import baseline_of
 from small_models import small_model
+from step_problems import formulated
 
 
 def problem_of(name: str) -> Problem:
     """The scheduling problem of a small model's step."""
     model, batch = small_model(name)
-    return capture_and_formulate(model, (), batch, Options(costs="flops", outputs=("loss",))).mapping.problem
+    return formulated(model, (), batch, costs="flops", outputs=("loss",)).mapping.problem
 
 
 @pytest.mark.parametrize("name", ["gpt2", "resnet", "t5"])

@@ -93,7 +93,7 @@ def test_a_padded_batch_after_a_full_one_is_another_program_and_both_stay_right(
 
     small = rewritten(model, budget="1GiB", **full)
     assert differences(trained(model, step, 2), trained(small, step, 2)) == []
-    guards = [step.costs.captured.guard for step in small.lowtide.steps]
+    guards = [step.measured.captured.guard for step in small.lowtide.steps]
     assert len(guards) == 2 and None not in guards
 
 

@@ -192,7 +192,7 @@ def test_as_many_kinds_of_calls_are_kept_as_memory_holds(monkeypatch):
     small = lowtide.rewrite(nn.Linear(4, 4), "1MiB", costs="flops")
     for rows in range(1, 25):
         small(torch.randn(rows, 4)).sum().backward()
-    monkeypatch.setattr(rewriting, "capture_step", None)
+    monkeypatch.setattr(rewriting, "measure_step", None)
     for rows in range(1, 25):
         small(torch.randn(rows, 4)).sum().backward()
 

@@ -12,13 +12,14 @@ from lowtide.passes.encodings.codec_sites import CodecSite
 from lowtide.rewriter.display.tables import show, verify_text
 from lowtide.rewriter.noise.replay import Replay
 from lowtide.rewriter.noise.sensitivity import MEASURE_SEED, Sensitivity
-from lowtide.rewriter.plan.step import Options, capture_and_formulate, situation_of
+from lowtide.rewriter.plan.situation import tensors_of
 from lowtide.rewriter.run import runtime
 from lowtide.rewriter.verify.codec_audit import audit_of, value_deviations
 from lowtide.rewriter.verify.noise_check import NoisyGradient
 from lowtide.solvers.problem.liveness import schedule_of, trace_order
 from small_models import small_model
 from small_networks import Called
+from step_problems import formulated
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def site_of(family: str, layer: nn.Module, x: torch.Tensor, families: tuple[str,
     torch.manual_seed(0)
     scale = nn.Parameter(torch.ones(x.shape[-1], dtype=x.dtype))
     model = Called(lambda m, x: m.layer(x * m.scale).square().sum(), layer=layer, scale=scale)
-    mapping = capture_and_formulate(model, (x,), {}, Options("approximate", costs="flops", codecs=families)).mapping
+    mapping = formulated(model, (x,), {}, fidelity="approximate", costs="flops", codecs=families).mapping
     codec_sites = (site for sites in mapping.codec_sites.values() for site in sites if site.codec.family == family)
     return next(codec_sites), x
 
@@ -76,7 +77,7 @@ def case(coded):
     model, batch, plan = coded
     small = lowtide.rewrite(model, plan.peak_bytes, (), batch, plan=plan, outputs=["loss"], **OPTIONS)
     planned = small.lowtide.planned
-    return planned, situation_of(small, (), batch, Options(), CPU, planned.costs.captured.constants).tensors
+    return planned, tensors_of(small, (), batch) | planned.measured.captured.held
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_all_values_are_audited_if_they_are_few(case, audit):
     plan = planned.plan
     assert len(audit.values) == audit.encoded == len(plan.encoded) > 4
     for audited, (value, number) in zip(audit.values, sorted(plan.encoded), strict=True):
-        encoding, sensitivity = plan.problem.values[value].encodings[number], planned.costs.sensitivity
+        encoding, sensitivity = plan.problem.values[value].encodings[number], planned.measured.sensitivity
         assert (audited.codec, audited.code_bytes) == (encoding.name, encoding.size_bytes)
         added = sensitivity.added[planned.mapping.storages[value]][number]
         assert audited.predicted == added / sensitivity.own_variance <= encoding.error * (1 + 1e-9)
@@ -130,7 +131,7 @@ def test_what_one_value_adds_is_what_the_step_itself_gives_with_it(case, audit):
             return torch.cat(parts)
 
     squares = float((gradients(True) - gradients(False)).square().sum())
-    own = planned.costs.sensitivity.own_variance
+    own = planned.measured.sensitivity.own_variance
     assert audit.values[index].measured == pytest.approx(squares / own, rel=0.3)
 
 
@@ -149,7 +150,7 @@ def test_an_audit_frees_what_it_makes():
     plan = with_all_encoded(model, batch)
     small = lowtide.rewrite(model, plan.peak_bytes, (), batch, plan=plan, outputs=["loss"], **OPTIONS)
     planned = small.lowtide.planned
-    tensors = situation_of(small, (), batch, Options(), CPU, planned.costs.captured.constants).tensors
+    tensors = tensors_of(small, (), batch) | planned.measured.captured.held
     schedule = schedule_of(plan.problem, trace_order(plan.problem))
 
     def replay() -> None:
