@@ -61,8 +61,8 @@ class Request:
     def to_dict(self) -> dict[str, Any]:
         """Return plain texts and numbers, for JSON; an unlimited time is left out."""
         own = {entry.name: getattr(self, entry.name) for entry in fields(Request) if entry.name != "options"}
-        options = {name: getattr(self.options, name) for name in _OF_OPTIONS}
-        return {name: value for name, value in (own | options).items() if value != inf}
+        names = (name for name in _OF_OPTIONS if name != "time_limit" or self.options.time_limit < inf)
+        return own | {name: getattr(self.options, name) for name in names}
 
     @staticmethod
     def from_dict(payload: Mapping[str, Any]) -> Request:

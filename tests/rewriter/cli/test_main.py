@@ -176,7 +176,7 @@ def test_inspect_prints_the_code_anew(plan_path):
 
 def test_inspect_prints_the_code_of_an_approximate_plan_as_it_is_run(tmp_path):
     sizes = {**SIZES, "n_layer": "1"}
-    request = Request("gpt2", sizes, batch=8, sequence=32, **ENCODED, outputs=("loss",))
+    request = Request.of("gpt2", {**ENCODED, "outputs": ["loss"]}, settings=sizes, batch=8, sequence=32)
     model, batch = build_model("gpt2", overrides=sizes), sample_batch(build_model("gpt2", overrides=sizes), 8, 32)
     plan = with_all_encoded(model, batch)
     save_plan(plan, tmp_path / "plan.json", made_by=request.to_dict())
