@@ -8,7 +8,11 @@ import os
 import sys
 import tempfile
 import types
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the network
@@ -48,6 +52,19 @@ class Helpers(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.append(Helpers())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes golden files anew."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with `tests/golden/NAME.txt`, given as name and text."""
+    from golden_files import compare
+
+    return partial(compare, update=request.config.getoption("--update-golden"))
 
 
 def pytest_collection_finish():
