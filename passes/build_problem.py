@@ -102,7 +102,7 @@ def _encoding(
     site: CodecSite, size_bytes: int, cost_of: Callable[[fx.Node], tuple[float, int]], rounded: Callable[[int], int]
 ) -> EncodingOption:
     (encode_seconds, encode_bytes), (decode_seconds, decode_bytes) = cost_of(site.encode), cost_of(site.decode)
-    decoded_bytes = None
+    read_itself_bytes = None
     if site.product is not None:
         seconds, product_bytes = cost_of(site.product.call)
         replaced_seconds, replaced_bytes = cost_of(site.product.replaced.call)
@@ -110,7 +110,7 @@ def _encoding(
         if more_bytes < size_bytes:  # otherwise the decoded value takes fewer bytes
             # solvers take no negative times, so a product counts as no faster than the call that it replaces
             decode_seconds, decode_bytes = max(seconds - replaced_seconds, 0.0), more_bytes
-            decoded_bytes = more_bytes
+            read_itself_bytes = more_bytes
     return EncodingOption(
         name=site.codec.name,
         size_bytes=rounded(site.code_bytes),
@@ -120,8 +120,8 @@ def _encoding(
         decode_working_bytes=rounded(decode_bytes),
         fidelity=site.codec.fidelity,
         error=site.error,
-        stands_in=site.codec.decodes_to_placeholder,
-        decoded_bytes=decoded_bytes,
+        decodes_to_placeholder=site.codec.decodes_to_placeholder,
+        read_itself_bytes=read_itself_bytes,
     )
 
 
@@ -166,7 +166,7 @@ def _op(
         block=kernel.block,
         repeatable=kernel.repeatable,
         random=kernel.random,
-        intensive=is_product(kernel),
+        compute_intensive=is_product(kernel),
         kind=kernel_kind(kernel),
         module=kernel.module,
         reuses=reuses,

@@ -42,7 +42,7 @@ class Kernel:
         "tangent" stands for the arrival of the incoming gradients.
         "accumulate" accumulates a finished gradient into the `.grad` of `target`, a parameter or an input (it makes a
         storage where the gradient has to be cloned for that).
-        "witness" does nothing: it is an anchor that runs once in forward, so that its operand is made there.
+        "anchor" does nothing: it runs once in forward, so that its operand is made there.
         "check" verifies that decisions still are those of the capture (`kernels/checks.py`).
     calls: the first makes the storages, each further one works in place on the storage of the one before it.
     reads, makes: numbers of storages.
@@ -287,8 +287,8 @@ def _add_anchors(forward: list[Kernel]) -> list[Kernel]:
             kernels.append(
                 replace(
                     kernel,
-                    name=f"witness_{kernel.name}",
-                    role="witness",
+                    name=f"anchor_{kernel.name}",
+                    role="anchor",
                     calls=(),
                     reads=kernel.makes[-1:],
                     makes=(),

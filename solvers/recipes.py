@@ -75,7 +75,7 @@ def _mixture(problem: Problem, full: Iterable[int] = (), selective: Iterable[int
     for checkpointed, keeps_intensive in ((full, False), (selective, True)):
         for block in checkpointed:
             for value in forward_values(problem)[block]:
-                if value not in shared and not (keeps_intensive and problem.ops[maker[value]].intensive):
+                if value not in shared and not (keeps_intensive and problem.ops[maker[value]].compute_intensive):
                     lifetimes[value] = Lifetime.SEGMENT
     return bytes(lifetimes)
 

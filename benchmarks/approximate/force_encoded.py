@@ -31,7 +31,7 @@ def named(suffix: str, *, only_products: bool = False) -> EncodingPicker:
 
     def pick(problem: Problem, value: int) -> int | None:
         readers = [reader for reader in problem.readers[value] if reader >= problem.forward_length]
-        if only_products and not all(problem.ops[reader].intensive for reader in readers):
+        if only_products and not all(problem.ops[reader].compute_intensive for reader in readers):
             return None
         names = [encoding.name for encoding in problem.values[value].encodings]
         return next((number for number, name in enumerate(names) if name.endswith(suffix)), None)

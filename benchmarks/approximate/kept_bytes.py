@@ -132,7 +132,7 @@ def kept_bytes(plan: Plan) -> int:
 def products_again(plan: Plan) -> int:
     """Count the recomputed matrix products, convolutions and attentions."""
     runs = Counter(instruction.op for instruction in plan.schedule.instructions if isinstance(instruction, Run))
-    return sum(count - 1 for op, count in runs.items() if plan.problem.ops[op].intensive)
+    return sum(count - 1 for op, count in runs.items() if plan.problem.ops[op].compute_intensive)
 
 
 def built(name: str, seed: int = 0) -> torch.nn.Module:
@@ -161,7 +161,7 @@ def least_kept_plan(problem: Problem) -> Plan:
     ops = tuple(
         replace(
             op,
-            repeatable=op.repeatable and not op.intensive,
+            repeatable=op.repeatable and not op.compute_intensive,
             working_bytes=op.working_bytes + room * (index == boundary),
         )
         for index, op in enumerate(problem.ops)

@@ -115,7 +115,7 @@ def report_of(name: str, steps: int, seeds: int, error_budget: float) -> Report:
         steps,
         **losses,
         encoded=len(plan.encoded),
-        kept_ratio=plan.code_bytes / plan.encoded_bytes if plan.encoded else 1.0,
+        kept_ratio=plan.packed_bytes / plan.original_bytes if plan.encoded else 1.0,
         products_again=products_again(plan),
         predicted=plan.encoding_error,
         measured=measured,

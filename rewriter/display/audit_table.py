@@ -24,7 +24,7 @@ def audit_text(audit: Audit, table: Table) -> RenderableType:
             Text(f"{printable(value.module) or '(root)'}\n{printable(value.operation)} {shape}"),
             value.codec.replace(", ", ",\n"),
             f"{value.bits:.2g}",
-            f"{format_bytes(value.size_bytes)}\nin {format_bytes(value.code_bytes)}",
+            f"{format_bytes(value.original_bytes)}\nin {format_bytes(value.packed_bytes)}",
             f"{value.value_error:.1e}",
             f"{value.predicted:.1e}",
             f"{value.measured:.1e}",

@@ -80,8 +80,8 @@ def _codes(plan: Plan) -> list[tuple[str, str]]:
     rows = []
     for name in dict.fromkeys(encoding.name for _, encoding in encodings):
         same_codec = [(value.size_bytes, encoding) for value, encoding in encodings if encoding.name == name]
-        value_bytes, code_bytes = sum(s for s, _ in same_codec), sum(e.size_bytes for _, e in same_codec)
-        sizes = f"{format_bytes(value_bytes)} in {format_bytes(code_bytes)}"
+        original_bytes, packed_bytes = sum(s for s, _ in same_codec), sum(e.size_bytes for _, e in same_codec)
+        sizes = f"{format_bytes(original_bytes)} in {format_bytes(packed_bytes)}"
         error = sum(encoding.error for _, encoding in same_codec)
         adds = f", adds {error:.3%} to the gradient's variance" if error else ""
         rows.append(("encoded", f"{len(same_codec)} × {name}: {sizes}{adds}"))

@@ -164,7 +164,7 @@ class _Writer:
             scope.rendered.line(f"{target}.copy_({value})")
         elif kernel.role == "check":
             scope.rendered.line(f"require({scope.arguments(kernel.calls[0])})")
-        elif kernel.role == "witness":
+        elif kernel.role == "anchor":
             pass  # it only requires that its operands exist
         elif kernel.role == "accumulate":
             self._accumulate(scope, kernel)

@@ -31,7 +31,7 @@ from ...storage.public_files import read_bounded, write_whole
 from ..errors import PlanError
 
 _FORMAT = "lowtide plan"
-_VERSION = 1
+_VERSION = 2  # increased when a key of a plan gets another name or meaning
 _REQUIRED = ("problem", "instructions", "segments", "solver", "budget_bytes", "lower_bound_seconds", "solve_seconds")
 _REQUIRED += ("notes",)
 # Limits; a plan of 126 layers with all its codes has a tenth of these.
@@ -92,8 +92,8 @@ def summary_of(plan: Plan) -> dict[str, Any]:
         "extra_seconds": plan.extra_seconds,
         "lower_bound_seconds": plan.lower_bound_seconds,
         "encoded_values": len(plan.encoded),
-        "encoded_bytes": plan.encoded_bytes,
-        "code_bytes": plan.code_bytes,
+        "original_bytes": plan.original_bytes,
+        "packed_bytes": plan.packed_bytes,
         "encoding_error": plan.encoding_error,
         "error_budget": plan.problem.error_budget,
         "costs": plan.costs,
@@ -143,8 +143,11 @@ def _read(path: str | Path) -> dict[str, Any]:
         )
     version = payload.get("version")
     if type(version) is not int or version != _VERSION:
+        older = type(version) is int and version < _VERSION
+        origin = "was made by an older lowtide: it" if older else "was not made by this lowtide: it"
         raise PlanError(
-            f"{_printable_path(path)} has version {shown(version)}, this lowtide reads {_VERSION}; plan again"
+            f"{_printable_path(path)} {origin} has version {shown(version)}, and this lowtide reads version "
+            f"{_VERSION}; plan again"
         )
     return payload
 

@@ -35,8 +35,8 @@ class AuditedValue:
     shape: its shape.
     codec: the name of its codec.
     bits: the bits of its code for each element.
-    size_bytes: the size of the value.
-    code_bytes: the size of its code.
+    original_bytes: the bytes of the value.
+    packed_bytes: the bytes of its code.
     value_error: ‖decoded − value‖² / ‖value‖².
     predicted, measured: the amount added to ‖ĝ − g‖², as shares of the gradient's own variance.
     alike: the cosine between the deviations of the value with the two seeds; 0 for a codec that draws nothing.
@@ -48,8 +48,8 @@ class AuditedValue:
     shape: tuple[int, ...]
     codec: str
     bits: float
-    size_bytes: int
-    code_bytes: int
+    original_bytes: int
+    packed_bytes: int
     value_error: float
     predicted: float
     measured: float
@@ -203,8 +203,8 @@ class _Case:
             shape=shape,
             codec=encoding.name,
             bits=8 * self.site.code_bytes / max(base.meta["val"].numel(), 1),
-            size_bytes=value.size_bytes,
-            code_bytes=encoding.size_bytes,
+            original_bytes=value.size_bytes,
+            packed_bytes=encoding.size_bytes,
             value_error=self.value_error,
             predicted=predicted,
             measured=self.squares / _SEEDS / own_variance if own_variance else 0.0,

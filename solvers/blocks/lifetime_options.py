@@ -189,7 +189,7 @@ def by_hand(evaluator: OptionEvaluator) -> Iterable[bytes]:
     problem = evaluator.problem
     for life in FIRST_LIFETIMES:
         yield bytes([life] * len(evaluator.values))
-        yield bytes(0 if problem.ops[problem.maker[value]].intensive else life for value in evaluator.values)
+        yield bytes(0 if problem.ops[problem.maker[value]].compute_intensive else life for value in evaluator.values)
 
 
 def _unbeaten(options: Iterable[Option]) -> tuple[Option, ...]:

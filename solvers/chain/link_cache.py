@@ -58,7 +58,7 @@ def block_content(problem: Problem, block: int) -> str:
             number.setdefault(value, len(number))
     ops = [
         (
-            *(op.kind, op.seconds, op.working_bytes, op.repeatable, op.random, op.intensive),
+            *(op.kind, op.seconds, op.working_bytes, op.repeatable, op.random, op.compute_intensive),
             *(place < problem.forward_length, needs[place], number.get(op.reuses)),  # pyright: ignore
             *([number[value] for value in values] for values in (op.reads, op.makes)),
         )

@@ -126,7 +126,7 @@ def _more_bytes(before: EncodingOption, after: EncodingOption) -> int:
     more = after.size_bytes - before.size_bytes
     encoding = after.encode_working_bytes - before.encode_working_bytes
     decoding = after.decode_working_bytes - before.decode_working_bytes
-    decoded = (after.decoded_bytes or 0) - (before.decoded_bytes or 0)
+    decoded = (after.read_itself_bytes or 0) - (before.read_itself_bytes or 0)
     return max(more, encoding, more + decoding, more + decoded)
 
 

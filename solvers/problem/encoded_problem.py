@@ -130,7 +130,7 @@ class _Draft:
             seconds=encoding.encode_seconds,
             working_bytes=encoding.encode_working_bytes,
             block=self.problem.ops[after].block,
-            intensive=maker.intensive,  # so that recipes that keep the value keep its code
+            compute_intensive=maker.compute_intensive,  # so that recipes that keep the value keep its code
             kind=f"encode {encoding.name}",
             module=maker.module,
         )
@@ -149,7 +149,7 @@ class _Draft:
             kind=f"{'read' if encoding.is_read_itself else 'decode'} {encoding.name}",
             module=self.problem.ops[self.problem.maker[value]].module,
         )
-        added = _Added(op, replace(op, makes=(value,), view_bytes=encoding.decoded_bytes), Decode(value, number))
+        added = _Added(op, replace(op, makes=(value,), view_bytes=encoding.read_itself_bytes), Decode(value, number))
         self.decodes.setdefault(readers[0], []).append(added)
         for reader in readers:
             self.replacements.setdefault(reader, {})[value] = (decoded, code) if encoding.is_read_itself else (decoded,)

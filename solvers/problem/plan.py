@@ -66,13 +66,13 @@ class Plan:
         return self.schedule.encoded
 
     @property
-    def encoded_bytes(self) -> int:
-        """The bytes of the encoded values without encoding."""
+    def original_bytes(self) -> int:
+        """The bytes of the encoded values before encoding."""
         return sum(self.problem.values[value].size_bytes for value, _ in self.encoded)
 
     @property
-    def code_bytes(self) -> int:
-        """The bytes of their codes."""
+    def packed_bytes(self) -> int:
+        """The bytes of the codes of the encoded values."""
         return sum(self.problem.values[value].encodings[number].size_bytes for value, number in self.encoded)
 
     @property

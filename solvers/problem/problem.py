@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from math import fsum
-from typing import Any, Literal
+from typing import Literal
 
 _READ = ", read as it is"  # marks a code from which backward computes; part of fingerprints
 
@@ -27,9 +27,10 @@ class EncodingOption:
         approximate one ("approximate"), which only backward may read.
     error: the variance that it adds to the gradient, as a share of the gradient's own variance
         (`Problem.error_budget`).
-    stands_in: whether decoding an exact code returns another value, from which backward alone makes the same bits.
-    decoded_bytes: None if decoding returns the value, in its own size. Otherwise decoding makes nothing: the one
-        operation of backward that reads the value computes from the code, which stays alive until then and takes this
+    decodes_to_placeholder: whether decoding an exact code returns another value, from which backward alone makes the
+        same bits.
+    read_itself_bytes: None if decoding returns the value, in its own size. Otherwise decoding makes nothing: the one
+        operation of backward that reads the value computes from the code, which stays alive until then, and takes this
         many more bytes.
     """
 
@@ -41,18 +42,18 @@ class EncodingOption:
     decode_working_bytes: int
     fidelity: Literal["bitwise", "rounding", "approximate"] = "bitwise"
     error: float = 0.0
-    stands_in: bool = False
-    decoded_bytes: int | None = None
+    decodes_to_placeholder: bool = False
+    read_itself_bytes: int | None = None
 
     @property
     def for_backward_alone(self) -> bool:
         """True if recomputed forward may not read the decoded value."""
-        return self.stands_in or self.fidelity == "approximate" or self.is_read_itself
+        return self.decodes_to_placeholder or self.fidelity == "approximate" or self.is_read_itself
 
     @property
     def is_read_itself(self) -> bool:
         """True if backward computes from the code itself, so that decoding makes nothing."""
-        return self.decoded_bytes is not None
+        return self.read_itself_bytes is not None
 
     @property
     def seconds(self) -> float:
@@ -82,8 +83,8 @@ class Value:
 
     def decoded_bytes(self, number: int) -> int:
         """Return the bytes of the value once decoded by one of its encodings, in addition to the code."""
-        decoded_bytes = self.encodings[number].decoded_bytes
-        return self.size_bytes if decoded_bytes is None else decoded_bytes
+        read_itself_bytes = self.encodings[number].read_itself_bytes
+        return self.size_bytes if read_itself_bytes is None else read_itself_bytes
 
     @property
     def stated_encodings(self) -> tuple[tuple[str, int, str], ...]:
@@ -94,7 +95,7 @@ class Value:
     def least_read_bytes(self) -> int:
         """The fewest bytes in which backward can read it: its own, or those of a code and of computing from it."""
         read_themselves = [
-            encoding.size_bytes + (encoding.decoded_bytes or 0)
+            encoding.size_bytes + (encoding.read_itself_bytes or 0)
             for encoding in self.encodings
             if encoding.is_read_itself
         ]
@@ -115,7 +116,8 @@ class Op:
     repeatable: whether it may run any number of times; the others run exactly once, in trace order among themselves.
     random: whether it draws from the generator. First runs of random operations keep trace order, and a second run
         needs the generator state recorded before the first one.
-    intensive: whether it is a matrix product, convolution or fused attention, which selective checkpointing keeps.
+    compute_intensive: whether it is a matrix product, convolution or fused attention, which selective checkpointing
+        keeps.
     kind: equal for operations that are equal up to renaming.
     module: the module that it belongs to.
     view_bytes: if not None, the result is a view of the values read, which stay alive as long, and takes this many
@@ -132,7 +134,7 @@ class Op:
     block: int
     repeatable: bool = True
     random: bool = False
-    intensive: bool = False
+    compute_intensive: bool = False
     kind: str = ""
     module: str = ""
     view_bytes: int | None = None
@@ -220,35 +222,11 @@ class Problem:
     @cached_property
     def fingerprint(self) -> str:
         """Identify the problem except for the costs of its operations: a schedule is valid for one fingerprint."""
-        # default values of newer fields are left out, so that older plans stay valid
-        op_records = [
-            (op.reads, op.makes, op.block, op.repeatable, op.random, op.kind)
-            + ((op.reuses,) if op.reuses is not None else ())
-            for op in self.ops
-        ]
-        value_records = [
-            (value.size_bytes, value.held, value.resident) + ((value.stated_encodings,) if value.encodings else ())
-            for value in self.values
-        ]
-        return sha256(repr((op_records, value_records, self.forward_length, self.block_classes)).encode()).hexdigest()[
-            :16
-        ]
+        ops = [(op.reads, op.makes, op.block, op.repeatable, op.random, op.kind, op.reuses) for op in self.ops]
+        values = [(value.size_bytes, value.held, value.resident, value.stated_encodings) for value in self.values]
+        parts = ops, values, self.forward_length, self.block_classes
+        return sha256(repr(parts).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
         """Return the problem as JSON, for files and for solving elsewhere."""
-        record = asdict(self)
-        for op in record["ops"]:
-            _omit_default(op, "view_bytes", None)
-            _omit_default(op, "reuses", None)
-        for value in record["values"]:
-            _omit_default(value, "encodings", ())
-            for encoding in value.get("encodings", ()):
-                _omit_default(encoding, "decoded_bytes", None)
-        _omit_default(record, "reference", None)
-        return json.dumps(record)
-
-
-def _omit_default(record: dict[str, Any], name: str, default: object) -> None:
-    """Remove a field with its default value, so that files without newer features keep their older content."""
-    if record[name] == default:
-        del record[name]
+        return json.dumps(asdict(self))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from math import inf, isfinite
 from typing import Any, TypeVar
 
@@ -25,16 +25,15 @@ def problem_of(content: object) -> Problem:
     Raises ValueError with the name of a field that is missing, of another kind, out of bounds or inconsistent.
     """
     parts = _dict(content, "the problem")
+    reference = parts.get("reference")
     ready = {
         "ops": tuple(_record(Op, op, f"operation {n}") for n, op in enumerate(_list(parts.get("ops"), "ops"))),
         "values": tuple(
             _record(Value, value, f"value {n}", encodings=_encodings(value, n))
             for n, value in enumerate(_list(parts.get("values"), "values"))
         ),
+        "reference": None if reference is None else _record(Reference, reference, "the reference"),
     }
-    if "reference" in parts:
-        reference = parts["reference"]
-        ready["reference"] = reference and _record(Reference, reference, "the reference")
     problem = _record(Problem, parts, "the problem", **ready)
     check_problem(problem)
     return problem
@@ -65,7 +64,7 @@ def check_problem(problem: Problem) -> None:
     )
     for code in codes:
         total_bytes += code.size_bytes + code.encode_working_bytes + code.decode_working_bytes
-        total_bytes += code.decoded_bytes or 0
+        total_bytes += code.read_itself_bytes or 0
     if total_bytes > MOST_BYTES:
         raise ValueError(f"the problem has {total_bytes:,} bytes in all, above the limit of {MOST_BYTES:,}")
 
@@ -145,31 +144,28 @@ def _record(kind: type[_Record], content: object, label: str, **ready: Any) -> _
     """
     given = _dict(content, label)
     known_fields = {field.name: field for field in fields(kind)}
-    unknown = next((name for name in given if name not in known_fields), None)
-    if unknown is not None:
-        raise ValueError(f"{label} has {shown(unknown)}, which is not a known field")
-    arguments: dict[str, Any] = {}
+    for name in given:
+        if name not in known_fields:
+            raise ValueError(f"{label} has {shown(name)}, which is not a known field")
+    arguments: dict[str, Any] = dict(ready)
     for name, field in known_fields.items():
-        if name in ready:
-            arguments[name] = ready[name]
-        elif name in given:
+        if name not in given:
+            raise ValueError(f"{name} of {label} is missing")
+        if name not in ready:
             read = _share if name in ("error", "error_budget") else _READERS[str(field.type)]
             arguments[name] = read(given[name], f"{name} of {label}")
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{name} of {label} is missing")
     return kind(**arguments)
 
 
 def _encodings(value: object, number: int) -> tuple[EncodingOption, ...]:
-    content = _dict(value, f"value {number}").get("encodings", [])
+    content = _dict(value, f"value {number}").get("encodings")
     return tuple(
         _record(EncodingOption, encoding, f"an encoding of value {number}") for encoding in _list(content, "encodings")
     )
 
 
 def _values_of(op: Op) -> tuple[int, ...]:
-    reused = getattr(op, "reuses", None)
-    return (*op.reads, *op.makes) if reused is None else (*op.reads, *op.makes, reused)
+    return (*op.reads, *op.makes) if op.reuses is None else (*op.reads, *op.makes, op.reuses)
 
 
 def _dict(content: object, label: str) -> Mapping[str, Any]:

@@ -47,9 +47,9 @@ def simulate(problem: Problem, schedule: Schedule) -> Timeline:
     larger of their working bytes and their results. A reader of a value whose code is read itself needs the code alive
     too.
 
-    Only backward may read a value decoded from an approximate code or from one that stands in: recomputed forward would
-    carry its error to values for which no error is predicted. Errors of approximate codes may add up to
-    `Problem.error_budget`.
+    Only backward may read a value decoded from an approximate code, or from one that decodes to a placeholder:
+    recomputed forward would carry its error to values for which no error is predicted. Errors of approximate codes may
+    add up to `Problem.error_budget`.
 
     Raises ScheduleError where an instruction cannot be executed or the step would not be the original one. An operation
     that is not repeatable, and the first run of a random one, runs in trace order, in its own phase. Every held value

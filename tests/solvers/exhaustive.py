@@ -29,9 +29,9 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
     sizes += [code.size_bytes for _, code in codes]
     views: dict[int, int] = {}  # place of a code: place of its view
     for place, (_, code) in enumerate(codes, len(values)):
-        if code.decoded_bytes is not None:
+        if code.read_itself_bytes is not None:
             views[place] = len(sizes)
-            sizes.append(code.decoded_bytes)
+            sizes.append(code.read_itself_bytes)
 
     def readable(alive: int) -> int:
         viewed = mask(codes[c - len(values)][0] for c, view in views.items() if alive >> c & alive >> view & 1)

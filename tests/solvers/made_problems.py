@@ -81,18 +81,20 @@ def llama(
             return rsqrt, normal, op(f"{name}.weighted", [normal, weight], [x])[0]
 
         rsqrt_1, normal_1, scaled_1 = norm("norm1", stream)
-        q, k, v = (op(f"{n}.mm", [scaled_1, weight], [x], matmul(width, width), intensive=True)[0] for n in "qkv")
+        q, k, v = (
+            op(f"{n}.mm", [scaled_1, weight], [x], matmul(width, width), compute_intensive=True)[0] for n in "qkv"
+        )
         q_turned = op("rope.q", [q], [x])[0]
         k_turned = op("rope.k", [k], [x])[0]
-        out, sums = op("sdpa", [q_turned, k_turned, v], [x, row * 4], attention, intensive=True)
-        projected = op("o.mm", [out, weight], [x], matmul(width, width), intensive=True)[0]
+        out, sums = op("sdpa", [q_turned, k_turned, v], [x, row * 4], attention, compute_intensive=True)
+        projected = op("o.mm", [out, weight], [x], matmul(width, width), compute_intensive=True)[0]
         middle = op("add1", [stream, projected], [x])[0]
         rsqrt_2, normal_2, scaled_2 = norm("norm2", middle)
-        gate = op("gate.mm", [scaled_2, weight], [f], matmul(width, hidden), intensive=True)[0]
-        up = op("up.mm", [scaled_2, weight], [f], matmul(width, hidden), intensive=True)[0]
+        gate = op("gate.mm", [scaled_2, weight], [f], matmul(width, hidden), compute_intensive=True)[0]
+        up = op("up.mm", [scaled_2, weight], [f], matmul(width, hidden), compute_intensive=True)[0]
         silu = op("silu", [gate], [f])[0]
         product = op("mul", [silu, up], [f])[0]
-        down = op("down.mm", [product, weight], [x], matmul(width, hidden), intensive=True)[0]
+        down = op("down.mm", [product, weight], [x], matmul(width, hidden), compute_intensive=True)[0]
         after = op("add2", [middle, down], [x])[0]
         attended = (stream, rsqrt_1, normal_1, scaled_1, q_turned, k_turned, v, out, sums)
         saved.append((*attended, middle, rsqrt_2, normal_2, scaled_2, gate, up, silu, product))
@@ -175,7 +177,7 @@ def chain_of_blocks(seed: int, blocks: int = 3, width: int = 4, classes: int = 1
                 scratch=same.randint(0, 8),
                 random=kind < randomness,
                 repeatable=not randomness < kind < randomness + 0.1,
-                intensive=same.random() < 0.4,
+                compute_intensive=same.random() < 0.4,
             )
             pool += made
         stream = draft.op(f"block{block}.out", [pool[0], pool[-1]], [same.randint(1, 20)], 1.0, block)[0]
@@ -277,8 +279,8 @@ def with_encodings(problem: Problem, seed: int, share: float = 0.6, error_budget
                         decode_working_bytes=value.size_bytes + draw.choice((0, 0, 4)) if read_bytes is None else 0,
                         fidelity=draw.choice(("bitwise", "rounding", "approximate")),
                         error=draw.choice((0.001, 0.003, 0.01)),
-                        stands_in=number == 1,
-                        decoded_bytes=read_bytes,
+                        decodes_to_placeholder=number == 1,
+                        read_itself_bytes=read_bytes,
                     )
                 )
         values.append(replace(value, encodings=tuple(encodings)))

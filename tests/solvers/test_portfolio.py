@@ -213,7 +213,7 @@ def test_other_options_of_a_solver_are_not_answered_from_the_cache(tmp_path, mon
         {"block_classes": (0, 1, 2)},
         {"costs": "flops"},
         *({"ops": change} for change in ({"seconds": 0.5}, {"working_bytes": 10**9}, {"reads": ()}, {"makes": ()})),
-        *({"ops": {name: True}} for name in ("random", "intensive")),
+        *({"ops": {name: True}} for name in ("random", "compute_intensive")),
         *({"ops": change} for change in ({"repeatable": False}, {"kind": "another"}, {"block": 2})),
         *({"values": change} for change in ({"size_bytes": 1}, {"held": True}, {"resident": True})),
     ],

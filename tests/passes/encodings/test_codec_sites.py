@@ -40,7 +40,7 @@ def test_masks_are_kept_in_bits_and_training_is_exact():
     plan = tightest_encoded(model, x)
     kinds = {type(instruction) for instruction in plan.schedule.instructions}
     assert {Encode, Decode, FreeCode} <= kinds
-    assert plan.encoded_bytes == 8 * plan.code_bytes
+    assert plan.original_bytes == 8 * plan.packed_bytes
     small = lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (x,), costs="flops")
     assert "lowtide.pack_bits.default(" in small.code and "lowtide.unpack_bits.default(" in small.code
     step = calling(x)

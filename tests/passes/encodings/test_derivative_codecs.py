@@ -136,7 +136,7 @@ def test_backward_multiplies_with_the_levels_of_the_code_itself(activation):
     plan = with_all_encoded(model, batch, ("3-bit gelu",))
     ((value, number),) = plan.encoded
     encoding = plan.problem.values[value].encodings[number]
-    assert encoding.decoded_bytes is not None
+    assert encoding.read_itself_bytes is not None
     small = lowtide.rewrite(copy.deepcopy(model), plan.peak_bytes, (), batch, plan=plan, **OPTIONS, outputs=["loss"])
     code = small.code
     assert "decode_levels" not in code

@@ -88,7 +88,7 @@ def test_at_a_tight_budget_bits_are_kept_and_training_is_exact(case):
     names = {plan.problem.values[value].encodings[number].name for value, number in plan.encoded}
     assert names == {"1-bit x ≤ 0", "2-bit 0 < x < 6", "1-bit -3 < x < 3", "2-bit -0.5 ≤ x, x ≤ 0.5"}
     # two of seven in two bits: of the clamp, and of ReLU6 to mark NaN
-    assert len(plan.encoded) == len(ACTIVATIONS) and plan.code_bytes == plan.encoded_bytes * 9 // (7 * 32)
+    assert len(plan.encoded) == len(ACTIVATIONS) and plan.packed_bytes == plan.original_bytes * 9 // (7 * 32)
     spoilt = x.clone()
     spoilt.view(-1)[::97] = torch.nan  # which torch's backward takes for inside or outside, by place
     for batch in (x, spoilt):

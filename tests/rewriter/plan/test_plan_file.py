@@ -123,11 +123,19 @@ def test_files_that_are_no_plans_are_refused(saved, tmp_path):
         lowtide.load_plan(tmp_path / "nowhere.json")
 
 
-def test_a_plan_of_another_version_is_refused(saved):
+@pytest.mark.parametrize(
+    ("version", "origin"),
+    [
+        (1, "was made by an older lowtide"),
+        (99, "was not made by this lowtide"),
+        ("two", "was not made by this lowtide"),
+    ],
+)
+def test_a_plan_of_another_version_is_refused(saved, version, origin):
     _, _, path = saved
     payload = json.loads(path.read_text())
-    path.write_text(json.dumps({**payload, "version": 0}))
-    with pytest.raises(PlanError, match=r"has version 0, this lowtide reads \d+; plan again"):
+    path.write_text(json.dumps({**payload, "version": version}))
+    with pytest.raises(PlanError, match=rf"{origin}: it has version {version!r}, and .* reads version 2; plan again"):
         lowtide.load_plan(path)
 
 

@@ -91,10 +91,10 @@ def test_all_values_are_audited_if_they_are_few(case, audit):
     assert len(audit.values) == audit.encoded == len(plan.encoded) > 4
     for audited, (value, number) in zip(audit.values, sorted(plan.encoded), strict=True):
         encoding, sensitivity = plan.problem.values[value].encodings[number], planned.measured.sensitivity
-        assert (audited.codec, audited.code_bytes) == (encoding.name, encoding.size_bytes)
+        assert (audited.codec, audited.packed_bytes) == (encoding.name, encoding.size_bytes)
         added = sensitivity.added[planned.mapping.storages[value]][number]
         assert audited.predicted == added / sensitivity.own_variance <= encoding.error * (1 + 1e-9)
-        assert audited.size_bytes == plan.problem.values[value].size_bytes
+        assert audited.original_bytes == plan.problem.values[value].size_bytes
         assert audited.module in {op.module for op in plan.problem.ops}
         if "bit groups" in audited.codec:
             assert audited.bits == pytest.approx(int(audited.codec[0]) + 32 / 256, rel=0.01)

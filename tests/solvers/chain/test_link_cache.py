@@ -62,7 +62,7 @@ def changed_value(problem, value, **changes):
         lambda op: {"working_bytes": op.working_bytes + 1},
         lambda op: {"repeatable": not op.repeatable},
         lambda op: {"random": True},
-        lambda op: {"intensive": not op.intensive},
+        lambda op: {"compute_intensive": not op.compute_intensive},
         lambda op: {"kind": "another"},
         lambda op: {"reads": op.reads[::-1]},
         lambda op: {"reads": op.reads[1:]},

@@ -16,7 +16,7 @@ from lowtide.solvers.problem.simulate import make_plan, simulate
 
 HALF = EncodingOption("half", 5, 0.5, 0.25, 6, 12, "rounding", 0.125)
 BITS = EncodingOption("bits", 1, 2.0, 1.0, 3, 10, "approximate", 0.5)
-LEVELS = EncodingOption("levels", 3, 0.5, 0.0, 3, 2, "approximate", 0.5, decoded_bytes=2)
+LEVELS = EncodingOption("levels", 3, 0.5, 0.0, 3, 2, "approximate", 0.5, read_itself_bytes=2)
 
 
 def two_steps() -> Problem:
@@ -71,9 +71,8 @@ def test_a_code_that_is_read_itself_takes_its_own_bytes_until_it_has_been_read()
 
 def test_an_older_problem_is_another_one_where_codes_are_read_themselves_now_and_so_it_is_said():
     values = list(reading_levels().values)
-    values[1] = replace(values[1], encodings=(replace(LEVELS, decoded_bytes=None),))
+    values[1] = replace(values[1], encodings=(replace(LEVELS, read_itself_bytes=None),))
     decoded = replace(two_steps(), values=tuple(values))
-    assert "decoded_bytes" not in decoded.to_json()
     assert problem_of(json.loads(reading_levels().to_json())) == reading_levels()
     difference = difference_of(reading_levels(), decoded)
     assert (
@@ -90,9 +89,9 @@ def test_a_value_may_be_encoded_by_two_encodings_and_again_after_its_code_is_gon
 
 def test_a_plan_reports_what_is_encoded_and_its_summed_error():
     plan = make_plan(two_steps(), ENCODED, solver="by hand")
-    assert (plan.encoded, plan.encoded_bytes, plan.code_bytes, plan.encoding_error) == (((1, 0),), 10, 5, 0.125)
+    assert (plan.encoded, plan.original_bytes, plan.packed_bytes, plan.encoding_error) == (((1, 0),), 10, 5, 0.125)
     kept = make_plan(two_steps(), written([Run(0), Run(1)], [Run(2)]), solver="by hand")
-    assert (kept.encoded, kept.encoded_bytes, kept.code_bytes, kept.encoding_error) == ((), 0, 0, 0.0)
+    assert (kept.encoded, kept.original_bytes, kept.packed_bytes, kept.encoding_error) == ((), 0, 0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,7 @@ def test_a_schedule_with_codes_goes_through_the_cache_as_it_is(tmp_path):
         *({name: 99} for name in ("encode_working_bytes", "decode_working_bytes")),
         {"fidelity": "approximate"},
         {"error": 0.5},
-        {"decoded_bytes": 0},
+        {"read_itself_bytes": 0},
     ],
 )
 def test_a_problem_with_another_encoding_has_another_digest(changes):
