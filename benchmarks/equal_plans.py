@@ -6,7 +6,9 @@ import argparse
 import ast
 import hashlib
 import json
+import re
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import lowtide
 import torch
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
-from lowtide.rewriter.plan.plan_file import plan_to_dict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from small_models import BATCH, DEFAULT_SEQUENCE, SEQUENCE, SMALL
@@ -38,7 +39,7 @@ CASES: tuple[tuple[str, float, dict[str, Any]], ...] = (
 
 
 def record_of(name: str, share: float, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what is compared of one plan: bytes and FLOPs, instructions, and generated code up to names."""
+    """Return what is compared of one plan: bytes and FLOPs, instructions, segments, and generated code up to names."""
     torch.manual_seed(0)
     model: Any = build_model(name, overrides=SMALL[name])
     batch = sample_batch(model, BATCH, SEQUENCE.get(name, DEFAULT_SEQUENCE))
@@ -47,16 +48,24 @@ def record_of(name: str, share: float, options: dict[str, Any]) -> dict[str, Any
     budget_bytes = round(smallest.peak_bytes + share * (fastest.peak_bytes - smallest.peak_bytes))
     torch.manual_seed(1)
     small: Any = lowtide.rewrite(model, budget_bytes, (), batch, costs="flops", **options)
-    plan = plan_to_dict(small.plan)
-    summary = plan["summary"]
-    numbers = {key: summary[key] for key in ("peak_bytes", "baseline_peak_bytes", "seconds", "lower_bound_seconds")}
-    functions = unnamed(small.code)
+    plan, functions = small.plan, unnamed(small.code)
     return {
-        **numbers,
-        "instructions": _digest(plan["instructions"]),
+        "peak_bytes": plan.peak_bytes,
+        "baseline_peak_bytes": plan.baseline_peak_bytes,
+        "seconds": plan.seconds,
+        "lower_bound_seconds": plan.lower_bound_seconds,
+        "instructions": _digest(
+            [[_word(instruction), *astuple(instruction)] for instruction in plan.schedule.instructions]
+        ),
+        "segments": _digest([astuple(segment) for segment in plan.schedule.segments]),
         "functions": len(functions),
         "code": _digest(functions),
     }
+
+
+def _word(instruction: Any) -> str:
+    """Return an instruction's name: `free_code` for `FreeCode`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(instruction).__name__).lower()
 
 
 def unnamed(code: str) -> list[str]:
@@ -95,7 +104,9 @@ def main() -> int:
     for name, share, options in CASES:
         case = " ".join([name, f"{share:.0%}", *(f"{key}={value}" for key, value in options.items())])
         records[case] = record_of(name, share, options)
-        changed = [key for key, value in records[case].items() if before.get(case, {}).get(key) != value]
+        # what an older file does not have is not compared
+        expected = before.get(case) or dict.fromkeys(records[case])
+        changed = [key for key, value in expected.items() if records[case][key] != value]
         verdict = "written" if arguments.write else f"different: {', '.join(changed)}" if changed else "equal"
         different += not arguments.write and bool(changed)
         print(f"{case:50} {records[case]['peak_bytes']:>12,} bytes  {verdict}", flush=True)

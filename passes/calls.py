@@ -24,22 +24,62 @@ def arguments_of(call: fx.Node) -> dict[str, Any]:
 
 
 def call_signature(node: fx.Node) -> str:
-    """Return the operation, the shape, strides, dtype and device type of each tensor it reads, and its constants."""
-    parts = [_format_argument(argument) for argument in node.args]
-    parts += [f"{name}={_format_argument(argument)}" for name, argument in sorted(node.kwargs.items())]
+    """Return a text that is equal for calls that are equal up to renaming, in any process.
+
+    It holds the operation, the dtype, shape, strides and device type of each tensor that it reads, and its constants. A
+    second use of a tensor is its number. Where the size of the results depends on values, the results are included.
+    """
+    numbers: dict[fx.Node, int] = {}
+    parts = [_format_argument(argument, numbers) for argument in node.args]
+    parts += [f"{name}={_format_argument(node.kwargs[name], numbers)}" for name in sorted(node.kwargs)]
+    results = f" -> {_format_argument(node.meta.get('val'), numbers)}" if _depends_on_values(node) else ""
     autocast = f" in {node.meta['autocast']}" if node.meta.get("autocast") else ""
-    return f"{node.target}({', '.join(parts)}){autocast}"
+    return f"{target_name(node)}({', '.join(parts)}){results}{autocast}"
 
 
-def _format_argument(argument: Any) -> str:
+def target_name(node: fx.Node) -> str:
+    """Return `aten.mm.default` for a call of ATen, the function's own name for another call."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target)
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _format_argument(argument: Any, numbers: dict[fx.Node, int]) -> str:
     if isinstance(argument, fx.Node):
-        return tensor_signature(argument.meta["val"])
+        if argument in numbers:
+            return f"={numbers[argument]}"
+        numbers[argument] = len(numbers)
+        return _format_argument(argument.meta["val"], numbers)
+    if isinstance(argument, torch.Tensor):
+        sizes, strides = (", ".join(str(int(n)) for n in extents) for extents in (argument.shape, argument.stride()))
+        return f"{dtype_name(argument.dtype)}[{sizes}]({strides}){argument.device.type}{lazy_changes(argument)}"
     if isinstance(argument, (list, tuple)):
-        return f"[{', '.join(_format_argument(a) for a in argument)}]"
-    return repr(argument)
+        return f"[{', '.join(_format_argument(item, numbers) for item in argument)}]"
+    if isinstance(argument, slice):
+        return f"slice({argument.start}, {argument.stop}, {argument.step})"
+    return argument.type if isinstance(argument, torch.device) else repr(plain_number(argument))
 
 
-_SHORT = {
+def _depends_on_values(node: fx.Node) -> bool:
+    """Return whether the sizes of a call's results depend on the values of its operands."""
+    target = node.target
+    tagged = isinstance(target, torch._ops.OpOverload) and torch.Tag.dynamic_output_shape in target.tags
+    return tagged or getattr(target, "overloadpacket", None) in _SIZED_BY_LENGTHS
+
+
+_SIZED_BY_LENGTHS = {torch.ops.aten._pack_padded_sequence, torch.ops.aten._ctc_loss}
+
+
+def plain_number(argument: Any) -> Any:
+    """Return a symbolic number at its captured size; any other value unchanged."""
+    if isinstance(argument, torch.SymInt):
+        return int(argument)
+    if isinstance(argument, torch.SymFloat):
+        return float(argument)
+    return bool(argument) if isinstance(argument, torch.SymBool) else argument
+
+
+_SHORT_DTYPES = {
     torch.float32: "f32",
     torch.float64: "f64",
     torch.bfloat16: "bf16",
@@ -48,15 +88,9 @@ _SHORT = {
 }
 
 
-def tensor_signature(value: Any) -> str:
-    """Return for example `f32[4, 256](256, 1)cpu`: dtype, shape, strides, device type.
-
-    It also says whether the tensor is conjugated or negated when it is read (`lazy_changes`).
-    """
-    if not isinstance(value, torch.Tensor):
-        return repr(value)
-    dtype = _SHORT.get(value.dtype, str(value.dtype).removeprefix("torch."))
-    return f"{dtype}{list(value.shape)}{tuple(value.stride())}{value.device.type}{lazy_changes(value)}"
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's short name: `f32`, `i64`, `bool`."""
+    return _SHORT_DTYPES.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def lazy_changes(tensor: torch.Tensor) -> str:

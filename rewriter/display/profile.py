@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 
 from ...passes.build_problem import ProblemMapping
+from ...passes.calls import call_signature
 from ...passes.pipeline import find_further_savings
 from ...passes.savings import Saving
 from ...passes.step_graph import Kernel
@@ -16,7 +17,6 @@ from ...solvers.keep_all import KeepAll
 from ...solvers.problem.plan import Plan
 from ...solvers.problem.problem import Problem
 from ...solvers.problem.simulate import make_plan
-from ..measure.costs import signature
 from ..plan.measured_step import MeasuredStep
 from ..plan.options import OptionArguments, Options, shows_options
 from ..plan.planner import StepPlanner
@@ -214,4 +214,4 @@ def _savings(measured: MeasuredStep) -> tuple[PassSaving, ...]:
 def _flops(measured: MeasuredStep, kernel: Kernel) -> int:
     if kernel.role != "compute":
         return 0
-    return sum(measured.costs[signature(call)].flops for call in kernel.measured_calls)
+    return sum(measured.costs[call_signature(call)].flops for call in kernel.measured_calls)

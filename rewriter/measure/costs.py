@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from ...passes.calls import call_signature
 from ...passes.foreign_calls import is_foreign, runs_alone
-from ..capture.operands.operands import signature, tensor_operands, tensors_in, value_of
+from ..capture.operands.operands import tensor_operands, tensors_in, value_of
 from ..errors import LowtideError
 from .cost_cache import CostCache, Measurement
 from .device_presets import DevicePreset, load_device, preset_of
@@ -18,7 +19,7 @@ from .flops import count_flops
 from .roofline import bounding_working_bytes, estimated_working_bytes, is_view, moved_bytes, roofline_seconds
 from .run_kernels import MeasureWarning, prepare_kernels, run_kernels
 
-__all__ = ["Cost", "MeasureError", "MeasureWarning", "measure_costs", "signature"]
+__all__ = ["Cost", "MeasureError", "MeasureWarning", "measure_costs"]
 
 NOMINAL_FLOPS_PER_SECOND = 1e12
 """The speed at which `costs="flops"` turns operations into seconds."""
@@ -55,7 +56,7 @@ def measure_costs(
     progress: Callable[[int, int, str], None] | None = None,
     untimed: Iterable[fx.Node] = (),
 ) -> dict[str, Cost]:
-    """Return the cost of every call among `nodes`, by `signature`. Each distinct call is run once and then cached.
+    """Return the cost of every call among `nodes`, by `call_signature`. Each distinct call is run once and then cached.
 
     costs: "measured" runs and times each kernel on `device`, with this process's number of threads, and takes the least
         of several runs. "roofline" estimates seconds from `preset`, by default that of `device`. "flops" takes 1e12
@@ -78,11 +79,11 @@ def measure_costs(
     distinct: dict[str, fx.Node] = {}
     for node in nodes:
         if node.op == "call_function":
-            distinct.setdefault(signature(node), node)
+            distinct.setdefault(call_signature(node), node)
     timed = frozenset(distinct)
     for node in untimed:
         if node.op == "call_function":
-            distinct.setdefault(signature(node), node)
+            distinct.setdefault(call_signature(node), node)
     device_preset = load_device(preset) if isinstance(preset, str) else preset
     runnable = _is_here(device) and (device_preset is None or device_preset.kind == device.type)
     if costs == "measured" and not runnable:

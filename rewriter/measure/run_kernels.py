@@ -14,10 +14,11 @@ from torch import fx
 
 from ...kernels.backend.library import is_own, prepare
 from ...kernels.backend.triton_dispatch import works
+from ...passes.calls import target_name
 from ...passes.foreign_calls import with_autocast
 from ..capture.operands.layouts_seen import format_layouts, layouts_of, operands_of
 from ..capture.operands.operand_values import Fitting, fittings_of
-from ..capture.operands.operands import OperandMaker, target_name
+from ..capture.operands.operands import OperandMaker
 from .cost_cache import Measurement
 from .flops import count_flops
 from .measure_peak import is_profiler_running, measure_allocations

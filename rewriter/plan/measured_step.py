@@ -13,6 +13,7 @@ from torch import fx
 
 from ...kernels.approximate_codecs import USUAL_FAMILIES
 from ...passes.build_problem import ProblemMapping, build_problem
+from ...passes.calls import call_signature
 from ...passes.encodings.codec_sites import CodecSite, find_codec_sites
 from ...passes.pipeline import allowed_at, recompute_in_backward, run_passes
 from ...passes.rewrites.accumulate_grads import accumulate_grads
@@ -23,7 +24,7 @@ from ..capture.capture import capture
 from ..capture.captured_step import CapturedStep
 from ..capture.operands.layouts_seen import SEEN, distinct_calls
 from ..errors import PlanError
-from ..measure.costs import Cost, measure_costs, signature
+from ..measure.costs import Cost, measure_costs
 from ..noise.sensitivity import Sensitivity
 from ..text.byte_sizes import format_bytes
 from .options import Options
@@ -88,7 +89,7 @@ class MeasuredStep:
 
     def _cost_of(self, call: fx.Node) -> tuple[float, int]:
         """Return the seconds of a call and the bytes that it works in."""
-        cost = self.costs[signature(call)]
+        cost = self.costs[call_signature(call)]
         return cost.seconds, cost.working_bytes
 
 

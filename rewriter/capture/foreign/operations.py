@@ -17,11 +17,11 @@ import torch
 from torch import fx
 from torch.overrides import TorchFunctionMode
 
-from ....passes.calls import operation_name
+from ....passes.calls import call_signature, operation_name
 from ....passes.foreign_calls import is_foreign, present_autocast, runs_alone, with_autocast
 from ...errors import CaptureError, LowtideWarning
 from ...text.source_text import identifier
-from ..operands.operands import OperandMaker, signature, tensors_in
+from ..operands.operands import OperandMaker, tensors_in
 from ..torch_internals import tensors_with_data
 from ..watch.kept_streams import random_streams_kept
 from .functional_variants import call_changing
@@ -126,7 +126,7 @@ class ForeignOperations:
             return out
         if not self.are_here:
             return out
-        text = signature(node)
+        text = call_signature(node)
         if text not in self._known:
             self._known[text] = self._try_call(node)
         behaviour = self._known[text]

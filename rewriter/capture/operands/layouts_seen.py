@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from ....passes.calls import call_signature, target_name
 from ....passes.step_graph import storage_key
-from .operands import extent_bytes, fake_operands, signature, target_name, tensors_in, value_of
+from .operands import extent_bytes, fake_operands, tensors_in, value_of
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class LayoutsSeen:
         operands = operands_of(*fake_operands(node))
         if lie_alike(value_of(node), seen, operands, _depends_on_data(node)):
             return False
-        self.by_name.setdefault(target_name(node), {})[signature(node)] = seen
+        self.by_name.setdefault(target_name(node), {})[call_signature(node)] = seen
         return True
 
     def layout_mismatches(self, nodes: Iterable[fx.Node], seen: Mapping[str, str | None]) -> list[str]:
@@ -114,7 +115,7 @@ class LayoutsSeen:
 
         seen: the real layouts of each call's results, by signature (`format_layouts`).
         """
-        calls = {signature(node): node for node in nodes}
+        calls = {call_signature(node): node for node in nodes}
         return [
             text
             for text, node in calls.items()
@@ -127,7 +128,7 @@ class LayoutsSeen:
     def applied(self, node: fx.Node, out: Any) -> Any:
         """Return the fake result of a call with the layout of the real one, if known."""
         known = self.by_name.get(target_name(node))
-        seen = known.get(signature(node)) if known else None
+        seen = known.get(call_signature(node)) if known else None
         parts = tuple(_parts(out))
         if seen is None or len(seen) != len(parts):
             return out
@@ -151,7 +152,7 @@ def distinct_calls(graph: fx.Graph) -> list[fx.Node]:
     for node in graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem or _is_written_in_place(node):
             continue
-        text = signature(node)
+        text = call_signature(node)
         if text not in distinct:
             given = {operand: _placeholder(copies, operand) for operand in node.all_input_nodes}
             distinct[text] = copies.node_copy(node, given.__getitem__)

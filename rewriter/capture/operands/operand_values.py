@@ -39,13 +39,6 @@ def fittings_of(node: fx.Node) -> tuple[Fitting, ...]:
     return tuple(applying(fitting) for fitting in fittings)
 
 
-def depends_on_values(node: fx.Node) -> bool:
-    """Return whether the sizes of a call's results depend on the values of its operands."""
-    target = node.target
-    tagged = isinstance(target, torch._ops.OpOverload) and torch.Tag.dynamic_output_shape in target.tags
-    return tagged or getattr(target, "overloadpacket", None) in _SIZED_BY_LENGTHS
-
-
 def _once(tensor: torch.Tensor) -> torch.Tensor:
     """Return a view of a tensor in which expanded dimensions have one element."""
     sizes = [size if stride else 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
@@ -237,7 +230,6 @@ def _segments(operands: _Operands, _: Any) -> None:
 
 
 _UNIQUE = (_distinct,)
-_SIZED_BY_LENGTHS = {aten._pack_padded_sequence, aten._ctc_loss}
 _OLD_CHOLESKY = (aten.cholesky,) if hasattr(aten, "cholesky") else ()  # torch 2.14 has only the one in linalg
 
 _FITTINGS: dict[Any, tuple[_Fitting, ...]] = {

@@ -1,4 +1,4 @@
-"""Describe what a captured call reads: its signature, its fake operands, and real ones to run it with."""
+"""Make the operands of a captured call: fake ones, and real ones to run it with."""
 
 from __future__ import annotations
 
@@ -11,32 +11,11 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from ....passes.calls import lazy_changes
+from ....passes.calls import plain_number
 from ...errors import CaptureError
-from .operand_values import Fitting, depends_on_values
+from .operand_values import Fitting
 
 _TILE_ELEMENTS = 1 << 18
-
-
-def signature(node: fx.Node) -> str:
-    """Return the call's name, each tensor's dtype, shape, stride and device type, and every constant.
-
-    If the size of the results depends on the operands' values, the results are included. Two calls that are equal up
-    to renaming have the same signature, in any process. The second use of a tensor is written as its number.
-    """
-    seen: dict[fx.Node, int] = {}
-    positional = [_text(argument, seen) for argument in node.args]
-    named = [f"{name}={_text(node.kwargs[name], seen)}" for name in sorted(node.kwargs)]
-    results = f" -> {_text(value_of(node), seen)}" if depends_on_values(node) else ""
-    autocast = f" in {node.meta['autocast']}" if node.meta.get("autocast") else ""
-    return f"{target_name(node)}({', '.join(positional + named)}){results}{autocast}"
-
-
-def target_name(node: fx.Node) -> str:
-    """Return `aten.mm.default` for a call of ATen, the function's own name for another call."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target)
-    return getattr(node.target, "__name__", str(node.target))
 
 
 def value_of(node: fx.Node) -> Any:
@@ -160,7 +139,7 @@ def _mapped(
             return make(argument)
         if isinstance(argument, torch.device) and device is not None:
             return device
-        return _number(argument)
+        return plain_number(argument)
 
     return tuple(map_aggregate(node.args, convert)), dict(map_aggregate(node.kwargs, convert))
 
@@ -168,31 +147,3 @@ def _mapped(
 def _empty(fake: torch.Tensor, device: torch.device) -> torch.Tensor:
     sizes, strides = [int(size) for size in fake.shape], [int(stride) for stride in fake.stride()]
     return torch.empty_strided(sizes, strides, dtype=fake.dtype, device=device)
-
-
-def _text(argument: Any, seen: dict[fx.Node, int]) -> str:
-    """Return the text of an argument in a signature."""
-    if isinstance(argument, fx.Node):
-        if argument in seen:
-            return f"={seen[argument]}"
-        seen[argument] = len(seen)
-        return _text(value_of(argument), seen)
-    if isinstance(argument, torch.Tensor):
-        sizes = ",".join(str(int(size)) for size in argument.shape)
-        strides = ",".join(str(int(stride)) for stride in argument.stride())
-        dtype = str(argument.dtype).removeprefix("torch.")
-        return f"{dtype}[{sizes}]({strides}){argument.device.type}{lazy_changes(argument)}"
-    if isinstance(argument, (list, tuple)):
-        return f"[{', '.join(_text(item, seen) for item in argument)}]"
-    if isinstance(argument, slice):
-        return f"slice({argument.start}, {argument.stop}, {argument.step})"
-    return argument.type if isinstance(argument, torch.device) else repr(_number(argument))
-
-
-def _number(argument: Any) -> Any:
-    """Return a symbolic number at its captured size; any other value unchanged."""
-    if isinstance(argument, torch.SymInt):
-        return int(argument)
-    if isinstance(argument, torch.SymFloat):
-        return float(argument)
-    return bool(argument) if isinstance(argument, torch.SymBool) else argument

@@ -8,9 +8,10 @@ import warnings
 import lowtide
 import pytest
 import torch
+from lowtide.passes.calls import call_signature
 from lowtide.rewriter.errors import LowtideError
 from lowtide.rewriter.measure import cost_cache, run_kernels
-from lowtide.rewriter.measure.costs import Cost, measure_costs, signature
+from lowtide.rewriter.measure.costs import Cost, measure_costs
 from lowtide.solvers.problem.schedule import Run
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
@@ -32,7 +33,7 @@ def calls(function, *arguments):
 
 def cost_of(operator, nodes, **keywords) -> Cost:
     costs = measure_costs(nodes, "cpu", **keywords)
-    (cost,) = {costs[signature(node)] for node in nodes if node.target is operator}
+    (cost,) = {costs[call_signature(node)] for node in nodes if node.target is operator}
     return cost
 
 
@@ -143,8 +144,8 @@ def test_integers_are_valid_indices_for_embedding_and_loss():
 
 def test_expanded_and_transposed_operands_keep_their_strides():
     nodes = calls(lambda tensor, row: torch.add(tensor.t(), row.expand(20, 30)), torch.randn(30, 20), torch.randn(30))
-    assert "(1,20)cpu, float32[20,30](0,1)cpu" in next(
-        signature(node) for node in nodes if node.target is aten.add.Tensor
+    assert "(1, 20)cpu, f32[20, 30](0, 1)cpu" in next(
+        call_signature(node) for node in nodes if node.target is aten.add.Tensor
     )
     assert cost_of(aten.add.Tensor, nodes).working_bytes == 600 * 4
 
@@ -154,10 +155,10 @@ def test_equal_calls_have_equal_signatures_whatever_their_nodes_are_called():
         return torch.mm(first, second), torch.mm(second, first), torch.mm(first, first)
 
     first, second, square = calls(function, torch.randn(4, 4), torch.randn(4, 4))
-    assert signature(first) == signature(second) != signature(square)
-    assert signature(first) == "aten.mm.default(float32[4,4](4,1)cpu, float32[4,4](4,1)cpu)"
+    assert call_signature(first) == call_signature(second) != call_signature(square)
+    assert call_signature(first) == "aten.mm.default(f32[4, 4](4, 1)cpu, f32[4, 4](4, 1)cpu)"
     (repeated,) = calls(torch.mm, torch.randn(4, 4), torch.randn(4, 4))
-    assert signature(repeated) == signature(first)
+    assert call_signature(repeated) == call_signature(first)
 
 
 def test_constants_dtypes_and_strides_tell_signatures_apart():
@@ -169,13 +170,13 @@ def test_constants_dtypes_and_strides_tell_signatures_apart():
         calls(lambda t: t.sum(0), torch.randn(6, 4).t()),
         calls(lambda t: t.sum(0, dtype=torch.float64), tensor),
     ]
-    assert len({signature(nodes[0]) for nodes in variants}) == len(variants)
+    assert len({call_signature(nodes[0]) for nodes in variants}) == len(variants)
 
 
 def test_the_choice_of_one_output_costs_nothing():
     nodes = calls(lambda tensor: torch.max(tensor, 0)[0], torch.randn(4, 6))
     costs = measure_costs(nodes, "cpu")
-    assert costs[signature(nodes[-1])] == Cost(0.0, 0, 0)
+    assert costs[call_signature(nodes[-1])] == Cost(0.0, 0, 0)
 
 
 def test_a_second_measurement_comes_from_the_cache(own_cache, monkeypatch):
@@ -192,8 +193,8 @@ def test_a_damaged_cache_is_ignored_and_written_anew(own_cache, damage):
     measure_costs(nodes, "cpu")
     (path,) = own_cache.iterdir()
     path.write_text(damage)
-    assert measure_costs(nodes, "cpu")[signature(nodes[0])].working_bytes == 30 * 7 * 4
-    assert signature(nodes[0]) in json.loads(path.read_text())["kernels"]
+    assert measure_costs(nodes, "cpu")[call_signature(nodes[0])].working_bytes == 30 * 7 * 4
+    assert call_signature(nodes[0]) in json.loads(path.read_text())["kernels"]
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
@@ -201,7 +202,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     nodes = calls(torch.mm, torch.randn(3, 2), torch.randn(2, 7))
-    assert measure_costs(nodes, "cpu")[signature(nodes[0])].working_bytes == 3 * 7 * 4
+    assert measure_costs(nodes, "cpu")[call_signature(nodes[0])].working_bytes == 3 * 7 * 4
 
 
 def test_what_two_processes_measured_is_kept_by_both():
@@ -225,7 +226,7 @@ def test_inside_a_users_profiler_the_outputs_are_counted_and_the_profiler_goes_o
     assert cost.seconds > 0
     assert "aten::ones" in {event.name for event in users.events()}
     (path,) = own_cache.iterdir()
-    assert json.loads(path.read_text())["kernels"][signature(nodes[0])][1] is None
+    assert json.loads(path.read_text())["kernels"][call_signature(nodes[0])][1] is None
 
 
 @torch.library.custom_op("lowtide_tests::of_sevens", mutates_args=())
@@ -291,7 +292,7 @@ def test_on_cuda_a_product_holds_its_output():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     nodes = calls(torch.mm, torch.randn(64, 64, device="cuda"), torch.randn(64, 64, device="cuda"))
-    cost = measure_costs(nodes, "cuda")[signature(nodes[0])]
+    cost = measure_costs(nodes, "cuda")[call_signature(nodes[0])]
     assert cost.working_bytes == 64 * 64 * 4
     assert cost.seconds > 0
 

@@ -5,7 +5,8 @@ import warnings
 import lowtide
 import pytest
 import torch
-from lowtide.rewriter.measure.costs import measure_costs, signature
+from lowtide.passes.calls import call_signature
+from lowtide.rewriter.measure.costs import measure_costs
 from side_by_side import assert_exact_everywhere
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -36,7 +37,7 @@ def measured(operator, *arguments, **named) -> int:
     (node,) = (node for node in graph.graph.nodes if node.target is operator)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return measure_costs([node], "cpu", "flops")[signature(node)].working_bytes
+        return measure_costs([node], "cpu", "flops")[call_signature(node)].working_bytes
 
 
 def needed(operator, *arguments, **named) -> int:
@@ -117,7 +118,7 @@ def test_results_whose_sizes_follow_from_values_have_different_signatures():
     signatures = set()
     for count in (12, 24):
         graph = make_fx(aten.nonzero.default, tracing_mode="real")(every(count))
-        signatures |= {signature(node) for node in graph.graph.nodes if node.op == "call_function"}
+        signatures |= {call_signature(node) for node in graph.graph.nodes if node.op == "call_function"}
     assert len(signatures) == 2
 
 
@@ -138,7 +139,7 @@ def test_what_is_conjugated_or_negated_when_it_is_read_is_measured_so():
         node = graph.call_function(operator, tuple(operands))
         for graph_node, fake in zip((*operands, node), (*fakes, made), strict=True):
             graph_node.meta["val"] = fake
-        measured_bytes[name] = measure_costs([node], "cpu", "flops")[signature(node)].working_bytes
+        measured_bytes[name] = measure_costs([node], "cpu", "flops")[call_signature(node)].working_bytes
         assert measured_bytes[name] == needed(operator, *changed(left, right))
     assert measured_bytes["conjugated"] > measured_bytes["plain"]
 

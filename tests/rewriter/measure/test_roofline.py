@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lowtide.passes.calls import call_signature
 from lowtide.rewriter.capture.operands import operands
 from lowtide.rewriter.measure import costs
-from lowtide.rewriter.measure.costs import measure_costs, signature
+from lowtide.rewriter.measure.costs import measure_costs
 from lowtide.rewriter.measure.device_presets import load_device
 from lowtide.rewriter.measure.flops import count_flops
 from lowtide.rewriter.measure.roofline import estimated_working_bytes, moved_bytes, roofline_seconds
@@ -81,7 +82,7 @@ def test_planning_for_another_device_runs_and_allocates_nothing_and_repeats_itse
     nodes = calls(lambda tensor, weight: torch.softmax(tensor @ weight, -1), torch.empty(64, 32), torch.empty(32, 8))
     first = measure_costs(nodes, "cpu", costs=costs, preset="h200-141gb")
     assert first == measure_costs(nodes, "cpu", costs=costs, preset="h200-141gb")
-    product = first[signature(nodes[0])]
+    product = first[call_signature(nodes[0])]
     assert product.working_bytes == 64 * 8 * 4
     assert product.flops == 2 * 64 * 32 * 8
 
@@ -89,7 +90,7 @@ def test_planning_for_another_device_runs_and_allocates_nothing_and_repeats_itse
 def test_tensors_on_meta_are_never_run(nothing_runs):
     weight = torch.empty(1 << 20, 1 << 16, device="meta")
     nodes = calls(torch.mv, weight, torch.empty(1 << 16, device="meta"))
-    cost = measure_costs(nodes, "cpu", costs="roofline", preset="cpu")[signature(nodes[0])]
+    cost = measure_costs(nodes, "cpu", costs="roofline", preset="cpu")[call_signature(nodes[0])]
     assert cost.flops == 2 * (1 << 36)
     assert cost.working_bytes == (1 << 20) * 4
 
@@ -97,7 +98,7 @@ def test_tensors_on_meta_are_never_run(nothing_runs):
 def test_measuring_tensors_on_meta_says_that_they_were_estimated():
     nodes = calls(torch.exp, torch.empty(1 << 40, device="meta"))
     with pytest.warns(UserWarning, match="tensors on 'meta'"):
-        cost = measure_costs(nodes, "cpu")[signature(nodes[0])]
+        cost = measure_costs(nodes, "cpu")[call_signature(nodes[0])]
     assert cost.working_bytes == 4 << 40
 
 
@@ -106,13 +107,13 @@ def test_by_flops_products_take_time_and_bytes_moved_next_to_none():
     costs = measure_costs(nodes, "cpu", costs="flops")
     moved = [4 * (64 * 32 + 32 * 8 + 64 * 8), 4 * 2 * 64 * 8]
     seconds = [(2 * 64 * 32 * 8 + moved[0] / 1000) / 1e12, moved[1] / 1000 / 1e12]
-    assert [costs[signature(node)].seconds for node in nodes] == seconds
+    assert [costs[call_signature(node)].seconds for node in nodes] == seconds
 
 
 def test_on_this_machine_the_scratch_is_measured_whatever_the_seconds_come_from():
     nodes = calls(lambda tensor: torch.sort(tensor)[0], torch.randn(1000, 100))
     sort = next(node for node in nodes if "sort" in str(node.target))
-    measured = measure_costs(nodes, "cpu", costs="roofline")[signature(sort)]
+    measured = measure_costs(nodes, "cpu", costs="roofline")[call_signature(sort)]
     assert measured.working_bytes > estimated_working_bytes(sort) == 1000 * 100 * (4 + 8)
 
 
