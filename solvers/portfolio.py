@@ -12,15 +12,13 @@ from typing import Any
 
 from .bound import Proof, proven_seconds
 from .candidate_cache import cached_candidates, cached_proofs, cached_schedule
+from .checkmate import Checkmate
 from .disk_cache import DiskCache
-from .dp import Dp
 from .encoding.choices import choices_of
 from .encoding.decode_order import encoded_schedule
 from .encoding.encoded_candidates import Encoded, schedule_with_codes
 from .encoding.refine_precision import lowest_error, with_lower_error
 from .greedy import Greedy
-from .hierarchical import Hierarchical
-from .ilp import Ilp
 from .infeasible import infeasible
 from .keep_all import KeepAll
 from .pareto import Rated, envelope, rate
@@ -31,17 +29,19 @@ from .problem.schedule import Schedule
 from .problem.simulate import make_plan
 from .problem.units import format_bytes
 from .recipes import Recipes
+from .rockmate import Rockmate
+from .rotor import Rotor
 from .solver import Solver
 
 Progress = Callable[[float, str], None]
 Notify = Callable[[int, str], None]
 
 
-SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Hierarchical(), Greedy())
-# Runs only if named: `hierarchical` finds everything that it finds.
-NAMED: tuple[Solver, ...] = (Dp(),)
+SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Rockmate(), Greedy())
+# Runs only if named: `rockmate` finds everything that it finds.
+NAMED: tuple[Solver, ...] = (Rotor(),)
 # Runs only if named, for one budget at a time, because it takes long.
-EXACT = Ilp()
+EXACT = Checkmate()
 SOLVER_NAMES = ("auto", *(solver.name for solver in (*SOLVERS, *NAMED, EXACT)))
 # Divisors of the work of the solver that runs once more for each choice of values to encode: they find as much.
 _FEWER_CANDIDATES = 2
@@ -131,7 +131,7 @@ class Portfolio:
 
     solvers: tuple[Solver, ...] = SOLVERS
     named: tuple[Solver, ...] = NAMED
-    exact: Ilp = EXACT
+    exact: Checkmate = EXACT
     cache: DiskCache | None = field(default=DiskCache(), repr=False, compare=False)
     _remembered: dict[tuple[Problem, str], _Offer] = field(default_factory=dict, init=False, repr=False, compare=False)
     _proofs: dict[Problem, tuple[Proof, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -211,7 +211,7 @@ class Portfolio:
         if solver == "auto":
             # solvers that find a good plan early come first when time is short
             hurried = limit.seconds < inf
-            solvers = sorted(self.solvers, key=lambda member: hurried and isinstance(member, Hierarchical))
+            solvers = sorted(self.solvers, key=lambda member: hurried and isinstance(member, Rockmate))
         if not solvers:
             names = ", ".join(known.name for known in (*self.solvers, *self.named, self.exact))
             raise ValueError(f"there is no solver {solver!r}: choose among auto, {names}")
@@ -268,7 +268,7 @@ class Portfolio:
         return known
 
     def _with_cache(self, solver: Solver) -> Solver:
-        return replace(solver, cache=self.cache) if isinstance(solver, Hierarchical) else solver
+        return replace(solver, cache=self.cache) if isinstance(solver, Rockmate) else solver
 
     def _plan_of(
         self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]
@@ -312,10 +312,10 @@ def _encoding_solver(problem: Problem, solvers: Sequence[Solver]) -> Encoded | N
     encoding = [solver for solver in solvers if not isinstance(solver, KeepAll)]
     if not encoding or not choices_of(problem):
         return None
-    main = next((solver for solver in encoding if isinstance(solver, Hierarchical)), encoding[-1])
-    if isinstance(main, Hierarchical):
-        dp = replace(main.dp, most_candidates=max(main.dp.most_candidates // _FEWER_CANDIDATES, 1))
-        main = replace(main, dp=dp, visits=main.visits // _FEWER_VISITS)
+    main = next((solver for solver in encoding if isinstance(solver, Rockmate)), encoding[-1])
+    if isinstance(main, Rockmate):
+        rotor = replace(main.rotor, most_candidates=max(main.rotor.most_candidates // _FEWER_CANDIDATES, 1))
+        main = replace(main, rotor=rotor, visits=main.visits // _FEWER_VISITS)
     return Encoded(tuple(solvers), main)
 
 

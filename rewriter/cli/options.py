@@ -75,7 +75,7 @@ Outputs = Annotated[
 ]
 Padded = Annotated[bool, typer.Option("--padded", help="Rows of different lengths, with an attention mask.")]
 FidelityChoice = Annotated[Fidelity, typer.Option("--fidelity", help="What results may differ by.")]
-Solver = Annotated[str, typer.Option(help="auto, keep_all, recipes, hierarchical, greedy, dp or ilp.")]
+Solver = Annotated[str, typer.Option(help="auto, keep_all, recipes, rockmate, greedy, rotor or checkmate.")]
 ErrorBudget = Annotated[
     float,
     typer.Option(min=0.0, help="With --fidelity approximate: how much of its own variance the gradient's may grow by."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from inspect import Parameter, signature
@@ -11,10 +12,13 @@ from typing import Any, TypedDict, TypeVar
 from ...kernels.approximate_codecs import check_families
 from ...passes.pipeline import FIDELITIES
 from ...solvers.portfolio import SOLVER_NAMES
+from ..errors import LowtideWarning
 from ..measure.device_presets import DevicePreset, load_device
 
 _COSTS = ("measured", "roofline", "flops")
 _EXAMPLES = {"outputs": "loss", "differentiable": "loss", "codecs": "groups"}  # of the options that are lists of names
+# Earlier names of solvers, which the next version refuses.
+_RENAMED_SOLVERS = {"dp": "rotor", "hierarchical": "rockmate", "ilp": "checkmate"}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -73,8 +77,7 @@ class Options:
             raise ValueError(f"fidelity={self.fidelity!r} is unknown; choose among {', '.join(FIDELITIES)}")
         if self.costs not in _COSTS:
             raise ValueError(f"costs={self.costs!r} is unknown; choose among {', '.join(_COSTS)}")
-        if self.solver not in SOLVER_NAMES:
-            raise ValueError(f"there is no solver {self.solver!r}: choose among {', '.join(SOLVER_NAMES)}")
+        object.__setattr__(self, "solver", _solver_named(self.solver))
 
     def _check_numbers(self) -> None:
         if not self.time_limit > 0:
@@ -125,3 +128,17 @@ def _check_names(option: str, names: Any, example: str) -> None:
         raise ValueError(f'{option}={names!r} is one string; pass a list: {option}=["{example}"]')
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(f'{option}={names!r} is not a list of names: {option}=["{example}"]')
+
+
+def _solver_named(name: str) -> str:
+    """Return the name of a solver, given that or an earlier one, of which it warns.
+
+    Raises ValueError if no solver has that name.
+    """
+    solver = _RENAMED_SOLVERS.get(str(name), name)
+    if solver not in SOLVER_NAMES:
+        raise ValueError(f"there is no solver {name!r}: choose among {', '.join(SOLVER_NAMES)}")
+    if solver != name:
+        note = f"the solver {name!r} is now called {solver!r}; the next version refuses the old name"
+        warnings.warn(note, LowtideWarning, stacklevel=2)
+    return solver

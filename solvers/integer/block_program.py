@@ -1,7 +1,7 @@
 """The integer program of one block: its fastest schedule under limits on the bytes kept and the peak of backward.
 
-Its backward is cut into stages as in `ilp`. Forward is one stage in trace order without recomputation. W[k] is 1 if
-operation k runs in it, fixed where the rest of forward or another block needs k; A[0,v] is 1 if it keeps value v.
+Its backward is cut into stages as in `checkmate`. Forward is one stage in trace order without recomputation. W[k] is 1
+if operation k runs in it, fixed where the rest of forward or another block needs k; A[0,v] is 1 if it keeps value v.
 
     W[k] <= W[k(u)]                                 u read by k                 `BlockProgram._state_forward`
     A[0,v] <= W[k(v)]                               v kept                      `BlockProgram._state_forward`

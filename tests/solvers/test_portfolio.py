@@ -120,7 +120,7 @@ def test_a_solver_may_be_chosen_by_name_and_an_unknown_name_is_answered_with_the
     problem = llama(layers=2)
     assert PORTFOLIO.solve(problem, 10**9, solver="recipes").solver == "recipes"
     with pytest.raises(
-        ValueError, match="no solver 'magic': choose among auto, keep_all, recipes, hierarchical, greedy, dp, ilp"
+        ValueError, match="no solver 'magic': choose among auto, keep_all, recipes, rockmate, greedy, rotor, checkmate"
     ):
         PORTFOLIO.solve(problem, 10**9, solver="magic")
 
@@ -128,7 +128,7 @@ def test_a_solver_may_be_chosen_by_name_and_an_unknown_name_is_answered_with_the
 def test_a_plan_says_why_the_other_solvers_were_not_taken():
     problem = llama()
     plan = PORTFOLIO.solve(problem, 60 * MEBIBYTE)
-    assert plan.solver in ("hierarchical", "greedy")
+    assert plan.solver in ("rockmate", "greedy")
     assert any("keep_all does not fit" in note for note in plan.notes)
     assert any("recipes would take" in note for note in plan.notes)
 
@@ -253,8 +253,8 @@ def test_forty_budgets_are_answered_monotonously_cold_and_from_the_cache(problem
 
 def test_a_solver_asked_for_by_name_alone_answers_for_the_budget_with_the_bound():
     problem = llama(layers=3)
-    plan = PORTFOLIO.solve(problem, 20 * MEBIBYTE, solver="dp")
-    assert plan.solver == "dp"
+    plan = PORTFOLIO.solve(problem, 20 * MEBIBYTE, solver="rotor")
+    assert plan.solver == "rotor"
     assert plan.peak_bytes <= 20 * MEBIBYTE
     assert plan.lower_bound_seconds is not None
     assert plan.seconds >= PORTFOLIO.solve(problem, 20 * MEBIBYTE).seconds
@@ -265,24 +265,24 @@ def test_the_schedule_of_a_solver_asked_for_by_name_alone_is_kept_for_each_budge
         chain_of_blocks(1, blocks=2, randomness=0.4),
         (10**9, 112),
     )  # under the smaller one draws are repeated
-    plans = [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "ilp") for budget in budgets]
+    plans = [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "checkmate") for budget in budgets]
     assert any(isinstance(instruction, Record) for instruction in plans[1].schedule.instructions)
-    monkeypatch.setattr("lowtide.solvers.ilp.Ilp.schedule", refuse)
-    assert [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "ilp") for budget in budgets] == plans
+    monkeypatch.setattr("lowtide.solvers.checkmate.Checkmate.schedule", refuse)
+    assert [answer(Portfolio(cache=DiskCache(tmp_path)), problem, budget, "checkmate") for budget in budgets] == plans
     with pytest.raises(AssertionError, match="known already"):
-        Portfolio(cache=DiskCache(tmp_path)).solve(problem, 113, solver="ilp")
+        Portfolio(cache=DiskCache(tmp_path)).solve(problem, 113, solver="checkmate")
 
 
-def test_ilp_answers_for_small_steps_and_says_which_are_too_large():
+def test_checkmate_answers_for_small_steps_and_says_which_are_too_large():
     problem = chain_of_blocks(3, blocks=2, randomness=0.0)
     smallest = PORTFOLIO.frontier(problem, 50)[-1].peak_bytes
     for budget in (smallest, 2 * smallest):
-        exact, plan = PORTFOLIO.solve(problem, budget, solver="ilp"), PORTFOLIO.solve(problem, budget)
-        assert exact.solver == "ilp"
+        exact, plan = PORTFOLIO.solve(problem, budget, solver="checkmate"), PORTFOLIO.solve(problem, budget)
+        assert exact.solver == "checkmate"
         assert exact.peak_bytes <= budget
         assert exact.seconds <= plan.seconds + 1e-9
-    with pytest.raises(ValueError, match="more than ilp's limit of 6,000"):
-        PORTFOLIO.solve(llama(layers=12), 10**9, solver="ilp")
+    with pytest.raises(ValueError, match="more than checkmate's limit of 6,000"):
+        PORTFOLIO.solve(llama(layers=12), 10**9, solver="checkmate")
 
 
 def test_out_of_time_the_best_so_far_answers_recipes_are_tried_and_nothing_is_left_on_disk(tmp_path):
@@ -290,7 +290,7 @@ def test_out_of_time_the_best_so_far_answers_recipes_are_tried_and_nothing_is_le
     budget_bytes = baseline_of(problem).peak_bytes // 2
     hurried = Portfolio(cache=cache).solve(problem, budget_bytes, time_limit_seconds=1e-9)
     assert hurried.peak_bytes <= budget_bytes
-    assert "hierarchical was stopped at the time limit of 1e-09 s" in hurried.notes
+    assert "rockmate was stopped at the time limit of 1e-09 s" in hurried.notes
     assert not any("recipes was stopped" in note for note in hurried.notes)
     recipes = Portfolio(cache=None).solve(problem, budget_bytes, "recipes")
     patient = Portfolio(cache=cache).solve(problem, budget_bytes)
@@ -305,12 +305,12 @@ def test_what_was_stopped_is_solved_when_there_is_more_time_and_noted_only_where
     assert not any("stopped" in note for note in portfolio.solve(problem, budget_bytes, "recipes").notes)
     patient = portfolio.solve(problem, budget_bytes)
     assert patient.seconds == Portfolio(cache=None).solve(problem, budget_bytes).seconds < hurried.seconds
-    with pytest.raises(InfeasibleBudget, match=r"found is .*; hierarchical was stopped .*; raise the"):
+    with pytest.raises(InfeasibleBudget, match=r"found is .*; rockmate was stopped .*; raise the"):
         Portfolio(cache=None).solve(problem, 6 * MEBIBYTE, time_limit_seconds=1e-9)
 
 
 def test_what_is_solved_by_name_is_refused_with_what_would_help_too():
     problem = llama(2)
-    for solver in ("dp", "recipes", "hierarchical"):
+    for solver in ("rotor", "recipes", "rockmate"):
         with pytest.raises(InfeasibleBudget, match="raise the budget or lower the batch"):
             Portfolio(cache=None).solve(problem, 5 * MEBIBYTE, solver)

@@ -236,6 +236,12 @@ def test_errors_are_a_line_on_standard_error(words, message):
     assert message in error_of(*words)
 
 
+def test_an_earlier_name_of_a_solver_is_noted_once():
+    result = run("plan", *TINY, "--budget", "97%", "--costs", "flops", "--solver", "dp")
+    assert result.stderr.count("note: the solver 'dp' is now called 'rotor'") == 1
+    assert "rotor in" in result.stdout
+
+
 def test_errors_leave_standard_output_empty_with_json_too():
     assert "unknown unit" in error_of("plan", *TINY, "--budget", "2 parsecs", "--json")
 

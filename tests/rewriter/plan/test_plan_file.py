@@ -1,6 +1,7 @@
 """Plans in files: loaded as they were saved, refused when damaged, foreign, old, or of another step."""
 
 import copy
+import dataclasses
 import json
 
 import lowtide
@@ -36,6 +37,12 @@ def test_a_plan_is_loaded_as_it_was_saved(saved):
     _, plan, path = saved
     assert lowtide.load_plan(path) == plan
     assert [file.name for file in path.parent.iterdir()] == ["plan.json"]
+
+
+def test_a_saved_plan_keeps_the_name_of_the_solver_that_made_it(saved):
+    _, plan, path = saved
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"solver": "hierarchical"}))
+    assert lowtide.load_plan(path) == dataclasses.replace(plan, solver="hierarchical")
 
 
 def test_a_loaded_plan_is_run_without_solving(saved, monkeypatch):

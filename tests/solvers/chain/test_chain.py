@@ -21,13 +21,13 @@ from lowtide.solvers.chain.link_schedules import link_schedules, recipe_schedule
 from lowtide.solvers.chain.retention_levels import levels_of
 from lowtide.solvers.chain.tables import Keep, NestedSchedule, Tables
 from lowtide.solvers.disk_cache import DiskCache
-from lowtide.solvers.dp import Dp
-from lowtide.solvers.hierarchical import Hierarchical
 from lowtide.solvers.polish import polished
 from lowtide.solvers.problem.liveness import forecast, schedule_of
 from lowtide.solvers.problem.problem import Problem
 from lowtide.solvers.problem.simulate import baseline_of, simulate
 from lowtide.solvers.recipes import Recipes
+from lowtide.solvers.rockmate import Rockmate
+from lowtide.solvers.rotor import Rotor
 from made_problems import MEBIBYTE, Draft, chain_of_blocks, llama, tiny
 
 seeds = st.integers(0, 100_000)
@@ -199,7 +199,7 @@ def test_tight_budgets_pass_over_layers_again_and_loose_ones_do_not():
 @given(seed=seeds, blocks=st.integers(2, 4))
 def test_every_candidate_is_a_schedule_of_the_step(seed, blocks):
     problem = chain_of_blocks(seed, blocks=blocks)
-    for solver in (Dp(), Hierarchical()):
+    for solver in (Rotor(), Rockmate()):
         for candidate in solver.candidates(problem):
             timeline = simulate(problem, schedule_of(problem, candidate.order))
             assert candidate.forecast is not None
@@ -300,15 +300,15 @@ def two_part_layers(layers: int, odd: int) -> Problem:
 def test_a_layer_wired_unlike_others_of_its_class_does_not_get_their_schedules(odd):
     problem = two_part_layers(6, odd)
     assert len(set(alike(in_layers(problem)))) == 4
-    for candidate in Hierarchical().candidates(problem):
+    for candidate in Rockmate().candidates(problem):
         simulate(problem, schedule_of(problem, candidate.order))
 
 
 def test_what_is_resident_does_not_change_what_is_found():
     problem = llama(layers=6)
     heavy = replace(problem, resident_bytes=problem.resident_bytes + 10**10)
-    light_forecasts = [candidate.forecast for candidate in Hierarchical().candidates(problem)]
-    heavy_forecasts = [candidate.forecast for candidate in Hierarchical().candidates(heavy)]
+    light_forecasts = [candidate.forecast for candidate in Rockmate().candidates(problem)]
+    heavy_forecasts = [candidate.forecast for candidate in Rockmate().candidates(heavy)]
     assert [seen.seconds for seen in heavy_forecasts if seen] == [seen.seconds for seen in light_forecasts if seen]
     assert [seen.peak_bytes - 10**10 for seen in heavy_forecasts if seen] == [
         seen.peak_bytes for seen in light_forecasts if seen
@@ -318,7 +318,7 @@ def test_what_is_resident_does_not_change_what_is_found():
 def test_a_chain_of_many_links_all_different_takes_seconds_not_minutes():
     problem = chain_of_blocks(1, blocks=160, width=6, classes=160, randomness=0.0)
     started = process_time()  # seconds of this process: others may keep the cores busy
-    peaks = [forecast(problem, candidate.order).peak_bytes for candidate in Hierarchical().candidates(problem)]
+    peaks = [forecast(problem, candidate.order).peak_bytes for candidate in Rockmate().candidates(problem)]
     assert process_time() - started < 60
     assert min(peaks) < 0.5 * baseline_of(problem).peak_bytes
 
@@ -346,5 +346,5 @@ def test_with_all_the_bytes_the_tables_find_everything_kept(seed):
         values=tuple(replace(value, size_bytes=value.size_bytes * 10**6) for value in small.values),
         ops=tuple(replace(op, working_bytes=op.working_bytes * 10**6) for op in small.ops),
     )
-    seconds = [forecast(problem, candidate.order).seconds for candidate in Dp().candidates(problem)]
+    seconds = [forecast(problem, candidate.order).seconds for candidate in Rotor().candidates(problem)]
     assert min(seconds) <= baseline_of(problem).seconds + 1e-9

@@ -206,7 +206,7 @@ def test_random_problems_with_encodings_are_answered_monotonously_and_never_wors
         assert plan.lower_bound_seconds <= plan.extra_seconds + 1e-9
 
 
-@pytest.mark.parametrize("solver", ["auto", "recipes", "greedy", "dp"])
+@pytest.mark.parametrize("solver", ["auto", "recipes", "greedy", "rotor"])
 def test_plans_with_codes_come_from_the_cache_as_they_were_found(solver, tmp_path, monkeypatch):
     problem = with_halves(llama(layers=3), 1, 1e-10)
     budgets = [baseline_of(problem).peak_bytes * percent // 100 for percent in (75, 60, 45)]
@@ -232,16 +232,16 @@ def test_out_of_time_a_plan_without_codes_answers_and_nothing_half_done_is_kept(
     assert patient.seconds < hurried.seconds
 
 
-def test_ilp_encodes_where_that_is_faster_or_all_that_fits():
+def test_checkmate_encodes_where_that_is_faster_or_all_that_fits():
     problem = skip()
     plain = replace(problem, values=tuple(replace(value, encodings=()) for value in problem.values))
     portfolio, budget = Portfolio(cache=None), 160
-    assert portfolio.solve(plain, budget, "ilp").extra_seconds == 5.0
-    plan = portfolio.solve(problem, budget, "ilp")
+    assert portfolio.solve(plain, budget, "checkmate").extra_seconds == 5.0
+    plan = portfolio.solve(problem, budget, "checkmate")
     assert (plan.extra_seconds, plan.encoded) == (0.75, ((1, 0),))
-    assert portfolio.solve(problem, 10**6, "ilp").extra_seconds == 0
+    assert portfolio.solve(problem, 10**6, "checkmate").extra_seconds == 0
     with pytest.raises(InfeasibleBudget):
-        portfolio.solve(problem, 100, "ilp")
+        portfolio.solve(problem, 100, "checkmate")
 
 
 def test_progress_counts_planning_with_codes_too():

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.greedy import Greedy
-from lowtide.solvers.hierarchical import Hierarchical
 from lowtide.solvers.infeasible import largest_operation
 from lowtide.solvers.polish import polished
 from lowtide.solvers.portfolio import Portfolio
@@ -17,6 +16,7 @@ from lowtide.solvers.problem.problem import Problem
 from lowtide.solvers.problem.problem_file import problem_of
 from lowtide.solvers.problem.schedule import Free, Run, Schedule, Segment
 from lowtide.solvers.problem.simulate import baseline_of, simulate
+from lowtide.solvers.rockmate import Rockmate
 from made_problems import Draft, chain_of_blocks, tiny, with_changes, with_encodings
 
 PORTFOLIO = Portfolio(cache=None)
@@ -85,7 +85,7 @@ def test_forecasts_are_what_the_simulator_says_and_plans_keep_their_budgets(seed
 @given(seed=st.integers(0, 100_000), spare=st.integers(0, 40))
 def test_spending_bytes_never_raises_the_peak_above_what_is_allowed(seed, spare):
     problem = with_changes(chain_of_blocks(seed, blocks=3), seed)
-    for candidate in (*Greedy().candidates(problem), *Hierarchical().candidates(problem)):
+    for candidate in (*Greedy().candidates(problem), *Rockmate().candidates(problem)):
         before = forecast(problem, candidate.order)
         assert before.peak_bytes == simulate(problem, schedule_of(problem, candidate.order)).peak_bytes
         after = polished(problem, candidate.order, before.peak_bytes + spare)

@@ -8,38 +8,38 @@ from dataclasses import dataclass, field
 from .blocks.cuts import chains
 from .chain.link_schedules import link_schedules
 from .disk_cache import DiskCache
-from .dp import Dp
 from .pareto import cheapest_under
 from .problem.liveness import Candidate, schedule_of
 from .problem.problem import Problem
 from .problem.schedule import Schedule
+from .rotor import Rotor
 
 
 @dataclass(frozen=True)
-class Hierarchical:
+class Rockmate:
     """Find schedules per kind of layer, then the best nested schedule (Zhao et al. 2023, arXiv 2307.01236).
 
     The step is cut into layers, and again into parts of layers (`chains`). Where there is no chain of narrow blocks, it
     is cut into windows, whose far-reaching values are kept. For each cut the schedules of each kind of link are found
-    (`link_schedules`), then nested by the dynamic program `dp`.
+    (`link_schedules`), then nested by the dynamic program `rotor`.
 
-    dp: the dynamic program.
+    rotor: the dynamic program.
     visits: operations looked at for the schedules of links.
     cache: the folder that shares the schedules of each kind of block with other models; None to compute them.
 
     Guarantee: the best among nested schedules of these schedules, except for the rounding; compare
-    `lower_bound_seconds`. Cost: `visits`, and that of `dp` for each cut.
+    `lower_bound_seconds`. Cost: `visits`, and that of `rotor` for each cut.
     """
 
-    dp: Dp = field(default_factory=Dp)
+    rotor: Rotor = field(default_factory=Rotor)
     visits: int = 4_000_000
-    name: str = "hierarchical"
+    name: str = "rockmate"
     cache: DiskCache | None = field(default=None, repr=False, compare=False)
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
         """Yield the candidates of every cut, those of the coarsest first, from the fewest bytes up."""
         for cut in chains(problem):
-            yield from self.dp.candidates_of(problem, cut, link_schedules(cut, self.visits, self.cache))
+            yield from self.rotor.candidates_of(problem, cut, link_schedules(cut, self.visits, self.cache))
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
         """Return the fastest candidate that fits. Raises InfeasibleBudget if none does."""

@@ -1,8 +1,8 @@
 """The planner compared with one integer program for a whole small step: three blocks, at loose and tight budgets.
 
-    python -m benchmarks.ilp_gap [NAME ...] [--json FILE]
+    python -m benchmarks.checkmate_gap [NAME ...] [--json FILE]
 
-Each step is planned by `hierarchical` and by the whole portfolio, and solved as one integer program (`ilp`). Seconds
+Each step is planned by `rockmate` and by the whole portfolio, and solved as one integer program (`checkmate`). Seconds
 are FLOPs (`costs="flops"`); extra time is a share of the step's time. `proven` is a lower bound on the schedules that
 the integer program describes: an operation runs at most once in each gap between operations that run once. `bound` is
 the lower bound that every plan states, for any schedule at all.
@@ -23,7 +23,7 @@ from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
 from lowtide.rewriter.plan.options import Options
 from lowtide.rewriter.plan.planner import StepPlanner
-from lowtide.solvers.ilp import Ilp
+from lowtide.solvers.checkmate import Checkmate
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.problem import Problem
 from torch import nn
@@ -54,7 +54,7 @@ class Row:
     """The extra shares of the step's time at one budget, and the seconds that the integer program took."""
 
     budget_bytes: int
-    hierarchical: float
+    rockmate: float
     portfolio: float
     optimum: float
     proven: float
@@ -76,18 +76,18 @@ def main() -> None:
     for name in options.names or STEPS:
         problem = problem_of(*STEPS[name]())
         print(f"{name}, {len(problem.ops)} operations: extra time, % of the step's")
-        print("     budget   hierarchical  portfolio    ilp  proven   bound   ilp took, s")
+        print("     budget   rockmate  portfolio  checkmate  proven   bound   checkmate took, s")
         tables[name] = []
         for row in rows_of(problem):
             tables[name].append(asdict(row))
             if not math.isnan(row.optimum):
-                above.append(row.hierarchical - row.optimum)
+                above.append(row.rockmate - row.optimum)
             print(
-                f"{row.budget_bytes / 2**20:>7.1f} MiB   {row.hierarchical:>12.2%} {row.portfolio:>10.2%} "
-                f"{row.optimum:>6.2%} {row.proven:>7.2%} {row.bound:>7.2%}   {row.seconds:>11.1f}",
+                f"{row.budget_bytes / 2**20:>7.1f} MiB   {row.rockmate:>8.2%} {row.portfolio:>10.2%} "
+                f"{row.optimum:>10.2%} {row.proven:>7.2%} {row.bound:>7.2%}   {row.seconds:>17.1f}",
                 flush=True,
             )
-    print(f"hierarchical above ilp: {sum(above) / len(above):.2%} of a step on average, {max(above):.2%} at worst")
+    print(f"rockmate above checkmate: {sum(above) / len(above):.2%} of a step on average, {max(above):.2%} at worst")
     if options.json:
         options.json.write_text(json.dumps(tables, indent=1) + "\n")
 
@@ -107,15 +107,15 @@ def rows_of(problem: Problem, shares: tuple[float, ...] = _SHARES) -> list[Row]:
     for share in shares:
         budget_bytes = int(low + (high - low) * share)
         started = time.perf_counter()
-        optimum = Ilp(most_choices=_MOST_CHOICES, node_limit=_NODES).least_seconds(problem, budget_bytes)
+        optimum = Checkmate(most_choices=_MOST_CHOICES, node_limit=_NODES).least_seconds(problem, budget_bytes)
         seconds = time.perf_counter() - started
         chosen = portfolio.solve(problem, budget_bytes)
-        hierarchical = portfolio.solve(problem, budget_bytes, "hierarchical")
+        rockmate = portfolio.solve(problem, budget_bytes, "rockmate")
         best = optimum.seconds if optimum.order is not None else math.nan
         rows.append(
             Row(
                 budget_bytes,
-                hierarchical.extra_share,
+                rockmate.extra_share,
                 chosen.extra_share,
                 best / problem.seconds - 1,
                 optimum.least_seconds / problem.seconds - 1,

@@ -27,7 +27,7 @@ _FEWEST_SLOTS = 250
 
 
 @dataclass(frozen=True)
-class Dp:
+class Rotor:
     """Find the best nested schedule of layers for every budget (Beaumont et al. 2019, arXiv 1911.13214).
 
     A layer may keep everything, the results of its matrix products, convolutions and attention,
@@ -53,7 +53,7 @@ class Dp:
     slots: int = 2000
     levels: int = 6
     most_candidates: int = 120
-    name: str = "dp"
+    name: str = "rotor"
 
     def candidates(self, problem: Problem) -> Iterator[Candidate]:
         """Yield the candidates of each table, from the fewest bytes up."""

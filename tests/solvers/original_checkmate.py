@@ -15,8 +15,9 @@ def least_seconds(problem: Problem, budget_bytes: int) -> float | None:
     paper has it for each edge (k reads v), here also for k making v, which several outputs need. Held values are
     never freed. Values are those of single operations with several outputs; the paper has one output each.
 
-    An operation that runs only once runs in its own stage. The space is smaller than that of `ilp`: everything runs by
-    its own stage, nothing waits or is left out. Written independently of the solvers; no random operations.
+    An operation that runs only once runs in its own stage. The space is smaller than that of the solver `checkmate`:
+    everything runs by its own stage, nothing waits or is left out. Written independently of the solvers; no random
+    operations.
     """
     ops, values = problem.ops, problem.values
     count = len(ops)

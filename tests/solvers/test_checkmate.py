@@ -6,12 +6,11 @@ import random
 from dataclasses import replace
 from math import inf
 
-import checkmate
+import original_checkmate
 import pytest
 from exhaustive import least_seconds
+from lowtide.solvers.checkmate import Checkmate
 from lowtide.solvers.greedy import Greedy
-from lowtide.solvers.hierarchical import Hierarchical
-from lowtide.solvers.ilp import Ilp
 from lowtide.solvers.infeasible import largest_operation
 from lowtide.solvers.integer.answer import Effort
 from lowtide.solvers.integer.step_program import StepProgram
@@ -19,6 +18,7 @@ from lowtide.solvers.integer.step_stages import stages_of_step
 from lowtide.solvers.problem.errors import InfeasibleBudget
 from lowtide.solvers.problem.liveness import forecast, schedule_of, trace_order
 from lowtide.solvers.problem.simulate import simulate
+from lowtide.solvers.rockmate import Rockmate
 from made_problems import Draft, chain_of_blocks
 from pytest import approx
 
@@ -109,7 +109,7 @@ def test_it_is_never_slower_than_checkmate_whose_space_it_contains():
         program = StepProgram(problem, stages_of_step(problem, rounds=2))
         high = forecast(problem, trace_order(problem)).peak_bytes
         for budget in (high * 93 // 100, high * 80 // 100):
-            checkmate_seconds = checkmate.least_seconds(problem, budget)
+            checkmate_seconds = original_checkmate.least_seconds(problem, budget)
             if checkmate_seconds is None:
                 continue
             optimum = program.fastest(budget, Effort())
@@ -127,7 +127,7 @@ def test_checkmates_program_never_beats_the_fastest_of_all_orders():
         problem = small(seed)
         if len(problem.values) <= 13:
             budget = forecast(problem, trace_order(problem)).peak_bytes * 9 // 10
-            checkmate_seconds, best = checkmate.least_seconds(problem, budget), least_seconds(problem, budget)
+            checkmate_seconds, best = original_checkmate.least_seconds(problem, budget), least_seconds(problem, budget)
             assert checkmate_seconds is None or (best is not None and checkmate_seconds >= best - 1e-6)
 
 
@@ -147,14 +147,14 @@ def test_steps_with_draws_get_valid_schedules_within_the_budget(seed):
 
 def test_two_runs_give_the_same_orders():
     problem = chain_of_blocks(5, blocks=2, width=3, randomness=0.3)
-    first, second = ([candidate.order for candidate in Ilp(budgets=6).candidates(problem)] for _ in range(2))
+    first, second = ([candidate.order for candidate in Checkmate(budgets=6).candidates(problem)] for _ in range(2))
     assert first == second
     assert len(set(first)) > 1
 
 
 def test_candidates_fit_the_budgets_that_they_are_made_for_and_go_from_slow_to_fast():
     problem = chain_of_blocks(2, blocks=2, width=3, randomness=0.0)
-    predictions = [forecast(problem, candidate.order) for candidate in Ilp().candidates(problem)]
+    predictions = [forecast(problem, candidate.order) for candidate in Checkmate().candidates(problem)]
     seconds = [prediction.seconds for prediction in predictions]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[-1] <= problem.seconds
@@ -163,16 +163,16 @@ def test_candidates_fit_the_budgets_that_they_are_made_for_and_go_from_slow_to_f
 def test_a_budget_that_nothing_fits_is_refused_and_what_is_too_large_too():
     problem = small(3)
     with pytest.raises(InfeasibleBudget, match=r"alone needs .*; raise the budget") as raised:
-        Ilp().schedule(problem, 1)
+        Checkmate().schedule(problem, 1)
     assert raised.value.smallest_bytes > 1
     alone_bytes, _ = largest_operation(problem)
     with pytest.raises(
-        InfeasibleBudget, match=r"ilp proves that there is none, the smallest peak known is .*; raise the budget"
+        InfeasibleBudget, match=r"checkmate proves that there is none, the smallest peak known is .*; raise the budget"
     ):
-        Ilp().schedule(problem, alone_bytes)
-    with pytest.raises(ValueError, match="more than ilp's limit of 5"):
-        Ilp(most_choices=5).schedule(chain_of_blocks(1), 10**6)
-    assert not list(Ilp(most_choices=5).candidates(chain_of_blocks(1)))
+        Checkmate().schedule(problem, alone_bytes)
+    with pytest.raises(ValueError, match="more than checkmate's limit of 5"):
+        Checkmate(most_choices=5).schedule(chain_of_blocks(1), 10**6)
+    assert not list(Checkmate(most_choices=5).candidates(chain_of_blocks(1)))
 
 
 def test_with_few_nodes_the_order_to_begin_with_is_not_lost_and_the_bound_stays_below():
@@ -193,14 +193,14 @@ def test_with_few_nodes_the_order_to_begin_with_is_not_lost_and_the_bound_stays_
 def test_a_peak_outside_of_the_schedule_is_not_planned_under():
     problem = replace(chain_of_blocks(1, blocks=2), floor_bytes=10**6)
     with pytest.raises(InfeasibleBudget, match="the optimizer's step needs"):
-        Ilp().schedule(problem, 500)
+        Checkmate().schedule(problem, 500)
 
 
 def test_a_step_in_which_nothing_may_run_again_has_its_trace_for_an_optimum():
     problem = chain_of_blocks(636, blocks=7, width=1, classes=1, randomness=0.6)
     fixed = replace(problem, ops=tuple(replace(op, repeatable=False) for op in problem.ops))
-    assert Ilp().least_seconds(fixed, 10**9).seconds == approx(problem.seconds)
+    assert Checkmate().least_seconds(fixed, 10**9).seconds == approx(problem.seconds)
     assert all(
         forecast(fixed, candidate.order).seconds == approx(problem.seconds)
-        for candidate in Hierarchical().candidates(fixed)
+        for candidate in Rockmate().candidates(fixed)
     )

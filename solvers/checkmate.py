@@ -40,7 +40,6 @@ from dataclasses import dataclass
 from math import inf
 
 from .greedy import Greedy
-from .hierarchical import Hierarchical
 from .infeasible import infeasible
 from .integer.answer import Effort
 from .integer.stages import choices
@@ -51,10 +50,11 @@ from .problem.liveness import Candidate, RunOrder, forecast, schedule_of, trace_
 from .problem.problem import Problem
 from .problem.schedule import Schedule
 from .problem.units import format_bytes
+from .rockmate import Rockmate
 
 
 @dataclass(frozen=True)
-class Ilp:
+class Checkmate:
     """Find the optimum over the whole graph, for graphs that are small enough.
 
     rounds: stages per gap between operations that run once.
@@ -70,7 +70,7 @@ class Ilp:
     most_choices: int = 6_000
     node_limit: int = 2_000
     budgets: int = 12
-    name: str = "ilp"
+    name: str = "checkmate"
 
     def schedule(self, problem: Problem, budget_bytes: int) -> Schedule:
         """Return the fastest schedule within a budget.
@@ -83,9 +83,9 @@ class Ilp:
             known = [rate(problem, self.name, Candidate("", order)) for order in self._known(problem)]
             smallest = min(known, key=lambda rated: rated.peak_bytes)
             reason = (
-                "ilp proves that there is none"
+                "checkmate proves that there is none"
                 if optimum.least_seconds == inf
-                else "ilp found none within its node limit"
+                else "checkmate found none within its node limit"
             )
             raise infeasible(
                 problem,
@@ -102,8 +102,8 @@ class Ilp:
         """
         cut = stages_of_step(problem, self.rounds)
         if choices(cut) > self.most_choices:
-            reason = f"{problem.name} has {choices(cut):,} choices, more than ilp's limit of {self.most_choices:,}"
-            raise ValueError(f"{reason}: choose solver='auto'")
+            limit = f"more than checkmate's limit of {self.most_choices:,}"
+            raise ValueError(f"{problem.name} has {choices(cut):,} choices, {limit}: choose solver='auto'")
         if budget_bytes < problem.floor_bytes:
             return Optimum(None, inf, inf)
         start = _fastest_within(problem, self._known(problem), budget_bytes)
@@ -128,7 +128,7 @@ class Ilp:
 
     def _known(self, problem: Problem) -> list[RunOrder]:
         """Return orders to begin with."""
-        others = (*Hierarchical().candidates(problem), *Greedy().candidates(problem))
+        others = (*Rockmate().candidates(problem), *Greedy().candidates(problem))
         return [trace_order(problem), *(candidate.order for candidate in others)]
 
 
