@@ -8,6 +8,7 @@ from typing import Any
 
 from ...solvers.problem.plan import Plan
 from ...solvers.problem.schedule import Decode, Encode, Free, Run
+from ...solvers.problem.simulate import simulate
 from ..text.module_names import plain_operation
 
 
@@ -73,6 +74,7 @@ class Peak:
 def moments_of(plan: Plan) -> list[Moment]:
     """Return every run of the plan in order. The totals are the simulator's and are only split up here."""
     problem, instructions = plan.problem, plan.schedule.instructions
+    moment_bytes = simulate(problem, plan.schedule).moment_bytes
     starts = [i for i, instruction in enumerate(instructions) if isinstance(instruction, Run)]
     started: set[int] = set()
     held_bytes = {"forward": 0, "backward": 0}
@@ -84,11 +86,6 @@ def moments_of(plan: Plan) -> list[Moment]:
         if not recomputed:
             held_bytes[phase] += sum(problem.values[v].size_bytes for v in op.makes if problem.values[v].held)
         started.add(index)
-        before_bytes = plan.live_bytes[start - 1] if start else problem.resident_bytes
-        made_bytes = sum(problem.values[v].size_bytes for v in op.makes)
-        state_bytes = problem.state_bytes if op.random and recomputed else 0
-        if plan.schedule.ends_with(start, op.reuses):
-            before_bytes -= problem.values[op.reuses].size_bytes  # pyright: ignore[reportArgumentType, reportCallIssue]
         held = held_bytes["forward"] + held_bytes["backward"]
         moments.append(
             Moment(
@@ -98,7 +95,7 @@ def moments_of(plan: Plan) -> list[Moment]:
                 gradients_bytes=held_bytes["backward"],
                 returned_bytes=held_bytes["forward"],
                 activation_bytes=plan.live_bytes[following - 1] - problem.resident_bytes - held,
-                within_bytes=before_bytes + max(op.working_bytes, made_bytes) + state_bytes,
+                within_bytes=moment_bytes[start],
             )
         )
     return moments

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..problem.problem import Problem
-from ..problem.problem_arrays import arrays_of, unbeaten_rows
+from ..problem.problem_arrays import unbeaten_rows
 from .block_values import shared_values, stream_values
+from .peak_walk import PeakWalk
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class BlockEvaluator:
         self.problem, self.block = problem, block
         self.operations = operations_of(problem, block)
         self.position = {index: position for position, index in enumerate(self.operations)}
-        arrays = arrays_of(problem)
-        self.size_bytes, self.momentary_bytes = arrays.size_bytes.tolist(), arrays.momentary_bytes.tolist()
+        self.walk = PeakWalk(problem)
+        self.size_bytes = self.walk.size_bytes
         shared = shared_values(problem)
         own = [value for index in self.operations for value in problem.ops[index].makes]
         boundary = problem.forward_length
@@ -60,9 +61,10 @@ class BlockEvaluator:
             if problem.maker[value] < boundary and value not in shared and not problem.values[value].held
         )
         touched = {value for index in self.operations for value in problem.ops[index].reads} | set(own)
-        self.held = {value for value in touched if problem.values[value].held}
+        self.outside = touched - self.local_values
         following = block + 1
         self.stream = stream_values(problem)[following] if following < len(problem.block_classes) else frozenset()
+        self.may_be_required = self.local_values | self.stream
         # a value that an earlier block reads stays: that block may have to recompute its forward
         self.after_backward = {
             value
@@ -95,45 +97,23 @@ class BlockEvaluator:
         """Return the values that backward requires, of those made for this block and the next one alone."""
         return self._backward(backward)[0]
 
-    def forward_peak(self, forward: tuple[int, ...], kept: frozenset[int]) -> int:
+    def forward_peak(self, forward: Sequence[int], kept: frozenset[int]) -> int:
         """Return the peak of a forward that keeps these values, above the bytes alive when it begins."""
-        ops, size = self.problem.ops, self.size_bytes
-        alive = {value for index in forward for value in ops[index].makes if value not in self.local_values} | kept
-        live = sum(size[value] for index in forward for value in ops[index].makes if value in alive)
-        highest = live
-        for index in reversed(forward):
-            for value in ops[index].makes:
-                if value in alive:
-                    alive.discard(value)
-                    live -= size[value]
-            reused = 0
-            for value in ops[index].reads:
-                if value in self.local_values and value not in alive:
-                    alive.add(value)
-                    live += size[value]
-                    reused += size[value] * (value == ops[index].reuses)
-            highest = max(highest, live + self.momentary_bytes[index] - reused)
-        return highest
+        alive = self.outside | kept
+        made_bytes = self._size(value for index in forward for value in self.problem.ops[index].makes if value in alive)
+        peaks, _ = self.walk.peaks(forward, alive)
+        return made_bytes + max(0, max(peaks, default=0))
 
-    def _backward(self, order: tuple[int, ...]) -> tuple[frozenset[int], int]:
-        """Return (values required, peak above the start in bytes), walking from the end to the beginning."""
-        ops, size, momentary = self.problem.ops, self.size_bytes, self.momentary_bytes
-        needed = self.after_backward.copy()
-        live = highest = 0  # relative to the end
-        for index in reversed(order):
-            for value in ops[index].makes:
-                if value in needed:
-                    live -= size[value]
-                    if value not in self.held:
-                        needed.discard(value)
-            reused = 0
-            for value in ops[index].reads:
-                if value not in needed:
-                    needed.add(value)
-                    live += size[value]
-                    reused += size[value] * (value == ops[index].reuses)
-            highest = max(highest, live + momentary[index] - reused)
-        return frozenset((self.local_values | self.stream) & needed), highest - live
+    def run_peaks(self, backward: Sequence[int]) -> list[int]:
+        """Return the peak of each run of a backward, above the bytes alive when it begins."""
+        peaks, start_bytes = self.walk.peaks(backward, self.after_backward.copy())
+        return [peak_bytes - start_bytes for peak_bytes in reversed(peaks)]
+
+    def _backward(self, backward: Sequence[int]) -> tuple[frozenset[int], int]:
+        """Return the values that backward requires, and its peak above the bytes alive when it begins."""
+        required = self.after_backward.copy()
+        peak_bytes = self.walk.peak_above_start(backward, required)
+        return frozenset(self.may_be_required & required), peak_bytes
 
     def _size(self, values: Iterable[int]) -> int:
         return sum(self.size_bytes[value] for value in values)

@@ -9,8 +9,9 @@ from functools import lru_cache
 import numpy as np
 
 from ..problem.problem import Problem
-from ..problem.problem_arrays import arrays_of, unbeaten_rows
+from ..problem.problem_arrays import unbeaten_rows
 from .block_values import alike, forward_values, shared_values
+from .peak_walk import PeakWalk
 from .rematerialize import Lifetime, Walk, droppable
 from .tradeoff import curve_of, trade_of
 
@@ -53,11 +54,9 @@ class OptionEvaluator:
         self.read_elsewhere = bytearray(len(problem.values))
         for value in self.values:
             self.read_elsewhere[value] = value not in self.droppable_values
-        arrays = arrays_of(problem)
-        self.size_bytes, self.momentary_bytes = arrays.size_bytes.tolist(), arrays.momentary_bytes.tolist()
+        self.peak_walk = PeakWalk(problem)
         touched = {value for index in self.backward for value in problem.ops[index].reads} | set(self.values)
         # values that outlive this block's backward
-        self.held = {v for v in touched if problem.values[v].held}
         self.outlive = {v for v in touched if problem.values[v].held or problem.values[v].resident}
         boundary = problem.forward_length
         self.outlive |= {
@@ -96,26 +95,10 @@ class OptionEvaluator:
         return walk.backward(self.backward)
 
     def _bytes(self, order: tuple[int, ...]) -> tuple[int, int]:
-        """Return (kept bytes, peak above the start) of this block's backward, walking from its end to its beginning."""
-        ops, size, momentary = self.problem.ops, self.size_bytes, self.momentary_bytes
-        needed = self.outlive.copy()
-        live = highest = 0  # relative to the end
-        for index in reversed(order):
-            op = ops[index]
-            for value in op.makes:
-                if value in needed:
-                    live -= size[value]
-                    if value not in self.held:
-                        needed.discard(value)
-            reused = 0
-            for value in op.reads:
-                if value not in needed:
-                    needed.add(value)
-                    live += size[value]
-                    reused += size[value] * (value == op.reuses)
-            if live + momentary[index] - reused > highest:
-                highest = live + momentary[index] - reused
-        return sum(size[value] for value in self.droppable_values & needed), highest - live
+        """Return the bytes kept for this block's backward, and its peak above the bytes alive when it begins."""
+        alive = self.outlive.copy()
+        peak_bytes = self.peak_walk.peak_above_start(order, alive)
+        return sum(self.peak_walk.size_bytes[value] for value in self.droppable_values & alive), peak_bytes
 
 
 @lru_cache(maxsize=64)
@@ -176,7 +159,7 @@ def _improve(evaluator: OptionEvaluator, options: dict[bytes, Option], visits: i
 
 def _trades(problem: Problem, block: int, evaluator: OptionEvaluator) -> Iterable[bytes]:
     """Yield the lifetimes of the best trades of a block."""
-    ops, sizes = problem.ops, [evaluator.size_bytes[value] for value in evaluator.values]
+    ops, sizes = problem.ops, [problem.values[value].size_bytes for value in evaluator.values]
     seconds = sum(ops[index].seconds for index in (*evaluator.forward, *evaluator.backward))
     highest_price = (seconds or 1.0) / min((size for size in sizes if size), default=1)
     for point in curve_of(trade_of(problem, block, shares=False), highest_price).points:

@@ -136,8 +136,10 @@ class BlockProgram:
         """Return the schedule that a solution describes, with its objective and limits."""
         backward, stage_of, needed = self._without_useless_runs(self.core.ran(answer))
         schedule = self.evaluator.evaluate(self._forward_for(needed), tuple(backward))
-        run_peaks = zip(stage_of, self._run_peaks(backward, schedule), strict=True)
-        high = {stage for stage, peak_bytes in run_peaks if peak_bytes > self.moments.peak.most_bytes}
+        above_start_bytes = self.evaluator.run_peaks(backward)
+        limit_bytes = self.moments.peak.most_bytes - schedule.backward_peak_bytes + max(above_start_bytes, default=0)
+        run_peaks = zip(stage_of, above_start_bytes, strict=True)
+        high = {stage for stage, peak_bytes in run_peaks if peak_bytes > limit_bytes}
         fits = not high and schedule.kept_bytes <= self.kept.most_bytes
         return Solution(schedule, self._objective(schedule.seconds), fits, frozenset(high))
 
@@ -166,22 +168,3 @@ class BlockProgram:
                 order.append((index, stage))
         order.reverse()
         return [index for index, _ in order], [stage for _, stage in order], needed
-
-    def _run_peaks(self, backward: list[int], schedule: BlockSchedule) -> list[int]:
-        """Return the peak of every run; the highest one is the schedule's."""
-        evaluator, ops = self.evaluator, self.evaluator.problem.ops
-        needed, live = evaluator.after_backward.copy(), 0
-        peaks = []
-        for index in reversed(backward):
-            for value in ops[index].makes:
-                if value in needed:
-                    live -= evaluator.size_bytes[value]
-                    if value not in evaluator.held:
-                        needed.discard(value)
-            for value in ops[index].reads:
-                if value not in needed:
-                    needed.add(value)
-                    live += evaluator.size_bytes[value]
-            peaks.append(live + evaluator.momentary_bytes[index])
-        highest = max(peaks, default=0)
-        return [peak - highest + schedule.backward_peak_bytes for peak in reversed(peaks)]
