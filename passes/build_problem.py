@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ..solvers.problem.problem import EncodingOption, Op, Problem, Value
-from .blocks import kernel_kind
 from .compute_intensive import is_product
 from .encodings.codec_sites import CodecSite
 from .sources import Source
@@ -167,7 +166,7 @@ def _op(
         repeatable=kernel.repeatable,
         random=kernel.random,
         compute_intensive=is_product(kernel),
-        kind=kernel_kind(kernel),
+        kind=kernel.kind,
         module=kernel.module,
         reuses=reuses,
     )

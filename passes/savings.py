@@ -5,25 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import fx
 
-from .joint_graph import JointGraph
+from .graph_pass import GraphPass
+from .joint_graph import copy_graph
 from .step_graph import storage_key, tensors_of
-
-
-class GraphPass(Protocol):
-    """A pass over joint graphs."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fidelity(self) -> str: ...
-
-    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule: ...
 
 
 @dataclass(frozen=True)
@@ -37,24 +25,19 @@ class Saving:
 
 
 def apply_passes(graph: fx.GraphModule, passes: Iterable[GraphPass]) -> tuple[fx.GraphModule, tuple[Saving, ...]]:
-    """Return the graph after some passes, and the savings of each."""
+    """Return a copy of a joint graph after some passes, and the savings of each."""
+    graph = copy_graph(graph)
     savings: list[Saving] = []
     before = _kept_bytes(graph)
     for graph_pass in passes:
-        graph = graph_pass(graph)
+        if not graph_pass.rewrite(graph):
+            continue
         after = _kept_bytes(graph)
         for module in dict.fromkeys((*before, *after)):
             if before[module] != after[module]:
                 savings.append(Saving(graph_pass.name, graph_pass.fidelity, module, before[module] - after[module]))
         before = after
     return graph, tuple(savings)
-
-
-def copy_graph(graph: fx.GraphModule) -> fx.GraphModule:
-    """Return the graph with new nodes over the same tensors without data."""
-    copy = fx.Graph()
-    copy.output(copy.graph_copy(graph.graph, {}))
-    return JointGraph(copy)
 
 
 def _kept_bytes(graph: fx.GraphModule) -> Counter[str]:

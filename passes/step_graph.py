@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import fx
 
 from ..kernels.checks import check
-from .calls import is_random, operation_name
+from .calls import call_signature, is_random, operation_name
 from .foreign_calls import is_effect
-from .sources import Source
+from .joint_graph import joint_outputs
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,18 @@ class Kernel:
     block: int = 0
 
     @property
+    def kind(self) -> str:
+        """Return a text that is equal for kernels that are equal up to renaming."""
+        role = self.role if self.change is None else "change"
+        return " > ".join([role, *(call_signature(call) for call in self.calls if self.role == "compute")])
+
+    @property
+    def decisions(self) -> tuple[list[Any], list[Any], Any]:
+        """Return the values that a "check" reads, the expected ones, and the copies that undo the step."""
+        values, expected, undo = zip(*(call.args for call in self.calls), strict=True)
+        return list(chain.from_iterable(values)), list(chain.from_iterable(expected)), undo[0]
+
+    @property
     def measured_calls(self) -> tuple[fx.Node, ...]:
         """Return the calls that determine its cost."""
         return self.calls if self.change is None else (self.change.call,)
@@ -86,7 +99,7 @@ class StepGraph:
 
     storage_of: for each node, the storage in which its value lies.
     overwrites: for each node that took the place of an operand, that operand.
-    gradients: the graph's, in order.
+    gradients: by parameter, input or output (one that retains its gradient), the gradient that it gets.
     savings: those of passes over the joint graph (`savings.Saving`).
     """
 
@@ -94,7 +107,7 @@ class StepGraph:
     storages: tuple[Storage, ...]
     storage_of: dict[fx.Node, int] = field(repr=False)
     outputs: tuple[fx.Node, ...]
-    gradients: tuple[fx.Node, ...] = ()
+    gradients: Mapping[fx.Node, fx.Node] = field(default_factory=dict, repr=False)
     overwrites: dict[fx.Node, fx.Node] = field(default_factory=dict, repr=False)
     savings: tuple[Any, ...] = ()
     block_names: tuple[str, ...] = ("step",)
@@ -104,6 +117,11 @@ class StepGraph:
     def forward_length(self) -> int:
         """Return the number of kernels of forward."""
         return sum(kernel.phase == "forward" for kernel in self.kernels)
+
+    def backward_readers(self, storage: int) -> list[Kernel]:
+        """Return the kernels of backward that compute with a storage."""
+        backward = self.kernels[self.forward_length :]
+        return [kernel for kernel in backward if kernel.role == "compute" and storage in kernel.reads]
 
     def with_kernels(self, kernels: list[Kernel]) -> StepGraph:
         """Return the same step with other kernels."""
@@ -152,14 +170,12 @@ class _Aliasing:
         return None if known is not None else self.by_key[key]
 
 
-def build_step_graph(graph: fx.GraphModule, mutations: tuple[Source, ...]) -> StepGraph:
-    """Return the step graph of a joint graph whose output is (outputs, gradients, mutations), three tuples of nodes.
-
-    mutations: the sources (buffers or inputs) that the last tuple's new values belong to.
-    """
+def build_step_graph(graph: fx.GraphModule) -> StepGraph:
+    """Return the step graph of a joint graph."""
     aliasing = _Aliasing()
     outputs, gradients, new_values = joint_outputs(graph)
-    placeholders = {n.meta["source"]: n for n in graph.graph.nodes if n.op == "placeholder"}
+    # Gradients belong to placeholders, and to outputs whose gradient the caller retains.
+    node_of = {node.meta["source"]: node for node in graph.graph.nodes if "source" in node.meta}
     kernels: list[Kernel] = []
     for node in graph.graph.nodes:
         if node.op == "placeholder":
@@ -169,24 +185,22 @@ def build_step_graph(graph: fx.GraphModule, mutations: tuple[Source, ...]) -> St
             kernel = _kernel(node, aliasing)
             if kernel is not None:
                 kernels.append(kernel)
-    updates = {placeholders[source]: value for source, value in zip(mutations, new_values, strict=True)}
+    updates = {node_of[source]: value for source, value in new_values.items()}
     forward = _add_anchors(_with_updates([k for k in kernels if k.phase == "forward"], updates, aliasing))
     backward = [k for k in kernels if k.phase == "backward"]
     tangents = tuple(i for i, s in enumerate(aliasing.storages) if s.kind == "tangent")
     arrival = Kernel("tangent", "tangent", (), (), tangents, "backward", _FIRST_IN_BACKWARD, "", repeatable=False)
-    step = StepGraph((*forward, arrival, *backward), tuple(aliasing.storages), aliasing.storage_of, outputs, gradients)
+    step = StepGraph(
+        kernels=(*forward, arrival, *backward),
+        storages=tuple(aliasing.storages),
+        storage_of=aliasing.storage_of,
+        outputs=outputs,
+        gradients={node_of[source]: gradient for source, gradient in gradients.items()},
+    )
     return _with_repeatability(step, {*updates, *(node for kernel in kernels for node in kernel.updates)})
 
 
 _FIRST_IN_BACKWARD = 2**62
-
-
-def joint_outputs(
-    graph: fx.GraphModule,
-) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], tuple[fx.Node, ...]]:
-    """Return the outputs, gradients and new values of changed buffers that a joint graph ends in."""
-    output = next(n for n in reversed(graph.graph.nodes) if n.op == "output")
-    return output.args[0]  # pyright: ignore[reportReturnType]
 
 
 def _kernel(node: fx.Node, aliasing: _Aliasing) -> Kernel | None:

@@ -85,8 +85,9 @@ def find_codec_sites(
     allowed: fidelities.
     families: of approximate codecs (`FAMILIES`).
     """
-    forward = [kernel for kernel in step.kernels if kernel.phase == "forward" and kernel.role == "compute"]
-    read = {storage for kernel in step.kernels if kernel.phase == "backward" for storage in kernel.reads}
+    computing = [kernel for kernel in step.kernels if kernel.role == "compute"]
+    forward = [kernel for kernel in computing if kernel.phase == "forward"]
+    read = {storage for kernel in computing if kernel.phase == "backward" for storage in kernel.reads}
     held = {step.storage_of[node] for node in step.outputs}
     sites_of_storage = {}
     for storage in (made for kernel in forward for made in kernel.makes if made in read - held):
@@ -106,7 +107,9 @@ def find_codec_sites(
         sites = tuple(_codec_site(codec, value, replaced) for codec in taken)
         if sites:
             sites_of_storage[storage] = sites
-    made_bytes = sum(step.storages[storage].size_bytes for kernel in step.kernels for storage in kernel.makes)
+    # Clones of gradients do not count.
+    makers = [kernel for kernel in step.kernels if kernel.role != "accumulate"]
+    made_bytes = sum(step.storages[storage].size_bytes for kernel in makers for storage in kernel.makes)
     worth = sum(step.storages[storage].size_bytes for storage in sites_of_storage) >= _LEAST_SHARE * made_bytes
     return sites_of_storage if worth else {}
 

@@ -61,8 +61,8 @@ def match_gradient_product(step: StepGraph, storage: int) -> GradientProduct | N
     derivative
     (`derivative_codecs`) are for values that are multiplied with that derivative alone.
     """
-    readers = [kernel for kernel in step.kernels if kernel.phase == "backward" and storage in kernel.reads]
-    if len(readers) != 1 or readers[0].role != "compute" or len(readers[0].calls) != 1 or readers[0].writes:
+    readers = step.backward_readers(storage)
+    if len(readers) != 1 or len(readers[0].calls) != 1 or readers[0].writes:
         return None
     (call,) = readers[0].calls
     gradient = arguments_of(call).get("grad_output")

@@ -24,7 +24,7 @@ def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -
     value = step.storages[storage].base.meta["val"]
     if not value.is_floating_point():
         return
-    readers = [kernel for kernel in step.kernels if kernel.phase == "backward" and storage in kernel.reads]
+    readers = step.backward_readers(storage)
     chosen = [family for family in FAMILIES if family in families]
     if "derivatives" in chosen:
         yield from codecs_of_derivatives(step, storage, readers)

@@ -59,8 +59,8 @@ _NUMBERS = ("threshold", "min_val", "max_val", "lambd", "other")
 def codecs_that_compare(step: StepGraph, storage: int) -> Iterator[Codec]:
     """Yield the codec of one or two bits for each element of a storage that backward reads in comparisons alone."""
     dtype = step.storages[storage].base.meta["val"].dtype
-    readers = [kernel for kernel in step.kernels if kernel.phase == "backward" and storage in kernel.reads]
-    if not all(kernel.role == "compute" and storage not in kernel.writes for kernel in readers):
+    readers = step.backward_readers(storage)
+    if not all(storage not in kernel.writes for kernel in readers):
         return
     calls = [call for kernel in readers for call in kernel.calls]
     reading = [(call, node) for call in calls for node in call.all_input_nodes if step.storage_of.get(node) == storage]

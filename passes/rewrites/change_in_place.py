@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import fx
 
@@ -22,8 +23,8 @@ class ChangeInPlace:
     The planner decides, since the last use depends on recomputation; otherwise a copy of the buffer is changed.
     """
 
-    name: str = "change_in_place"
-    fidelity: str = "bitwise"
+    name: ClassVar[str] = "change_in_place"
+    fidelity: ClassVar[str] = "bitwise"
 
     def __call__(self, step: StepGraph) -> StepGraph:
         plain = [k for k in step.kernels if k.role == "compute" and len(k.calls) == 1 and len(k.makes) == 1]

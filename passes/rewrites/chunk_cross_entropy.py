@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from ...kernels.loss.linear_cross_entropy import linear_cross_entropy
 from ..backward_regions import erase_unused, nodes_of_backward
+from ..graph_pass import GraphPass, rewrite_calls
 from ..step_graph import storage_key
 from .cross_entropy_patterns import VIEWS, CrossEntropy, match_cross_entropy
 
@@ -19,7 +20,7 @@ _HIDDEN, _WEIGHT, _BIAS = 1, 2, 4  # gradients to compute
 
 
 @dataclass(frozen=True)
-class ChunkCrossEntropy:
+class ChunkCrossEntropy(GraphPass):
     """Replaces a linear layer, log-softmax and negative log-likelihood by one operation that also makes the gradients.
 
     before: logits = aten.mm.default(hidden, weight); logs = aten._log_softmax.default(logits, 1, False);
@@ -31,18 +32,18 @@ class ChunkCrossEntropy:
     outputs=["loss"] where the model returns them.
     """
 
-    name: str = "chunked_cross_entropy"
-    fidelity: str = "rounding"
+    name: ClassVar[str] = "chunked_cross_entropy"
+    fidelity: ClassVar[str] = "rounding"
 
-    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
-        for node in list(graph.graph.nodes):
-            if node.target is aten.nll_loss_forward.default:
-                loss = match_cross_entropy(node)
-                match = _match_chunkable_loss(node, loss) if loss is not None else None
-                if match is not None:
-                    _replace(graph.graph, match)
-        graph.graph.lint()
-        return graph
+    def rewrite(self, graph: fx.GraphModule) -> bool:
+        return rewrite_calls(graph, {aten.nll_loss_forward.default: _chunk})
+
+
+def _chunk(node: fx.Node) -> None:
+    loss = match_cross_entropy(node)
+    match = _match_chunkable_loss(node, loss) if loss is not None else None
+    if match is not None:
+        _replace(node.graph, match)
 
 
 @dataclass(frozen=True)

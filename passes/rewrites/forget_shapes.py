@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
+
+from ..graph_pass import GraphPass, rewrite_calls
 
 aten = torch.ops.aten
 
@@ -14,7 +17,7 @@ _SHAPE_ONLY = (aten.avg_pool2d_backward.default, aten._adaptive_avg_pool2d_backw
 
 
 @dataclass(frozen=True)
-class ForgetShapes:
+class ForgetShapes(GraphPass):
     """Replaces the input of an average pooling, in backward, by one element spread over its shape.
 
     before: gradient = aten.avg_pool2d_backward.default(g, x, [2, 2], [2, 2], [0, 0], False, True, None)
@@ -24,18 +27,18 @@ class ForgetShapes:
     Only for contiguous operands, as the gradient is laid out like the operand.
     """
 
-    name: str = "shape_only"
-    fidelity: str = "bitwise"
+    name: ClassVar[str] = "shape_only"
+    fidelity: ClassVar[str] = "bitwise"
 
-    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
-        for node in list(graph.graph.nodes):
-            if node.target in _SHAPE_ONLY:
-                x = node.args[1]
-                value = x.meta["val"]
-                if value.is_contiguous() and value.numel() > 1 and node.meta["val"].is_contiguous():
-                    node.replace_input_with(x, _spread(node, value))
-        graph.graph.lint()
-        return graph
+    def rewrite(self, graph: fx.GraphModule) -> bool:
+        return rewrite_calls(graph, dict.fromkeys(_SHAPE_ONLY, _forget_shape))
+
+
+def _forget_shape(node: fx.Node) -> None:
+    x: Any = node.args[1]
+    value = x.meta["val"]
+    if value.is_contiguous() and value.numel() > 1 and node.meta["val"].is_contiguous():
+        node.replace_input_with(x, _spread(node, value))
 
 
 def _spread(before: fx.Node, value: torch.Tensor) -> fx.Node:

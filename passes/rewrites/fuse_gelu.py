@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from ..backward_regions import erase_unused, match_backward
+from ..graph_pass import GraphPass, rewrite_calls
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class WrittenGelu:
+class WrittenGelu(GraphPass):
     """Replaces 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³))) and its backward by torch's own GELU, which keeps only x.
 
     before: cube = aten.pow.Tensor_Scalar(x, 3.0); ...; y = aten.mul.Tensor(half, one_plus)
     after:  y = aten.gelu.default(x, approximate="tanh")
     """
 
-    name: str = "written_gelu"
-    fidelity: str = "rounding"
+    name: ClassVar[str] = "written_gelu"
+    fidelity: ClassVar[str] = "rounding"
 
-    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
-        for node in list(graph.graph.nodes):
-            if node.target is aten.tanh.default and node.meta["phase"] == "forward":
-                _replace(graph.graph, node)
-        graph.graph.lint()
-        return graph
+    def rewrite(self, graph: fx.GraphModule) -> bool:
+        return rewrite_calls(graph, {aten.tanh.default: _replace})
 
 
-def _replace(graph: fx.Graph, tanh: fx.Node) -> None:
-    match = _written_out(tanh)
+def _replace(tanh: fx.Node) -> None:
+    match = _written_out(tanh) if tanh.meta["phase"] == "forward" else None
     if match is None:
         return
+    graph = tanh.graph
     x, result, forward = match
     backward = match_backward(forward, x)
     known = {*forward, *(backward.nodes if backward else ())}

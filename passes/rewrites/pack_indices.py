@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from ...kernels.pooling.pooling import max_pool2d_backward_from_codes, max_pool2d_codes
+from ..graph_pass import GraphPass, rewrite_calls
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class PackIndices:
+class PackIndices(GraphPass):
     """Keeps 2 bits for each window of 2 × 2, 4 for one of 3 × 3, and not the pooled input.
 
     before: y, indices = aten.max_pool2d_with_indices.default(x, [2, 2], [2, 2]);
@@ -24,15 +25,11 @@ class PackIndices:
             gradient = lowtide.max_pool2d_backward_from_codes.default(g, codes, [8, 16, 32, 32], [2, 2], ..., False)
     """
 
-    name: str = "packed_indices"
-    fidelity: str = "bitwise"
+    name: ClassVar[str] = "packed_indices"
+    fidelity: ClassVar[str] = "bitwise"
 
-    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
-        for node in list(graph.graph.nodes):
-            if node.target is aten.max_pool2d_with_indices.default:
-                _pack(node)
-        graph.graph.lint()
-        return graph
+    def rewrite(self, graph: fx.GraphModule) -> bool:
+        return rewrite_calls(graph, {aten.max_pool2d_with_indices.default: _pack})
 
 
 def _pack(pool: fx.Node) -> None:

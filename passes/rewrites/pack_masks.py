@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
 
 from ...kernels.dropout_masks import draw_bits, draws_alike
 from ...kernels.packing.bits import bytes_of_bits, dense, multiply_bits, pack_bits
+from ..graph_pass import GraphPass, rewrite_calls
 
 aten = torch.ops.aten
 _MULTIPLIED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class PackMasks:
+class PackMasks(GraphPass):
     """Draws a mask straight into bits, and multiplies by the bits in forward and in backward.
 
     before: noise = aten.bernoulli.p(empty, 0.9); mask = aten.div.Scalar(noise, 0.9); y = aten.mul.Tensor(x, mask)
@@ -32,20 +34,14 @@ class PackMasks:
             gradient = lowtide.multiply_bits.default(g, bits, 1.1111112, [256, 1])
     """
 
-    name: str = "packed_masks"
-    fidelity: str = "bitwise"
+    name: ClassVar[str] = "packed_masks"
+    fidelity: ClassVar[str] = "bitwise"
 
-    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
-        for node in list(graph.graph.nodes):
-            if node.target is aten.bernoulli.p:
-                _pack(graph.graph, node)
-            elif node.target is aten.native_dropout.default:
-                _pack_drawn(graph.graph, node)
-        graph.graph.lint()
-        return graph
+    def rewrite(self, graph: fx.GraphModule) -> bool:
+        return rewrite_calls(graph, {aten.bernoulli.p: _pack, aten.native_dropout.default: _pack_drawn})
 
 
-def _pack(graph: fx.Graph, noise: fx.Node) -> None:
+def _pack(noise: fx.Node) -> None:
     """Pack one mask, if all its readers are products."""
     probability = noise.args[1]
     masks = [user for user in noise.users if user.target is aten.div.Scalar and user.args[1] == probability]
@@ -58,6 +54,7 @@ def _pack(graph: fx.Graph, noise: fx.Node) -> None:
     value: torch.Tensor = mask.meta["val"]
     if value.device.type == "cuda" or (value.dtype == torch.float64 and not draws_alike()):
         return  # there torch draws other numbers, into elements of another type
+    graph = noise.graph
     with graph.inserting_before(noise):
         bits = graph.call_function(draw_bits, (list(value.shape), probability, value.device))
     bits.meta = {name: entry for name, entry in noise.meta.items() if name != "in_place"}
@@ -71,7 +68,7 @@ def _pack(graph: fx.Graph, noise: fx.Node) -> None:
             graph.erase_node(dead)
 
 
-def _pack_drawn(graph: fx.Graph, dropout: fx.Node) -> None:
+def _pack_drawn(dropout: fx.Node) -> None:
     """Pack the mask of a fused dropout, if all its readers are its backward."""
     masks = [user for user in dropout.users if user.target is operator.getitem and user.args[1] == 1]
     if len(masks) != 1 or not all(_is_backward(user, masks[0]) for user in masks[0].users):
@@ -80,6 +77,7 @@ def _pack_drawn(graph: fx.Graph, dropout: fx.Node) -> None:
     if not backwards:
         return
     like = list(mask.meta["val"].stride())
+    graph = dropout.graph
     with graph.inserting_after(mask):
         bits = graph.call_function(pack_bits, (mask, like))
     bits.meta = {name: entry for name, entry in mask.meta.items() if name != "in_place"}

@@ -8,7 +8,9 @@ measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -17,39 +19,43 @@ from torch.fx.node import map_arg
 from ..calls import is_random
 from ..compute_intensive import multiplies
 from ..encodings.comparisons import is_comparison
-from ..savings import copy_graph
-from ..sources import Source
+from ..graph_pass import GraphPass
+from ..joint_graph import joint_outputs
 from ..step_graph import is_compute, storage_key
 
 
-def add_recomputation(graph: fx.GraphModule, changed: Set[Source]) -> fx.GraphModule | None:
-    """Return a copy of a joint graph whose backward recomputes the nodes of `find_recomputable`; None without any.
+@dataclass(frozen=True)
+class RecomputeInBackward(GraphPass):
+    """Makes backward recompute the calls of `find_recomputable`.
 
     before: s = silu(gate); y = s * up; ...; up' = g * s; weight' = gᵀ @ y; gate' = silu_backward(h, gate)
     after:  s = silu(gate); y = s * up; ...; s2 = silu(gate); up' = g * s2; y2 = s2 * up; weight' = gᵀ @ y2; ...
-
-    changed: the sources of buffers and inputs that forward changes.
     """
-    graph = copy_graph(graph)
-    chosen = find_recomputable(graph, changed)
-    if not chosen:
-        return None
-    copies = _Copies(chosen)
-    for node in [node for node in graph.graph.nodes if _is_in(node, "backward")]:
-        for read in node.all_input_nodes:
-            node.replace_input_with(read, copies.of_backward(read, node))
-        copies.see(node)
-    graph.graph.lint()
-    return graph
+
+    name: ClassVar[str] = "recompute_in_backward"
+    fidelity: ClassVar[str] = "approximate"
+
+    def rewrite(self, graph: fx.GraphModule) -> bool:
+        chosen = find_recomputable(graph)
+        if not chosen:
+            return False
+        copies = _Copies(chosen)
+        for node in [node for node in graph.graph.nodes if _is_in(node, "backward")]:
+            for read in node.all_input_nodes:
+                node.replace_input_with(read, copies.of_backward(read, node))
+            copies.see(node)
+        graph.graph.lint()
+        return True
 
 
-def find_recomputable(graph: fx.GraphModule, changed: Set[Source]) -> frozenset[fx.Node]:
+def find_recomputable(graph: fx.GraphModule) -> frozenset[fx.Node]:
     """Return calls of forward whose result backward reads, and all of whose operands made by forward it reads, too.
 
     Excluded are products, and calls that draw random numbers, compare with thresholds, write, return several tensors or
     read values that forward changes.
     """
     nodes = graph.graph.nodes
+    changed = joint_outputs(graph)[2]
     needed = _storages(read for node in nodes if _is_in(node, "backward") for read in node.all_input_nodes)
     made = _storages(node for node in nodes if _is_in(node, "forward") and is_compute(node))
     placeholders = [node for node in nodes if node.op == "placeholder"]

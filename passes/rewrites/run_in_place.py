@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -47,8 +48,8 @@ class RunInPlace:
     Eager runs dropout like this, and functionalization splits it.
     """
 
-    name: str = "run_in_place"
-    fidelity: str = "bitwise"
+    name: ClassVar[str] = "run_in_place"
+    fidelity: ClassVar[str] = "bitwise"
 
     def __call__(self, step: StepGraph) -> StepGraph:
         readers = Counter(s for kernel in step.kernels for s in kernel.reads)

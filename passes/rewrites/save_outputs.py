@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from ..graph_pass import GraphPass, rewrite_calls
 from ..step_graph import storage_key
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class SaveOutputs:
+class SaveOutputs(GraphPass):
     """Makes backward read the output, where that gives the same bits.
 
     before: y = aten.hardtanh.default(x, 0.0, 6.0); g = aten.hardtanh_backward.default(gradient, x, 0.0, 6.0)
@@ -23,27 +24,30 @@ class SaveOutputs:
     It applies only where another reader keeps the output and none keeps the input: otherwise nothing is saved.
     """
 
-    name: str = "saved_outputs"
-    fidelity: str = "bitwise"
+    name: ClassVar[str] = "saved_outputs"
+    fidelity: ClassVar[str] = "bitwise"
 
-    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
-        for node in list(graph.graph.nodes):
-            if node.target is aten.hardtanh_backward.default:
-                gradient, x, *bounds = node.args
-                y = _output(node, x, (aten.hardtanh.default, aten.relu6.default))
-                if y is not None:
-                    node.args = (gradient, y, *bounds)
-            elif node.target is aten.leaky_relu_backward.default:
-                gradient, x, slope, _ = node.args
-                y = _output(node, x, (aten.leaky_relu.default,))
-                if y is not None and _number(slope) > 0:
-                    node.args = (gradient, y, slope, True)
-        graph.graph.lint()
-        return graph
+    def rewrite(self, graph: fx.GraphModule) -> bool:
+        rewrites = {aten.hardtanh_backward.default: _save_hardtanh, aten.leaky_relu_backward.default: _save_leaky_relu}
+        return rewrite_calls(graph, rewrites)
+
+
+def _save_hardtanh(node: fx.Node) -> None:
+    gradient, x, *bounds = node.args
+    y = _output(node, x, (aten.hardtanh.default, aten.relu6.default))
+    if y is not None:
+        node.args = (gradient, y, *bounds)
+
+
+def _save_leaky_relu(node: fx.Node) -> None:
+    gradient, x, slope, _ = node.args
+    y = _output(node, x, (aten.leaky_relu.default,))
+    if y is not None and _number(slope) > 0:
+        node.args = (gradient, y, slope, True)
 
 
 @dataclass(frozen=True)
-class InvertOutputs:
+class InvertOutputs(GraphPass):
     """Computes the derivative from the output, which is equal to that from the input up to rounding.
 
     before: y = aten.elu.default(x); g = aten.elu_backward.default(gradient, 1.0, 1.0, 1.0, False, x)
@@ -53,18 +57,18 @@ class InvertOutputs:
     element. That takes longer than recomputing the output from the input, which keeps as little.
     """
 
-    name: str = "inverted_outputs"
-    fidelity: str = "rounding"
+    name: ClassVar[str] = "inverted_outputs"
+    fidelity: ClassVar[str] = "rounding"
 
-    def __call__(self, graph: fx.GraphModule) -> fx.GraphModule:
-        for node in list(graph.graph.nodes):
-            if node.target is aten.elu_backward.default:
-                gradient, alpha, scale, input_scale, is_result, x = node.args
-                y = None if is_result else _output(node, x, (aten.elu.default, aten.celu.default, aten.selu.default))
-                if y is not None and _number(alpha) >= 0:
-                    node.args = (gradient, alpha, scale, input_scale, True, y)
-        graph.graph.lint()
-        return graph
+    def rewrite(self, graph: fx.GraphModule) -> bool:
+        return rewrite_calls(graph, {aten.elu_backward.default: _invert_elu})
+
+
+def _invert_elu(node: fx.Node) -> None:
+    gradient, alpha, scale, input_scale, is_result, x = node.args
+    y = None if is_result else _output(node, x, (aten.elu.default, aten.celu.default, aten.selu.default))
+    if y is not None and _number(alpha) >= 0:
+        node.args = (gradient, alpha, scale, input_scale, True, y)
 
 
 def _output(backward: fx.Node, x: Any, forwards: tuple[Any, ...]) -> fx.Node | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import fx
 
@@ -25,13 +26,13 @@ class SumInPlace:
     order, so either operand may be overwritten; products of complex ones do where operands lie differently.
     """
 
-    name: str = "sum_in_place"
-    fidelity: str = "bitwise"
+    name: ClassVar[str] = "sum_in_place"
+    fidelity: ClassVar[str] = "bitwise"
 
     def __call__(self, step: StepGraph) -> StepGraph:
         last_read = {s: i for i, kernel in enumerate(step.kernels) for s in kernel.reads}
         # The operand of one sum may be the result of another: `moved` gives the storage of results.
-        fixed = {step.storage_of[node] for node in (*step.outputs, *step.gradients)}
+        fixed = {step.storage_of[node] for node in (*step.outputs, *step.gradients.values())}
         made_once = {s for k in step.kernels if k.role == "compute" and not k.repeatable for s in k.makes}
         moved: dict[int, int] = {}
         kernels: list[Kernel] = []

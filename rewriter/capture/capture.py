@@ -273,7 +273,8 @@ def _finish(
     places = {w.tensor: w.node for w in wrappers.values() if w.source in step.outputs.changed}
     outputs = tuple(places.get(t) or recorder.nodes[id(present_value(t))] for t in step.tensors)
     gradients = {source: recorder.nodes[id(present_value(g))] for source, g in step.gradients.items()}
-    graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))
+    output = graph.output((outputs, tuple(gradients.values()), tuple(mutations.values())))
+    output.meta |= {"gradients": tuple(gradients), "mutations": tuple(mutations)}
     guard = guard_of(recorder.reads, {source.name for source in mutations}, recorder.constants)
     rereads = depends_on_changed(graph, mutations)
     undo = add_checks(graph, recorder.checks, mutations)
@@ -292,8 +293,6 @@ def _finish(
     return CapturedStep(
         graph=JointGraph(graph),
         outputs=step.outputs,
-        gradients=tuple(gradients),
-        mutations=tuple(mutations),
         reachable=step.reachable,
         constants=tuple(recorder.constants),
         guard=guard,

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ...passes.calls import inputs_of
-from ...passes.joint_graph import JointGraph, evaluate_graph
+from ...passes.joint_graph import JointGraph, evaluate_graph, joint_outputs
 from ...passes.sources import Source
 from ..errors import CaptureError
 from .boundary.outputs import Outputs
@@ -47,9 +47,8 @@ class CapturedStep:
 
     graph: joint graph; each placeholder's `meta["source"]` is a `Source`, each call's `meta` holds `val` (fake
         tensors), `phase` ("forward" or "backward"), `sequence` (autograd's number) and `module`. The output is
-        (outputs, gradients, mutations), three tuples of nodes.
+        (outputs, gradients, mutations), three tuples of nodes, with the sources of the last two in its `meta`.
     outputs: the outputs, and which of them (by number) have a tangent (`expected`) or may have one (`differentiable`).
-    gradients / mutations: for each such output of the graph, the source to which it belongs.
     reachable: parameters and inputs that the gradient of some output may reach, expected or not.
     constants: tensors that the module holds without registering them, in the order of their sources.
     guard: the values that the module read, which must be the same in other calls.
@@ -61,8 +60,6 @@ class CapturedStep:
 
     graph: fx.GraphModule
     outputs: Outputs
-    gradients: tuple[Source, ...]
-    mutations: tuple[Source, ...]
     reachable: tuple[Source, ...]
     constants: tuple[torch.Tensor, ...]
     guard: Guard | None
@@ -71,6 +68,16 @@ class CapturedStep:
     rereads: bool
     notes: tuple[str, ...]
     checkpoints: int = 0
+
+    @property
+    def gradients(self) -> tuple[Source, ...]:
+        """The source of each gradient, in order."""
+        return tuple(joint_outputs(self.graph)[1])
+
+    @property
+    def mutations(self) -> tuple[Source, ...]:
+        """The sources of buffers and inputs that forward changes."""
+        return tuple(joint_outputs(self.graph)[2])
 
     @property
     def held(self) -> dict[Source, torch.Tensor]:

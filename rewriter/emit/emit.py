@@ -163,7 +163,7 @@ class _Writer:
             target, value = scope.expression(kernel.target), scope.expression(kernel.calls[0])
             scope.rendered.line(f"{target}.copy_({value})")
         elif kernel.role == "check":
-            scope.rendered.line(f"require({scope.arguments(kernel.calls[0])})")
+            scope.rendered.line(f"require({', '.join(map(scope.argument, kernel.decisions))})")
         elif kernel.role == "anchor":
             pass  # it only requires that its operands exist
         elif kernel.role == "accumulate":

@@ -30,7 +30,7 @@ def calibrate(measured: MeasuredStep, situation: Situation, progress: Progress |
     unencoded = formulate_step(replace(measured, codec_sites={}), situation)
     plan = Portfolio().frontier(unencoded.problem, 2)[-1]
     sensitivity = sensitivity_of(
-        unencoded.step,
+        measured.step,
         unencoded.mapping,
         plan.schedule,
         situation.tensors,

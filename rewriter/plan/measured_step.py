@@ -16,7 +16,6 @@ from ...passes.build_problem import ProblemMapping, build_problem
 from ...passes.calls import call_signature
 from ...passes.encodings.codec_sites import CodecSite, find_codec_sites
 from ...passes.pipeline import allowed_at, recompute_in_backward, run_passes
-from ...passes.rewrites.accumulate_grads import accumulate_grads
 from ...passes.savings import Saving
 from ...passes.step_graph import StepGraph
 from ..capture.boundary.outputs import Arrivals
@@ -41,7 +40,7 @@ _NOISY = {"groups", "spread"}  # codes of values from which others may be recomp
 class MeasuredStep:
     """A captured step with its costs: all that stays the same while `.grad` comes and goes.
 
-    captured: the captured step.
+    captured: the captured step, its graph after passes.
     step: its step graph.
     codec_sites: the ways to encode each storage.
     costs: the cost of each call, by signature.
@@ -69,11 +68,10 @@ class MeasuredStep:
         return rounding_bytes(self.device, self.options.preset())
 
     @cached_property
-    def step_and_mapping(self) -> tuple[StepGraph, ProblemMapping]:
-        """The step and its problem mapping in the situation without gradients and other resident bytes."""
-        step = accumulate_grads(self.step, self.captured.graph, self.captured.gradients, frozenset())
-        mapping = build_problem(
-            step,
+    def mapping(self) -> ProblemMapping:
+        """The step's problem in the situation without gradients and other resident bytes, and what stands for what."""
+        return build_problem(
+            self.step,
             self._cost_of,
             resident_bytes=0,
             codec_sites=self.codec_sites,
@@ -85,7 +83,6 @@ class MeasuredStep:
             costs=self.options.costs,
             notes=(*self.captured.notes, *_savings_text(self.step.savings)),
         )
-        return step, mapping
 
     def _cost_of(self, call: fx.Node) -> tuple[float, int]:
         """Return the seconds of a call and the bytes that it works in."""
@@ -144,7 +141,8 @@ def _measured_once(
     # Passes replace some calls, and the replaced ones were eager's.
     as_captured = distinct_calls(captured.graph.graph)
     device = torch.device(preset.kind) if preset is not None else device_of(model, args, kwargs)
-    step = run_passes(captured.graph, captured.mutations, options.fidelity)
+    graph, step = run_passes(captured.graph, options.fidelity)
+    captured = replace(captured, graph=graph)
     sites = _codec_sites(step, options)
     unmeasured = MeasuredStep(captured, step, sites, {}, options, device, type(model).__name__)
     is_noisy = options.fidelity == "approximate" and _NOISY & set(options.codecs or USUAL_FAMILIES)
@@ -177,7 +175,7 @@ def _calls(measured: MeasuredStep) -> Iterator[fx.Node]:
 def _recomputing_variant(measured: MeasuredStep) -> MeasuredStep | None:
     """Return the same step with more recomputed in backward, or None if nothing can be recomputed."""
     captured = measured.captured
-    recomputed = recompute_in_backward(captured.graph, captured.mutations, measured.step)
+    recomputed = recompute_in_backward(captured.graph, measured.step)
     if recomputed is None:
         return None
     graph, step = recomputed

@@ -22,12 +22,10 @@ class StepProblem:
     """A step in a situation, ready to be solved.
 
     measured: the captured step with its costs.
-    step: the step graph, with its gradients accumulated into .grad.
     mapping: the mapping between the step graph and the scheduling problem.
     """
 
     measured: MeasuredStep = field(repr=False)
-    step: StepGraph
     mapping: ProblemMapping
 
     @property
@@ -42,17 +40,21 @@ class StepProblem:
 
     def with_plan(self, plan: Plan) -> PlannedStep:
         """Return the step with a plan for it."""
-        return PlannedStep(self.step, self.mapping, plan, self.measured)
+        return PlannedStep(self.measured, self.mapping, plan)
 
 
 @dataclass(frozen=True)
 class PlannedStep:
     """A plan with the step that it is for."""
 
-    step: StepGraph
+    measured: MeasuredStep = field(repr=False)
     mapping: ProblemMapping
     plan: Plan
-    measured: MeasuredStep = field(repr=False)
+
+    @property
+    def step(self) -> StepGraph:
+        """The step graph."""
+        return self.measured.step
 
     @property
     def encoded_sites(self) -> tuple[tuple[int, int], ...]:
@@ -68,8 +70,8 @@ class PlannedStep:
 
 def formulate_step(measured: MeasuredStep, situation: Situation) -> StepProblem:
     """Return the scheduling problem of a measured step in a situation."""
-    step, mapping = measured.step_and_mapping
-    return StepProblem(measured, step, replace(mapping, problem=problem_in(step, mapping, situation)))
+    problem = problem_in(measured.step, measured.mapping, situation)
+    return StepProblem(measured, replace(measured.mapping, problem=problem))
 
 
 class Variants:

@@ -130,7 +130,7 @@ class StepPlans:
         self._infeasible: list[tuple[Situation, int, InfeasibleBudget]] = []
         self._gradients = {
             kernel.target.meta["source"]: rounded_up(kernel.target.meta["val"].nbytes, measured.granularity)
-            for kernel in measured.step_and_mapping[1].kernels
+            for kernel in measured.mapping.kernels
             if kernel.role == "accumulate" and kernel.target is not None and kernel.target.op == "placeholder"
         }
 
@@ -184,7 +184,7 @@ class StepPlans:
         if is_as_solved and not holds_longer:
             notes = (*solved.notes, *notes)
             return replace(solved, budget_bytes=budget_bytes, lower_bound_seconds=bound, notes=notes)
-        problem = problem_in(planned.step, planned.measured.step_and_mapping[1], situation)
+        problem = problem_in(planned.step, planned.measured.mapping, situation)
         if planned.mapping.problem.reference is not None:
             reference = baseline_of(formulate_step(self.measured, situation).problem)
             problem = replace(problem, reference=reference)
@@ -320,7 +320,7 @@ class StepPlans:
     def _links(self, situation: Situation, planned: PlannedStep) -> tuple[int, ...]:
         """Return the numbers of blocks that are one node of autograd's graph."""
         with_all_gradients = replace(situation, grad_present=situation.grad_present | self._gradients.keys())
-        step, mapping = planned.step, planned.measured.step_and_mapping[1]
+        step, mapping = planned.step, planned.measured.mapping
         return links_of(
             problem_in(step, mapping, with_all_gradients), problem_in(step, mapping, situation), planned.plan.schedule
         )

@@ -4,7 +4,8 @@ import lowtide
 import pytest
 import torch
 from lowtide.passes.pipeline import run_passes
-from lowtide.passes.rewrites.accumulate_grads import accumulate_grads
+from lowtide.passes.rewrites.accumulate_grads import AccumulateGrads
+from lowtide.passes.step_graph import build_step_graph
 from lowtide.rewriter.capture.capture import capture
 from torch import nn
 
@@ -65,11 +66,9 @@ def test_gradients_of_all_layouts_are_predicted_to_the_byte(case):
 def accumulations(case: str, present: bool = False):
     model = CASES[case]()
     captured = capture(model, (torch.randn(4, 16),), {})
-    step = run_passes(captured.graph, captured.mutations)
     grads = frozenset(captured.gradients) if present else frozenset()
-    return [
-        k for k in accumulate_grads(step, captured.graph, captured.gradients, grads).kernels if k.role == "accumulate"
-    ]
+    step = AccumulateGrads(grads)(build_step_graph(captured.graph))
+    return [k for k in step.kernels if k.role == "accumulate"]
 
 
 def test_a_gradient_laid_out_like_its_parameter_is_stolen():
@@ -92,8 +91,7 @@ def test_nothing_is_cloned_where_a_gradient_is_added_to_one_that_is_there():
 def test_each_gradient_is_accumulated_once_after_its_last_kernel():
     model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(4)))
     captured = capture(model, (torch.randn(64, 16),), {})
-    step = run_passes(captured.graph, captured.mutations)
-    step = accumulate_grads(step, captured.graph, captured.gradients, frozenset())
+    _, step = run_passes(captured.graph)
     kernels = [k for k in step.kernels if k.role == "accumulate"]
     assert sorted(k.target.meta["source"].name for k in kernels) == sorted(n for n, _ in model.named_parameters())
     made = {s: i for i, k in enumerate(step.kernels) for s in (*k.makes, *k.writes)}

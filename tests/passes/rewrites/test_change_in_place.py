@@ -296,7 +296,7 @@ def test_bits_are_eagers_and_the_peak_is_no_higher(name):
 def step_of(function) -> StepGraph:
     """The step graph of a function of a linear layer's result, before any pass over step graphs."""
     captured = capture(Called(function), (torch.randn(ROWS, WIDTH),), {})
-    return build_step_graph(FreeFactories()(captured.graph), captured.mutations)
+    return build_step_graph(FreeFactories()(captured.graph))
 
 
 def test_the_docstring_shows_what_is_joined():

@@ -28,7 +28,7 @@ class Called(nn.Module):
 def step_of(function, grad: bool = False) -> StepGraph:
     """The step graph of a module, before any pass over step graphs."""
     captured = capture(Called(function), (torch.randn(4, 16, requires_grad=grad),), {})
-    return build_step_graph(FreeFactories()(captured.graph), captured.mutations)
+    return build_step_graph(FreeFactories()(captured.graph))
 
 
 def test_the_docstring_shows_what_joining_does():

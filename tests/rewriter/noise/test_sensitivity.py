@@ -48,7 +48,7 @@ class Steps:
         planner, present = StepPlanner.of(model, (), batch, options)
         self.sensitivity, self.tensors = planner.measured.sensitivity, present.tensors
         unencoded = formulate_step(replace(planner.measured, codec_sites={}), present)
-        self.step, self.mapping = unencoded.step, unencoded.mapping
+        self.step, self.mapping = unencoded.measured.step, unencoded.mapping
         self.schedule = schedule_of(self.mapping.problem, trace_order(self.mapping.problem))
 
     def kind_of(self, storage):

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
 
-from ..solvers.blocks.cuts import window_cuts
-from .calls import call_signature
-from .step_graph import Kernel, StepGraph
-
-# Between two cuts the crossing bytes must rise to this multiple of those at the cuts.
-_PEAK_RATIO = 1.2
+from ...solvers.blocks.cuts import window_cuts
+from ..step_graph import Kernel, StepGraph
 
 
-def assign_blocks(step: StepGraph) -> StepGraph:
-    """Give each kernel its block, name the blocks after modules, and find which blocks are equal up to renaming."""
+@dataclass(frozen=True)
+class AssignBlocks:
+    """Gives each kernel its block, names the blocks after modules, and finds which are equal up to renaming.
+
+    before: all kernels are of block 0, called "step"
+    after:  kernels of forward and backward are of blocks 0, 1, 2, ..., called "layers.0", "layers.1", ...
+
+    rise: between two cuts the crossing bytes rise to this multiple of those at the cuts.
+    """
+
+    name: ClassVar[str] = "assign_blocks"
+    fidelity: ClassVar[str] = "bitwise"
+    rise: float = 1.2
+
+    def __call__(self, step: StepGraph) -> StepGraph:
+        cuts = add_window_cuts(step, find_narrow_cuts(crossing_bytes(step), self.rise))
+        block_of = _blocks_between(step, cuts)
+        kernels = [replace(kernel, block=block) for kernel, block in zip(step.kernels, block_of, strict=True)]
+        step = step.with_kernels(kernels)
+        return replace(step, block_names=_names(step, len(cuts) + 1), block_classes=_classes(step, len(cuts) + 1))
+
+
+def _blocks_between(step: StepGraph, cuts: list[int]) -> list[int]:
+    """Return the block of each kernel; in backward, that of the forward kernels which it belongs to."""
     forward = step.kernels[: step.forward_length]
-    cuts = add_window_cuts(step, find_narrow_cuts(crossing_bytes(step)))
     block_of = [bisect_left(cuts, i + 1) for i in range(len(forward))]
     # Backward runs autograd's nodes in the reverse of the order in which forward made them.
     last_sequence = [-1] * (len(cuts) + 1)
@@ -30,9 +48,7 @@ def assign_blocks(step: StepGraph) -> StepGraph:
     for kernel in step.kernels[step.forward_length :]:
         lowest = min(lowest, bisect_left(last_sequence, kernel.sequence))
         block_of.append(lowest)
-    kernels = [replace(kernel, block=block) for kernel, block in zip(step.kernels, block_of, strict=True)]
-    step = step.with_kernels(kernels)
-    return replace(step, block_names=_names(step, len(cuts) + 1), block_classes=_classes(step, len(cuts) + 1))
+    return block_of
 
 
 def crossing_bytes(step: StepGraph) -> list[int]:
@@ -59,10 +75,11 @@ def crossing_bytes(step: StepGraph) -> list[int]:
     return crossing
 
 
-def find_narrow_cuts(crossing: list[int]) -> list[int]:
-    """Return positions of the valleys: minima of the crossing bytes between two rises by a fifth.
+def find_narrow_cuts(crossing: list[int], rise: float) -> list[int]:
+    """Return positions of the valleys: minima of the crossing bytes between two rises.
 
     crossing: crossing[i] are the bytes that cross before kernel i; the ends are not cuts.
+    rise: a rise is one to this multiple.
 
     Values that many blocks read (a mask, an encoder's output) raise all positions alike, so they do not hide the cuts.
     """
@@ -73,12 +90,12 @@ def find_narrow_cuts(crossing: list[int]) -> list[int]:
         if falling:
             if current < lowest:
                 lowest, lowest_at = current, position
-            elif current > _PEAK_RATIO * lowest:
+            elif current > rise * lowest:
                 cuts.append(lowest_at)
                 falling, highest = False, current
         else:
             highest = max(highest, current)
-            if current * _PEAK_RATIO < highest:
+            if current * rise < highest:
                 falling, lowest, lowest_at = True, current, position
     return cuts
 
@@ -128,11 +145,5 @@ def _canonical(step: StepGraph, kernels: list[Kernel]) -> tuple[object, ...]:
     for kernel in kernels:
         wiring = tuple(numbers.setdefault(s, len(numbers)) for s in (*kernel.reads, *kernel.makes, *kernel.writes))
         sizes = tuple(step.storages[s].size_bytes for s in kernel.reads)
-        parts.append((kernel_kind(kernel), kernel.phase, wiring, len(kernel.reads), sizes))
+        parts.append((kernel.kind, kernel.phase, wiring, len(kernel.reads), sizes))
     return tuple(parts)
-
-
-def kernel_kind(kernel: Kernel) -> str:
-    """Return a text that is equal for kernels that are equal up to renaming."""
-    role = kernel.role if kernel.change is None else "change"
-    return " > ".join([role, *(call_signature(call) for call in kernel.calls if kernel.role == "compute")])
