@@ -39,8 +39,8 @@ from .eager.composites import EagerComposites
 from .eager.paths import eager_paths
 from .eager.plain_branches import PlainBranches
 from .foreign.operations import ForeignCalls
+from .input_wrappers import Wrapper, by_place, changed_inputs, with_replaced, wrap_all
 from .module_stack import user_line
-from .placeholders import Wrapper, by_place, changed_inputs, with_replaced, wrap_all
 from .recorder import Recorder
 from .torch_internals import (
     checkpoints_passed,

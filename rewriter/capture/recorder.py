@@ -40,7 +40,7 @@ from .torch_internals import (
     tensors_with_data,
 )
 from .watch.random_streams import unwatched
-from .watch.stand_ins import TensorPlaceholders
+from .watch.tensor_placeholders import TensorPlaceholders
 
 aten = torch.ops.aten
 

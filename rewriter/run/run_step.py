@@ -19,9 +19,9 @@ from ..capture.call.kind import Call
 from ..emit.program import Generator
 from ..errors import LowtideError, LowtideWarning
 from ..text.byte_sizes import format_bytes
-from .begin_again import Served, Start
 from .runtime import run_forward
 from .step_plans import Chosen
+from .step_start import Served, Start
 
 # The number of branches of decisions in one call that are captured and planned before the original runs instead.
 _MOST_BRANCHES = 8
@@ -82,7 +82,7 @@ def run_step(step: Step, chosen: Chosen | None) -> Any:
 def _run_plan(step: Step, chosen: Chosen, tensors: Mapping[Source, torch.Tensor]) -> Any:
     program = chosen.ready.program
     start = None
-    # Otherwise no other gradients can arrive, or the step cannot begin again. An argument that forward changes depends
+    # Otherwise no other gradients can arrive, or the step cannot restart. An argument that forward changes depends
     # on the step, which must not hold it.
     if len(program.outputs.differentiable) > 1 and not program.outputs.changed:
         start = Start.begin(

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from ...errors import CaptureError, Unsettled
 from ..capture_failures import NESTED
 from ..torch_internals import ASSERTIONS, MAKES_DUAL, MAKES_NESTED, ONE_HOT, is_functional, is_real
-from ..watch.stand_ins import TensorPlaceholders
+from ..watch.tensor_placeholders import TensorPlaceholders
 from .lists_of_tensors import made_of_list
 from .shaped_by_data import CTC_LOSSES, ctc_loss
 

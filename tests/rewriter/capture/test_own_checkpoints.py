@@ -97,15 +97,15 @@ def test_statistics_are_updated_once_which_is_said_and_no_failure(reentrant):
 
 
 def test_a_real_difference_is_found_beside_checkpoints(monkeypatch):
-    from lowtide.rewriter.run import runtime
+    from lowtide.rewriter.run.tape import Tape
 
-    plain = runtime.Tape.run
+    plain = Tape.run
 
     def wrong(self, binding):
         returned = plain(self, binding)
         return tuple(r * 2 if binding.gradients and r is not None else r for r in returned)
 
-    monkeypatch.setattr(runtime.Tape, "run", wrong)
+    monkeypatch.setattr(Tape, "run", wrong)
     model = Called(VARIANTS["not reentrant"], net=net(), first=nn.Linear(4, 4))
     assert not lowtide.verify(model, "100%", (rows(),), costs="flops", steps=1).same_results
 

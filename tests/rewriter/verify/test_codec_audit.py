@@ -13,7 +13,7 @@ from lowtide.rewriter.display.tables import show, verify_text
 from lowtide.rewriter.noise.replay import Replay
 from lowtide.rewriter.noise.sensitivity import MEASURE_SEED, Sensitivity
 from lowtide.rewriter.plan.situation import tensors_of
-from lowtide.rewriter.run import runtime
+from lowtide.rewriter.run import tape
 from lowtide.rewriter.verify.codec_audit import audit_of, value_deviations
 from lowtide.rewriter.verify.noise_check import NoisyGradient
 from lowtide.solvers.problem.liveness import schedule_of, trace_order
@@ -251,7 +251,7 @@ def test_a_biased_codec_is_found_by_the_name_of_its_value(coded, monkeypatch):
 
 
 def test_a_codec_that_draws_the_same_in_each_step_is_found(coded, monkeypatch):
-    monkeypatch.setattr(runtime, "_next_number", lambda: 12345)
+    monkeypatch.setattr(tape, "_next_number", lambda: 12345)
     report = verified(*coded)
     assert not report.ok
     fault = report.faults[-1]

@@ -45,7 +45,7 @@ def run_requested(engine: Engine, inputs: Sequence[Any], allow_unused: bool, acc
     accumulates: whether gradients go to `.grad`.
     Raises RuntimeError as the engine does for inputs that receive no gradient.
     """
-    requests = _asked_of(inputs)
+    requests = _requests_of(inputs)
     if not requests:
         return engine(inputs, allow_unused)
     for request in requests:
@@ -73,7 +73,7 @@ def run_requested(engine: Engine, inputs: Sequence[Any], allow_unused: bool, acc
     return tuple(gradients)
 
 
-def _asked_of(inputs: Iterable[Any]) -> list[_Request]:
+def _requests_of(inputs: Iterable[Any]) -> list[_Request]:
     """Return the requests, one for each step, for inputs that are intermediate outputs of a step."""
     requests: dict[int, _Request] = {}
     for place, target in enumerate(inputs):

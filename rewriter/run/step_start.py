@@ -1,4 +1,4 @@
-"""Restart a step inside backward, if gradients arrive for which it was not planned."""
+"""The start of a step: all that it needs to run again inside backward, for gradients it was not planned for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from ...passes.sources import Source
 from ..capture.boundary.outputs import Arrivals
 from ..emit.program import Generator, Program
-from ..errors import TapeError
 
 Served = tuple[Program, Mapping[Source, torch.Tensor]]
 
@@ -56,19 +55,3 @@ class Start:
         if self.state is None:
             return nullcontext()
         return self.generator.drawing_from(torch.frombuffer(bytearray(self.state), dtype=torch.uint8))
-
-
-def check_start(start: Start, program: Program, arriving: Arrivals) -> None:
-    """Raise TapeError if a step cannot begin again because a tensor of its start has changed."""
-    what_to_do = "call forward again, which is planned for that now"
-    if program.rereads or any(source.kind == "input" for source in program.updated):
-        raise TapeError(
-            f"gradients arrive at {arriving}, for which this step was not planned, and it cannot begin again: forward "
-            f"has changed what it reads ({', '.join(sorted(s.name for s in program.updated))}); {what_to_do}"
-        )
-    for source, version in start.versions.items():
-        if start.tensors[source]._version != version:
-            raise TapeError(
-                f"gradients arrive at {arriving}, for which this step was not planned, and it cannot begin again: "
-                f"{source.kind} {source.name} was changed in place since forward; {what_to_do}"
-            )
