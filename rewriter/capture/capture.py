@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +24,10 @@ from ...passes.joint_graph import JointGraph
 from ...passes.sources import Source
 from ...passes.step_graph import updated_buffers
 from ..errors import CaptureError, LowtideWarning, NothingToDifferentiate
+from .autograd_graph import leaves_behind
 from .boundary.left_behind import Stash, left_by
 from .boundary.outputs import Arrivals, Outputs, choose_outputs, with_gradients
-from .boundary.pytree import flatten
+from .boundary.pytree import Structure, flatten
 from .boundary.refused_parts import refuse_overlaps, refuse_parts, refuse_tensors, refuse_uninitialized
 from .boundary.tensor_owners import Owners
 from .call.caches import bind, without_caches
@@ -46,7 +48,6 @@ from .torch_internals import (
     checkpoints_passed,
     functional_wrapper,
     functionalized,
-    leaves_behind,
     present_value,
     swapped,
     tensors_without_data,
@@ -80,6 +81,41 @@ def capture(
     Raises CaptureError (with the module and the line at fault), NothingToDifferentiate.
     """
     kwargs, notes = bind(model, args, kwargs)
+    inputs, structure = _flattened(model, args, kwargs)
+    recorder = Recorder()
+    recorder.foreign.are_here = device is None and not _is_on_meta(model, inputs)
+    shadow, mode = shadow_of(model), tensors_without_data()
+    with mode:
+        wrappers = wrap_all(model, inputs, structure, recorder)
+    with _recording(model, shadow, mode, wrappers, recorder, device) as observed:
+        arguments = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
+        with held_tensors_untouched(shadow) as replaced, left_by(shadow, arguments) as left:
+            cached: list[str] = []
+            returned = without_caches(_run_forward(shadow, arguments, recorder), cached)
+        recorder.placeholders.refuse_changes(held_by(shadow), lambda value: recorder.nodes[id(value)])
+        wrappers = with_replaced(wrappers, replaced)
+        try:
+            tensors, chosen = _outputs(returned, left.stashes, outputs, wrappers, recorder)
+            chosen = with_gradients(tensors, chosen, differentiable, arriving)
+            step = _run_backward(tensors, chosen, wrappers, recorder)
+        except NothingToDifferentiate as error:
+            error.settings = settings_of(model, observed.read)
+            raise
+    settings = settings_of(model, observed.read, recorder.constants)
+    all_notes = (
+        *dict.fromkeys((*notes, *cached)),
+        *left.notes,
+        *([PASSED] if observed.checkpoints else []),
+        *_note_scripted(observed.scripted),
+    )
+    return replace(_finish(recorder, step, wrappers, settings, all_notes), checkpoints=len(observed.checkpoints))
+
+
+def _flattened(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[list[torch.Tensor], Structure]:
+    """Return the tensors among the arguments with their structure.
+
+    Raises CaptureError for arguments or parts of the module that cannot be captured.
+    """
     try:
         inputs, structure = flatten((args, kwargs), "argument")
     except TypeError as error:
@@ -87,13 +123,37 @@ def capture(
     refuse_parts(model)
     refuse_uninitialized(Owners(model))
     refuse_tensors((f"argument {name}", tensor) for name, tensor in zip(structure.names, inputs, strict=True))
-    recorder = Recorder()
-    shadow = shadow_of(model)
-    recorder.foreign.are_here = device is None and not _is_on_meta(model, inputs)
+    return inputs, structure
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """What is observed of a module while it runs.
+
+    read: the attributes of modules that forward reads, each as (name of the module, name of the attribute).
+    scripted: the names of the functions in TorchScript that forward calls.
+    checkpoints: an element for each of the module's own checkpoints.
+    """
+
+    read: set[tuple[str, str]]
+    scripted: set[str]
+    checkpoints: list[None]
+
+
+@contextmanager
+def _recording(
+    model: torch.nn.Module,
+    shadow: torch.nn.Module,
+    mode: AbstractContextManager[Any],
+    wrappers: dict[int, Wrapper],
+    recorder: Recorder,
+    device: str | None,
+) -> Iterator[_Observed]:
+    """Record, in this context, what the shadow copy of a module runs on wrappers of tensors without data.
+
+    mode: the context in which tensors have no data.
+    """
     with ExitStack() as stack:
-        mode = tensors_without_data()
-        with mode:
-            wrappers = wrap_all(model, inputs, structure, recorder)
         scripted = stack.enter_context(other_streams_refused(model))
         stack.enter_context(mode)
         stack.enter_context(eager_paths(shadow, recorder.averaging, recorder.placeholders.instead))
@@ -112,30 +172,10 @@ def capture(
         stack.enter_context(functionalized())
         if torch.is_autocast_cache_enabled():
             stack.callback(torch.clear_autocast_cache)
-        passed = stack.enter_context(checkpoints_passed())
+        checkpoints = stack.enter_context(checkpoints_passed())
         # Backward is inside too, since a checkpoint recomputes forward.
         stack.enter_context(swapped(shadow, by_place(shadow, wrappers)))
-        arguments = structure.unflatten([wrappers[id(t)].tensor for t in inputs])
-        with held_tensors_untouched(shadow) as replaced, left_by(shadow, arguments) as left:
-            cached: list[str] = []
-            returned = without_caches(_run_forward(shadow, arguments, recorder), cached)
-        recorder.placeholders.refuse_changes(held_by(shadow), lambda value: recorder.nodes[id(value)])
-        wrappers = with_replaced(wrappers, replaced)
-        try:
-            tensors, chosen = _outputs(returned, left.stashes, outputs, wrappers, recorder)
-            chosen = with_gradients(tensors, chosen, differentiable, arriving)
-            step = _run_backward(tensors, chosen, wrappers, recorder)
-        except NothingToDifferentiate as error:
-            error.settings = settings_of(model, watch.read)
-            raise
-    settings = settings_of(model, watch.read, recorder.constants)
-    all_notes = (
-        *dict.fromkeys((*notes, *cached)),
-        *left.notes,
-        *([PASSED] if passed else []),
-        *_note_scripted(scripted),
-    )
-    return replace(_finish(recorder, step, wrappers, settings, all_notes), checkpoints=len(passed))
+        yield _Observed(watch.read, scripted, checkpoints)
 
 
 PASSED = (
@@ -215,7 +255,7 @@ def _run_backward(
     tensors: list[torch.Tensor], outputs: Outputs, wrappers: dict[int, Wrapper], recorder: Recorder
 ) -> _Step:
     targets = {w.source: w.leaf for w in wrappers.values() if w.leaf.requires_grad}
-    leaves = leaves_behind([tensors[i] for i in outputs.differentiable])
+    leaves = leaves_behind(*(tensors[i] for i in outputs.differentiable))
     reachable = tuple(source for source, tensor in targets.items() if id(tensor) in leaves or not tensor.is_leaf)
     for i in outputs.retained:
         source = Source("output", outputs.names[i], i)

@@ -170,7 +170,9 @@ def guard_of(
 
 
 def _sources_of(node: fx.Node) -> list[Source]:
-    return [n.meta["source"] for n in inputs_of(node) if n.op == "placeholder"]
+    """Return the sources from which a value is computed, in the order of the step's placeholders."""
+    seen = set(inputs_of(node))
+    return [n.meta["source"] for n in node.graph.nodes if n.op == "placeholder" and n in seen]
 
 
 def _varies(node: fx.Node) -> bool:

@@ -13,7 +13,6 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from ...kernels.eager.averaged_statistics import AVERAGED
-from ...passes.calls import inputs_of, is_random
 from ...passes.foreign_calls import is_foreign
 from ...passes.rewrites.changes import fills_storage, is_written_in_place
 from ...passes.sources import Source
@@ -39,6 +38,7 @@ from .torch_internals import (
     present_value,
     tensors_with_data,
 )
+from .value_reads import is_decided_in_step, looks_for_nan, refuse_varying
 from .watch.random_streams import unwatched
 from .watch.tensor_placeholders import TensorPlaceholders
 
@@ -47,9 +47,6 @@ aten = torch.ops.aten
 # Only the cells of recurrent layers call these. Rewritten they would differ in the last bit: a sigmoid on a part of a
 # tensor uses different vector instructions than one on a copy of that part.
 _RECURRENT = (aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default, aten.mkldnn_rnn_layer.default)
-
-# A decision by fewer draws than this is assumed to differ between steps.
-_MANY_DRAWS = 32
 
 
 class Recorder(OperationMode):
@@ -285,7 +282,7 @@ class Recorder(OperationMode):
     def _look_at_data(self, node: fx.Node, args: Any) -> Any:
         """Return the value of a node that fake tensors cannot know, from the sample, and guard or check it."""
         if self.phase == "backward":
-            if _looks_for_nan(node):
+            if looks_for_nan(node):
                 return False
             raise CaptureError(
                 f"backward looks at the values of a gradient ({node.target}), {self.where()}: they may change the "
@@ -295,9 +292,9 @@ class Recorder(OperationMode):
         with tensors_with_data(), torch.no_grad():
             fixed = self.values.same_for_any_draw(node)
             if fixed is None:
-                self._refuse_what_varies(node)
+                refuse_varying(node, self.where)
             value = fixed if fixed is not None else self.values.of(node)
-        if fixed is None and _is_decided_in_step(node):
+        if fixed is None and is_decided_in_step(node):
             self.checks.append((node.all_input_nodes[0], value))
         elif fixed is None:
             self.reads.append((node, observed_value(value)))
@@ -310,25 +307,6 @@ class Recorder(OperationMode):
                 else v
             ),
         )
-
-    def _refuse_what_varies(self, node: fx.Node) -> None:
-        """Raise CaptureError if the value of a node would give each step a different program."""
-        seen = inputs_of(node)
-        drawn = [n for n in seen if n.op == "call_function" and is_random(n)]
-        parameter = next((n.meta["source"].name for n in seen if n.op == "placeholder" and _is_parameter(n)), None)
-        if drawn and parameter is None and sum(n.meta["val"].numel() for n in drawn) < _MANY_DRAWS:
-            raise CaptureError(
-                f"the module decides by a random number ({drawn[0].target}), {self.where()}: each step would need a "
-                "different program; switch it off (for example layerdrop=0) or keep that part out of the rewritten "
-                "module"
-            )
-        if (drawn or parameter is not None) and not _is_truth_value(node):
-            what = f"a parameter ({parameter})" if parameter is not None else f"random numbers ({drawn[0].target})"
-            raise CaptureError(
-                f"the module looks at the values of {what}, {self.where()}, and takes a number or a shape from them: "
-                "these may change with every step, so it has no fixed program; compute with the tensor instead, or "
-                "keep that part out of the rewritten module (only decisions by true or false can be checked)"
-            )
 
     @contextmanager
     def averaging(self, batches: torch.Tensor) -> Iterator[None]:
@@ -348,25 +326,3 @@ class Recorder(OperationMode):
         else:
             name = (self.modules[-1] if self.modules else "") or "the root module"
         return f"in {printable(name)}{user_line(traceback.extract_stack())}"
-
-
-def _looks_for_nan(node: fx.Node) -> bool:
-    """Return whether autograd itself reads a gradient, as under `detect_anomaly`, without consequences."""
-    (read,) = node.all_input_nodes or (None,)
-    return torch.is_anomaly_check_nan_enabled() and read is not None and read.target is aten._is_any_true.default
-
-
-def _is_parameter(node: fx.Node) -> bool:
-    return node.meta["source"].kind == "parameter"
-
-
-def _is_truth_value(node: fx.Node) -> bool:
-    """Return whether a node reads one truth value."""
-    if node.target is not aten._local_scalar_dense.default:
-        return False
-    return node.all_input_nodes[0].meta["val"].dtype == torch.bool
-
-
-def _is_decided_in_step(node: fx.Node) -> bool:
-    """Return whether a value is known only while the step runs: it depends on parameters or random numbers."""
-    return any(is_random(n) if n.op == "call_function" else _is_parameter(n) for n in inputs_of(node))

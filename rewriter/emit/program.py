@@ -15,7 +15,7 @@ from ...kernels.checks import require
 from ...passes.sources import Source
 from ...solvers.problem.plain_text import printable
 from ..capture.boundary.outputs import Outputs
-from ..capture.torch_internals import DirectOperations
+from .direct_operations import DirectOperations
 
 # A value on the tape: the number of a storage, or ("state", number of the operation) for a recorded generator state, or
 # ("code", number of the value, number of its encoding).

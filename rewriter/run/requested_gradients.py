@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ..capture.torch_internals import Engine, gradient_edge
+from ..capture.autograd_graph import gradient_edge
+from ..capture.torch_internals import Engine
 
 
 class GradientProvider(Protocol):

@@ -73,19 +73,24 @@ def verify(
     make_optimizer = make_optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=_LEARNING_RATE))
     with _generators_restored(device_of(model, args, kwargs)):
         rewritten = rewrite(copy.deepcopy(model).train(), budget, args, kwargs, **options)
-        first = rewritten.lowtide.planned
-        constants = first.measured.captured.held
+        constants = rewritten.lowtide.planned.measured.captured.held
         modules = (copy.deepcopy(model).train(), copy.deepcopy(model).train(), rewritten)
         runners = [_Runner(module, args, kwargs, options, make_optimizer, constants) for module in modules]
-        limit = None if first.measured.options.fidelity == "bitwise" else limit_of(_dtypes_made(first))
-        audit = audit_of(first, runners[2].situation().tensors, audited)
-        with checkpoints_passed() if first.measured.captured.checkpoints else nullcontext():
-            noise = _measure_noise(GradientNoise.of(first, limit), runners) if limit is not None else None
-            comparison = _compare_steps(runners, steps, limit, first.noise_energy**0.5)
-        peaks = _peaks(runners[0], runners[2], rewritten.lowtide.planned.measured.captured.outputs)
-        ratio = _time_ratio(runners[0], runners[2], timed_pairs) if timed_pairs else None
+        return _report_of(runners, type(model).__name__, steps, timed_pairs, audited)
+
+
+def _report_of(runners: Sequence[_Runner], name: str, steps: int, timed_pairs: int, audited: int) -> Report:
+    """Return the report on eager, eager once more, and the rewritten module, which all have the same parameters."""
+    eager, _, rewritten = runners
+    first = rewritten.model.lowtide.planned
+    limit = None if first.measured.options.fidelity == "bitwise" else limit_of(_dtypes_made(first))
+    audit = audit_of(first, rewritten.situation().tensors, audited)
+    with checkpoints_passed() if first.measured.captured.checkpoints else nullcontext():
+        noise = _measure_noise(GradientNoise.of(first, limit), runners) if limit is not None else None
+        comparison = _compare_steps(runners, steps, limit, first.noise_energy**0.5)
+    peaks = _peaks(eager, rewritten, rewritten.model.lowtide.planned.measured.captured.outputs)
     return Report(
-        name=type(model).__name__,
+        name=name,
         plan=first.plan,
         steps=steps,
         compared=comparison.compared,
@@ -94,7 +99,7 @@ def verify(
         eager_peak_bytes=peaks[0],
         measured_peak_bytes=peaks[1],
         dropped_peak_bytes=peaks[2],
-        time_ratio=ratio,
+        time_ratio=_time_ratio(eager, rewritten, timed_pairs) if timed_pairs else None,
         timed_pairs=timed_pairs,
         device_type=first.measured.device.type,
         notes=first.mapping.problem.notes,

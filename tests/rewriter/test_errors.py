@@ -113,10 +113,10 @@ def test_an_argument_that_cannot_be_looked_into_is_named():
 @pytest.mark.parametrize(
     ("decide", "named"),
     [
-        (lambda m, y: y * 2 if y.sum().item() > 0 else y, r"looks at the values of a parameter \(layer"),
+        (lambda m, y: y * 2 if y.sum().item() > 0 else y, r"looks at the values of a parameter \(layer.weight\)"),
         (lambda m, y: y * float(m.layer.weight.max()), r"looks at the values of a parameter \(layer.weight\)"),
         (lambda m, y: y * y.detach().numpy().max(), r"forward calls numpy, which takes data out of torch, in the root"),
-        (lambda m, y: y * sum(y.detach()[0].tolist()), r"looks at the values of a parameter \(layer"),
+        (lambda m, y: y * sum(y.detach()[0].tolist()), r"looks at the values of a parameter \(layer.weight\)"),
         (lambda m, y: y * torch.rand(()).item(), r"decides by a random number .* in the root module"),
         (lambda m, y: y[torch.rand(3) > 0.5], r"decides by a random number .* in the root module"),
         (lambda m, y: y * torch.rand(4, generator=torch.Generator()), r"given its own generator"),
@@ -137,6 +137,24 @@ def test_an_inner_module_at_fault_is_named():
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Deciding(lambda m, y: y if y.sum().item() > 0 else -y)))
     with pytest.raises(CaptureError, match=r"in 1.0 \(.*test_errors.py:\d+: .*y.sum\(\).item\(\) > 0"):
         lowtide.rewrite(model, "100%", (data(),))
+
+
+class OutOfOrder(nn.Module):
+    """Computes with its parameters in another order than the one in which it registers them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList(torch.ones(4) for _ in range(9))
+
+    def forward(self, x):
+        for place in (5, 7, 0, 1, 8, 2, 3, 6, 4):
+            x = x * self.parts[place]
+        return x * x.detach().max().item()
+
+
+def test_of_many_parameters_behind_a_value_the_first_that_is_used_is_named():
+    with pytest.raises(CaptureError, match=r"looks at the values of a parameter \(parts.5\)"):
+        lowtide.rewrite(OutOfOrder(), "100%", (data(),))
 
 
 def test_sparse_gradients_are_refused_with_what_to_do():

@@ -11,7 +11,7 @@ import torch
 
 from ....passes.sources import Source
 from ...errors import CaptureError, NothingToDifferentiate
-from ..torch_internals import nodes_behind
+from ..autograd_graph import nodes_behind
 from .left_behind import Stash
 from .pytree import Structure, flatten
 

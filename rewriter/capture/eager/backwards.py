@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ....kernels.eager.eager_gradients import (
     vector_norm_gradient,
     whole_gradient,
 )
+from ..autograd_graph import nodes_behind
 
 Formula = Callable[[Any, torch.Tensor], torch.Tensor | None]  # None: what the node has computed stays
 
@@ -28,25 +29,12 @@ def take_eager_branches(outputs: Iterable[torch.Tensor]) -> None:
     Other formulas end with a step that works in place only on plain tensors. Recorded, they give gradients of another
     layout, over which sums round differently; here the operation runs again on plain tensors.
     """
-    for node in _nodes(outputs):
+    for node in nodes_behind(*outputs):
         known = _FORMULAS.get(node.name())
         if known is not None:
             node.register_hook(_instead(node, *known))
         elif node.name() in _OPERATIONS:
             node.register_hook(_from_rerun(node, *_OPERATIONS[node.name()](node)))
-
-
-def _nodes(outputs: Iterable[torch.Tensor]) -> Iterator[Any]:
-    """Yield all nodes of the graph through which backward from these tensors runs."""
-    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for before, _ in node.next_functions:
-            if before is not None and before not in seen:
-                seen.add(before)
-                waiting.append(before)
 
 
 def _instead(node: Any, place: int, formula: Formula) -> Callable[..., Any]:

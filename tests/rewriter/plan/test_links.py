@@ -5,7 +5,7 @@ import copy
 import lowtide
 import pytest
 import torch
-from lowtide.rewriter.capture.torch_internals import nodes_behind
+from lowtide.rewriter.capture.autograd_graph import nodes_behind
 from lowtide.rewriter.plan import links
 from side_by_side import assert_exact_everywhere, backward_of, calling, differences, plans, rewritten, trained
 from small_networks import deep
