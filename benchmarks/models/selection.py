@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from .case import Case
 
 FAMILIES = {
-    "torch": "of_torch",
-    "transformers": "of_transformers",
+    "torch": "of_torch.cases",
+    "transformers": "of_transformers.cases",
     "peft": "of_peft",
     "timm": "of_timm",
-    "diffusers": "of_diffusers",
+    "diffusers": "of_diffusers.cases",
     "torchvision": "of_torchvision",
 }
 
@@ -25,7 +25,7 @@ def cases_of(family: str) -> Sequence[Case]:
     """Return the models of a family in order; none if its package is not installed."""
     if find_spec(family) is None:
         return ()
-    return tuple(import_module(f".{FAMILIES[family]}", __package__).cases())
+    return tuple(import_module(f".cases.{FAMILIES[family]}", __package__).cases())
 
 
 def matching(families: Iterable[str] | None, patterns: Sequence[str] | None) -> list[Case]:

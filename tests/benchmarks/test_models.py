@@ -253,7 +253,7 @@ def test_a_sweep_is_written_and_taken_up_again(tmp_path, capsys):
 
 def test_configurations_become_small():
     transformers = pytest.importorskip("transformers")
-    from benchmarks.models.transformers_sizes import Shrinking, Size
+    from benchmarks.models.cases.of_transformers.sizes import Shrinking, Size
 
     rotation = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     text_config = {"rope_parameters": rotation, "num_key_value_heads": 8}
@@ -266,7 +266,7 @@ def test_configurations_become_small():
 
 
 def test_a_batch_follows_the_signature():
-    from benchmarks.models.of_transformers import Head, build
+    from benchmarks.models.cases.of_transformers.cases import Head, build
 
     subject = build(Head("bert", "token class", "BertForTokenClassification"))
     (args, first), (_, again), (_, other) = subject.batch(0), subject.batch(0), subject.batch(1)

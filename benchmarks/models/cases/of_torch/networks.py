@@ -1,18 +1,12 @@
-"""Models written with nothing but torch: its own layers, and small networks of kinds that no package here has."""
+"""Small networks of torch alone: its own layers with a loss, and kinds that no package here has."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .case import Call, Case, Subject
-
-_ROWS, _TOKENS, _WIDTH, _CLASSES = 4, 12, 32, 10
+WIDTH, CLASSES = 32, 10
 
 
 class Classifier(nn.Module):
@@ -20,7 +14,7 @@ class Classifier(nn.Module):
 
     def __init__(self, layers: nn.Module, features: int, channels_last: bool = False) -> None:
         super().__init__()
-        self.layers, self.head = layers, nn.Linear(features, _CLASSES)
+        self.layers, self.head = layers, nn.Linear(features, CLASSES)
         self.channels_last = channels_last
 
     def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -36,7 +30,7 @@ class Classifier(nn.Module):
 class Sequences(nn.Module):
     """A module on embedded tokens [rows, tokens, width], then a prediction of each next token."""
 
-    def __init__(self, inner: nn.Module, width: int = _WIDTH, vocabulary: int = 100) -> None:
+    def __init__(self, inner: nn.Module, width: int = WIDTH, vocabulary: int = 100) -> None:
         super().__init__()
         self.embed, self.inner = nn.Embedding(vocabulary, width), inner
         self.head = nn.Linear(width, vocabulary)
@@ -53,9 +47,9 @@ class Translator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Embedding(100, _WIDTH)
-        self.inner = nn.Transformer(_WIDTH, 4, 2, 2, 64, batch_first=True)
-        self.head = nn.Linear(_WIDTH, 100)
+        self.embed = nn.Embedding(100, WIDTH)
+        self.inner = nn.Transformer(WIDTH, 4, 2, 2, 64, batch_first=True)
+        self.head = nn.Linear(WIDTH, 100)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Return the loss of target given source, both [rows, tokens]; 0 is padding."""
@@ -165,9 +159,9 @@ class Experts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.route = nn.Linear(_WIDTH, 4)
+        self.route = nn.Linear(WIDTH, 4)
         self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(_WIDTH, 64), nn.GELU(), nn.Linear(64, _WIDTH)) for _ in range(4)
+            nn.Sequential(nn.Linear(WIDTH, 64), nn.GELU(), nn.Linear(64, WIDTH)) for _ in range(4)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,8 +180,8 @@ class Spectral(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(7, _WIDTH, dtype=torch.cfloat) * 0.3)
-        self.norm = nn.LayerNorm(_WIDTH)
+        self.weight = nn.Parameter(torch.randn(7, WIDTH, dtype=torch.cfloat) * 0.3)
+        self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [rows, 12, width] to the same shape."""
@@ -199,7 +193,7 @@ class StateSpace(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.decay, self.enter = nn.Parameter(torch.rand(_WIDTH)), nn.Linear(_WIDTH, 2 * _WIDTH)
+        self.decay, self.enter = nn.Parameter(torch.rand(WIDTH)), nn.Linear(WIDTH, 2 * WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [rows, tokens, width] to the same shape."""
@@ -223,152 +217,3 @@ class Ctc(nn.Module):
         scores = self.net(x).permute(2, 0, 1).log_softmax(-1)
         frames = torch.full((x.shape[0],), x.shape[2])
         return functional.ctc_loss(scores, targets, frames, target_lengths)
-
-
-def _images(channels: int = 3, side: int = 24) -> Callable[[int], Call]:
-    def batch(number: int) -> Call:
-        draw = torch.Generator().manual_seed(100 + number)
-        x = torch.randn(_ROWS, channels, side, side, generator=draw)
-        return (x, torch.randint(_CLASSES, (_ROWS,), generator=draw)), {}
-
-    return batch
-
-
-def _floats(*shape: int, labels: int | None = _CLASSES) -> Callable[[int], Call]:
-    def batch(number: int) -> Call:
-        draw = torch.Generator().manual_seed(100 + number)
-        x = torch.randn(_ROWS, *shape, generator=draw)
-        return (x,) if labels is None else (x, torch.randint(labels, (_ROWS,), generator=draw)), {}
-
-    return batch
-
-
-def _tokens(number: int) -> Call:
-    draw = torch.Generator().manual_seed(100 + number)
-    return (torch.randint(1, 100, (_ROWS, _TOKENS), generator=draw),), {}
-
-
-def _pairs(number: int) -> Call:
-    draw = torch.Generator().manual_seed(100 + number)
-    source, target = torch.randint(1, 100, (2, _ROWS, _TOKENS), generator=draw)
-    source[1, -3:] = 0
-    return (source, target), {}
-
-
-def _clicks(number: int) -> Call:
-    draw = torch.Generator().manual_seed(100 + number)
-    ids = torch.randint(50, (_ROWS, 3, 5), generator=draw)
-    return (ids, torch.randn(_ROWS, 8, generator=draw), torch.randint(2, (_ROWS,), generator=draw).float()), {}
-
-
-def _graph(number: int) -> Call:
-    draw = torch.Generator().manual_seed(100 + number)
-    nodes, edges = torch.randn(20, 16, generator=draw), torch.randint(20, (2, 60), generator=draw)
-    return (nodes, edges, torch.randint(4, (20,), generator=draw)), {}
-
-
-def _waves(number: int) -> Call:
-    return (torch.rand(_ROWS, 64, generator=torch.Generator().manual_seed(100 + number)) * 2 - 1,), {}
-
-
-def _two(number: int) -> Call:
-    first, second = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(100 + number))
-    return (first, second), {}
-
-
-def _unit(number: int) -> Call:
-    return (torch.rand(_ROWS, 64, generator=torch.Generator().manual_seed(100 + number)),), {}
-
-
-def _speech(number: int) -> Call:
-    draw = torch.Generator().manual_seed(100 + number)
-    targets = torch.randint(1, 20, (_ROWS, 5), generator=draw)
-    return (torch.randn(_ROWS, 8, 24, generator=draw), targets, torch.tensor([5, 4, 3, 5])), {}
-
-
-def _perceptron(activation: type[nn.Module]) -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 96), activation(), nn.Dropout(0.1), nn.Linear(96, 96), activation())
-
-
-def _convolutions(norm: Callable[[int], nn.Module], activation: Callable[[], nn.Module]) -> nn.Module:
-    first = [nn.Conv2d(3, 16, 3, padding=1), norm(16), activation(), nn.MaxPool2d(2)]
-    return nn.Sequential(*first, nn.Conv2d(16, 32, 3, stride=2), norm(32), activation(), nn.Dropout2d(0.1))
-
-
-_ENCODER = partial(nn.TransformerEncoderLayer, _WIDTH, 4, 64, batch_first=True)
-_IN_PLACE = partial(nn.ReLU, inplace=True)
-
-_NETWORKS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
-    **{
-        f"perceptron-{kind.__name__}": (lambda kind=kind: Classifier(_perceptron(kind), 96), _floats(64))
-        for kind in (nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Mish, nn.Hardswish, nn.RReLU, nn.Softplus, nn.PReLU)
-    },
-    **{
-        f"convolutions-{name}": (lambda norm=norm, act=act: Classifier(_convolutions(norm, act), 32), _images())
-        for name, norm, act in (
-            ("batch-norm", nn.BatchNorm2d, _IN_PLACE),
-            ("group-norm", partial(nn.GroupNorm, 4), nn.SiLU),
-            ("instance-norm", nn.InstanceNorm2d, nn.LeakyReLU),
-            ("instance-norm-running", partial(nn.InstanceNorm2d, track_running_stats=True, affine=True), nn.ReLU),
-            ("batch-norm-cumulative", partial(nn.BatchNorm2d, momentum=None), nn.ReLU),
-            ("local-response", partial(nn.LocalResponseNorm), nn.ReLU6),
-        )
-    },
-    "encoder": (lambda: Sequences(nn.TransformerEncoder(_ENCODER(), 2)), _tokens),
-    "encoder-norm-first": (
-        lambda: Sequences(nn.TransformerEncoder(_ENCODER(norm_first=True, activation="gelu"), 2, nn.LayerNorm(_WIDTH))),
-        _tokens,
-    ),
-    "translator": (Translator, _pairs),
-    "lstm": (lambda: Sequences(nn.LSTM(_WIDTH, _WIDTH, 2, batch_first=True, dropout=0.1)), _tokens),
-    "gru": (lambda: Sequences(nn.GRU(_WIDTH, _WIDTH, batch_first=True)), _tokens),
-    "rnn": (lambda: Sequences(nn.RNN(_WIDTH, _WIDTH, batch_first=True)), _tokens),
-    "experts": (lambda: Sequences(Experts()), _tokens),
-    "spectral": (lambda: Sequences(Spectral()), _tokens),
-    "state-space": (lambda: Sequences(StateSpace()), _tokens),
-    "autoencoder": (Autoencoder, _unit),
-    "recommender": (DeepAndCross, _clicks),
-    "graph": (GraphConvolution, _graph),
-    "wavenet": (WaveNet, _waves),
-    "siamese": (Siamese, _two),
-    "ctc": (Ctc, _speech),
-    "weight-norm": (
-        lambda: Classifier(nn.utils.parametrizations.weight_norm(nn.Linear(64, 96)), 96),
-        _floats(64),
-    ),
-    "spectral-norm": (
-        lambda: Classifier(nn.utils.parametrizations.spectral_norm(nn.Linear(64, 96)), 96),
-        _floats(64),
-    ),
-    "convolution-1d": (
-        lambda: Classifier(nn.Sequential(nn.Conv1d(8, 32, 5), nn.BatchNorm1d(32), nn.GLU(1)), 16),
-        _floats(8, 40),
-    ),
-    "convolution-3d": (
-        lambda: Classifier(nn.Sequential(nn.Conv3d(2, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.AvgPool3d(2)), 8),
-        _floats(2, 8, 10, 10),
-    ),
-    "upsampling": (
-        lambda: Classifier(
-            nn.Sequential(
-                nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2, mode="bilinear"), nn.ConvTranspose2d(8, 8, 3)
-            ),
-            8,
-        ),
-        _images(),
-    ),
-    "adaptive-pooling": (
-        lambda: Classifier(nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(5), nn.AdaptiveMaxPool2d(2)), 8),
-        _images(),
-    ),
-}
-
-
-def cases() -> Iterator[Case]:
-    """Yield all models."""
-    for name, (make, batch) in _NETWORKS.items():
-        yield Case(f"torch/{name}", "of torch alone", partial(_subject, make, batch))
-
-
-def _subject(make: Callable[[], nn.Module], batch: Callable[[int], Call]) -> Subject:
-    return Subject(make(), batch)

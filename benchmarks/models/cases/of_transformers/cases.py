@@ -16,11 +16,12 @@ from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
-from .case import Case, NotBuilt, Subject
-from .steps import run_step, seed_all
-from .transformers_fields import FIELDS
-from .transformers_inputs import ROWS, Inputs, Shape, variants
-from .transformers_sizes import Shrinking, Size
+from ...case import Case, NotBuilt, Subject
+from ...steps import run_step, seed_all
+from .batches import Batches, variants
+from .fields import FIELDS
+from .inputs import ROWS, Shape
+from .sizes import Shrinking, Size
 
 transformers.logging.set_verbosity_error()
 
@@ -201,25 +202,25 @@ def _complete(config: Any, head: Head) -> None:
 
 def _trainable(model: nn.Module, head: Head, reasons: list[str], size: Size) -> Subject | None:
     """Return the model with the first batch that eager trains on."""
-    inputs = Inputs(model, head.task)
-    waiting = list(variants(head.task, inputs.names))
+    batches = Batches(model, head.task)
+    waiting = list(variants(head.task, batches.names))
     tried: set[Shape] = set()
     while waiting:
         shape = waiting.pop(0)
         if shape in tried:
             continue
         tried.add(shape)
-        inputs = Inputs(model, head.task, shape)
+        batches = Batches(model, head.task, shape)
         copied = copy.deepcopy(model)
         try:
             seed_all(0)
             started = time.process_time()
-            run_step(copied, inputs(0))
+            run_step(copied, batches(0))
             seconds = time.process_time() - started
             if seconds > _MOST_SECONDS:
                 raise NotBuilt(f"a step takes {seconds:.0f} s")
             if any(p.grad is not None for p in copied.parameters()):
-                return Subject(model, inputs)
+                return Subject(model, batches)
             reasons.append("no parameter gets a gradient")
         except Exception as error:
             reasons.append(f"{size.divisor} {shape}: {type(error).__name__}: {error}")

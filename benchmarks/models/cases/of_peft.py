@@ -10,9 +10,8 @@ import peft
 from peft import TaskType
 from torch import nn
 
-from .case import Case, NotBuilt, Subject
-from .of_transformers import Head, build
-from .transformers_inputs import Inputs
+from ..case import Case, NotBuilt, Subject
+from .of_transformers.cases import Head, build
 
 _GPT2 = Head("gpt2", "next token", "GPT2LMHeadModel")
 _LLAMA = Head("llama", "next token", "LlamaForCausalLM")
@@ -82,7 +81,5 @@ def cases() -> Iterator[Case]:
 
 def _build(head: Head, config: Callable[[], Any]) -> Subject:
     subject = build(head)
-    inputs: Any = subject.batch
-    assert isinstance(inputs, Inputs)
     model: nn.Module = peft.get_peft_model(subject.model, config())  # pyright: ignore
-    return Subject(model, inputs)
+    return Subject(model, subject.batch)

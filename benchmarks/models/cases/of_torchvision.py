@@ -11,7 +11,7 @@ import torchvision.models as models
 from lowtide.rewriter.models.batches import pictures
 from torch import nn
 
-from .case import Call, Case, Subject
+from ..case import Call, Case, Subject
 
 _ROWS, _CLASSES = 2, 10
 # The smaller ones of each kind of network.

@@ -14,8 +14,8 @@ import torch
 from lowtide.rewriter.models.batches import pictures
 from torch import nn
 
-from .case import Call, Case, NotBuilt, Subject
-from .steps import run_step, seed_all
+from ..case import Call, Case, NotBuilt, Subject
+from ..steps import run_step, seed_all
 
 _SIZES = (64, 96, 128, 224, 256)
 _ROWS, _CLASSES = 2, 10
