@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backend.elements_triton import computed_dtype, load_groups, numbers_here, store_groups
 from ..few_bit.few_bit_triton import decode, placed
 from ..packing.bits import bytes_of_bits, flat
-from ..packing.packed_codes_triton import elements_of, groups_here, load_codes, over_groups, store_codes
+from ..packing.packed_codes_triton import load_codes, over_groups, store_codes
 from .threshold_bits import Thresholds
 
 
@@ -29,9 +30,8 @@ def _pack_inside(
     INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    group = groups_here(INT64, BLOCK)
-    element = elements_of(group)
-    value = tl.load(x + element, mask=element < count, other=0).to(COMPUTED)
+    group = numbers_here(INT64, BLOCK)
+    value = load_groups(x, group, count).to(COMPUTED)
     low, high = tl.full([BLOCK, 8], LOW, COMPUTED), tl.full([BLOCK, 8], HIGH, COMPUTED)
     inside = ((value > low) & (value < high)) if OPEN else ((value >= low) & (value <= high))
     if NAN_INSIDE:
@@ -51,9 +51,8 @@ def _pack_classes(
     INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    group = groups_here(INT64, BLOCK)
-    element = elements_of(group)
-    value = tl.load(x + element, mask=element < count, other=0).to(COMPUTED)
+    group = numbers_here(INT64, BLOCK)
+    value = load_groups(x, group, count).to(COMPUTED)
     not_below, not_above = value >= tl.full([BLOCK, 8], LOW, COMPUTED), value <= tl.full([BLOCK, 8], HIGH, COMPUTED)
     store_codes(planes, not_below.to(tl.int32), group, count, 1)
     store_codes(planes + plane_bytes, not_above.to(tl.int32), group, count, 1)
@@ -61,14 +60,9 @@ def _pack_classes(
 
 @triton.jit
 def _unpack_classes(planes, sides, y, plane_bytes, count, INT64: tl.constexpr, BLOCK: tl.constexpr):
-    group = groups_here(INT64, BLOCK)
-    element = elements_of(group)
+    group = numbers_here(INT64, BLOCK)
     side = load_codes(planes, group, count, 1) + 2 * load_codes(planes + plane_bytes, group, count, 1)
-    tl.store(y + element, tl.load(sides + side), mask=element < count)
-
-
-def _computed(x: Tensor) -> tl.dtype:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
+    store_groups(y, tl.load(sides + side), group, count)
 
 
 def pack_inside(x: Tensor, thresholds: Thresholds) -> Tensor:
@@ -80,7 +74,7 @@ def pack_inside(x: Tensor, thresholds: Thresholds) -> Tensor:
         "OPEN": thresholds.is_open,
         "NAN_INSIDE": thresholds.nan_inside,
     }
-    over_groups(_pack_inside, x.numel(), x.device, flat(x), bits, **constants, COMPUTED=_computed(x))
+    over_groups(_pack_inside, x.numel(), x.device, flat(x), bits, **constants, COMPUTED=computed_dtype(x))
     return bits
 
 
@@ -94,7 +88,7 @@ def pack_classes(x: Tensor, low: float, high: float) -> Tensor:
     plane_bytes = bytes_of_bits(x.numel())
     planes = torch.empty(2 * plane_bytes, dtype=torch.uint8, device=x.device)
     tensors = (flat(x), planes, plane_bytes)
-    over_groups(_pack_classes, x.numel(), x.device, *tensors, LOW=low, HIGH=high, COMPUTED=_computed(x))
+    over_groups(_pack_classes, x.numel(), x.device, *tensors, LOW=low, HIGH=high, COMPUTED=computed_dtype(x))
     return planes
 
 

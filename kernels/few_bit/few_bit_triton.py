@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backend.elements_triton import load_groups, numbers_here, store_groups, store_products
 from ..packing.bits import flat
 from ..packing.packed_codes import bytes_of_codes
-from ..packing.packed_codes_triton import elements_of, groups_here, load_codes, over_groups, store_codes
+from ..packing.packed_codes_triton import load_codes, over_groups, store_codes
 
 
 @triton.jit
@@ -43,27 +44,22 @@ def _encode(
     INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    group = groups_here(INT64, BLOCK)
-    element = elements_of(group)
-    value = tl.load(x + element, mask=element < count, other=0).to(borders.dtype.element_ty)
+    group = numbers_here(INT64, BLOCK)
+    value = load_groups(x, group, count).to(borders.dtype.element_ty)
     place = _intervals(value, borders, border_count, STEPS)
     store_codes(packed, tl.load(levels + place), group, count, BITS)
 
 
 @triton.jit
 def _decode(packed, table, y, count, BITS: tl.constexpr, INT64: tl.constexpr, BLOCK: tl.constexpr):
-    group = groups_here(INT64, BLOCK)
-    element = elements_of(group)
-    tl.store(y + element, tl.load(table + load_codes(packed, group, count, BITS)), mask=element < count)
+    group = numbers_here(INT64, BLOCK)
+    store_groups(y, tl.load(table + load_codes(packed, group, count, BITS)), group, count)
 
 
 @triton.jit
 def _multiply(x, packed, table, y, count, BITS: tl.constexpr, INT64: tl.constexpr, BLOCK: tl.constexpr):
-    group = groups_here(INT64, BLOCK)
-    element = elements_of(group)
-    factor = tl.load(table + load_codes(packed, group, count, BITS))
-    product = tl.load(x + element, mask=element < count, other=0).to(factor.dtype) * factor
-    tl.store(y + element, product.to(y.dtype.element_ty), mask=element < count)
+    group = numbers_here(INT64, BLOCK)
+    store_products(x, tl.load(table + load_codes(packed, group, count, BITS)), y, group, count)
 
 
 def placed(device: torch.device, *tables: Tensor) -> list[Tensor]:

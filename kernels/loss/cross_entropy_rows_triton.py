@@ -1,9 +1,8 @@
 """`softmax_rows` of `cross_entropy_rows.py` in Triton: a program turns a row of logits into the loss's gradient.
 
 The row is read three times, for its maximum, its sums and its gradient, and written once, in place. The second and
-third
-reading find it in the cache. Sums are of single precision within a lane and of double precision over lanes. What is
-computed once for a row has double precision too.
+third reading find it in the cache. Sums are of single precision within a lane and of double precision over lanes. What
+is computed once for a row has double precision too.
 """
 
 from __future__ import annotations
@@ -42,6 +41,78 @@ def _exponential(x):
 
 
 @triton.jit
+def _maximum(x, CLASSES: tl.constexpr, NUMBER: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the largest logit of the row at x."""
+    lane = tl.arange(0, BLOCK)
+    most = tl.full([BLOCK], float("-inf"), NUMBER)
+    for start in range(0, CLASSES, BLOCK):
+        column = start + lane
+        most = tl.maximum(most, tl.load(x + column, mask=column < CLASSES, other=float("-inf")).to(NUMBER))
+    return tl.max(most, axis=0)
+
+
+@triton.jit
+def _sums(
+    x,
+    class_weight,
+    most,
+    CLASSES: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    NUMBER: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return the sums over the row at x of e^(logit - most) and of the weighted (logit - most): float64.
+
+    The second is 0 without smoothing, which alone needs it.
+    """
+    lane = tl.arange(0, BLOCK)
+    sums, spread = tl.zeros([BLOCK], NUMBER), tl.zeros([BLOCK], NUMBER)
+    for start in range(0, CLASSES, BLOCK):
+        column = start + lane
+        inside = column < CLASSES
+        below = tl.load(x + column, mask=inside, other=float("-inf")).to(NUMBER) - most
+        sums += tl.where(inside, _exponential(below), 0.0)
+        if SMOOTHING > 0:
+            weighed = below
+            if WEIGHTED:
+                weighed = below * tl.load(class_weight + column, mask=inside, other=0)
+            spread += tl.where(inside, weighed, 0.0)
+    return tl.sum(sums.to(tl.float64), axis=0), tl.sum(spread.to(tl.float64), axis=0)
+
+
+@triton.jit
+def _write_gradient(
+    x,
+    class_weight,
+    most,
+    factor,
+    share,
+    sharp,
+    target,
+    counts,
+    CLASSES: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    NUMBER: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Replace the row at x by e^(logit - most) * factor, less `share` of each class and `sharp` of the target."""
+    lane = tl.arange(0, BLOCK)
+    for start in range(0, CLASSES, BLOCK):
+        column = start + lane
+        inside = column < CLASSES
+        value = _exponential(tl.load(x + column, mask=inside, other=0).to(NUMBER) - most) * factor
+        if SMOOTHING > 0:
+            of_class = share
+            if WEIGHTED:
+                of_class = share * tl.load(class_weight + column, mask=inside, other=0)
+            value -= of_class
+        value -= tl.where(column == target, sharp, 0.0)
+        tl.store(x + column, tl.where(counts, value, 0.0).to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _softmax_rows(
     logits,
     targets,
@@ -59,30 +130,12 @@ def _softmax_rows(
     row = tl.program_id(0).to(tl.int64)
     x = logits + row * CLASSES
     number: tl.constexpr = losses.dtype.element_ty
-    lane = tl.arange(0, BLOCK)
     target = tl.load(targets + row)
     counts = target != ignored
     # a target that is no class has been refused on the device by now; here it only must not be followed
     at_target = tl.load(x + target, mask=counts & (target >= 0) & (target < CLASSES), other=0).to(tl.float64)
-
-    most = tl.full([BLOCK], float("-inf"), number)
-    for start in range(0, CLASSES, BLOCK):
-        column = start + lane
-        most = tl.maximum(most, tl.load(x + column, mask=column < CLASSES, other=float("-inf")).to(number))
-    most = tl.max(most, axis=0)
-
-    sums, spread = tl.zeros([BLOCK], number), tl.zeros([BLOCK], number)
-    for start in range(0, CLASSES, BLOCK):
-        column = start + lane
-        inside = column < CLASSES
-        below = tl.load(x + column, mask=inside, other=float("-inf")).to(number) - most
-        sums += tl.where(inside, _exponential(below), 0.0)
-        if SMOOTHING > 0:
-            weighed = below
-            if WEIGHTED:
-                weighed = below * tl.load(class_weight + column, mask=inside, other=0)
-            spread += tl.where(inside, weighed, 0.0)
-    total = tl.sum(sums.to(tl.float64), axis=0)
+    most = _maximum(x, CLASSES, number, BLOCK)
+    total, spread = _sums(x, class_weight, most, CLASSES, SMOOTHING, WEIGHTED, number, BLOCK)
 
     inverse = 1.0 / tl.load(divisor).to(tl.float64)
     sharp = tl.load(of_targets + row).to(tl.float64) * (1 - SMOOTHING)
@@ -94,22 +147,15 @@ def _softmax_rows(
     if SMOOTHING > 0:
         share += tl.full([], SMOOTHING, tl.float64) / CLASSES
         of_all = tl.load(weight_sum).to(tl.float64)
-        loss += share * (of_all * logarithm - tl.sum(spread.to(tl.float64), axis=0))
+        loss += share * (of_all * logarithm - spread)
         factor += share * of_all
     tl.store(losses + row, tl.where(counts, loss, 0.0).to(number))
 
-    factor, share, sharp = (factor * inverse / total).to(number), (share * inverse).to(number), sharp * inverse
-    for start in range(0, CLASSES, BLOCK):
-        column = start + lane
-        inside = column < CLASSES
-        value = _exponential(tl.load(x + column, mask=inside, other=0).to(number) - most) * factor
-        if SMOOTHING > 0:
-            of_class = share
-            if WEIGHTED:
-                of_class = share * tl.load(class_weight + column, mask=inside, other=0)
-            value -= of_class
-        value -= tl.where(column == target, sharp.to(number), 0.0)
-        tl.store(x + column, tl.where(counts, value, 0.0).to(logits.dtype.element_ty), mask=inside)
+    factor, share = (factor * inverse / total).to(number), (share * inverse).to(number)
+    sharp = (sharp * inverse).to(number)
+    _write_gradient(
+        x, class_weight, most, factor, share, sharp, target, counts, CLASSES, SMOOTHING, WEIGHTED, number, BLOCK
+    )
 
 
 def softmax_rows(
@@ -126,8 +172,7 @@ def softmax_rows(
     """Turn logits [n, V] into the loss's gradient in place, and fill in losses [n].
 
     The computation is in losses' dtype, float64 for logits in float64 and otherwise float32. The other arguments are
-    those
-    of a chunk's `Rows`, in that dtype too except for targets, int64.
+    those of a chunk's `Rows`, in that dtype too except for targets, int64.
     """
     count, classes = logits.shape
     block = min(_MOST_BLOCK, triton.next_power_of_2(classes))

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backend.elements_triton import elements_of, load_groups, numbers_here, store_groups
 from ..backend.triton_launch import launch, needs_int64
 from .bits import flat
 from .packed_codes import bytes_of_codes
@@ -18,24 +19,15 @@ _GROUPS = 256  # of eight codes, to a program of 4 warps: 16 codes to a thread
 
 
 @triton.jit
-def groups_here(INT64: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the groups of eight that this program works on: [BLOCK]."""
-    block = tl.program_id(0)
-    if INT64:
-        block = block.to(tl.int64)
-    return block * BLOCK + tl.arange(0, BLOCK)
-
-
-@triton.jit
-def elements_of(group):
-    """Return the elements of groups of eight: [groups, 8]."""
-    return group[:, None] * 8 + tl.arange(0, 8)[None, :]
-
-
-@triton.jit
 def _numbers(BITS: tl.constexpr):
     """Return the bytes of a group's codes, counted from its first, rounded up to a power of two: [1, bytes]."""
     return tl.arange(0, triton.next_power_of_2(BITS))[None, :]
+
+
+@triton.constexpr_function
+def _word(bits):
+    """Return the integer type that holds the eight codes of a group."""
+    return tl.int32 if bits <= 4 else tl.int64
 
 
 @triton.jit
@@ -48,7 +40,7 @@ def _held(group, count, BITS: tl.constexpr):
 def store_codes(packed, codes, group, count, BITS: tl.constexpr):
     """Pack codes, integers [groups, 8] of BITS bits; those behind `count` elements are left out."""
     number, shift = _numbers(BITS), (tl.arange(0, 8) * BITS)[None, :]
-    word = tl.sum(tl.where(elements_of(group) < count, codes, 0).to(tl.int64) << shift, axis=1)
+    word = tl.sum(tl.where(elements_of(group) < count, codes, 0).to(_word(BITS)) << shift, axis=1)
     byte = ((word[:, None] >> number * 8) & 255).to(tl.uint8)
     tl.store(packed + (group[:, None] * BITS + number), byte, mask=_held(group, count, BITS))
 
@@ -58,23 +50,20 @@ def load_codes(packed, group, count, BITS: tl.constexpr):
     """Return the codes that `store_codes` packed: int32 [groups, 8]."""
     number, shift = _numbers(BITS), (tl.arange(0, 8) * BITS)[None, :]
     byte = tl.load(packed + (group[:, None] * BITS + number), mask=_held(group, count, BITS), other=0)
-    word = tl.sum(byte.to(tl.int64) << number * 8, axis=1)
+    word = tl.sum(byte.to(_word(BITS)) << number * 8, axis=1)
     return ((word[:, None] >> shift) & ((1 << BITS) - 1)).to(tl.int32)
 
 
 @triton.jit
 def _pack(codes, packed, count, BITS: tl.constexpr, INT64: tl.constexpr, BLOCK: tl.constexpr):
-    group = groups_here(INT64, BLOCK)
-    element = elements_of(group)
-    code = tl.load(codes + element, mask=element < count, other=0)
-    store_codes(packed, code & ((1 << BITS) - 1), group, count, BITS)
+    group = numbers_here(INT64, BLOCK)
+    store_codes(packed, load_groups(codes, group, count) & ((1 << BITS) - 1), group, count, BITS)
 
 
 @triton.jit
 def _unpack(packed, codes, count, BITS: tl.constexpr, INT64: tl.constexpr, BLOCK: tl.constexpr):
-    group = groups_here(INT64, BLOCK)
-    element = elements_of(group)
-    tl.store(codes + element, load_codes(packed, group, count, BITS).to(tl.uint8), mask=element < count)
+    group = numbers_here(INT64, BLOCK)
+    store_groups(codes, load_codes(packed, group, count, BITS), group, count)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

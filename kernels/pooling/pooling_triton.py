@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backend.elements_triton import computed_dtype, elements_of, numbers_here, store_groups
 from ..backend.triton_launch import launch, needs_int64
-from ..packing.packed_codes_triton import elements_of, groups_here, store_codes
+from ..packing.packed_codes_triton import store_codes
 
 MOST_BITS = 8  # of a code: eight codes are put together in 64 bits
 _GROUPS = 32  # of eight windows, to a program
@@ -50,7 +50,7 @@ def _pool(
     INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    group = groups_here(INT64, BLOCK)
+    group = numbers_here(INT64, BLOCK)
     element = elements_of(group)
     window, within = element // inner, element % inner
     top = window // columns % rows * stride_h - padding_h
@@ -70,7 +70,7 @@ def _pool(
             larger = (wide > most.to(COMPUTED)) | (wide != wide)
             most = tl.where(larger, value, most)
             code = tl.where(larger, i * KERNEL_W + j, code)
-    tl.store(y + element, most, mask=element < count)
+    store_groups(y, most, group, count)
     if BITS > 0:
         store_codes(codes, code, group, count, BITS)
 
@@ -101,10 +101,7 @@ def _pool_backward(
     INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    if INT64:
-        block = block.to(tl.int64)
-    element = block * BLOCK + tl.arange(0, BLOCK)
+    element = numbers_here(INT64, BLOCK)
     place, within = element // inner, element % inner
     unit, h, w = place // width // height, place // width % height, place % width
     extent_h, extent_w = (KERNEL_H - 1) * dilation_h + 1, (KERNEL_W - 1) * dilation_w + 1
@@ -132,10 +129,6 @@ def _pool_backward(
     tl.store(result + element, total.to(result.dtype.element_ty), mask=element < count)
 
 
-def _computed(tensor: Tensor) -> tl.dtype:
-    return tl.float64 if tensor.dtype == torch.float64 else tl.float32
-
-
 def pool(
     x: Tensor,
     y: Tensor,
@@ -160,7 +153,7 @@ def pool(
         KERNEL_H=kernel[0],
         KERNEL_W=kernel[1],
         BITS=bits,
-        COMPUTED=_computed(x),
+        COMPUTED=computed_dtype(x),
         INT64=needs_int64(max(x.numel(), count * max(1, bits))),
         BLOCK=_GROUPS,
     )
@@ -191,7 +184,7 @@ def pool_backward(
         OVER_H=over[0],
         OVER_W=over[1],
         BITS=bits,
-        COMPUTED=_computed(result),
+        COMPUTED=computed_dtype(result),
         INT64=needs_int64(max(count, gradient.numel() * max(1, bits))),
         BLOCK=_BLOCK,
     )

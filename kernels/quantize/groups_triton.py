@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..backend.counter_random import signed_word, state_of
 from ..backend.counter_random_triton import halves
+from ..backend.elements_triton import load_groups, numbers_here, store_groups
 from ..packing.bits import flat
-from ..packing.packed_codes_triton import elements_of, groups_here, load_codes, over_groups, store_codes
+from ..packing.packed_codes_triton import load_codes, over_groups, store_codes
 from .groups import bytes_of_groups
 from .hadamard import state_of_signs
 from .hadamard_triton import spread
@@ -85,9 +86,8 @@ def _encode(
     INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    eight = groups_here(INT64, BLOCK)
-    element = elements_of(eight)
-    value = tl.load(x + element, mask=element < count, other=0).to(tl.float32)
+    eight = numbers_here(INT64, BLOCK)
+    value = load_groups(x, eight, count).to(tl.float32)
     if TRANSFORMED:
         value = spread(value, eight, count, signs, False)
     value = tl.reshape(value, [BLOCK * 8 // GROUP, GROUP])
@@ -131,8 +131,7 @@ def _decode(
     INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    eight = groups_here(INT64, BLOCK)
-    element = elements_of(eight)
+    eight = numbers_here(INT64, BLOCK)
     place, held = eight // (GROUP // 8) * 4, eight * 8 < count
     offset, scale = _load_parameter(code, place, held), _load_parameter(code, place + 2, held)
     step = load_codes(code + tl.cdiv(count, GROUP) * 4, eight, count, BITS).to(tl.float32)
@@ -144,7 +143,7 @@ def _decode(
         value = spread(value, eight, count, signs, True)
     if MOST > 0:  # NaN stays
         value = tl.where(value > MOST, MOST, tl.where(value < -MOST, -MOST, value))
-    tl.store(x + element, value.to(x.dtype.element_ty), mask=element < count)
+    store_groups(x, value, eight, count)
 
 
 def encode(x: Tensor, bits: int, group: int, stochastic: bool, hadamard: bool, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from lowtide.kernels.backend.triton_dispatch import triton_version
 
 ROOT = Path(__file__).resolve().parents[3]
 GPU = torch.device("cuda", 0)
-MODULES = ("packing.bits", "packing.packed_codes", "pooling.pooling", "loss.cross_entropy_rows")
+MODULES = ("packing.packed_codes", "pooling.pooling", "loss.cross_entropy_rows")
 needs_triton = pytest.mark.skipif(not triton_dispatch.find_spec("triton"), reason="triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

@@ -13,7 +13,7 @@ from lowtide.kernels.pooling import pooling
 from lowtide.kernels.quantize import groups
 from triton_device import INTERPRETED
 
-LAUNCHING = ("packing.bits", "packing.packed_codes", "pooling.pooling", "loss.cross_entropy_rows")
+LAUNCHING = ("packing.packed_codes", "pooling.pooling", "loss.cross_entropy_rows")
 SERVED = (
     *(bits, packed_codes, few_bit, groups, threshold_bits, threshold_classes),
     *(pooling, cross_entropy_rows),
