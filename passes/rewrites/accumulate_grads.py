@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from ...kernels.packing.bits import dense
 from ..sources import Source
 from ..step_graph import Kernel, StepGraph, Storage
 
@@ -102,17 +103,7 @@ def _laid_out_alike(gradient: torch.Tensor, target: torch.Tensor) -> bool:
     """
     if gradient.dtype != target.dtype:
         return False
-    if _dense(target):
+    if dense(target):
         significant = [i for i, size in enumerate(target.shape) if size != 1]
         return all(gradient.stride(i) == target.stride(i) for i in significant)
     return gradient.is_contiguous()
-
-
-def _dense(tensor: torch.Tensor) -> bool:
-    """Return whether the elements lie side by side without overlap, in any order of dimensions."""
-    expected = 1
-    for stride, size in sorted((tensor.stride(i), n) for i, n in enumerate(tensor.shape) if n != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True

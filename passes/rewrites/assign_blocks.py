@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 from ...solvers.blocks.cuts import window_cuts
+from ...solvers.problem.liveness import bytes_at
 from ..step_graph import Kernel, StepGraph
 
 
@@ -53,26 +54,17 @@ def _blocks_between(step: StepGraph, cuts: list[int]) -> list[int]:
 
 def crossing_bytes(step: StepGraph) -> list[int]:
     """Return the bytes made before and read after each position between forward kernels (0 is before the first)."""
-    length = step.forward_length
-    change = [0] * (length + 1)
     made_at: dict[int, int] = {}
     last_read: dict[int, int] = {}
-    for index, kernel in enumerate(step.kernels[:length]):
-        for storage in kernel.makes:
-            made_at[storage] = index
-        for storage in kernel.reads:
-            last_read[storage] = index
-    for storage, index in made_at.items():
-        if storage in last_read:
-            change[index + 1] += step.storages[storage].size_bytes
-            change[last_read[storage] + 1 if last_read[storage] + 1 <= length else length] -= step.storages[
-                storage
-            ].size_bytes
-    crossing, now = [], 0
-    for amount in change:
-        now += amount
-        crossing.append(now)
-    return crossing
+    for index, kernel in enumerate(step.kernels[: step.forward_length]):
+        made_at.update(dict.fromkeys(kernel.makes, index))
+        last_read.update(dict.fromkeys(kernel.reads, index))
+    spans = (
+        (index + 1, last_read[storage] + 1, step.storages[storage].size_bytes)
+        for storage, index in made_at.items()
+        if storage in last_read
+    )
+    return bytes_at(spans, step.forward_length + 1)
 
 
 def find_narrow_cuts(crossing: list[int], rise: float) -> list[int]:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..problem.liveness import RunOrder
+from ..problem.liveness import RunOrder, bytes_at
 from ..problem.problem import Problem
 
 _LONGEST_PERIOD = 64
@@ -138,16 +138,11 @@ def _longest_run(classes: Sequence[int]) -> tuple[int, int, int] | None:
 
 def crossing_bytes(problem: Problem) -> list[int]:
     """Return for each block the bytes that earlier blocks' forward makes and its own or a later one's reads."""
-    change = [0] * (len(problem.block_classes) + 1)
+    spans = []
     for value, maker in enumerate(problem.maker):
         if 0 <= maker < problem.forward_length:
-            block = problem.ops[maker].block
             readers = [r for r in problem.readers[value] if r < problem.forward_length]
             if readers:
-                change[block + 1] += problem.values[value].size_bytes
-                change[problem.ops[readers[-1]].block + 1] -= problem.values[value].size_bytes
-    crossing, now = [], 0
-    for amount in change:
-        now += amount
-        crossing.append(now)
-    return crossing
+                begin, end = problem.ops[maker].block + 1, problem.ops[readers[-1]].block + 1
+                spans.append((begin, end, problem.values[value].size_bytes))
+    return bytes_at(spans, len(problem.block_classes) + 1)

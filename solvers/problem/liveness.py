@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from math import fsum
 
 import numpy as np
@@ -217,3 +217,15 @@ def _grouped(pairs: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
     for key, member in pairs:
         groups.setdefault(key, set()).add(member)
     return groups
+
+
+def bytes_at(spans: Iterable[tuple[int, int, int]], positions: int) -> list[int]:
+    """Return for each position the bytes of all spans over it.
+
+    spans: (first position, position after the last, bytes).
+    """
+    change = [0] * positions
+    for begin, end, size_bytes in spans:
+        change[begin] += size_bytes
+        change[end] -= size_bytes
+    return list(accumulate(change))
