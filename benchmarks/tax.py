@@ -102,7 +102,7 @@ def _row(case: Case, rounds: int, clock: Clock) -> dict[str, Any]:
     ratios = [own / eager for own, eager in zip(seconds["lowtide"], seconds["eager"], strict=True)]
     low, high = _interval(ratios)
     row = {
-        "told": case.description,
+        "description": case.description,
         "links": _links(small),
         "eager_seconds": statistics.median(seconds["eager"]),
         "lowtide_seconds": statistics.median(seconds["lowtide"]),

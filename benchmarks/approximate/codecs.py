@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from lowtide.kernels.quantize.groups import decode_groups, encode_groups, expected_squared_error
+from lowtide.kernels.quantize.groups import decode_groups, encode_groups
+from lowtide.kernels.quantize.plain_groups import expected_squared_error
 from lowtide.kernels.rows.sampling import SAMPLINGS, restore_rows, sample_rows, sampling_variance
 from lowtide.kernels.rows.sketches import SKETCHES, sketch, sketch_variance, unsketch
 from torch import Tensor

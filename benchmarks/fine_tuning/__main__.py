@@ -110,7 +110,7 @@ def fine_tuning(task: Task, settings: Sequence[Setting], *, seeds: int, rounds: 
     _show_progress("")
     return {
         "task": task.name,
-        "told": task.description,
+        "description": task.description,
         "epochs": task.epochs,
         "samples": [len(task.train["labels"]), len(task.test["labels"])],
         "batch_size": task.batch_size,

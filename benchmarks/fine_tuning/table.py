@@ -15,7 +15,7 @@ def print_table(report: Mapping[str, Any]) -> None:
     """Print a report of `fine_tuning`, and how it was measured."""
     train_samples, test_samples = report["samples"]
     exact_epochs, epochs = report["epochs"]
-    print(f"{report['told']}: {train_samples} samples, {test_samples} held out, batch {report['batch_size']}")
+    print(f"{report['description']}: {train_samples} samples, {test_samples} held out, batch {report['batch_size']}")
     start = spread_text([100 * accuracy for accuracy in report["start"]], 1)
     print(f"exact epochs: {exact_epochs}, to {start} %; then with each setting: {epochs}; seeds: {report['seeds']}")
     print(f"{'':<20} {_HEADS}")

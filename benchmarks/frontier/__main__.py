@@ -154,7 +154,7 @@ def _report(
 ) -> dict[str, Any]:
     return {
         "model": network.name,
-        "told": "a small one" if options.quick else network.description,
+        "description": "a small one" if options.quick else network.description,
         "costs": options.costs,
         "gradients": options.gradients,
         "rounds": options.rounds,

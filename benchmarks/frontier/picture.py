@@ -40,7 +40,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     above.set_ylabel("extra FLOPs, % of eager's")
     below.set_ylabel("step time / eager's")
     below.set_xlabel("peak, MiB above the start of the step")
-    above.set_title(f"{report['model']}: {report['told']}", loc="left", fontsize=11)
+    above.set_title(f"{report['model']}: {report['description']}", loc="left", fontsize=11)
     handles = {
         label: handle
         for axes in (above, below)

@@ -15,7 +15,7 @@ _WIDTH = 113
 def print_table(report: dict[str, Any]) -> None:
     """Print the report section by section."""
     rows: list[Row] = report["rows"]
-    print(f"\n{report['model']}: {report['told']}")
+    print(f"\n{report['model']}: {report['description']}")
     print(
         f"{'MiB above the start of the step':<32} {'peak':>8} {'predicted':>9} {'extra':>7} {'step time / eager':>20}  "
         f"{'gradients':<9} {'planning':>8} {'bound':>6} {'gap':>5}"
