@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -30,6 +31,8 @@ SUBFOLDER_ORDER = {
     "kernels": "backend packing few_bit quantize rows eager exact_codes loss pooling",
 }
 MOST_FILES, MOST_NAMES = 16, 20  # in a folder: Python files, and all names including subfolders
+MOST_LINES, MOST_FUNCTION_LINES, MOST_MEDIAN_LINES = 350, 60, 8  # of a file, of a function, and of half the functions
+LEAST_ANNOTATED, LEAST_DOCUMENTED = 0.97, 0.99  # shares of the package's parameters and results, and of public names
 MAY_USE_PRIVATE_TORCH = "rewriter/capture/torch_internals.py"
 # Operators are schema, not API; the type of an operator has no public name.
 PUBLIC_IN_EFFECT = ("torch.ops.", "torch._ops")
@@ -122,6 +125,67 @@ def test_a_folder_can_be_taken_in_at_a_glance(folder):
     names = [path for path in (ROOT / folder).iterdir() if path.suffix == ".py" or any(path.rglob("*.py"))]
     files = [path for path in names if path.suffix == ".py" and path.stem != "__init__"]
     assert len(files) <= MOST_FILES and len(names) <= MOST_NAMES
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions_of(file: Path) -> list[Function]:
+    """Return all functions of a file, methods and inner functions included."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, Function)]
+
+
+def length_of(function: Function) -> int:
+    """Return the lines of a function, from `def` to its last."""
+    return (function.end_lineno or 0) - function.lineno + 1
+
+
+@pytest.mark.parametrize("file", named(all_files()))
+def test_files_are_short(file):
+    lines = len(file.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{lines} lines: split the file by what belongs together"
+
+
+@pytest.mark.parametrize("file", named([*package_files(), *sorted((ROOT / "benchmarks").rglob("*.py"))]))
+def test_functions_are_short(file):
+    long = {function.name: length_of(function) for function in functions_of(file)}
+    assert not {name: length for name, length in long.items() if length > MOST_FUNCTION_LINES}
+
+
+def test_most_functions_are_very_short():
+    lengths = [length_of(function) for file in package_files() for function in functions_of(file)]
+    assert statistics.median(lengths) <= MOST_MEDIAN_LINES
+
+
+def annotations_of(function: Function) -> list[ast.expr | None]:
+    """Return the annotation of each parameter, and of the result; None where there is none."""
+    lists = function.args
+    parameters = [*lists.posonlyargs, *lists.args, *lists.kwonlyargs, *filter(None, (lists.vararg, lists.kwarg))]
+    return [p.annotation for p in parameters if p.arg not in ("self", "cls")] + [function.returns]
+
+
+def test_parameters_and_results_are_annotated():
+    # Functions in Triton take no annotations but `tl.constexpr`.
+    files = [file for file in package_files() if not file.stem.endswith("_triton")]
+    annotations = [a for file in files for function in functions_of(file) for a in annotations_of(function)]
+    assert sum(a is not None for a in annotations) >= LEAST_ANNOTATED * len(annotations)
+
+
+def public_definitions(tree: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef]:
+    """Yield the classes and functions without an underscore, and likewise the methods of such classes."""
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node)
+
+
+def test_public_names_have_docstrings():
+    trees = [(file, ast.parse(file.read_text(encoding="utf-8"))) for file in package_files()]
+    public = [(file.stem, node) for file, tree in trees for node in public_definitions(tree)]
+    missing = [f"{stem}.{node.name}" for stem, node in public if ast.get_docstring(node) is None]
+    assert len(missing) <= (1 - LEAST_DOCUMENTED) * len(public), missing
 
 
 @pytest.mark.parametrize("file", named(package_files("solvers") + package_files("storage")))
