@@ -16,9 +16,9 @@ from ..backend.counter_random_triton import halves
 from ..backend.elements_triton import load_groups, numbers_here, store_groups
 from ..packing.bits import flat
 from ..packing.packed_codes_triton import load_codes, over_groups, store_codes
-from .groups import bytes_of_groups
 from .hadamard import state_of_signs
 from .hadamard_triton import spread
+from .plain_groups import bytes_of_groups
 
 _ELEMENTS = 2048  # of a program, where a group has no more
 

@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
-from lowtide.kernels.quantize import groups
-from lowtide.kernels.quantize.groups import bytes_of_groups, decode_groups, encode_groups, expected_squared_error
+from lowtide.kernels.quantize import groups, plain_groups
+from lowtide.kernels.quantize.groups import decode_groups, encode_groups
 from lowtide.kernels.quantize.hadamard import spread_plainly
+from lowtide.kernels.quantize.plain_groups import bytes_of_groups, encode_plainly, expected_squared_error
 
 WAYS = tuple(itertools.product((False, True), (False, True)))  # stochastic, hadamard
 
@@ -16,7 +17,7 @@ def either(request, monkeypatch):
     """Runs a test with the compiled version, and with the one that serves everywhere, a small chunk at a time."""
     if request.param == "plain":
         monkeypatch.setattr(groups, "native", lambda *_: None)
-        monkeypatch.setattr(groups, "_CHUNK", 4096)
+        monkeypatch.setattr(plain_groups, "_CHUNK", 4096)
 
 
 def numbers(count: int, seed: int = 0) -> torch.Tensor:
@@ -50,7 +51,7 @@ def test_plain_torch_and_c_give_the_same_bits(stochastic, transformed, dtype, mo
 
     fast = list(results())
     monkeypatch.setattr(groups, "native", lambda *_: None)
-    monkeypatch.setattr(groups, "_CHUNK", 4096)
+    monkeypatch.setattr(plain_groups, "_CHUNK", 4096)
     for plain, expected in zip(results(), fast, strict=True):
         assert torch.equal(plain.view(torch.uint8), expected.view(torch.uint8))
 
@@ -198,7 +199,7 @@ def test_plain_torch_decides_as_c_at_the_boundary_and_for_negative_zeros():
     between[2] += 1 / 256
     for x, bits in ((on_levels, 8), (between, 8), (torch.tensor([0.0, -0.0]), 4), (torch.tensor([-0.0, 0.0, -0.0]), 4)):
         code = encode_groups(x, bits, 4096, True, False, 3)
-        assert torch.equal(code, groups.encode_plainly(x, bits, 4096, True, False, 3))
+        assert torch.equal(code, encode_plainly(x, bits, 4096, True, False, 3))
         assert scales(code, len(x), 4096).signbit().item() == (x is on_levels)
 
 

@@ -8,7 +8,7 @@ from lowtide.kernels.few_bit import few_bit
 from lowtide.kernels.few_bit.few_bit import decode_levels, encode_by_borders, multiply_levels
 from lowtide.kernels.packing.bits import pack_plainly
 from lowtide.kernels.packing.packed_codes import pack_codes, pack_codes_plainly, unpack_codes
-from lowtide.kernels.quantize import groups
+from lowtide.kernels.quantize import plain_groups
 from lowtide.kernels.quantize.groups import decode_groups, encode_groups
 from torch import Tensor
 from triton_device import DEVICE, assert_same_bits, randn
@@ -111,10 +111,10 @@ def assert_grouped_as_plainly(x: Tensor, bits: int, group: int, *options: bool |
     options: those of encoding.
     """
     code = encode_groups(x, bits, group, *options)
-    assert torch.equal(code, groups.encode_plainly(x, bits, group, *options))
+    assert torch.equal(code, plain_groups.encode_plainly(x, bits, group, *options))
     decoded, expected = (torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE) for _ in range(2))
     decoded = decode_groups(code, bits, group, *options, list(x.shape), list(x.stride()), x.dtype)
-    groups.decode_plainly(code, expected.as_strided((x.numel(),), (1,)), bits, group, *options)
+    plain_groups.decode_plainly(code, expected.as_strided((x.numel(),), (1,)), bits, group, *options)
     assert_same_bits(decoded, expected)
     return decoded
 
