@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MANY_IMPORTS = 20  # modules
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the network
 CACHE = tempfile.TemporaryDirectory(prefix="lowtide-tests-")  # removed when the tests end
 os.environ["XDG_CACHE_HOME"] = CACHE.name  # no test reads or writes the user's cache
@@ -67,11 +68,18 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return partial(compare, update=request.config.getoption("--update-golden"))
 
 
-def pytest_collection_finish():
-    """Leave everything that has been imported out of further garbage collections.
+_set_aside: tuple[str, int] = "", 0
 
-    Measuring a peak collects garbage first, which would scan a million objects of torch, transformers and the tests
-    each time.
+
+def pytest_runtest_logstart(location):
+    """Leave what imports and the tests of earlier files have made out of further garbage collections.
+
+    Measuring a peak collects garbage and looks for tensors, which would search a million objects of torch, transformers
+    and the tests each time.
     """
-    gc.collect()
-    gc.freeze()
+    global _set_aside
+    file, imported = _set_aside
+    if location[0] != file or len(sys.modules) > imported + MANY_IMPORTS:
+        gc.collect()
+        gc.freeze()
+        _set_aside = location[0], len(sys.modules)

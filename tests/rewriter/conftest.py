@@ -1,19 +1,9 @@
 """Holds the fixtures that the tests of the rewriter share."""
 
-import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
-
-
-@pytest.fixture(scope="session", autouse=True)
-def imported_objects_set_aside() -> Iterator[None]:
-    """Excludes the objects of imports from the garbage collector, which measuring a peak searches."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
