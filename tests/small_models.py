@@ -137,8 +137,13 @@ UNSEEN: dict[str, dict[str, Any]] = {
 }
 
 
-def small_model(name: str, seed: int = 0, dtype: str = "float32") -> tuple[Any, dict[str, Any]]:
-    """Build a model of `SMALL` or `UNSEEN` in training mode, and the keyword arguments of one call with labels."""
+def small_model(
+    name: str, seed: int = 0, dtype: str = "float32", layers: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Build a model of `SMALL` or `UNSEEN` in training mode, and the keyword arguments of one call with labels.
+
+    layers: for transformers with one stack, how many instead of the configured ones.
+    """
     sequence = SEQUENCE.get(name, DEFAULT_SEQUENCE)
     if name == "small_unet":
         from small_unet import small_unet
@@ -148,6 +153,9 @@ def small_model(name: str, seed: int = 0, dtype: str = "float32") -> tuple[Any, 
     from lowtide.rewriter.models.batches import sample_batch
     from lowtide.rewriter.models.build import build_model
 
-    overrides = SMALL[name] if name in SMALL else UNSEEN[name]
+    overrides = {**(SMALL[name] if name in SMALL else UNSEEN[name])}
+    if layers is not None:
+        (depth,) = overrides.keys() & {"n_layer", "n_layers", "num_hidden_layers"}
+        overrides[depth] = layers
     model = build_model(name, overrides=overrides, dtype=dtype, seed=seed)
     return model, sample_batch(model, BATCH, sequence, seed)
