@@ -22,11 +22,11 @@ def gpt2_code(layers: int) -> str:
     sizes = {"vocab_size": 64, "n_embd": 16, "n_head": 2, "n_positions": 64, "n_layer": layers}
     model = build_model("gpt2", overrides=sizes)
     kwargs = sample_batch(model, 8, 64)
-    return lowtide.rewrite(model, "50%", (), kwargs, costs="flops").code
+    return lowtide.rewrite(model, "50%", (), kwargs, costs="flops", solver="recipes").code
 
 
-def test_the_code_of_48_layers_is_at_most_half_longer_than_that_of_12():
-    short, long = gpt2_code(12), gpt2_code(48)
+def test_the_code_of_24_layers_is_at_most_half_longer_than_that_of_6():
+    short, long = gpt2_code(6), gpt2_code(24)
     # The table of the functions of each block has one line per block.
     lines = len(long.splitlines()) / len(short.splitlines())
     characters = len(long) / len(short)
@@ -93,7 +93,7 @@ def test_every_function_is_named_in_the_table_of_blocks():
 
 
 def test_a_traceback_shows_the_line_of_generated_code():
-    model, kwargs = small_model("gpt2")
+    model, kwargs = small_model("gpt2", layers=1)
     small = rewritten(model, **kwargs)
     kwargs["input_ids"] = kwargs["input_ids"] + 10_000
     with pytest.raises(IndexError) as caught:

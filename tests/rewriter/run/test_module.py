@@ -115,9 +115,9 @@ def test_a_shallow_copy_is_a_rewritten_module_too():
 
 
 def test_transformers_saves_and_loads_a_rewritten_model(tmp_path):
-    model, kwargs = small_model("gpt2")
+    model, kwargs = small_model("gpt2", layers=1)
     kwargs["use_cache"] = False
-    small = rewritten(model, **kwargs)
+    small = rewritten(model, budget="100%", **kwargs)
     small.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).train()
     assert type(loaded) is type(model)

@@ -66,11 +66,16 @@ def same(left: Any, right: Any) -> bool:
     )
 
 
+@pytest.fixture(scope="module")
+def tight_budget() -> int:
+    """Little above the smallest, with room for gradients that are asked for."""
+    return smallest_bytes(model(), batch().requires_grad_()) * 5 // 4
+
+
 @pytest.mark.parametrize("ask", ASKED)
 @pytest.mark.parametrize("at", ["100%", "smallest"])
-def test_gradients_are_the_whole_ones_and_nothing_else_is_touched(at, ask):
-    module = model()
-    budget = smallest_bytes(module, batch().requires_grad_()) * 5 // 4 if at == "smallest" else at
+def test_gradients_are_the_whole_ones_and_nothing_else_is_touched(at, ask, tight_budget):
+    module, budget = model(), tight_budget if at == "smallest" else at
     small = lowtide.rewrite(copy.deepcopy(module), budget, costs="flops")
     for _ in range(3):
         expected, grads = asked(module, ASKED[ask])
@@ -154,10 +159,9 @@ def test_the_peak_of_a_step_that_hands_out_a_gradient_is_predicted():
     assert peak == small.plan.peak_bytes
 
 
-@pytest.mark.parametrize("name", ["gpt2"])
-def test_hidden_states_of_a_transformer(name):
-    module, inputs = small_model(name)
-    small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops")
+def test_hidden_states_of_a_transformer():
+    module, inputs = small_model("gpt2", layers=2)
+    small = lowtide.rewrite(copy.deepcopy(module), "100%", costs="flops", solver="dp")
     for _ in range(2):
         results = []
         for m in (module, small):
