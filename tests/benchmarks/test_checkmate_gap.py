@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
 
@@ -16,6 +15,7 @@ STEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shares"), [("vit", (0.6, 0.4)), ("resnet", (0.2,))])
 def test_a_step_of_few_blocks_takes_hardly_more_than_the_integer_programs_optimum(name, shares):
     model = build_model(name, overrides=STEPS[name])

@@ -32,6 +32,7 @@ def rows(report):
     return {row["name"]: row for row in report["rows"]}
 
 
+@pytest.mark.slow
 def test_codes_take_fewer_bytes_and_add_variance(rows):
     exact, few = rows["exact"], rows["all values, 2 bits"]
     assert exact["peak_ratio"] == exact["time_ratio"] == 1 and exact["added"] == exact["encoded"] == 0
@@ -42,6 +43,7 @@ def test_codes_take_fewer_bytes_and_add_variance(rows):
     assert few["added"] > rows["derivatives, 2 bits"]["added"]
 
 
+@pytest.mark.slow
 def test_every_setting_trains_on_from_the_same_starts(report, rows):
     assert len(report["start"]) == 2
     losses = [rows[name]["losses"] for name in NAMES]
@@ -51,6 +53,7 @@ def test_every_setting_trains_on_from_the_same_starts(report, rows):
     assert rows["derivatives, 2 bits"]["losses"] == pytest.approx(rows["exact"]["losses"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_table_and_picture_show_every_setting(report, capsys, tmp_path):
     print_table(report)
     printed = capsys.readouterr().out
@@ -78,6 +81,7 @@ def test_no_docstring_is_both_trained_and_tested_on():
     assert torch.equal(repeated["input_ids"], train_data["input_ids"])
 
 
+@pytest.mark.slow
 def test_a_setting_that_no_value_has_is_reported(report, rows, capsys):
     assert rows[NOTHING.name]["accuracies"] == [] and rows[NOTHING.name]["encoded"] == 0
     print_table(report)

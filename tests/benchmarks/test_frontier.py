@@ -49,10 +49,12 @@ def total(row):
     return sum(row["flops"].values())
 
 
+@pytest.mark.slow
 def test_eager_is_counted_with_attention(rows):
     assert total(rows["eager"]) == 3 * (BLOCKS * BLOCK_FLOPS + HEAD_FLOPS) + 3.5 * BLOCKS * ATTENTION_FLOPS
 
 
+@pytest.mark.slow
 def test_checkpointing_runs_forward_again_but_for_its_last_product(rows):
     extra = total(rows["checkpoint every block"]) - total(rows["eager"])
     assert extra == BLOCKS * (BLOCK_FLOPS - LAST_FLOPS + ATTENTION_FLOPS)
@@ -61,6 +63,7 @@ def test_checkpointing_runs_forward_again_but_for_its_last_product(rows):
     assert grouped == BLOCKS * (BLOCK_FLOPS + ATTENTION_FLOPS) - 2 * LAST_FLOPS
 
 
+@pytest.mark.slow
 def test_selective_checkpointing_keeps_what_is_expensive(rows):
     selective, eager = rows["selective in every block"], rows["eager"]
     assert total(selective) == total(eager) and selective["peak_bytes"] < eager["peak_bytes"]
@@ -68,12 +71,14 @@ def test_selective_checkpointing_keeps_what_is_expensive(rows):
     assert mixture["extra_flops_share"] == pytest.approx(full["extra_flops_share"] * (BLOCKS - 1) / BLOCKS)
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_counted_as_compiled(rows):
     kept, dropped = rows["torch memory budget 1"], rows["torch memory budget 0.1"]
     assert total(kept) == total(rows["eager"]) < total(dropped)
     assert dropped["peak_bytes"] < kept["peak_bytes"] < rows["eager"]["peak_bytes"]
 
 
+@pytest.mark.slow
 def test_gradients_of_peers_are_those_of_eager(rows):
     for row in rows.values():
         if row["kind"] == "memory budget":
@@ -82,6 +87,7 @@ def test_gradients_of_peers_are_those_of_eager(rows):
             assert row["gradient_error"] == 0 and row["loss_equal"] and row["buffers_equal"], row["name"]
 
 
+@pytest.mark.slow
 def test_lowtide_is_measured_as_predicted_and_within_budget(rows):
     for row in of_kind(rows, "lowtide"):
         assert row["failure"] is None
@@ -91,6 +97,7 @@ def test_lowtide_is_measured_as_predicted_and_within_budget(rows):
         assert row["gap_share"] >= -1e-12 and row["bound_share"] >= 0
 
 
+@pytest.mark.slow
 def test_lowtide_is_planned_at_every_peers_peak(rows):
     answered = {name: row for row in of_kind(rows, "lowtide") for name in row["budget_of"]}
     peers = [row for row in rows.values() if row["kind"] != "lowtide"]
@@ -98,6 +105,7 @@ def test_lowtide_is_planned_at_every_peers_peak(rows):
     assert all(answered[row["name"]]["budget_bytes"] == row["peak_bytes"] for row in peers)
 
 
+@pytest.mark.slow
 def test_everything_is_written(ran, rows):
     assert ran.code == 0 and ran.report["failures"] == []
     assert {domination["peer"] for domination in ran.report["domination"]} == {

@@ -31,6 +31,7 @@ def assert_cases_pass(folder: Path, **environment: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @needs_triton
 def test_through_the_interpreter_kernels_give_what_they_should(tmp_path):
     assert_cases_pass(tmp_path, TRITON_INTERPRET="1")

@@ -305,7 +305,7 @@ def test_a_layer_wired_unlike_others_of_its_class_does_not_get_their_schedules(o
 
 
 def test_what_is_resident_does_not_change_what_is_found():
-    problem = llama(layers=6)
+    problem = llama(layers=3)
     heavy = replace(problem, resident_bytes=problem.resident_bytes + 10**10)
     light_forecasts = [candidate.forecast for candidate in Rockmate().candidates(problem)]
     heavy_forecasts = [candidate.forecast for candidate in Rockmate().candidates(heavy)]
@@ -316,10 +316,10 @@ def test_what_is_resident_does_not_change_what_is_found():
 
 
 def test_a_chain_of_many_links_all_different_takes_seconds_not_minutes():
-    problem = chain_of_blocks(1, blocks=160, width=6, classes=160, randomness=0.0)
+    problem = chain_of_blocks(1, blocks=100, width=6, classes=100, randomness=0.0)
     started = process_time()  # seconds of this process: others may keep the cores busy
     peaks = [forecast(problem, candidate.order).peak_bytes for candidate in Rockmate().candidates(problem)]
-    assert process_time() - started < 60
+    assert process_time() - started < 40
     assert min(peaks) < 0.5 * baseline_of(problem).peak_bytes
 
 

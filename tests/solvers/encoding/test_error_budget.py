@@ -162,9 +162,15 @@ def quantized(problem: Problem, error_budget: float) -> Problem:
     return replace(problem, values=tuple(values), error_budget=error_budget)
 
 
-def test_a_larger_error_budget_takes_less_time_or_fewer_bytes():
-    plain = llama(layers=4)
-    portfolio = Portfolio(cache=None)
+@pytest.fixture(scope="module")
+def portfolio() -> Portfolio:
+    """A portfolio that keeps the candidates of the problems below in memory."""
+    return Portfolio(cache=None)
+
+
+@pytest.mark.slow
+def test_a_larger_error_budget_takes_less_time_or_fewer_bytes(portfolio):
+    plain = llama(layers=3)
     frontiers = [portfolio.frontier(quantized(plain, budget), 20) for budget in (0.0, 1.0, 1000.0)]
     for frontier, error_budget in zip(frontiers, (0.0, 1.0, 1000.0), strict=True):
         assert all(plan.encoding_error <= error_budget for plan in frontier)
@@ -190,8 +196,8 @@ def test_bytes_that_are_left_go_to_smaller_errors():
     assert errors[-1] == 4.0**-4 * len(before.encoded) < errors[1]
 
 
-def test_of_plans_that_take_equally_long_the_one_with_the_smallest_error_is_taken(monkeypatch):
-    problem, portfolio = quantized(llama(layers=4), 1000.0), Portfolio(cache=None)
+def test_of_plans_that_take_equally_long_the_one_with_the_smallest_error_is_taken(monkeypatch, portfolio):
+    problem = quantized(llama(layers=3), 1000.0)
     budgets = [baseline_of(problem).peak_bytes * share // 100 for share in (25, 30, 35, 40, 45)]
     plans = [portfolio.solve(problem, budget) for budget in budgets]
     monkeypatch.setattr(solvers.portfolio, "lowest_error", lambda problem, fitting, budget: fitting[-1])
@@ -205,8 +211,8 @@ def test_of_plans_that_take_equally_long_the_one_with_the_smallest_error_is_take
     assert smaller >= 4
 
 
-def test_a_frontier_has_the_errors_of_the_plans_for_its_budgets():
-    problem, portfolio = quantized(llama(layers=4), 1000.0), Portfolio(cache=None)
+def test_a_frontier_has_the_errors_of_the_plans_for_its_budgets(portfolio):
+    problem = quantized(llama(layers=3), 1000.0)
     frontier = portfolio.frontier(problem, 12)
     assert sum(plan.encoding_error > 0 for plan in frontier) >= 4
     assert [plan.peak_bytes for plan in frontier] == sorted((plan.peak_bytes for plan in frontier), reverse=True)
@@ -230,7 +236,7 @@ def test_codes_of_lower_error_keep_peak_time_and_all_else(seed, share):
         assert after.encoding_error <= make_plan(problem, schedule, solver="by hand").encoding_error + 1e-12
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10_000), error_budget=st.sampled_from((0.002, 0.01)))
 def test_plans_of_random_problems_keep_the_error_budget(seed, error_budget):
     problem = with_encodings(chain_of_blocks(seed, blocks=3, classes=2), seed, error_budget=error_budget)
