@@ -158,4 +158,6 @@ def small_model(
         (depth,) = overrides.keys() & {"n_layer", "n_layers", "num_hidden_layers"}
         overrides[depth] = layers
     model = build_model(name, overrides=overrides, dtype=dtype, seed=seed)
+    if "num_labels" in overrides:  # otherwise the first forward sets it, and capture warns
+        model.config.problem_type = "single_label_classification"
     return model, sample_batch(model, BATCH, sequence, seed)

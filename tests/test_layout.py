@@ -279,7 +279,7 @@ OLD_WORDS = {
 }
 
 
-@pytest.mark.parametrize("file", named(package_files()))
+@pytest.mark.parametrize("file", named(all_files()))
 def test_names_are_words_of_the_field(file):
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

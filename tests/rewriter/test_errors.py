@@ -29,7 +29,7 @@ def data(rows: int = 3) -> torch.Tensor:
     return torch.randn(rows, 4, generator=torch.Generator().manual_seed(1))
 
 
-def test_an_infeasible_budget_tells_the_smallest_and_that_one_works():
+def test_an_infeasible_budget_names_the_smallest_and_that_works():
     model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(3)))
     x = torch.randn(64, 16)
     with pytest.raises(
@@ -47,7 +47,7 @@ def test_an_infeasible_budget_tells_the_smallest_and_that_one_works():
 
 
 def test_returned_outputs_are_offered_as_a_way_to_save():
-    model, kwargs = small_model("gpt2")
+    model, kwargs = small_model("gpt2", layers=1)
     with pytest.raises(InfeasibleBudget, match=r'pass outputs=\["loss"\]') as caught:
         lowtide.rewrite(model, 1000, (), kwargs, costs="flops")
     with pytest.raises(InfeasibleBudget) as fewer:
@@ -169,11 +169,11 @@ def test_layers_dropped_at_random_are_refused_and_kept_ones_are_not():
     with pytest.raises(CaptureError, match=r"decides by a random number.*model.encoder.*layerdrop=0"):
         lowtide.rewrite(model, "100%", (), kwargs)
     model.model.encoder.layerdrop = 0.0
-    assert lowtide.verify(model, "100%", (), kwargs, costs="flops", steps=1).ok
+    assert lowtide.verify(model, "100%", (), kwargs, costs="flops", steps=1, solver="keep_all").ok
 
 
 def test_names_of_outputs_that_do_not_exist_are_listed_with_those_that_do():
-    model, kwargs = small_model("gpt2")
+    model, kwargs = small_model("gpt2", layers=1)
     with pytest.raises(CaptureError, match=r"outputs names 'los', which the module does not return; .*'loss'"):
         lowtide.rewrite(model, "100%", (), kwargs, outputs=["los"])
 

@@ -67,6 +67,7 @@ def test_the_smallest_peak_is_far_below_checkpointing_every_block():
     assert PORTFOLIO.frontier(problem, 50)[-1].peak_bytes < 0.6 * full
 
 
+@pytest.mark.slow
 def test_deep_models_need_no_more_distinct_schedules_of_a_block_than_shallow_ones():
     variants = {12: 0, 48: 0}
     for layers in variants:

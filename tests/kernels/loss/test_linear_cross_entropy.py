@@ -201,7 +201,7 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(loss, hidden, create_graph=True)
 
 
-def test_a_gradient_that_is_not_wanted_has_no_elements():
+def test_a_gradient_that_is_not_requested_has_no_elements():
     operands = problem()
     everything = compute(*operands)
     for gradients in range(8):

@@ -28,8 +28,8 @@ def parameter(*shape: int) -> nn.Parameter:
 
 
 def tied(function):
-    model = Called(function, one=parameter(16, 16))
-    model.other = model.one
+    model = Called(function, first=parameter(16, 16))
+    model.second = model.first
     return model
 
 
@@ -38,14 +38,14 @@ CASES = {
     "transposed": lambda: Called(lambda m, x: x @ m.w.t(), w=parameter(16, 16)),
     "transposed parameter": lambda: Called(lambda m, x: x @ m.w, w=nn.Parameter(torch.randn(16, 16).t())),
     "sliced": lambda: Called(
-        lambda m, x: (x @ torch.cat([m.one, m.other], 1)).tanh(), one=parameter(16, 8), other=parameter(16, 24)
+        lambda m, x: (x @ torch.cat([m.first, m.second], 1)).tanh(), first=parameter(16, 8), second=parameter(16, 24)
     ),
     "sliced by rows": lambda: Called(
-        lambda m, x: torch.cat([m.one, m.other])[:, None] * x.sum(), one=parameter(8), other=parameter(24)
+        lambda m, x: torch.cat([m.first, m.second])[:, None] * x.sum(), first=parameter(8), second=parameter(24)
     ),
-    "tied": lambda: tied(lambda m, x: (x @ m.one).tanh() @ m.other.t()),
+    "tied": lambda: tied(lambda m, x: (x @ m.first).tanh() @ m.second.t()),
     "shared by two": lambda: Called(
-        lambda m, x: (x + m.one + m.other).sin(), one=parameter(4, 16), other=parameter(4, 16)
+        lambda m, x: (x + m.first + m.second).sin(), first=parameter(4, 16), second=parameter(4, 16)
     ),
     "expanded": lambda: Called(lambda m, x: x.sum() * m.w.sum() + (x * 0).sum(0), w=parameter(16, 16)),
     "the incoming gradient": lambda: Called(lambda m, x: m.w + 0 * x.sum(), w=parameter(4, 16)),

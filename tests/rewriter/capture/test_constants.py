@@ -85,7 +85,7 @@ def test_a_tensor_that_a_module_holds_unregistered_changes_as_in_eager():
     assert_trains_alike(model, rows(), budget="1MiB")
 
 
-def test_a_decision_by_such_a_tensor_is_made_anew_in_each_step():
+def test_a_decision_by_a_constant_is_made_again_in_each_step():
     def forward(m, x):
         y = m.net(x) if m.count < 2 else m.net(x) * 2
         m.count.add_(1)

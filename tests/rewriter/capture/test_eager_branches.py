@@ -1,12 +1,14 @@
 """Operations that ATen computes otherwise while they are recorded have eager's bits, whatever the numbers."""
 
 import copy
+from contextlib import nullcontext
 from itertools import product
 
 import lowtide
 import pytest
 import torch
 import torch.nn.functional as F
+from lowtide.rewriter.measure.costs import MeasureWarning
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,7 +102,10 @@ BETWEEN = {
 def test_gradients_lie_in_memory_as_eager_s_do(function, turned):
     module = Calling(function, turned)
     calls = [(drawn(seed), drawn(seed + 1).requires_grad_()) for seed in range(DRAWS // 4)]
-    assert_same_bits(module, calls)
+    # The number of elements that it selects depends on data, which measuring makes up.
+    is_estimated = function is BETWEEN["masked_select"]
+    with pytest.warns(MeasureWarning, match="cannot be run alone") if is_estimated else nullcontext():
+        assert_same_bits(module, calls)
 
 
 SHAPES = {"rows": (64, 8), "pictures": (4, 8, 5, 3), "sequences": (4, 8, 9), "a row": (8,)}
@@ -130,7 +135,7 @@ def test_smoothed_losses_with_weights_and_targets_that_do_not_count(shape, ignor
     assert_same_bits(Losing(), calls)
 
 
-@pytest.mark.parametrize(("reduction", "smoothing"), product(["mean", "sum", "none"], [0.0, 0.2]))
+@pytest.mark.parametrize(("reduction", "smoothing"), [*product(["mean", "sum", "none"], [0.0, 0.2])])
 def test_other_losses_are_what_they_were(reduction, smoothing):
     def function(x, target):
         return F.cross_entropy(x, target, torch.linspace(0.5, 1.7, 8), reduction=reduction, label_smoothing=smoothing)

@@ -48,12 +48,12 @@ class Ensemble(nn.Module):
         parts = [smooth() for _ in range(3)]
         stacked, _ = stack_module_state(parts)
         self.stacked = nn.ParameterDict({name.replace(".", "_"): nn.Parameter(p) for name, p in stacked.items()})
-        self.one = [copy.deepcopy(parts[0]).to("meta")]
+        self.structure = [copy.deepcopy(parts[0]).to("meta")]
 
     def forward(self, x: Tensor) -> Tensor:
         def run(parameters: dict[str, Tensor]) -> Tensor:
             named = {name.replace("_", "."): parameter for name, parameter in parameters.items()}
-            return functional_call(self.one[0], named, (x,))
+            return functional_call(self.structure[0], named, (x,))
 
         return vmap(run)(dict(self.stacked))
 
@@ -63,7 +63,7 @@ MAPPED = {
     "module": lambda m, x: vmap(m.net, randomness="different")(x),
     "one mask for all": lambda m, x: vmap(m.net, randomness="same")(x),
     "other dimensions": lambda m, x: m.net(vmap(lambda w: x @ w, in_dims=1, out_dims=1)(m.weight)),
-    "nested": lambda m, x: vmap(lambda row: vmap(lambda one: (one * m.weight).sum())(row))(m.net(x)),
+    "nested": lambda m, x: vmap(lambda row: vmap(lambda number: (number * m.weight).sum())(row))(m.net(x)),
     "in chunks": lambda m, x: vmap(lambda row: row @ m.weight, chunk_size=3)(m.net(x)),
     "in place": changed_in_place,
     "attention": attended,

@@ -107,7 +107,7 @@ def left_in(module: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("budget", ["100%", "smallest"])
-def test_what_the_step_before_has_left_takes_no_bytes_beside_its_successor(budget):
+def test_what_the_step_before_has_left_takes_no_bytes_next_to_its_successor(budget):
     torch.manual_seed(0)
     module, x = net(leaves_activations), batch(rows=256)
     module.last, module.state, module.made, module.emptied = None, {}, [], []
@@ -133,7 +133,7 @@ def test_verify_counts_what_the_step_before_has_left():
     assert_exact_everywhere(module, batch(rows=256))
 
 
-def test_a_step_that_may_be_undone_keeps_what_was_left_until_it_is_done():
+def test_a_step_that_may_begin_again_keeps_what_was_left_until_it_is_done():
     def forward(m: Any, x: Tensor) -> Tensor:
         h = m.net(x)
         if h.sum() > 1e6:

@@ -82,7 +82,7 @@ FORWARDS = {
 
 
 @pytest.mark.parametrize("made", FORWARDS)
-def test_a_step_makes_it_anew(made):
+def test_each_step_makes_it_again(made):
     model = Called(FORWARDS[made], net=net())
     x = torch.randn(8, 4)
     small = assert_trains_alike(model, x, torch.arange(4), budget="1MiB")

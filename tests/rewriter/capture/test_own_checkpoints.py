@@ -96,7 +96,7 @@ def test_statistics_are_updated_once_which_is_said_and_no_failure(reentrant):
     assert (model.norm.num_batches_tracked, small.norm.num_batches_tracked) == (2, 1)
 
 
-def test_a_real_difference_is_found_beside_checkpoints(monkeypatch):
+def test_a_real_difference_is_found_despite_checkpoints(monkeypatch):
     from lowtide.rewriter.run.tape import Tape
 
     plain = Tape.run
@@ -111,9 +111,9 @@ def test_a_real_difference_is_found_beside_checkpoints(monkeypatch):
 
 
 def test_checkpointing_of_transformers_is_verified():
-    model, kwargs = small_model("gpt2")
+    model, kwargs = small_model("gpt2", layers=2)
     model.gradient_checkpointing_enable()
-    report = lowtide.verify(model, "70%", (), {**kwargs, "use_cache": False}, costs="flops", steps=1)
+    report = lowtide.verify(model, "90%", (), {**kwargs, "use_cache": False}, costs="flops", steps=1, solver="dp")
     assert report.ok and any(SAID in note for note in report.notes), report
 
 

@@ -58,7 +58,7 @@ def gated(x):
         (Called(lambda m, x: m.activation(m.net(x)), net=net(), activation=gated), "activation"),
     ],
 )
-def test_a_function_in_torchscript_runs_and_is_told_of(model, name):
+def test_a_function_in_torchscript_runs_and_is_reported(model, name):
     with pytest.warns(lowtide.LowtideWarning, match=rf"calls functions in TorchScript \({name}\).*in the last bit"):
         small = lowtide.rewrite(model, "1MiB", (rows(),), costs="flops")
     assert any("TorchScript" in note for note in small.plan.problem.notes)
@@ -85,7 +85,7 @@ def test_sparse_arguments_and_attributes_are_named():
 
 
 @warnings_ignored
-def test_a_sparse_tensor_made_in_forward_is_told_from_a_sparse_gradient():
+def test_a_sparse_tensor_made_in_forward_is_distinguished_from_a_sparse_gradient():
     model = Called(lambda m, x: torch.sparse.mm(torch.eye(8).to_sparse(), m.net(x)), net=net())
     refused(model, rows(), match=r"_to_sparse.* makes a sparse tensor, in the root module \(.*its size depends on")
     model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 4))
@@ -241,6 +241,6 @@ def test_changes_of_memory_that_is_shared_are_named():
     model = Called(lambda m, x: m.net(x) * m.part + m.whole.add_(1), net=net(), whole=shared, part=shared[:1])
     with pytest.raises(CaptureError, match="changes buffer whole in place, which shares memory with buffer part"):
         lowtide.plan(model, "1MiB", (rows(),))
-    apart = Called(lambda m, x: functional.relu(m.net(x)) * m.one + m.other.add_(1), net=net(), one=shared[:1])
-    apart.register_buffer("other", shared[1:2])
+    apart = Called(lambda m, x: functional.relu(m.net(x)) * m.first + m.second.add_(1), net=net(), first=shared[:1])
+    apart.register_buffer("second", shared[1:2])
     lowtide.plan(apart, "1MiB", (rows(),))

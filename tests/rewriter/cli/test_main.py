@@ -85,7 +85,7 @@ def test_the_version_is_the_packages():
     assert run("--version").stdout == f"lowtide {lowtide.__version__}\n"
 
 
-def test_profile_tells_where_the_bytes_are():
+def test_profile_shows_where_the_bytes_are():
     text = run("profile", *TINY, "--costs", "flops").stdout
     assert "transformer.h.0-1 (×2)" in text and "kept for backward" in text and "_log_softmax" in text
     assert max(map(len, text.splitlines())) <= 100
@@ -99,7 +99,7 @@ def test_profile_as_json_adds_up():
     assert profile["request"]["settings"] == SIZES
 
 
-def test_depth_tells_more_modules_apart():
+def test_depth_distinguishes_more_modules():
     deep = json_of("profile", *TINY, "--costs", "flops", "--depth", "4")["modules"]
     assert "transformer.h.1.mlp" in [row["module"] for row in deep]
 
@@ -167,7 +167,7 @@ def test_inspect_shows_what_plan_saved(plan_path):
     assert inspected["request"]["sequence"] == 16
 
 
-def test_inspect_prints_the_code_anew(plan_path):
+def test_inspect_prints_the_code_of_a_saved_plan(plan_path):
     code = run("inspect", str(plan_path), "--code").stdout
     compile(code, "plan", "exec")
     assert "def forward_1(" in code and code.startswith("# One training step of GPT2LMHeadModel")

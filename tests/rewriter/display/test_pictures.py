@@ -18,7 +18,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture(scope="module")
 def plans() -> list[Plan]:
     """A frontier of a small GPT-2."""
-    model, batch = small_model("gpt2")
+    model, batch = small_model("gpt2", layers=2)
     return lowtide.sweep(model, (), batch, count=20, costs="roofline")
 
 
@@ -51,7 +51,7 @@ def test_a_timeline_is_drawn(plans, tmp_path):
     assert path.read_bytes().startswith(PNG) and path.stat().st_size > 10_000
 
 
-def test_a_frontier_is_drawn_beside_the_recipes(plans, tmp_path):
+def test_a_frontier_is_drawn_next_to_the_recipes(plans, tmp_path):
     path = tmp_path / "frontier.png"
     recipes = draw_frontier(plans, "a small model", path)
     assert path.read_bytes().startswith(PNG) and path.stat().st_size > 10_000

@@ -103,7 +103,7 @@ def test_a_traceback_shows_the_line_of_generated_code():
     assert inside and "aten.embedding" in inside[-1].line and inside[-1].line in small.code
 
 
-def test_the_code_tells_its_budget_and_peak_in_its_head():
+def test_the_code_states_its_budget_and_peak_in_its_head():
     small = rewritten(blocks(), torch.randn(64, 8), budget="90%")
     head = small.code.splitlines()[:3]
     assert head[0].startswith("# One training step of Sequential") and "budget" in head[1] and "Peak" in head[1]

@@ -188,7 +188,7 @@ def test_a_second_measurement_comes_from_the_cache(own_cache, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"kernels": {"a": 3}}', "\x00\xff"])
-def test_a_damaged_cache_is_ignored_and_written_anew(own_cache, damage):
+def test_a_damaged_cache_is_ignored_and_written_again(own_cache, damage):
     nodes = calls(torch.mm, torch.randn(30, 20), torch.randn(20, 7))
     measure_costs(nodes, "cpu")
     (path,) = own_cache.iterdir()

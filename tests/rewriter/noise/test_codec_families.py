@@ -50,8 +50,8 @@ def case(width=32, rows=32, **sizes):
 
 def coded(model, batch, family, order_of=trace_order, only=None):
     """Return the model rewritten so that all possible values, or only some, are kept in codes of a family."""
-    options = {**OPTIONS, "codecs": [family]}
-    problem = lowtide.plan(model, "100%", (), batch, **options).problem
+    options = {**OPTIONS, "codecs": (family,)}
+    problem = capture_and_formulate(model, (), batch, Options(**options)).mapping.problem
     choice = tuple((value, 1) for value in encodable(problem) if only is None or value in only)
     order = with_codes(problem, choice, order_of(problem))
     plan = make_plan(problem, encoded_schedule(problem, choice, order), solver="by hand")
@@ -169,23 +169,23 @@ def test_weights_alone_have_noise_without_bias_and_as_large_as_predicted(family)
     assert different == ["pairs.0.1.weight", "pairs.1.0.weight", "pairs.1.1.weight"]
 
 
-class Twins(nn.Module):
+class EqualPairs(nn.Module):
     """The same pair of layers twice, with weights of their own that are equal."""
 
     def __init__(self):
         super().__init__()
-        self.one = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
-        self.other = copy.deepcopy(self.one)
+        self.first = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+        self.second = copy.deepcopy(self.first)
 
     def forward(self, x):
         """The loss."""
-        return {"loss": self.one(x).square().mean() + self.other(x).square().mean()}
+        return {"loss": self.first(x).square().mean() + self.second(x).square().mean()}
 
 
 @pytest.mark.parametrize("family", ["gaussian", "uniform"])
 def test_draws_are_those_of_the_seed_and_others_in_each_step_and_for_each_value(family):
     torch.manual_seed(0)
-    model, batch = Twins(), {"x": torch.randn(256, 32)}
+    model, batch = EqualPairs(), {"x": torch.randn(256, 32)}
     _, exact = step(model, batch)
     assert torch.equal(exact[2], exact[6])
     small = coded(model, batch, family)

@@ -1,5 +1,6 @@
 """The effect of noise in a value on the gradient: predictions from one step compared with measurements."""
 
+import functools
 import gc
 import statistics
 from dataclasses import replace
@@ -74,6 +75,7 @@ class Steps:
             return torch.cat(parts)
 
 
+@functools.cache
 def steps_of(name: str, trained_steps: int = 0) -> Steps:
     """Return the measured steps of one of `MODELS` after a number of steps of AdamW."""
     overrides, batch, length = MODELS[name]
@@ -136,7 +138,7 @@ def test_in_a_trained_model_noise_of_each_class_of_values_is_predicted_though_it
     assert all(abs(p - m) <= 0.25 * m + 2 * variance**0.5 for p, m, variance in matters), matters
 
 
-def test_noise_counts_beside_the_variance_of_the_parameter_that_it_reaches():
+def test_noise_counts_against_the_variance_of_the_parameter_that_it_reaches():
     """Queries and keys have tiny gradients at random weights: noise in them alone is little in the sum."""
     steps = steps_of("llama")
     own = steps.sensitivity.own_variance

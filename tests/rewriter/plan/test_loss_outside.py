@@ -66,7 +66,7 @@ def test_a_share_is_one_of_what_eager_takes_with_its_loss():
 
 
 @pytest.mark.parametrize("share", ["100%", "70%"])
-def test_the_plan_tells_the_peak_of_the_step_itself(share):
+def test_the_plan_states_the_peak_of_the_step_itself(share):
     small, x = lowtide.rewrite(network(), share, (data(),), costs="flops"), data()
     incoming = torch.ones(ROWS, WIDTH)
 

@@ -154,7 +154,7 @@ def test_writers_at_once_leave_a_whole_plan(saved):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs links")
-def test_saving_follows_no_link_that_somebody_laid_beside_the_plan(saved):
+def test_saving_follows_no_link_that_somebody_laid_next_to_the_plan(saved):
     _, plan, path = saved
     victim = path.with_name("victim")
     victim.write_text("mine")

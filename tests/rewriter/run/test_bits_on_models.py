@@ -38,6 +38,7 @@ def budgets(plans: list[Any]) -> list[int]:
     return sorted({max(int(share * baseline), smallest) for share in (1.0, 0.6, 0.0)}, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_three_steps_are_equal_to_the_bit_and_peak_where_predicted(name):
     model, kwargs, plans = case(name)

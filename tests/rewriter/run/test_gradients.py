@@ -60,11 +60,11 @@ class Summed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.other = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(12))
+        self.first, self.second = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(12))
         self.layer = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.one + self.other.view(3, 4) + x)
+        return self.layer(self.first + self.second.view(3, 4) + x)
 
 
 def test_gradients_of_two_parameters_never_share_memory():
@@ -73,7 +73,7 @@ def test_gradients_of_two_parameters_never_share_memory():
             module(torch.ones(3, 4) * scale).square().sum().backward()
 
     small = assert_trains_alike(Summed(), torch.ones(3, 4), step=step, budget="1MiB")
-    assert small.one.grad.untyped_storage().data_ptr() != small.other.grad.untyped_storage().data_ptr()
+    assert small.first.grad.untyped_storage().data_ptr() != small.second.grad.untyped_storage().data_ptr()
 
 
 class GivesItsInput(torch.autograd.Function):
@@ -201,10 +201,10 @@ def test_a_part_without_gradients_stays_without():
     def forward(m: Any, x: Tensor) -> Tensor:
         with torch.no_grad():
             hidden = m.teacher(x)
-        return m.student(hidden + m.other(x).detach())
+        return m.student(hidden + m.second(x).detach())
 
-    small = assert_trains_alike(Called(forward, teacher=deep()[:-1], other=deep()[:-1], student=deep()), batch())
-    assert small.other[0][0].weight.grad is None
+    small = assert_trains_alike(Called(forward, teacher=deep()[:-1], second=deep()[:-1], student=deep()), batch())
+    assert small.second[0][0].weight.grad is None
 
 
 @pytest.mark.xfail(strict=True, reason="autograd adds a tied weight's gradients one by one to those of a later forward")

@@ -33,9 +33,9 @@ class Outcome:
 def test_only_one_of_several_outputs_gets_a_gradient():
     def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = m.net(x)
-        return m.one(hidden), m.other(hidden)
+        return m.first(hidden), m.second(hidden)
 
-    model = Called(forward, net=deep(), one=nn.Linear(3, 2), other=nn.Linear(3, 2))
+    model = Called(forward, net=deep(), first=nn.Linear(3, 2), second=nn.Linear(3, 2))
 
     def step(module):
         first, second = module(batch())
@@ -43,7 +43,7 @@ def test_only_one_of_several_outputs_gets_a_gradient():
         return first, second
 
     small = assert_trains_alike(model, batch(), step=step)
-    assert small.other.weight.grad is None
+    assert small.second.weight.grad is None
 
 
 def test_an_unused_head_keeps_no_gradient():

@@ -178,3 +178,9 @@ def test_backward_under_autocast_is_warned_about_and_computes_as_outside_of_it()
             loss.backward()
         results.append([p.grad for p in module.parameters()])
     assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
+
+
+def test_a_gradient_that_lies_unlike_its_output_is_copied_with_a_warning():
+    small = rewritten(nn.Linear(4, 3), torch.randn(2, 4), budget="100%")
+    with pytest.warns(LowtideWarning, match=r"of shape \(2, 3\) has strides \(0, 0\), the output had \(3, 1\)"):
+        small(torch.randn(2, 4)).sum().backward()

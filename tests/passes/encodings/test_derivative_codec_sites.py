@@ -24,7 +24,7 @@ def test_peaks_are_predicted_however_many_borders_are_fitted(spread):
     linear = [nn.Linear(*two) for two in itertools.pairwise(sizes)]
     network = nn.Sequential(linear[0], nn.GELU(), linear[1], linear[2], linear[3], nn.GELU(), linear[4])
     model, x = Called(lambda m, x: m.network(spread * x).square().mean(), network=network), torch.randn(512, 32)
-    options = {"fidelity": "approximate", "error_budget": 0.05, "costs": "flops"}
+    options = {"fidelity": "approximate", "error_budget": 0.05, "costs": "flops", "solver": "dp"}
     report = lowtide.verify(model, "60%", (x,), steps=1, **options)
     values = report.plan.problem.values
     assert any("gelu'" in values[value].encodings[number].name for value, number in report.plan.encoded)
@@ -85,20 +85,20 @@ def residual(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Layers whose activations nothing but their sum and their own backward reads."""
     for layer, activation in zip(m.layers, ACTIVATIONS, strict=True):
         x = x + activation(layer(x))
-    return x.square().mean()
+    return {"loss": x.square().mean()}
 
 
-def test_a_step_with_such_codes_is_as_far_from_eager_s_as_predicted():
+def test_a_step_with_codes_of_derivatives_is_as_far_from_eager_s_as_predicted():
     torch.manual_seed(0)
     model = Called(residual, layers=nn.ModuleList(nn.Linear(48, 48) for _ in ACTIVATIONS))
-    options = {"fidelity": "approximate", "costs": "flops", "error_budget": 0.02}
-    plans = lowtide.sweep(model, (torch.randn(1024, 48),), count=30, **options)
-    plan = max(plans, key=lambda plan: (len(plan.encoded), plan.encoding_error))
+    derivatives = [f"{name}'" for name in ("elu", "tanh", "sigmoid", "softplus", "gelu")]
+    batch = {"x": torch.randn(1024, 48)}
+    plan = with_all_encoded(model, batch, [f"4-bit {derivative}" for derivative in derivatives])
     names = {plan.problem.values[value].encodings[number].name for value, number in plan.encoded}
-    assert {name.partition(" ")[2] for name in names} >= {"elu'", "tanh'", "sigmoid'", "softplus'", "gelu'"}
-    report = lowtide.verify(model, plan.peak_bytes, (torch.randn(1024, 48),), **options)
+    assert {name.partition(" ")[2] for name in names} == set(derivatives)
+    report = lowtide.verify(model, plan.peak_bytes, (), batch, plan=plan, **OPTIONS, outputs=["loss"])
     assert report.ok, str(report)
-    assert 0 < report.plan.encoding_error <= 0.02
+    assert report.plan.encoding_error > 0
     assert report.measured_peak_bytes == report.plan.peak_bytes
 
 

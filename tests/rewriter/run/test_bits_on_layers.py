@@ -199,6 +199,7 @@ LOSSES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss")  # of kl_div
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 def test_losses_are_predicted_to_the_byte(loss):
     model = Called(lambda m, x, y: {"loss": loss(m.net(x).sigmoid(), y).mean()}, net=seeded(lambda: mlp(nn.GELU())))
@@ -213,6 +214,7 @@ NORMALIZATIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's, of RMSNorm
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
 def test_normalizations_of_half_precision_with_single_precision_parameters(kind):
     parts = [part for _ in range(4) for part in (nn.Linear(64, 64, bias=False), NORMALIZATIONS[kind]())]
