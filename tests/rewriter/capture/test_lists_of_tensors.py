@@ -81,6 +81,7 @@ FORWARDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")  # eager's own
 @pytest.mark.parametrize("made", FORWARDS)
 def test_each_step_makes_it_again(made):
     model = Called(FORWARDS[made], net=net())

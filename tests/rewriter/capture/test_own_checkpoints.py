@@ -7,6 +7,7 @@ import lowtide
 import pytest
 import torch
 from lowtide.rewriter.capture.torch_internals import checkpoints_passed
+from lowtide.rewriter.errors import LowtideWarning
 from side_by_side import assert_trains_alike, rewritten
 from small_models import small_model
 from small_networks import Called
@@ -113,7 +114,8 @@ def test_a_real_difference_is_found_despite_checkpoints(monkeypatch):
 def test_checkpointing_of_transformers_is_verified():
     model, kwargs = small_model("gpt2", layers=2)
     model.gradient_checkpointing_enable()
-    report = lowtide.verify(model, "90%", (), {**kwargs, "use_cache": False}, costs="flops", steps=1, solver="dp")
+    with pytest.warns(LowtideWarning, match="hooks on inner modules do not fire .*: transformer.wte"):
+        report = lowtide.verify(model, "90%", (), {**kwargs, "use_cache": False}, costs="flops", steps=1, solver="dp")
     assert report.ok and any(SAID in note for note in report.notes), report
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import lowtide
 import pytest
 import torch
+from lowtide.rewriter.errors import LowtideWarning
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
 from side_by_side import differences, trained
@@ -150,7 +151,8 @@ def test_gradient_checkpointing_of_the_model_is_passed_over():
     model.config.use_cache = False  # as transformers sets it for checkpoints
     plan = lowtide.plan(model, "60%", (), kwargs, **QUICK)
     model.gradient_checkpointing_enable()
-    report = lowtide.verify(model, "60%", (), kwargs, **QUICK)
+    with pytest.warns(LowtideWarning, match="hooks on inner modules do not fire .*: transformer.wte"):
+        report = lowtide.verify(model, "60%", (), kwargs, **QUICK)
     assert report.ok and report.plan.problem.ops == plan.problem.ops, report
     assert (report.plan.baseline_peak_bytes, report.plan.peak_bytes) == (plan.baseline_peak_bytes, plan.peak_bytes)
 

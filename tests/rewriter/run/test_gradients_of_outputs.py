@@ -13,7 +13,10 @@ from small_networks import Called, batch, deep
 from torch import Tensor, nn
 from torch.nn import functional
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:gradients arrive at"),  # asserted where it is the subject
+]
 
 
 def losses(m: Any, x: Tensor) -> dict[str, Tensor]:

@@ -133,6 +133,7 @@ def test_hooks_on_inner_modules_are_warned_about_by_name():
         lowtide.rewrite(model, "100%")
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # torch's
 def test_hooks_on_the_module_itself_fire_once_a_call():
     model = Classifier()
     fired = []

@@ -30,6 +30,7 @@ class Outcome:
     extras: Any = None
 
 
+@pytest.mark.filterwarnings("ignore:gradients arrive at")  # asserted in test_gradients_of_outputs.py
 def test_only_one_of_several_outputs_gets_a_gradient():
     def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = m.net(x)

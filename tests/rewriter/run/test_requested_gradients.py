@@ -14,7 +14,11 @@ from small_networks import Called, batch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # A first step that is asked for other gradients begins again; test_gradients_of_outputs.py asserts the warning.
+    pytest.mark.filterwarnings("ignore:gradients arrive at"),
+]
 
 
 def forward(m: Any, x: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,11 @@ from side_by_side import calling, differences, trained
 from small_networks import Called
 from torch import nn
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # Lazy and observed modules have hooks of their own; test_module.py asserts the warning.
+    pytest.mark.filterwarnings("ignore:hooks on inner modules"),
+]
 
 
 def rows() -> torch.Tensor:
