@@ -16,6 +16,7 @@ from ..kernels.checks import check
 from .calls import call_signature, is_random, operation_name
 from .foreign_calls import is_effect
 from .joint_graph import joint_outputs
+from .step_text import step_text
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class StepGraph:
     savings: those of passes over the joint graph (`savings.Saving`).
     """
 
-    kernels: tuple[Kernel, ...]
-    storages: tuple[Storage, ...]
+    kernels: tuple[Kernel, ...] = field(repr=False)
+    storages: tuple[Storage, ...] = field(repr=False)
     storage_of: dict[fx.Node, int] = field(repr=False)
     outputs: tuple[fx.Node, ...]
     gradients: Mapping[fx.Node, fx.Node] = field(default_factory=dict, repr=False)
@@ -112,6 +113,9 @@ class StepGraph:
     savings: tuple[Any, ...] = ()
     block_names: tuple[str, ...] = ("step",)
     block_classes: tuple[int, ...] = (0,)
+
+    def __str__(self) -> str:
+        return step_text(self)
 
     @cached_property
     def forward_length(self) -> int:

@@ -54,18 +54,28 @@ def _recipes(problem: Problem, mixture_count: int) -> Iterator[tuple[str, bytes]
     dropping = range(repeated[-1] + 1) if repeated else blocks
     yield "selective in every block", _mixture(problem, selective=blocks)
     yield "checkpoint every block", _mixture(problem, full=blocks)
-    count = len(dropping)
+    count, head = len(dropping), " before the head" if len(dropping) < len(blocks) else ""
     steps = sorted({round(step * count / min(count, mixture_count)) for step in range(mixture_count + 1)} | {count})
     for last in (k for k in steps if k <= count):
         early, late = dropping[: count - last], dropping[count - last :]
-        yield f"last {last} blocks selective, others full", _mixture(problem, full=early, selective=late)
+        yield _described(last, "selective", "full", head), _mixture(problem, full=early, selective=late)
         if last < count:
-            yield f"last {last} blocks keep all, others full", _mixture(problem, full=early)
-            yield f"last {last} blocks keep all, others selective", _mixture(problem, selective=early)
+            yield _described(last, "keep all", "full", head), _mixture(problem, full=early)
+            yield _described(last, "keep all", "selective", head), _mixture(problem, selective=early)
     for group in range(2, max(isqrt(count), 4) + 3):
         if group < count:
             yield f"inputs of every {group} blocks, group held", _grouped(problem, dropping, group, True)
             yield f"inputs of every {group} blocks, nested", _grouped(problem, dropping, group, False)
+
+
+def _described(last: int, late: str, early: str, head: str) -> str:
+    """Describe a mixture of the last blocks and those before them.
+
+    head: the words that leave out the blocks after those, if there are any.
+    """
+    if not last:
+        return f"{early} in every block{head}"
+    return f"last {last} blocks {late}, others {early}" if last > 1 else f"last block {late}, others {early}"
 
 
 def _mixture(problem: Problem, full: Iterable[int] = (), selective: Iterable[int] = ()) -> bytes:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...solvers.problem.module_names import plain_operation
 from ...solvers.problem.plan import Plan
-from ...solvers.problem.schedule import Decode, Encode, Free, Run
+from ...solvers.problem.schedule import Decode, Encode, Run
 from ...solvers.problem.simulate import simulate
-from ..text.module_names import plain_operation
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,3 @@ def _place_of_codec(plan: Plan, fullest: Encode | Decode) -> tuple[str, str, str
     operation = f"{'encoding' if isinstance(fullest, Encode) else 'decoding'} of {plain_operation(maker.name)}"
     phase = "forward" if plan.peak_instruction < plan.schedule.forward_length else "backward"
     return operation, f"{maker.module} ({value.encodings[fullest.encoding].name})", phase
-
-
-def kept_values(plan: Plan) -> set[int]:
-    """Return the values that the step made and that are alive between forward and backward."""
-    alive: set[int] = set()
-    for instruction in plan.schedule.instructions[: plan.schedule.forward_length]:
-        if isinstance(instruction, Run):
-            alive.update(plan.problem.ops[instruction.op].makes)
-        elif isinstance(instruction, Decode):
-            alive.add(instruction.value)
-        elif isinstance(instruction, Free):
-            alive.discard(instruction.value)
-    return alive

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...solvers.keep_all import KeepAll
+from ...solvers.problem.module_names import shortened
 from ...solvers.problem.plan import Plan
 from ...solvers.problem.schedule import Run
 from ...solvers.problem.simulate import make_plan
-from ..text.module_names import shortened
-from .memory_timeline import kept_values
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,8 @@ class ModuleSummary:
     """The summary of one module.
 
     module: the name of the module.
-    kept_bytes: the bytes that the plan keeps for backward.
-    all_bytes: the bytes that are kept when nothing is dropped.
+    kept_bytes: the bytes that the plan keeps for backward: of its values, or of their codes.
+    all_bytes: the bytes that are kept with everything kept. A plan may keep more: values to recompute others from.
     kernels: the number of kernels in forward.
     kernels_again: the number of those kernels that run a second time.
     extra_seconds: the time of the second runs.
@@ -49,11 +48,13 @@ def module_summaries(plan: Plan, depth: int | None = None) -> list[ModuleSummary
     kept_bytes, all_bytes, kernels, recomputed = Counter(), Counter(), Counter(), Counter()
     extra_seconds: dict[str, float] = {}
     everything = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
-    for totals, values in ((kept_bytes, kept_values(plan)), (all_bytes, kept_values(everything))):
+    for totals, values in ((kept_bytes, plan.kept), (all_bytes, everything.kept)):
         for value in values:
             # Returned values are present in every plan.
             if not problem.values[value].held:
                 totals[names[problem.maker[value]]] += problem.values[value].size_bytes
+    for value, encoding in plan.kept_codes:
+        kept_bytes[names[problem.maker[value]]] += problem.values[value].encodings[encoding].size_bytes
     for index, op in enumerate(problem.ops):
         repetitions = runs[index] - 1
         kernels[names[index]] += index < problem.forward_length

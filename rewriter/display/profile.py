@@ -14,6 +14,7 @@ from ...passes.pipeline import find_further_savings
 from ...passes.savings import Saving
 from ...passes.step_graph import Kernel
 from ...solvers.keep_all import KeepAll
+from ...solvers.problem.module_names import merged_name, pattern_of, plain_operation, shortened
 from ...solvers.problem.plan import Plan
 from ...solvers.problem.problem import Problem
 from ...solvers.problem.simulate import make_plan
@@ -21,8 +22,7 @@ from ..plan.measured_step import MeasuredStep
 from ..plan.options import OptionArguments, Options, shows_options
 from ..plan.planner import StepPlanner
 from ..plan.progress import shown_progress
-from ..text.module_names import merged_name, pattern_of, plain_operation, shortened
-from .memory_timeline import Peak, kept_values, peak_of
+from .memory_timeline import Peak, peak_of
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def profile(
     measured, mapping = planner.measured, planner.variants(present).as_captured.mapping
     problem = mapping.problem
     plan = make_plan(problem, KeepAll().schedule(problem, 0), solver="keep_all")
-    kept = kept_values(plan)
+    kept = set(plan.kept)
     bytes_of: dict[str, int] = dict.fromkeys(("parameter", "buffer", "input", "constant"), 0)
     for source, tensor in present.tensors.items():
         bytes_of[source.kind] += tensor.numel() * tensor.element_size()

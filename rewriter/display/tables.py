@@ -14,13 +14,13 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from ...solvers.problem.module_names import grouped
 from ...solvers.problem.plain_text import printable, printable_lines
 from ...solvers.problem.plan import Plan
 from ..text.byte_sizes import format_bytes
-from ..text.module_names import grouped
 from ..verify.report import Report
 from .audit_table import audit_text
-from .memory_timeline import Peak, kept_values, peak_of
+from .memory_timeline import Peak, peak_of
 from .module_summary import ModuleSummary, module_summaries
 from .profile import ModuleProfile, Profile
 
@@ -102,7 +102,6 @@ def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("solver", no_wrap=True)
     for plan in plans:
-        kept = sum(plan.problem.values[value].size_bytes for value in kept_values(plan))
         # the notes of greedy are numbers of layers and bytes; the recipes have names
         recipe = f": {plan.notes[0]}" if plan.solver == "recipes" and plan.notes else ""
         table.add_row(
@@ -110,7 +109,7 @@ def sweep_table(title: str, plans: Sequence[Plan]) -> RenderableType:
             f"{plan.peak_bytes / plan.baseline_peak_bytes:.1%}",
             _extra(plan),
             _share(plan.lower_bound_seconds, plan),
-            _fine_bytes(kept),
+            _fine_bytes(plan.kept_bytes),
             line_of(shorten(plan.solver + recipe, _SOLVER_WIDTH, placeholder=" …")),
         )
     notes = [line_of(f"  note: {note}") for note in dict.fromkeys(note for plan in plans for note in plan.notes[1:])]
@@ -209,14 +208,14 @@ def _savings(profile: Profile) -> Table:
 def _summaries(plan: Plan) -> Table:
     table = new_table("what the plan does with each module")
     table.add_column("module", overflow="fold")
-    for name in ("keeps", "of", "runs again", "extra time"):
+    for name in ("keeps", "with everything kept", "runs again", "extra time"):
         table.add_column(name, justify="right", no_wrap=True)
 
     def row_key(row: ModuleSummary) -> tuple[int, int, int]:
         return row.kept_bytes, row.all_bytes, row.kernels_again
 
     # modules that keep nothing and repeat nothing in any plan are left out
-    shown = [row for row in module_summaries(plan) if row.all_bytes or row.kernels_again]
+    shown = [row for row in module_summaries(plan) if row.kept_bytes or row.all_bytes or row.kernels_again]
     for name, rows in grouped(shown, lambda row: row.module, row_key):
         recomputed, kernels = sum(row.kernels_again for row in rows), sum(row.kernels for row in rows)
         table.add_row(

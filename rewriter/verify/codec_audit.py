@@ -12,13 +12,13 @@ import torch
 from ...passes.encodings.codec_sites import CodecSite
 from ...passes.sources import Source
 from ...solvers.problem.liveness import schedule_of, trace_order
+from ...solvers.problem.module_names import plain_operation
 from ...solvers.problem.plan import Plan
 from ...solvers.problem.schedule import Decode, Free, Run
 from ..noise.perturbed_backward import PerturbedRun, energy_of, errors_alongside
 from ..noise.replay import Replay
 from ..noise.sensitivity import MEASURE_SEED
 from ..plan.step_problem import PlannedStep
-from ..text.module_names import plain_operation
 
 MOST_VALUES = 24  # audited by default
 _SEEDS = 2

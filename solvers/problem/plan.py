@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
+from .plan_text import plan_text, program_text
 from .problem import Problem
-from .schedule import Schedule
+from .schedule import Decode, Encode, Free, FreeCode, Run, Schedule
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,45 @@ class Plan:
         return self.extra_seconds / self.baseline_seconds if self.baseline_seconds else 0.0
 
     @property
+    def kept(self) -> tuple[int, ...]:
+        """The values that the step made and that are alive between forward and backward, in trace order."""
+        alive: set[int] = set()
+        for instruction in self.schedule.instructions[: self.schedule.forward_length]:
+            match instruction:
+                case Run(op):
+                    alive.update(self.problem.ops[op].makes)
+                case Decode(value, _):
+                    alive.add(value)
+                case Free(value):
+                    alive.discard(value)
+        return tuple(sorted(alive, key=lambda value: (self.problem.maker[value], value)))
+
+    @property
+    def kept_codes(self) -> tuple[tuple[int, int], ...]:
+        """The codes that are alive between forward and backward, each as a value with the number of its encoding."""
+        alive: dict[tuple[int, int], None] = {}
+        for instruction in self.schedule.instructions[: self.schedule.forward_length]:
+            match instruction:
+                case Encode(value, encoding):
+                    alive[value, encoding] = None
+                case FreeCode(value, encoding):
+                    alive.pop((value, encoding), None)
+        return tuple(alive)
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of the values and codes that are alive between forward and backward."""
+        values = self.problem.values
+        codes = (values[value].encodings[number] for value, number in self.kept_codes)
+        return sum(values[value].size_bytes for value in self.kept) + sum(code.size_bytes for code in codes)
+
+    @property
+    def recomputed(self) -> tuple[int, ...]:
+        """The operations that run again, each once for every further run, in the order of their first runs."""
+        runs = Counter(instruction.op for instruction in self.schedule.instructions if isinstance(instruction, Run))
+        return tuple(op for op, count in runs.items() for _ in range(count - 1))
+
+    @property
     def encoded(self) -> tuple[tuple[int, int], ...]:
         """Each encoded value with the number of its encoding, once, in the order of the schedule."""
         return self.schedule.encoded
@@ -79,3 +120,10 @@ class Plan:
     def encoding_error(self) -> float:
         """The variance that encoding adds to the gradient, as a share of the gradient's own variance."""
         return self.problem.error_of(self.encoded)
+
+    def __str__(self) -> str:
+        return plan_text(self)
+
+    def schedule_text(self) -> str:
+        """Return all instructions as a program, with bytes, bytes alive, milliseconds and module of each."""
+        return program_text(self)

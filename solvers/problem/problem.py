@@ -10,6 +10,8 @@ from hashlib import sha256
 from math import fsum
 from typing import Literal
 
+from .problem_text import problem_text
+
 _READ = ", read as it is"  # marks a code from which backward computes; part of fingerprints
 
 
@@ -166,8 +168,8 @@ class Problem:
         same gradients in less time or fewer bytes.
     """
 
-    ops: tuple[Op, ...]
-    values: tuple[Value, ...]
+    ops: tuple[Op, ...] = field(repr=False)
+    values: tuple[Value, ...] = field(repr=False)
     forward_length: int
     block_classes: tuple[int, ...]
     resident_bytes: int = 0
@@ -178,6 +180,9 @@ class Problem:
     costs: str = "measured"
     notes: tuple[str, ...] = field(default=())
     reference: Reference | None = None
+
+    def __str__(self) -> str:
+        return problem_text(self)
 
     def __hash__(self) -> int:
         # The fingerprint is computed once: results are cached by problem, and problems have thousands of parts.

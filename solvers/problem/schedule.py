@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from .schedule_text import schedule_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,11 @@ class Schedule:
     of blocks n-1..0. The first instruction of backward is `segments[n].start`.
     """
 
-    instructions: tuple[Instruction, ...]
-    segments: tuple[Segment, ...]
+    instructions: tuple[Instruction, ...] = field(repr=False)
+    segments: tuple[Segment, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return schedule_text(self)
 
     @property
     def forward_length(self) -> int:

@@ -1,4 +1,4 @@
-"""Rounds bytes as allocators do, and formats them for people to read."""
+"""Rounds bytes as allocators do, and formats bytes and times for people to read."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def format_bytes(count: float) -> str:
             return f"{count:.{digits}f} {unit}"
         count /= 1024
     raise AssertionError("unreachable")
+
+
+def format_milliseconds(seconds: float) -> str:
+    """Return seconds in milliseconds with three digits that count: `12.3`, `0.00012`."""
+    return f"{seconds * 1e3:.3g}" if seconds else "0"
 
 
 def format_keeping(count: int, size_bytes: float) -> str:

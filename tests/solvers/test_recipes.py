@@ -30,7 +30,7 @@ def test_recipes_on_llama_blocks_need_what_people_measure():
     baseline = baseline_of(problem)
     assert baseline.peak_bytes / MEBIBYTE == pytest.approx(163.8, rel=0.03)
     orders = {candidate.description: candidate.order for candidate in Recipes().candidates(problem)}
-    selective = forecast(problem, orders["last 0 blocks keep all, others selective"])
+    selective = forecast(problem, orders["selective in every block before the head"])
     assert selective.peak_bytes / MEBIBYTE < 100.8
     assert selective.seconds == pytest.approx(baseline.seconds, rel=1e-6)
     full = forecast(problem, orders["checkpoint every block"])

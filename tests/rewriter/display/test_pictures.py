@@ -4,11 +4,11 @@ import builtins
 
 import lowtide
 import pytest
-from lowtide.rewriter.display.memory_timeline import kept_values, moments_of, peak_of
+from lowtide.rewriter.display.memory_timeline import moments_of, peak_of
 from lowtide.rewriter.display.pictures import check_drawable, draw_frontier, draw_timeline
 from lowtide.rewriter.errors import LowtideError
 from lowtide.rewriter.plan.solve import spread_out
-from lowtide.rewriter.text.module_names import grouped, merged_name, plain_operation, shortened
+from lowtide.solvers.problem.module_names import grouped, merged_name, plain_operation, shortened
 from lowtide.solvers.problem.plan import Plan
 from small_models import small_model
 
@@ -41,7 +41,7 @@ def test_at_the_end_only_what_is_held_is_there(plans):
 
 
 def test_a_smaller_budget_keeps_fewer_bytes_between_forward_and_backward(plans):
-    kept = [sum(plan.problem.values[value].size_bytes for value in kept_values(plan)) for plan in plans]
+    kept = [plan.kept_bytes for plan in plans]
     assert kept[-1] < 0.6 * kept[0]
 
 
