@@ -56,7 +56,10 @@ def _facts(plan: Any) -> list[tuple[str, str]]:
         ("budget", "none" if plan.budget_bytes is None else format_bytes(plan.budget_bytes)),
         ("peak", f"{format_bytes(plan.peak_bytes)}, {share:.1%} of the peak with everything kept"),
         ("everything kept", f"{format_bytes(plan.baseline_peak_bytes)} at its peak"),
-        ("extra time", f"{plan.extra_share:.1%} of {format_milliseconds(plan.baseline_seconds)} ms ({plan.costs})"),
+        (
+            "extra time",
+            f"{plan.extra_share:.1%} of {format_milliseconds(plan.baseline_seconds)} ms ({plan.costs} costs)",
+        ),
         ("proven", proven),
         ("kept", _kept(plan)),
         ("recomputed", _recomputed(plan)),
@@ -77,7 +80,7 @@ def _recomputed(plan: Any) -> str:
         return "nothing"
     seconds = sum(plan.problem.ops[op].seconds for op in plan.recomputed)
     runs = _by_module(plan, ((op, 1) for op in plan.recomputed))
-    largest = _largest(runs, "{} times".format)
+    largest = _largest(runs, "{}×".format)
     return f"{_counted(len(plan.recomputed), 'operation')}, {format_milliseconds(seconds)} ms{largest}"
 
 
@@ -128,7 +131,7 @@ def _rows(plan: Any) -> Iterator[tuple[str, ...]]:
     """Yield the number of each instruction, the bytes it adds or frees, the bytes alive after it, its time, code and
     module; first a heading.
     """
-    yield "", "bytes", "alive", f"{plan.costs} ms", "instruction", "module"
+    yield "", "bytes", "alive", "ms", "instruction", "module"
     problem, before_bytes = plan.problem, plan.problem.resident_bytes
     have_run: set[int] = set()
     for number, instruction in enumerate(plan.schedule.instructions):
@@ -186,7 +189,7 @@ def _row(number: str, change: str, alive: str, milliseconds: str, code: str, mod
 def _screen_row(number: str, change: str, alive: str, milliseconds: str, code: str, module: str) -> str:
     """Return an instruction as a line for a screen: the end of its code is cut, and the beginning of its module."""
     code, module = _line(code, _SCREEN_CODE_COLUMNS), _line(module[::-1], _SCREEN_MODULE_COLUMNS)[::-1]
-    return _row(number, change, alive, milliseconds, f"{code:<{_SCREEN_CODE_COLUMNS}}", module)
+    return _row(number, change, alive, milliseconds, f"{code:<{_SCREEN_CODE_COLUMNS}}", module).rstrip()
 
 
 def _wrapped(name: str, text: str, most_lines: int) -> list[str]:

@@ -21,10 +21,10 @@ def problem_text(problem: Any) -> str:
     sizes += [f"codes may add {problem.error_budget:.3g} of the gradient's variance"] if problem.error_budget else []
     lines = [
         f"Problem {problem.name}: {len(problem.ops)} operations ({forward} forward) in {blocks} blocks of "
-        f"{len(set(problem.block_classes))} classes",
+        f"{len(set(problem.block_classes))} classes, {problem.costs} costs",
         f"{len(problem.values)} values ({resident} resident), {', '.join(sizes)}",
         *(f"note: {note}" for note in problem.notes),
-        _row("bytes", "working", f"{problem.costs} ms", "operation", "module"),
+        _row("bytes", "working", "ms", "operation", "module"),
         *_program(problem),
     ]
     return "\n".join(shortened(line, _MOST_LETTERS) for line in lines)
@@ -76,7 +76,7 @@ def _marks(problem: Any, number: int) -> str:
         "random": op.random,
         "runs once": not op.repeatable and number < problem.forward_length,
         "held": any(problem.values[value].held for value in op.makes),
-        f"{codes} codes": codes,
+        f"{codes} code{'' if codes == 1 else 's'}": codes,
     }
     named = [name for name, applies in marks.items() if applies]
     return f" ({', '.join(named)})" if named else ""

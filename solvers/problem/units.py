@@ -19,8 +19,8 @@ def format_bytes(count: float) -> str:
 
 
 def format_milliseconds(seconds: float) -> str:
-    """Return seconds in milliseconds with three digits that count: `12.3`, `0.00012`."""
-    return f"{seconds * 1e3:.3g}" if seconds else "0"
+    """Return seconds as a number of milliseconds: `1234`, `12.3`, `0.00012`."""
+    return f"{seconds * 1e3:.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
 
 
 def format_keeping(count: int, size_bytes: float) -> str:
