@@ -9,7 +9,7 @@ from typing import Any
 
 from .module_names import merged_name, pattern_of
 from .module_names import shortened as shortened_module
-from .plain_text import printable, shortened
+from .plain_text import printable
 from .problem_text import operation_line
 from .schedule import Decode, Encode, Forget, Free, FreeCode, Instruction, Record, Run
 from .schedule_text import segment_titles
@@ -98,7 +98,7 @@ def _by_module(plan: Any, amounts: Iterable[tuple[int, int]]) -> Counter[str]:
     sums: Counter[str] = Counter()
     names: dict[str, list[str]] = {}
     for op, amount in amounts:
-        name = shortened_module(plan.problem.ops[op].module) or "(root)"
+        name = shortened_module(_module_of(plan.problem, op)) or "(root)"
         names.setdefault(pattern_of(name), []).append(name)
         sums[pattern_of(name)] += amount
     return Counter({merged_name(names[pattern]): amount for pattern, amount in sums.items()})
@@ -137,7 +137,7 @@ def _rows(plan: Any) -> Iterator[tuple[str, ...]]:
     for number, instruction in enumerate(plan.schedule.instructions):
         op = _operation_of(problem, instruction)
         code, seconds = _code_of(problem, instruction), 0.0
-        module = problem.ops[op].module
+        module = _module_of(problem, op)
         match instruction:
             case Run(op):
                 seconds = problem.ops[op].seconds
@@ -158,6 +158,11 @@ def _rows(plan: Any) -> Iterator[tuple[str, ...]]:
 def _operation_of(problem: Any, instruction: Instruction) -> int:
     """Return the operation of an instruction, or the maker of its value."""
     return instruction.op if isinstance(instruction, (Run, Record, Forget)) else problem.maker[instruction.value]
+
+
+def _module_of(problem: Any, op: int) -> str:
+    """Return the module of an operation; nothing makes resident values."""
+    return problem.ops[op].module if op >= 0 else ""
 
 
 def _code_of(problem: Any, instruction: Instruction) -> str:
@@ -188,19 +193,24 @@ def _row(number: str, change: str, alive: str, milliseconds: str, code: str, mod
 
 def _screen_row(number: str, change: str, alive: str, milliseconds: str, code: str, module: str) -> str:
     """Return an instruction as a line for a screen: the end of its code is cut, and the beginning of its module."""
-    code, module = _line(code, _SCREEN_CODE_COLUMNS), _line(module[::-1], _SCREEN_MODULE_COLUMNS)[::-1]
-    return _row(number, change, alive, milliseconds, f"{code:<{_SCREEN_CODE_COLUMNS}}", module).rstrip()
+    shown = printable(module[-_SCREEN_COLUMNS:])
+    if len(shown) > _SCREEN_MODULE_COLUMNS:
+        shown = f"… {shown[2 - _SCREEN_MODULE_COLUMNS :]}"
+    code = f"{_line(code, _SCREEN_CODE_COLUMNS):<{_SCREEN_CODE_COLUMNS}}"
+    return _line(_row(number, change, alive, milliseconds, code, shown).rstrip(), _SCREEN_COLUMNS)
 
 
 def _wrapped(name: str, text: str, most_lines: int) -> list[str]:
     """Return a fact as lines for a screen, the text in a column next to its name."""
-    lines = wrap(text, _SCREEN_COLUMNS - _NAME_COLUMNS - 2, max_lines=most_lines, placeholder=" …")
-    return [f"  {name if not place else '':<{_NAME_COLUMNS}}{printable(line)}" for place, line in enumerate(lines)]
+    shown = printable(text[: most_lines * _SCREEN_COLUMNS])
+    lines = wrap(shown, _SCREEN_COLUMNS - _NAME_COLUMNS - 2, max_lines=most_lines, placeholder=" …")
+    return [f"  {name if not place else '':<{_NAME_COLUMNS}}{line}" for place, line in enumerate(lines)]
 
 
 def _line(text: str, most_letters: int) -> str:
-    """Return a text on one line of at most so many letters, where no letter is an escape."""
-    return shortened(text, most_letters) if len(text) <= most_letters else shortened(text, most_letters - 2)
+    """Return a printable text of at most so many letters, its end cut."""
+    shown = printable(text[: most_letters + 1])
+    return shown if len(shown) <= most_letters else f"{shown[: most_letters - 2]} …"
 
 
 def _counted(count: int, noun: str) -> str:

@@ -63,7 +63,7 @@ def hostile(problem: Problem) -> Problem:
     """Return the problem with names that are long, or that would move a cursor."""
     ops = [replace(op, name=f"\x1b[2J{op.name}", module=f"h.{n}.\n{'deep.' * 30}") for n, op in enumerate(problem.ops)]
     values = [replace(value, name=value.name * 20 + "\u202e") for value in problem.values]
-    return replace(problem, ops=tuple(ops), values=tuple(values), name="x" * 300, notes=("y" * 300, "\x07") * 20)
+    return replace(problem, ops=tuple(ops), values=tuple(values), name="\x1b[2J" * 30, notes=("y" * 300, "\x07") * 20)
 
 
 @pytest.mark.parametrize("case", ["plain", "hostile", "one block"])
