@@ -168,7 +168,7 @@ def fuzz_schedules(subject: Subject, count: int, seed: int, report: Report, fold
 
 def _read_plan(path: Path) -> lowtide.Plan:
     plan = lowtide.load_plan(path)
-    repr(plan), plan.extra_share, plan.encoding_error, plan.packed_bytes
+    repr(plan), str(plan), plan.schedule_text(), str(plan.problem), str(plan.schedule), plan.extra_share
     return plan
 
 
