@@ -39,22 +39,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 
+from .candidates.pareto import rate
 from .greedy import Greedy
 from .infeasible import infeasible
 from .integer.answer import Effort
 from .integer.stages import choices
 from .integer.step_program import Optimum, StepProgram
 from .integer.step_stages import stages_of_step
-from .pareto import rate
 from .problem.liveness import Candidate, RunOrder, forecast, schedule_of, trace_order
 from .problem.problem import Problem
 from .problem.schedule import Schedule
 from .problem.units import format_bytes
 from .rockmate import Rockmate
+from .solver import Solver
 
 
 @dataclass(frozen=True)
-class Checkmate:
+class Checkmate(Solver):
     """Find the optimum over the whole graph, for graphs that are small enough.
 
     rounds: stages per gap between operations that run once.

@@ -10,14 +10,15 @@ import numpy as np
 
 from .blocks.layer_choices import Choice, LayerChoices, LayerClass
 from .blocks.layers import in_blocks, in_layers
-from .pareto import cheapest_under
+from .candidates.pareto import cheapest_under
 from .problem.liveness import Candidate, RunOrder, forecast, schedule_of
 from .problem.problem import Problem
 from .problem.schedule import Schedule
+from .solver import Solver
 
 
 @dataclass(frozen=True)
-class Greedy:
+class Greedy(Solver):
     """Start with everything kept and lower the highest moment by the moves of least time per byte.
 
     The options of a layer (`options_of`) are the best trades of bytes for time, found once per class of equal layers.

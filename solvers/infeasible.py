@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .pareto import Rated
+from .candidates.pareto import Rated
 from .problem.encoded_problem import merged_problem
 from .problem.errors import InfeasibleBudget
 from .problem.liveness import forecast, lives_of

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from math import inf
 from time import perf_counter
 from typing import Any
 
-from .bound import Proof, proven_seconds
-from .candidate_cache import cached_candidates, cached_proofs, cached_schedule
+from .bound import proven_seconds
+from .candidates.candidate_cache import cached_schedule
+from .candidates.offers import Limit, Memory, Offer, rated_candidates
+from .candidates.pareto import Rated, envelope
 from .checkmate import Checkmate
 from .disk_cache import DiskCache
-from .encoding.choices import choices_of
 from .encoding.decode_order import encoded_schedule
-from .encoding.encoded_candidates import Encoded, schedule_with_codes
+from .encoding.encoded_candidates import encoded_of, schedule_with_codes
 from .encoding.refine_precision import lowest_error, with_lower_error
 from .greedy import Greedy
 from .infeasible import infeasible
 from .keep_all import KeepAll
-from .pareto import Rated, envelope, rate
 from .problem.errors import InfeasibleBudget, ScheduleError
 from .problem.plan import Plan
 from .problem.problem import Problem
@@ -34,7 +34,6 @@ from .rotor import Rotor
 from .solver import Solver
 
 Progress = Callable[[float, str], None]
-Notify = Callable[[int, str], None]
 
 
 SOLVERS: tuple[Solver, ...] = (KeepAll(), Recipes(), Rockmate(), Greedy())
@@ -43,51 +42,6 @@ NAMED: tuple[Solver, ...] = (Rotor(),)
 # Runs only if named, for one budget at a time, because it takes long.
 EXACT = Checkmate()
 SOLVER_NAMES = ("auto", *(solver.name for solver in (*SOLVERS, *NAMED, EXACT)))
-# Divisors of the work of the solver that runs once more for each choice of values to encode: they find as much.
-_FEWER_CANDIDATES = 2
-_FEWER_VISITS = 8
-_MOST_REMEMBERED = 64  # entries kept in memory, some megabytes each for deep models: about a dozen kinds of calls
-_ALWAYS_FINISH = ("keep_all", "recipes")  # solvers that ignore the time limit, so that no recipe that fits is better
-
-
-class _OutOfTime(Exception):
-    """A solver was stopped at the time limit.
-
-    candidates: those found until then.
-    """
-
-    def __init__(self, candidates: list[Rated]) -> None:
-        super().__init__()
-        self.candidates = tuple(candidates)
-
-
-@dataclass(frozen=True)
-class _Limit:
-    """A time limit, in seconds from its creation, after which no further candidate begins."""
-
-    seconds: float = inf
-    started: float = field(default_factory=perf_counter)
-
-    @property
-    def is_over(self) -> bool:
-        return perf_counter() > self.started + self.seconds
-
-
-@dataclass(frozen=True, eq=False)
-class _Offer:
-    """The candidates of a solver.
-
-    stopped_seconds: the time limit at which the solver was stopped, infinite if it was not.
-    """
-
-    name: str
-    candidates: tuple[Rated, ...]
-    stopped_seconds: float = inf
-
-    def describe_stop(self) -> Iterator[str]:
-        """Yield a note if the solver was stopped."""
-        if self.stopped_seconds < inf:
-            yield f"{self.name} was stopped at the time limit of {self.stopped_seconds:g} s"
 
 
 def _retry_without_cache(answer: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,8 +58,7 @@ def _retry_without_cache(answer: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             fresh = replace(portfolio, cache=replace(portfolio.cache, refresh=True))
             result = answer(fresh, problem, *arguments, **options)
-            portfolio._remembered.update(fresh._remembered)
-            portfolio._proofs.update(fresh._proofs)
+            portfolio._memory.update(fresh._memory)
             return result
 
     return retry
@@ -133,8 +86,7 @@ class Portfolio:
     named: tuple[Solver, ...] = NAMED
     exact: Checkmate = EXACT
     cache: DiskCache | None = field(default=DiskCache(), repr=False, compare=False)
-    _remembered: dict[tuple[Problem, str], _Offer] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _proofs: dict[Problem, tuple[Proof, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _memory: Memory = field(default_factory=Memory, init=False, repr=False, compare=False)
 
     @_retry_without_cache
     def solve(
@@ -166,7 +118,7 @@ class Portfolio:
             find = partial(schedule_with_codes, problem, self.exact, budget_bytes)
             schedule = cached_schedule(self.cache, problem, self.exact, budget_bytes, find)
             return self._make_plan(problem, schedule, solver, budget_bytes, started, ())
-        offered = self._offers(problem, solver, progress, _Limit(time_limit_seconds))
+        offered = self._offers(problem, solver, progress, Limit(time_limit_seconds))
         candidates = [candidate for offer in offered for candidate in offer.candidates]
         stops = [text for offer in offered for text in offer.describe_stop()]
         best_candidates = envelope(candidates)
@@ -192,7 +144,7 @@ class Portfolio:
         time_limit_seconds: as in `solve`; the notes of each plan name the solvers that were stopped.
         """
         started = perf_counter()
-        offered = self._offers(problem, "auto", progress, _Limit(time_limit_seconds))
+        offered = self._offers(problem, "auto", progress, Limit(time_limit_seconds))
         best_candidates = envelope(candidate for offer in offered for candidate in offer.candidates)
         stops = tuple(text for offer in offered for text in offer.describe_stop())
         low, high = best_candidates[0].peak_bytes, best_candidates[-1].peak_bytes
@@ -205,70 +157,35 @@ class Portfolio:
             plans[plan.peak_bytes] = plan
         return [plans[peak_bytes] for peak_bytes in sorted(plans, reverse=True)]
 
-    def _offers(self, problem: Problem, solver: str, progress: Progress | None, limit: _Limit) -> list[_Offer]:
+    def _offers(self, problem: Problem, solver: str, progress: Progress | None, limit: Limit) -> list[Offer]:
         """Return the rated candidates of one solver or of all, one offer per solver."""
         solvers = [candidate for candidate in (*self.solvers, *self.named) if candidate.name == solver]
         if solver == "auto":
             # solvers that find a good plan early come first when time is short
             hurried = limit.seconds < inf
-            solvers = sorted(self.solvers, key=lambda member: hurried and isinstance(member, Rockmate))
+            solvers = sorted(self.solvers, key=lambda member: hurried and member.is_slow)
         if not solvers:
             names = ", ".join(known.name for known in (*self.solvers, *self.named, self.exact))
             raise ValueError(f"there is no solver {solver!r}: choose among auto, {names}")
-        solvers = [self._with_cache(member) for member in solvers]
-        encoding_solver = _encoding_solver(problem, solvers)
+        solvers = [member.with_cache(self.cache) for member in solvers]
+        encoding_solver = encoded_of(problem, solvers)
         count = len(solvers) + (encoding_solver is not None)
-        offers: list[_Offer] = []
+        offers: list[Offer] = []
         for done, member in enumerate(solvers):
             notify = progress and partial(_report_share, progress, done, count)
-            own_limit = _Limit() if member.name in _ALWAYS_FINISH else limit
-            find = partial(_candidates, problem, member, own_limit, notify)
-            offers.append(self._find_candidates(problem, member, own_limit, find, must_begin=solver != "auto"))
+            own_limit = Limit() if member.always_finishes else limit
+            candidates, is_named = rated_candidates(problem, member), solver != "auto"
+            offers.append(self._memory.offer(self.cache, problem, member, candidates, own_limit, notify, is_named))
         if encoding_solver is not None:
             # candidates made from an incomplete set would differ the next time, so they are not kept on disk
-            complete = all(offer.stopped_seconds == inf for offer in offers)
+            cache = self.cache if all(offer.stopped_seconds == inf for offer in offers) else None
             notify = progress and partial(_report_share, progress, len(solvers), count)
             plain = envelope(candidate for offer in offers for candidate in offer.candidates)
-            find = partial(_lowest, encoding_solver.rated(problem, plain), encoding_solver.name, limit, notify)
-            offers.append(self._find_candidates(problem, encoding_solver, limit, find, keep=complete))
+            candidates = encoding_solver.rated(problem, plain)
+            offers.append(self._memory.offer(cache, problem, encoding_solver, candidates, limit, notify))
         if progress is not None:
             progress(1.0, "solved")
         return offers
-
-    def _find_candidates(
-        self,
-        problem: Problem,
-        solver: Solver | Encoded,
-        limit: _Limit,
-        find: Callable[[], list[Rated]],
-        must_begin: bool = False,
-        keep: bool = True,
-    ) -> _Offer:
-        """Return the candidates of a solver, from memory or the cache if they are known, else from `find`.
-
-        If `find` exceeds the limit, they are those found until then. They are none if the limit is over already and
-        the solver need not begin.
-
-        must_begin: whether the solver begins even after the limit.
-        keep: whether the cache is read and written.
-        """
-        key = problem, repr(solver)
-        known = self._remembered.get(key)
-        if known is None or known.stopped_seconds < limit.seconds:
-            try:
-                if limit.is_over and not must_begin:
-                    raise _OutOfTime([])
-                known = _Offer(
-                    solver.name, tuple(cached_candidates(self.cache if keep else None, problem, solver, find))
-                )
-            except _OutOfTime as stopped:
-                known = _Offer(solver.name, stopped.candidates, limit.seconds)
-            self._remembered[key] = known
-            _forget_oldest(self._remembered, _MOST_REMEMBERED)
-        return known
-
-    def _with_cache(self, solver: Solver) -> Solver:
-        return replace(solver, cache=self.cache) if isinstance(solver, Rockmate) else solver
 
     def _plan_of(
         self, problem: Problem, best: Rated, budget_bytes: int, started: float, notes: tuple[str, ...]
@@ -292,10 +209,7 @@ class Portfolio:
         notes: tuple[str, ...],
     ) -> Plan:
         """Return the plan of a schedule, with its proven bound."""
-        if problem not in self._proofs:
-            self._proofs[problem] = cached_proofs(self.cache, problem)
-            _forget_oldest(self._proofs, _MOST_REMEMBERED)
-        bound = proven_seconds(problem, self._proofs[problem], budget_bytes)
+        bound = proven_seconds(problem, self._memory.proofs(self.cache, problem), budget_bytes)
         return make_plan(
             problem,
             schedule,
@@ -305,48 +219,6 @@ class Portfolio:
             solve_seconds=perf_counter() - started,
             notes=notes,
         )
-
-
-def _encoding_solver(problem: Problem, solvers: Sequence[Solver]) -> Encoded | None:
-    """Return the solver that plans with encoded values, None if nothing is to be encoded."""
-    encoding = [solver for solver in solvers if not isinstance(solver, KeepAll)]
-    if not encoding or not choices_of(problem):
-        return None
-    main = next((solver for solver in encoding if isinstance(solver, Rockmate)), encoding[-1])
-    if isinstance(main, Rockmate):
-        rotor = replace(main.rotor, most_candidates=max(main.rotor.most_candidates // _FEWER_CANDIDATES, 1))
-        main = replace(main, rotor=rotor, visits=main.visits // _FEWER_VISITS)
-    return Encoded(tuple(solvers), main)
-
-
-def _forget_oldest(entries: dict[Any, Any], limit: int) -> None:
-    """Remove the oldest entries until at most `limit` are left."""
-    while len(entries) > limit:
-        del entries[next(iter(entries))]
-
-
-def _candidates(problem: Problem, solver: Solver, limit: _Limit, notify: Notify | None) -> list[Rated]:
-    """Return the candidates of a solver that none of its other candidates beats in both peak and time."""
-    candidates = (rate(problem, solver.name, candidate) for candidate in solver.candidates(problem))
-    return _lowest(candidates, solver.name, limit, notify)
-
-
-def _lowest(candidates: Iterable[Rated], solver: str, limit: _Limit, notify: Notify | None) -> list[Rated]:
-    """Return the envelope of the candidates that a solver yields within a limit.
-
-    notify: a callback for the number and the description of each candidate.
-    """
-    best: list[Rated] = []
-    late = False
-    for number, candidate in enumerate(candidates, 1):
-        if notify is not None:
-            notify(number, f"{solver}: {candidate.description}")
-        # after each candidate, because the orders of all would fill hundreds of megabytes for deep models
-        best = envelope([*best, candidate])
-        if late:
-            raise _OutOfTime(best)
-        late = limit.is_over
-    return best
 
 
 def _report_share(progress: Progress, done: int, count: int, number: int, text: str) -> None:

@@ -9,14 +9,15 @@ from math import isqrt
 from .blocks.block_values import block_inputs, forward_values, repeated_blocks, shared_values
 from .blocks.layers import in_blocks, in_layers
 from .blocks.rematerialize import Lifetime, droppable, run_order
-from .pareto import cheapest_under
+from .candidates.pareto import cheapest_under
 from .problem.liveness import Candidate, schedule_of
 from .problem.problem import Problem
 from .problem.schedule import Schedule
+from .solver import Solver
 
 
 @dataclass(frozen=True)
-class Recipes:
+class Recipes(Solver):
     """Checkpoint every block, every n blocks, selectively, and mixtures of these.
 
     Blocks are whole layers (`in_layers`).
@@ -35,6 +36,7 @@ class Recipes:
     Guarantee: none, except that these are the common recipes. Cost: one run order per recipe.
     """
 
+    always_finishes = True
     mixture_count: int = 100
     name: str = "recipes"
 

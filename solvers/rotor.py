@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 from .blocks.block_schedules import BlockSchedule
 from .blocks.layers import in_blocks, in_layers
+from .candidates.pareto import cheapest_under
 from .chain.chain import Chain, chain_of
 from .chain.chain_schedule import describe, order_of
 from .chain.link_schedules import recipe_schedules
 from .chain.retention_levels import levels_of
 from .chain.tables import Tables, decisions_of
-from .pareto import cheapest_under
 from .polish import polished
 from .problem.liveness import Candidate, RunOrder, forecast, schedule_of
 from .problem.problem import Problem
 from .problem.schedule import Schedule
+from .solver import Solver
 
 _FINER = 4  # factor by which the next tables have finer slots and a smaller range
 _LEAST_REACH = 0.02  # share of the bytes above the base of the last link
@@ -27,7 +28,7 @@ _FEWEST_SLOTS = 250
 
 
 @dataclass(frozen=True)
-class Rotor:
+class Rotor(Solver):
     """Find the best nested schedule of layers for every budget (Beaumont et al. 2019, arXiv 1911.13214).
 
     A layer may keep everything, the results of its matrix products, convolutions and attention,

@@ -27,7 +27,7 @@ SUBFOLDER_ORDER = {
     "rewriter": "text capture emit noise measure plan run verify display models cli",
     "rewriter/capture": "boundary call watch operands foreign eager",
     "passes": "encodings rewrites",
-    "solvers": "problem blocks integer chain encoding",
+    "solvers": "problem blocks integer chain candidates encoding",
     "kernels": "backend packing few_bit quantize rows eager exact_codes loss pooling",
 }
 MOST_FILES, MOST_NAMES = 16, 20  # in a folder: Python files, and all names including subfolders

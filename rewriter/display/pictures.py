@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...solvers.bound import lower_bound_seconds
+from ...solvers.candidates.pareto import Rated, rate
 from ...solvers.infeasible import largest_operation
-from ...solvers.pareto import Rated, rate
 from ...solvers.problem.plain_text import printable, printable_lines
 from ...solvers.problem.plan import Plan
 from ...solvers.problem.problem import Problem

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil, inf
 
-from ..pareto import Rated, envelope
+from ..candidates.pareto import Rated, envelope
 from ..polish import polished
 from ..problem.encoded_problem import encoded_problem_of
 from ..problem.errors import InfeasibleBudget
@@ -78,6 +78,14 @@ class Encoded:
                         self.solver.name, candidate.description, decoded_order(encoded, candidate.order)
                     )
             yield from candidates.spend(limit)
+
+
+def encoded_of(problem: Problem, solvers: Sequence[Solver]) -> Encoded | None:
+    """Return the solver that plans with encoded values, None if nothing is to be encoded."""
+    thinned = [solver for solver in (solver.thinned() for solver in solvers) if solver is not None]
+    if not thinned or not choices_of(problem):
+        return None
+    return Encoded(tuple(solvers), next((solver for solver in thinned if solver.is_slow), thinned[-1]))
 
 
 def schedule_with_codes(problem: Problem, solver: Solver, budget_bytes: int) -> Schedule:

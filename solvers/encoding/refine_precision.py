@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..pareto import Rated
+from ..candidates.pareto import Rated
 from ..problem.errors import ScheduleError
 from ..problem.problem import EncodingOption, Problem
 from ..problem.schedule import Decode, Encode, FreeCode, Instruction, Schedule

@@ -157,7 +157,8 @@ def test_another_version_of_the_solvers_has_other_names(tmp_path, monkeypatch):
 def test_names_are_the_same_in_every_process():
     program = (
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent.parent), str(Path(__file__).parent)]};"
-        "import conftest; from made_problems import llama; from lowtide.solvers.candidate_cache import problem_digest;"
+        "import conftest; from made_problems import llama;"
+        "from lowtide.solvers.candidates.candidate_cache import problem_digest;"
         "from lowtide.solvers.disk_cache import entry_name; print(entry_name('ladder', problem_digest(llama(2))))"
     )
     printed = {

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowtide.solvers.candidate_cache import problem_digest
+from lowtide.solvers.candidates.candidate_cache import problem_digest
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.greedy import Greedy
 from lowtide.solvers.portfolio import Portfolio
@@ -156,8 +156,8 @@ def test_what_another_process_found_gives_the_same_plans_without_solving(problem
     names = ("auto", *(solver.name for solver in cold.solvers))
     budgets = [frontier[-1].peak_bytes - 1, *(plan.peak_bytes for plan in frontier)]
     expected = {(name, budget): answer(cold, problem, budget, name) for name in names for budget in budgets}
-    monkeypatch.setattr("lowtide.solvers.portfolio._candidates", refuse)
-    monkeypatch.setattr("lowtide.solvers.candidate_cache.proofs_of", refuse)
+    monkeypatch.setattr("lowtide.solvers.candidates.offers.rate", refuse)
+    monkeypatch.setattr("lowtide.solvers.candidates.candidate_cache.proofs_of", refuse)
     warm = Portfolio(cache=DiskCache(tmp_path))
     assert {request: answer(warm, problem, request[1], request[0]) for request in expected} == expected
     assert [*map(without_time, warm.frontier(problem, 6))] == [*map(without_time, frontier)]

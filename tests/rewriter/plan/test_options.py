@@ -1,6 +1,7 @@
 """Options are checked when they are given; earlier names of solvers are accepted with a warning."""
 
 import warnings
+from typing import Any
 
 import lowtide
 import pytest
@@ -19,6 +20,7 @@ def test_names_of_solvers_are_accepted_without_a_warning_and_others_are_refused(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [Options(solver=name).solver for name in SOLVER_NAMES] == list(SOLVER_NAMES)
-    for name in ("simplex", "", ["rotor"], None):
+    others: list[Any] = ["simplex", "", ["rotor"], None]
+    for name in others:
         with pytest.raises(ValueError, match=r"there is no solver .*: choose among auto, keep_all"):
             Options(solver=name)

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from lowtide.solvers.candidate_cache import cached_schedule, problem_digest
+from lowtide.solvers.candidates.candidate_cache import cached_schedule, problem_digest
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.encoding.refine_precision import with_lower_error
 from lowtide.solvers.problem.errors import ScheduleError

@@ -212,7 +212,8 @@ def test_plans_with_codes_come_from_the_cache_as_they_were_found(solver, tmp_pat
     cold = Portfolio(cache=DiskCache(tmp_path))
     plans = [replace(cold.solve(problem, budget, solver), solve_seconds=0.0) for budget in budgets]
     assert any(plan.encoded for plan in plans)
-    for function in ("portfolio.rate", "encoding.encoded_candidates.choices_of", "candidate_cache.proofs_of"):
+    functions = ("offers.rate", "candidate_cache.proofs_of")
+    for function in (*(f"candidates.{name}" for name in functions), "encoding.encoded_candidates.with_codes"):
         monkeypatch.setattr(f"lowtide.solvers.{function}", refuse)
     warm = Portfolio(cache=DiskCache(tmp_path))
     assert [replace(warm.solve(problem, budget, solver), solve_seconds=0.0) for budget in budgets] == plans

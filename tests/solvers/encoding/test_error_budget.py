@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowtide import solvers
+from lowtide.solvers.candidates.pareto import rate
 from lowtide.solvers.encoding.choices import choices_of
 from lowtide.solvers.encoding.decode_order import encoded_schedule, with_codes
 from lowtide.solvers.encoding.encoded_candidates import Encoded
 from lowtide.solvers.encoding.refine_precision import with_lower_error
-from lowtide.solvers.pareto import rate
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.encoded_problem import encodable
 from lowtide.solvers.problem.errors import ScheduleError

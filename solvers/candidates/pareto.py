@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .problem.encoded_problem import merged_problem
-from .problem.errors import InfeasibleBudget
-from .problem.liveness import Candidate, Choice, RunOrder, forecast
-from .problem.problem import Problem
+from ..problem.encoded_problem import merged_problem
+from ..problem.errors import InfeasibleBudget
+from ..problem.liveness import Candidate, Choice, RunOrder, forecast
+from ..problem.problem import Problem
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,12 +13,12 @@ from operator import attrgetter, index
 
 import numpy as np
 
-from .bound import Proof, proofs_of, proven_seconds
-from .disk_cache import DamagedEntry, DiskCache, Entry, decoding, entry_name
+from ..bound import Proof, proofs_of, proven_seconds
+from ..disk_cache import DamagedEntry, DiskCache, Entry, decoding, entry_name
+from ..problem.liveness import Choice, RunOrder
+from ..problem.problem import Op, Problem, Value
+from ..problem.schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
 from .pareto import Rated
-from .problem.liveness import Choice, RunOrder
-from .problem.problem import Op, Problem, Value
-from .problem.schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
 
 _NUMBER = np.dtype("<i4")
 _MOST_RUNS = 64  # runs per operation of a candidate, on average
