@@ -138,7 +138,7 @@ def _pack(payload: Any, arrays: Sequence[np.ndarray]) -> bytes:
     kinds = [
         (array.dtype.str, array.nbytes, len(content)) for array, content in zip(little_endian, packed, strict=True)
     ]
-    text = json.dumps({"told": payload, "arrays": kinds}, default=lambda number: number.item())  # numbers of numpy
+    text = json.dumps({"payload": payload, "arrays": kinds}, default=lambda number: number.item())  # numbers of numpy
     header = zlib.compress(text.encode(), 1)
     rest = b"".join((len(header).to_bytes(_LENGTH_BYTES, "little"), header, *packed))
     return b"".join((_OPENING, sha256(rest).digest(), rest))
@@ -159,7 +159,7 @@ def _unpack(content: bytes) -> Entry:
                 raise ValueError(f"an array of kind {kind!r} with {size_bytes} bytes")
             packed.append((kind, size_bytes, content[end : end + packed_bytes]))
             end += packed_bytes
-        return Entry(header["told"], tuple(packed))
+        return Entry(header["payload"], tuple(packed))
     except (TypeError, KeyError) as error:
         raise ValueError("the header of the entry is damaged") from error
 

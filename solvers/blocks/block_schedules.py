@@ -85,13 +85,17 @@ class BlockEvaluator:
         once_seconds = sum(ops[index].seconds for index in self.operations)
         ran_seconds = sum(ops[index].seconds for index in forward) + sum(ops[index].seconds for index in backward)
         return BlockSchedule(
-            forward=tuple(self.position[index] for index in forward),
-            backward=tuple(self.position[index] for index in backward),
+            forward=self.positions(forward),
+            backward=self.positions(backward),
             kept_bytes=kept_bytes,
             backward_peak_bytes=peak_above_start_bytes + self._size(required) + states_bytes,
             forward_peak_bytes=self.forward_peak(forward, kept_values) + states_bytes,
             seconds=ran_seconds - once_seconds,
         )
+
+    def positions(self, operations: Iterable[int]) -> tuple[int, ...]:
+        """Return the positions of operations in the block."""
+        return tuple(self.position[index] for index in operations)
 
     def required_values(self, backward: tuple[int, ...]) -> frozenset[int]:
         """Return the values that backward requires, of those made for this block and the next one alone."""

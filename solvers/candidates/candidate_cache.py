@@ -35,7 +35,7 @@ def cached_candidates(
     """
     if cache is None:
         return tuple(find())
-    name = entry_name("ladder", problem_digest(problem), repr(solver))
+    name = entry_name("candidates", problem_digest(problem), repr(solver))
     entry = cache.read(name)
     if entry is not None:
         with suppress(DamagedEntry):

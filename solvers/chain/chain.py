@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 
 import numpy as np
 
-from ..blocks.block_schedules import BlockEvaluator, BlockSchedule, operations_of
+from ..blocks.block_schedules import BlockEvaluator, BlockSchedule
 from ..blocks.block_values import alike, middle_member, shared_values, stream_values
 from ..problem.liveness import lives_of
 from ..problem.problem import Problem
@@ -20,8 +21,8 @@ class LinkSchedule:
 
     kept_bytes, backward_peak_bytes, forward_peak_bytes: as in `BlockSchedule`.
     seconds: beyond running everything once.
-    again_seconds: the same if the link's forward has run before, and now makes only the values that this schedule
-        keeps and those that the next link reads.
+    again_seconds: the same if the link's forward is recomputed, making only the values that this schedule keeps and
+        those that the next link reads.
     last_seconds: the same if also no link comes after it.
     again_peak_bytes, last_peak_bytes: the peak of such a forward above the bytes alive when it begins.
     forward_seconds, forward_again_seconds: of its forward alone, for the first run and for a later one.
@@ -56,7 +57,7 @@ class Link:
         schedules.
     forward_base_bytes: the same when its forward first begins.
     first_pass_seconds: of running its forward for the first time, keeping nothing.
-    pass_seconds: of doing so again, infinite if that is impossible.
+    pass_seconds: of recomputing it so, infinite if that is impossible.
     pass_peak_bytes: the peak of a pass above the bytes alive when it begins.
     """
 
@@ -76,7 +77,7 @@ class Runs:
 
     first_pass, again_pass: its forward when it keeps nothing, for the first time and again.
     forward, backward: for each schedule.
-    again, last: for each schedule its forward when run again, `last` if no link comes after it.
+    again, last: for each schedule its recomputed forward, `last` if no link comes after it.
     recompute: for each schedule the runs that make the next link's input from the values kept.
     """
 
@@ -102,83 +103,95 @@ def chain_of(problem: Problem, schedules: Mapping[int, Sequence[BlockSchedule]])
 
     schedules: for each distinct block (`alike`).
     """
-    kinds = alike(problem)
-    streams = stream_values(problem)
+    kinds, streams = alike(problem), stream_values(problem)
     base, forward_base = _bases(problem, streams)
-    links_of_kinds: dict[int, tuple[Runs, Link]] = {}
+    runs: dict[int, Runs] = {}
+    link_of_kind: dict[int, partial[Link]] = {}
     for kind in dict.fromkeys(kinds):
-        links_of_kinds[kind] = _runs_and_link(problem, middle_member(kinds, kind), kind, schedules[kind], streams)
+        block = middle_member(kinds, kind)
+        next_inputs = streams[block + 1] if block + 1 < len(streams) else frozenset()
+        runs[kind], link_of_kind[kind] = _runs_and_link(problem, block, kind, schedules[kind], next_inputs)
     size = [value.size_bytes for value in problem.values]
     links = tuple(
-        replace(
-            links_of_kinds[kind][1],
+        link_of_kind[kind](
             input_bytes=sum(size[value] for value in streams[block]),
             base_bytes=base[block],
             forward_base_bytes=forward_base[block],
         )
         for block, kind in enumerate(kinds)
     )
-    return Chain(links, tuple(links_of_kinds[kind][0] for kind in kinds))
+    return Chain(links, tuple(runs[kind] for kind in kinds))
 
 
 def _runs_and_link(
-    problem: Problem, block: int, kind: int, schedules: Sequence[BlockSchedule], streams: tuple[frozenset[int], ...]
-) -> tuple[Runs, Link]:
-    """Build the runs and the link of a class of blocks; inputs and bases are left at zero."""
-    evaluator, operations, ops = BlockEvaluator(problem, block), operations_of(problem, block), problem.ops
-    next_inputs = streams[block + 1] if block + 1 < len(streams) else frozenset()
-    forward = problem.segment_operations[block]
+    problem: Problem, block: int, kind: int, schedules: Sequence[BlockSchedule], next_inputs: frozenset[int]
+) -> tuple[Runs, partial[Link]]:
+    """Return the runs of a kind of block, and its link without the bytes of inputs and bases."""
+    evaluator, forward = BlockEvaluator(problem, block), problem.segment_operations[block]
     first_pass = _first_pass(problem, forward, evaluator)
     again_pass = trimmed(problem, forward, next_inputs)
-    once_seconds = sum(ops[index].seconds for index in operations)
-
-    def seconds(runs: Sequence[int]) -> float:
-        return sum(ops[index].seconds for index in runs)
-
-    def positions(runs: Sequence[int]) -> tuple[int, ...]:
-        return tuple(evaluator.position[index] for index in runs)
-
     schedule_runs, link_schedules = [], []
     for schedule in schedules:
-        forward_runs = tuple(operations[position] for position in schedule.forward)
-        backward_runs = tuple(operations[position] for position in schedule.backward)
-        required = evaluator.required_values(backward_runs)
-        again = trimmed(problem, forward_runs, required | next_inputs)
-        last = trimmed(problem, forward_runs, required)
-        recompute = trimmed(problem, forward, next_inputs, required - next_inputs)
-        backward_seconds = seconds(backward_runs) - once_seconds
-        schedule_runs.append(
-            (schedule.forward, positions(again), positions(last), positions(recompute), schedule.backward)
-        )
-        link_schedules.append(
-            LinkSchedule(
-                kept_bytes=schedule.kept_bytes,
-                backward_peak_bytes=schedule.backward_peak_bytes,
-                forward_peak_bytes=schedule.forward_peak_bytes,
-                seconds=schedule.seconds,
-                again_seconds=repeated_seconds(problem, again) + backward_seconds,
-                last_seconds=repeated_seconds(problem, last) + backward_seconds,
-                again_peak_bytes=evaluator.forward_peak(again, required & evaluator.local_values),
-                last_peak_bytes=evaluator.forward_peak(last, required & evaluator.local_values),
-                forward_seconds=seconds(forward_runs),
-                forward_again_seconds=repeated_seconds(problem, again),
-                recompute_seconds=repeated_seconds(problem, recompute),
-                recompute_peak_bytes=evaluator.forward_peak(recompute, frozenset()),
-                backward_seconds=backward_seconds,
-            )
-        )
-    runs = Runs(positions(first_pass), positions(again_pass), *zip(*schedule_runs, strict=True))
-    link = Link(
-        kind,
-        tuple(link_schedules),
-        0,
-        0,
-        0,
-        seconds(first_pass),
-        repeated_seconds(problem, again_pass),
-        evaluator.forward_peak(first_pass, frozenset()),
+        runs = _ScheduleRuns.of(evaluator, schedule, next_inputs)
+        schedule_runs.append([evaluator.positions(operations) for operations in runs.operations])
+        link_schedules.append(_link_schedule(evaluator, schedule, runs))
+    runs = Runs(evaluator.positions(first_pass), evaluator.positions(again_pass), *zip(*schedule_runs, strict=True))
+    link = partial(
+        Link,
+        kind=kind,
+        schedules=tuple(link_schedules),
+        first_pass_seconds=_seconds(problem, first_pass),
+        pass_seconds=repeated_seconds(problem, again_pass),
+        pass_peak_bytes=evaluator.forward_peak(first_pass, frozenset()),
     )
     return runs, link
+
+
+@dataclass(frozen=True)
+class _ScheduleRuns:
+    """The operations that a link runs by one schedule.
+
+    required: the values that backward requires, of those made for this link and the next one alone.
+    operations: forward, again, last, recompute and backward, as in `Runs`.
+    """
+
+    required: frozenset[int]
+    operations: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(evaluator: BlockEvaluator, schedule: BlockSchedule, next_inputs: frozenset[int]) -> _ScheduleRuns:
+        """Return the runs of a schedule; `next_inputs` are the values made for the next link alone."""
+        problem = evaluator.problem
+        forward = tuple(evaluator.operations[position] for position in schedule.forward)
+        backward = tuple(evaluator.operations[position] for position in schedule.backward)
+        required = evaluator.required_values(backward)
+        again = trimmed(problem, forward, required | next_inputs)
+        last = trimmed(problem, forward, required)
+        everything = problem.segment_operations[evaluator.block]
+        recompute = trimmed(problem, everything, next_inputs, required - next_inputs)
+        return _ScheduleRuns(required, (forward, again, last, recompute, backward))
+
+
+def _link_schedule(evaluator: BlockEvaluator, schedule: BlockSchedule, runs: _ScheduleRuns) -> LinkSchedule:
+    """Return a schedule of a block with the costs of recomputing it."""
+    problem, kept = evaluator.problem, runs.required & evaluator.local_values
+    forward, again, last, recompute, backward = runs.operations
+    backward_seconds = _seconds(problem, backward) - _seconds(problem, evaluator.operations)
+    return LinkSchedule(
+        kept_bytes=schedule.kept_bytes,
+        backward_peak_bytes=schedule.backward_peak_bytes,
+        forward_peak_bytes=schedule.forward_peak_bytes,
+        seconds=schedule.seconds,
+        again_seconds=repeated_seconds(problem, again) + backward_seconds,
+        last_seconds=repeated_seconds(problem, last) + backward_seconds,
+        again_peak_bytes=evaluator.forward_peak(again, kept),
+        last_peak_bytes=evaluator.forward_peak(last, kept),
+        forward_seconds=_seconds(problem, forward),
+        forward_again_seconds=repeated_seconds(problem, again),
+        recompute_seconds=repeated_seconds(problem, recompute),
+        recompute_peak_bytes=evaluator.forward_peak(recompute, frozenset()),
+        backward_seconds=backward_seconds,
+    )
 
 
 def trimmed(
@@ -199,6 +212,10 @@ def repeated_seconds(problem: Problem, runs: Sequence[int]) -> float:
     """Return the time of running these a second time, infinite if one of them is not repeatable."""
     if not all(problem.ops[index].repeatable for index in runs):
         return inf
+    return _seconds(problem, runs)
+
+
+def _seconds(problem: Problem, runs: Sequence[int]) -> float:
     return sum(problem.ops[index].seconds for index in runs)
 
 
@@ -252,7 +269,7 @@ def _bases(problem: Problem, streams: tuple[frozenset[int], ...]) -> tuple[list[
     """Return for each block the bytes alive when its backward begins, and when its forward begins.
 
     Everything is kept; the bytes that schedules keep and the streams do not count. A value that the forward of several
-    blocks reads stays until the first of them has run backward, since its forward may run again then.
+    blocks reads stays until the first of them has run backward, since its forward may be recomputed then.
     """
     blocks, boundary = len(problem.block_classes), problem.forward_length
     order = problem.segment_operations

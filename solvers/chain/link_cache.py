@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from math import isfinite
 from operator import index
-from typing import Any
 
 from ..blocks.block_schedules import BlockSchedule, operations_of
 from ..blocks.rematerialize import droppable
@@ -16,9 +15,6 @@ from ..disk_cache import DamagedEntry, DiskCache, Entry, decoding, entry_name
 from ..problem.problem import Problem
 
 _CACHE = DiskCache()
-# Entries use these names for two fields.
-_ENTRY_NAMES = {"backward_peak_bytes": "height_bytes", "forward_peak_bytes": "forward_height_bytes"}
-_FIELD_NAMES = {name: field for field, name in _ENTRY_NAMES.items()}
 
 
 def cached_schedules(
@@ -35,13 +31,13 @@ def cached_schedules(
     """
     if cache is None:
         return tuple(find())
-    name = entry_name("ways", block_content(problem, block), configuration)
+    name = entry_name("block_schedules", block_content(problem, block), configuration)
     entry = cache.read(name)
     if entry is not None:
         with suppress(DamagedEntry):
             return _stored_schedules(entry, len(operations_of(problem, block)))
     schedules = tuple(find())
-    cache.write(name, [_entry_content(schedule) for schedule in schedules])
+    cache.write(name, [asdict(schedule) for schedule in schedules])
     return schedules
 
 
@@ -84,20 +80,13 @@ def _relative_place(problem: Problem, block: int, place: int) -> tuple[bool, int
     return place < problem.forward_length, max(-2, min(away, 2))
 
 
-def _entry_content(schedule: BlockSchedule) -> dict[str, Any]:
-    """Return a schedule's fields by their names in an entry."""
-    return {_ENTRY_NAMES.get(name, name): content for name, content in asdict(schedule).items()}
-
-
 def _stored_schedules(entry: Entry, operations: int) -> tuple[BlockSchedule, ...]:
     """Return the schedules of an entry for a block of `operations` operations. Raises DamagedEntry if it has none."""
     schedules = []
     with decoding("schedules"):
         for record in entry.content:
-            fields = {_FIELD_NAMES.get(name, name): content for name, content in record.items()}
-            schedule = BlockSchedule(
-                **{**fields, "forward": tuple(fields["forward"]), "backward": tuple(fields["backward"])}
-            )
+            runs = {name: tuple(record[name]) for name in ("forward", "backward")}
+            schedule = BlockSchedule(**(record | runs))
             if not all(0 <= index(position) < operations for position in (*schedule.forward, *schedule.backward)):
                 raise ValueError(f"a schedule runs operations outside 0..{operations - 1}")
             if min(map(index, (schedule.kept_bytes, schedule.backward_peak_bytes, schedule.forward_peak_bytes))) < 0:

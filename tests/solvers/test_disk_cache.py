@@ -139,7 +139,7 @@ def test_entries_lie_in_the_users_cache_folder_as_the_environment_says(tmp_path,
 
 def test_a_name_depends_on_every_text_and_on_where_one_ends():
     cases = [("a", "b"), ("b", "a"), ("ab",), ("ab", ""), ("", "ab"), ("a", "b", "")]
-    assert len({entry_name("ladder", *texts) for texts in cases} | {entry_name("ways", "a", "b")}) == 7
+    assert len({entry_name("candidates", *texts) for texts in cases} | {entry_name("block_schedules", "a", "b")}) == 7
 
 
 def test_another_version_of_the_solvers_has_other_names(tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_names_are_the_same_in_every_process():
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent.parent), str(Path(__file__).parent)]};"
         "import conftest; from made_problems import llama;"
         "from lowtide.solvers.candidates.candidate_cache import problem_digest;"
-        "from lowtide.solvers.disk_cache import entry_name; print(entry_name('ladder', problem_digest(llama(2))))"
+        "from lowtide.solvers.disk_cache import entry_name; print(entry_name('candidates', problem_digest(llama(2))))"
     )
     printed = {
         subprocess.run(

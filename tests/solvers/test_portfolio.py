@@ -176,9 +176,9 @@ def answer(portfolio, problem, budget, name):
 def test_one_solver_is_asked_alone_and_the_others_when_they_are_needed(tmp_path):
     problem, portfolio = llama(layers=2), Portfolio(cache=DiskCache(tmp_path))
     portfolio.solve(problem, 10**9, solver="recipes")
-    assert [path.name.split("-")[0] for path in sorted(tmp_path.iterdir())] == ["ladder", "proofs"]
+    assert [path.name.split("-")[0] for path in sorted(tmp_path.iterdir())] == ["candidates", "proofs"]
     portfolio.solve(problem, 10**9)
-    assert len([*tmp_path.glob("ladder-*")]) == len(portfolio.solvers)
+    assert len([*tmp_path.glob("candidates-*")]) == len(portfolio.solvers)
 
 
 def test_damaged_entries_are_solved_and_written_again(tmp_path):
@@ -204,7 +204,7 @@ def test_other_options_of_a_solver_are_not_answered_from_the_cache(tmp_path, mon
     options = [Greedy(), replace(Greedy(), name="greedier")]
     for solver in options:
         Portfolio((solver,), cache=DiskCache(tmp_path)).solve(problem, 10**9)
-    assert len([*tmp_path.glob("ladder-*")]) == len(options)
+    assert len([*tmp_path.glob("candidates-*")]) == len(options)
 
 
 @pytest.mark.parametrize(
