@@ -49,8 +49,8 @@ class BlockEvaluator:
         self.problem, self.block = problem, block
         self.operations = operations_of(problem, block)
         self.position = {index: position for position, index in enumerate(self.operations)}
-        self.walk = PeakWalk(problem)
-        self.size_bytes = self.walk.size_bytes
+        self.peak_walk = PeakWalk(problem)
+        self.size_bytes = self.peak_walk.size_bytes
         shared = shared_values(problem)
         own = [value for index in self.operations for value in problem.ops[index].makes]
         boundary = problem.forward_length
@@ -105,18 +105,18 @@ class BlockEvaluator:
         """Return the peak of a forward that keeps these values, above the bytes alive when it begins."""
         alive = self.outside | kept
         made_bytes = self._size(value for index in forward for value in self.problem.ops[index].makes if value in alive)
-        peaks, _ = self.walk.peaks(forward, alive)
+        peaks, _ = self.peak_walk.peaks(forward, alive)
         return made_bytes + max(0, max(peaks, default=0))
 
     def run_peaks(self, backward: Sequence[int]) -> list[int]:
         """Return the peak of each run of a backward, above the bytes alive when it begins."""
-        peaks, start_bytes = self.walk.peaks(backward, self.after_backward.copy())
+        peaks, start_bytes = self.peak_walk.peaks(backward, self.after_backward.copy())
         return [peak_bytes - start_bytes for peak_bytes in reversed(peaks)]
 
     def _backward(self, backward: Sequence[int]) -> tuple[frozenset[int], int]:
         """Return the values that backward requires, and its peak above the bytes alive when it begins."""
         required = self.after_backward.copy()
-        peak_bytes = self.walk.peak_above_start(backward, required)
+        peak_bytes = self.peak_walk.peak_above_start(backward, required)
         return frozenset(self.may_be_required & required), peak_bytes
 
     def _size(self, values: Iterable[int]) -> int:

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..problem.problem import Problem
 from ..problem.problem_arrays import unbeaten_rows
+from .block_schedules import BlockEvaluator, BlockSchedule
 from .block_values import alike, forward_values, shared_values
-from .peak_walk import PeakWalk
 from .rematerialize import Lifetime, Walk, droppable
 from .tradeoff import curve_of, trade_of
 
@@ -21,10 +21,13 @@ FIRST_LIFETIMES = (Lifetime.SEGMENT, Lifetime.READING, Lifetime.MOMENT)
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a block of a class.
+    """An option of a block of a class, with the estimates that rank it among others.
+
+    `BlockSchedule` has the exact bytes of what it runs. The estimates count the block as if nothing outlived its
+    backward but what it was given: gradients that it makes and leaves take their bytes only while they are made.
 
     lifetimes: per forward value of the block, by position.
-    kept_bytes: alive from forward to backward, without values that other blocks read.
+    kept_bytes: alive from forward to backward, without values that other blocks read or that are made only once.
     peak_above_start_bytes: the peak of the block's backward above the bytes alive when it begins.
     seconds: time beyond running every operation once.
     """
@@ -54,7 +57,8 @@ class OptionEvaluator:
         self.read_elsewhere = bytearray(len(problem.values))
         for value in self.values:
             self.read_elsewhere[value] = value not in self.droppable_values
-        self.peak_walk = PeakWalk(problem)
+        self.evaluator = BlockEvaluator(problem, block)
+        self.peak_walk = self.evaluator.peak_walk
         touched = {value for index in self.backward for value in problem.ops[index].reads} | set(self.values)
         # values that outlive this block's backward
         self.outlive = {v for v in touched if problem.values[v].held or problem.values[v].resident}
@@ -76,10 +80,10 @@ class OptionEvaluator:
         kept_bytes += problem.state_bytes * len(redrawn)
         return Option(lifetimes, kept_bytes, peak_above_start_bytes, backward_seconds - once_seconds - waiting_seconds)
 
-    def runs_of(self, lifetimes: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the operations that the block's forward and backward run with these lifetimes."""
+    def schedule(self, lifetimes: bytes) -> BlockSchedule:
+        """Return the schedule with these lifetimes, with values that cannot be dropped kept for the step."""
         backward = self._walk(self._possible(lifetimes))
-        return tuple(index for index in self.forward if not self.walk.waits[index]), backward
+        return self.evaluator.evaluate(tuple(index for index in self.forward if not self.walk.waits[index]), backward)
 
     def _possible(self, lifetimes: bytes) -> bytes:
         """Return the lifetimes, with values that cannot be dropped kept for the step."""

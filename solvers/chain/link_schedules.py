@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from ..blocks.block_schedules import BlockEvaluator, BlockSchedule, unbeaten
+from ..blocks.block_schedules import BlockSchedule, unbeaten
 from ..blocks.block_values import alike, middle_member
 from ..blocks.lifetime_options import OptionEvaluator, by_hand, members_of, options_of
 from ..disk_cache import DiskCache
@@ -43,20 +43,16 @@ def recipe_schedules(problem: Problem) -> Mapping[int, tuple[BlockSchedule, ...]
     schedules = {}
     for kind in dict.fromkeys(kinds):
         block = middle_member(kinds, kind)
-        evaluator, options = BlockEvaluator(problem, block), OptionEvaluator(problem, block)
-        lifetimes = (bytes(len(options.values)), *by_hand(options))
-        schedules[kind] = unbeaten(evaluator.evaluate(*options.runs_of(values)) for values in lifetimes)
+        evaluator = OptionEvaluator(problem, block)
+        lifetimes = (bytes(len(evaluator.values)), *by_hand(evaluator))
+        schedules[kind] = unbeaten(map(evaluator.schedule, lifetimes))
     return schedules
 
 
 def _find_schedules(problem: Problem, block: int, visits: int) -> tuple[BlockSchedule, ...]:
-    schedules = unbeaten(_from_options(problem, block, visits))
+    evaluator = OptionEvaluator(problem, block)
+    options = options_of(problem, block, visits)
+    schedules = unbeaten(evaluator.schedule(option.lifetimes) for option in options)
     repeats = members_of(problem, block) >= _WORTH_PROVING
     few = len(problem.segment_operations[block]) <= _FEW_OPERATIONS
     return schedules_of(problem, block, schedules) if repeats and few else schedules
-
-
-def _from_options(problem: Problem, block: int, visits: int) -> list[BlockSchedule]:
-    """Return the schedules that minimum cuts and single changes find."""
-    evaluator, options = BlockEvaluator(problem, block), OptionEvaluator(problem, block)
-    return [evaluator.evaluate(*options.runs_of(option.lifetimes)) for option in options_of(problem, block, visits)]

@@ -51,7 +51,9 @@ def test_an_option_takes_the_seconds_that_the_whole_step_takes_with_it(seed, cho
     problem = chain_of_blocks(seed, blocks=3)
     values = forward_values(problem)[2]
     lives = (Lifetime.STEP, Lifetime.SEGMENT, Lifetime.READING, Lifetime.MOMENT)
-    option = OptionEvaluator(problem, 2).try_out(bytes(lives[choice >> 2 * i & 3] for i in range(len(values))))
+    evaluator = OptionEvaluator(problem, 2)
+    option = evaluator.try_out(bytes(lives[choice >> 2 * i & 3] for i in range(len(values))))
+    assert evaluator.schedule(option.lifetimes).seconds == approx(option.seconds)
     lifetimes = bytearray(len(problem.values))
     for value, life in zip(values, option.lifetimes, strict=True):
         lifetimes[value] = life
