@@ -56,9 +56,9 @@ class Link:
     base_bytes: alive when the link's backward begins whatever is chosen, without links' inputs and bytes kept by
         schedules.
     forward_base_bytes: the same when its forward first begins.
-    first_pass_seconds: of running its forward for the first time, keeping nothing.
-    pass_seconds: of recomputing it so, infinite if that is impossible.
-    pass_peak_bytes: the peak of a pass above the bytes alive when it begins.
+    first_sweep_seconds: of running its forward for the first time, keeping nothing.
+    sweep_seconds: of recomputing it so, infinite if that is impossible.
+    sweep_peak_bytes: the peak of a sweep above the bytes alive when it begins.
     """
 
     kind: int
@@ -66,23 +66,23 @@ class Link:
     input_bytes: int
     base_bytes: int
     forward_base_bytes: int
-    first_pass_seconds: float
-    pass_seconds: float
-    pass_peak_bytes: int
+    first_sweep_seconds: float
+    sweep_seconds: float
+    sweep_peak_bytes: int
 
 
 @dataclass(frozen=True)
 class Runs:
     """The operations that a link of a class runs, as positions in its operations.
 
-    first_pass, again_pass: its forward when it keeps nothing, for the first time and again.
+    first_sweep, again_sweep: its forward when it keeps nothing, for the first time and again.
     forward, backward: for each schedule.
     again, last: for each schedule its recomputed forward, `last` if no link comes after it.
     recompute: for each schedule the runs that make the next link's input from the values kept.
     """
 
-    first_pass: tuple[int, ...]
-    again_pass: tuple[int, ...]
+    first_sweep: tuple[int, ...]
+    again_sweep: tuple[int, ...]
     forward: tuple[tuple[int, ...], ...]
     again: tuple[tuple[int, ...], ...]
     last: tuple[tuple[int, ...], ...]
@@ -128,21 +128,21 @@ def _runs_and_link(
 ) -> tuple[Runs, partial[Link]]:
     """Return the runs of a kind of block, and its link without the bytes of inputs and bases."""
     evaluator, forward = BlockEvaluator(problem, block), problem.segment_operations[block]
-    first_pass = _first_pass(problem, forward, evaluator)
-    again_pass = trimmed(problem, forward, next_inputs)
+    first_sweep = _first_sweep(problem, forward, evaluator)
+    again_sweep = trimmed(problem, forward, next_inputs)
     schedule_runs, link_schedules = [], []
     for schedule in schedules:
         runs = _ScheduleRuns.of(evaluator, schedule, next_inputs)
         schedule_runs.append([evaluator.positions(operations) for operations in runs.operations])
         link_schedules.append(_link_schedule(evaluator, schedule, runs))
-    runs = Runs(evaluator.positions(first_pass), evaluator.positions(again_pass), *zip(*schedule_runs, strict=True))
+    runs = Runs(evaluator.positions(first_sweep), evaluator.positions(again_sweep), *zip(*schedule_runs, strict=True))
     link = partial(
         Link,
         kind=kind,
         schedules=tuple(link_schedules),
-        first_pass_seconds=_seconds(problem, first_pass),
-        pass_seconds=repeated_seconds(problem, again_pass),
-        pass_peak_bytes=evaluator.forward_peak(first_pass, frozenset()),
+        first_sweep_seconds=_seconds(problem, first_sweep),
+        sweep_seconds=repeated_seconds(problem, again_sweep),
+        sweep_peak_bytes=evaluator.forward_peak(first_sweep, frozenset()),
     )
     return runs, link
 
@@ -219,7 +219,7 @@ def _seconds(problem: Problem, runs: Sequence[int]) -> float:
     return sum(problem.ops[index].seconds for index in runs)
 
 
-def _first_pass(problem: Problem, forward: Sequence[int], evaluator: BlockEvaluator) -> tuple[int, ...]:
+def _first_sweep(problem: Problem, forward: Sequence[int], evaluator: BlockEvaluator) -> tuple[int, ...]:
     """Return the runs of a forward that cannot wait for backward, whatever is kept: see `Walk.let_forward_wait`."""
     required: set[int] = set()
     chosen = []
@@ -233,9 +233,9 @@ def _first_pass(problem: Problem, forward: Sequence[int], evaluator: BlockEvalua
 
 
 def storing(chain: Chain, chosen: Sequence[int]) -> Chain:
-    """Return the chain after a pass in which link l has kept the values of its schedule chosen[l].
+    """Return the chain after a sweep in which link l has kept the values of its schedule chosen[l].
 
-    The bytes kept then belong to the bases. A later pass makes only the values that the next link reads, from those
+    The bytes kept then belong to the bases. A later sweep makes only the values that the next link reads, from those
     kept; the chosen schedule is the only one left.
     """
     links, runs, stored_bytes = [], [], 0
@@ -256,8 +256,8 @@ def storing(chain: Chain, chosen: Sequence[int]) -> Chain:
                 link,
                 schedules=(stored_schedule,),
                 base_bytes=link.base_bytes + stored_bytes,
-                pass_seconds=schedule.recompute_seconds,
-                pass_peak_bytes=schedule.recompute_peak_bytes,
+                sweep_seconds=schedule.recompute_seconds,
+                sweep_peak_bytes=schedule.recompute_peak_bytes,
             )
         )
         recompute, backward = link_runs.recompute[number], link_runs.backward[number]

@@ -10,7 +10,7 @@ from ..problem.liveness import RunOrder
 from ..problem.problem import Problem
 from ..problem.units import format_keeping
 from .chain import Chain
-from .tables import Keep, NestedSchedule, Pass, Tables
+from .tables import ForwardSweep, Keep, NestedSchedule, Tables
 
 
 def order_of(problem: Problem, tables: Tables, nested_schedule: NestedSchedule) -> RunOrder:
@@ -29,7 +29,7 @@ def order_of(problem: Problem, tables: Tables, nested_schedule: NestedSchedule) 
 def describe(tables: Tables, nested_schedule: NestedSchedule) -> str:
     """Describe how many links keep how much, and how many stretches are recomputed from their first input."""
     kept: Counter[int] = Counter()
-    passes = []
+    sweeps = []
     for part in _parts(nested_schedule):
         if isinstance(part.decision, Keep):
             level = part.level
@@ -37,9 +37,9 @@ def describe(tables: Tables, nested_schedule: NestedSchedule) -> str:
             chosen = schedule if level is None else tables.levels[level][link]
             kept[tables.chain.links[link].schedules[chosen].kept_bytes] += 1
         else:
-            passes.append(part.decision)
+            sweeps.append(part.decision)
     amounts = ", ".join(format_keeping(count, size) for size, count in sorted(kept.items(), reverse=True))
-    again = f"; {len(passes)} stretches run again from their first input" if passes else ""
+    again = f"; {len(sweeps)} stretches run again from their first input" if sweeps else ""
     return f"of {len(tables.links)} links: {amounts}{again}"
 
 
@@ -70,17 +70,17 @@ def _steps(tables: Tables, nested_schedule: NestedSchedule) -> Iterator[tuple[in
             pending.append((decision.link, runs.backward[decision.schedule]))
         else:
             for link in range(decision.first, decision.stop):
-                positions = _pass_positions(chain, tables.levels, decision, link, is_first_forward)
+                positions = _sweep_positions(chain, tables.levels, decision, link, is_first_forward)
                 yield link, positions, link if is_first_forward else end - part.last
         pending += [child for child in (part.again, part.after) if child is not None]
 
 
-def _pass_positions(
-    chain: Chain, levels: Sequence[Sequence[int]], decision: Pass, link: int, is_first_forward: bool
+def _sweep_positions(
+    chain: Chain, levels: Sequence[Sequence[int]], decision: ForwardSweep, link: int, is_first_forward: bool
 ) -> Sequence[int]:
-    """Return the positions of a link's operations that a pass runs."""
+    """Return the positions of a link's operations that a sweep runs."""
     runs = chain.runs[link]
     if decision.level is None:
-        return runs.first_pass if is_first_forward else runs.again_pass
+        return runs.first_sweep if is_first_forward else runs.again_sweep
     schedule = levels[decision.level][link]
     return runs.forward[schedule] if is_first_forward else runs.again[schedule]

@@ -1,4 +1,4 @@
-"""Levels of retention of a pass over links, from few bytes kept to many: one schedule per kind of link and level."""
+"""Levels of retention of a sweep over links, from few bytes kept to many: one schedule per kind of link and level."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def levels_of(chain: Chain, most: int) -> tuple[tuple[int, ...], ...]:
 
     A level is the cheapest schedule of each kind at one price per byte kept. A schedule costs its seconds and those of
     recomputing the values that the next link reads. Prices are those at which some kind's cheapest schedule changes. A
-    level that keeps nothing equals a plain pass, and is left out.
+    level that keeps nothing equals a plain sweep, and is left out.
     """
     kinds = {link.kind: link.schedules for link in chain.links}
     prices = sorted({price for schedules in kinds.values() for price in _prices(schedules)})

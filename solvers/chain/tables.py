@@ -21,7 +21,7 @@ class Keep:
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardSweep:
     """Run the forward of links first..stop-1, then links from `stop` on with their backward, then first..stop-1 again.
 
     level: the schedules whose values the first run keeps in addition to the first input; None to keep nothing.
@@ -36,15 +36,15 @@ class Pass:
 class NestedSchedule:
     """A nested schedule of links first..last: one decision, and the nested schedules of the links it leaves.
 
-    level: of the earlier pass over these links that has kept values, None without one.
+    level: of the earlier sweep over these links that has kept values, None without one.
     after: the nested schedule of the links after the decision, None if none are left.
-    again: of a `Pass`, the nested schedule of its own links.
+    again: of a `ForwardSweep`, the nested schedule of its own links.
     """
 
     first: int
     last: int
     level: int | None
-    decision: Keep | Pass
+    decision: Keep | ForwardSweep
     after: NestedSchedule | None
     again: NestedSchedule | None
 
@@ -60,7 +60,7 @@ class _Branches:
         its slots counted from the shift on.
     """
 
-    decision: Callable[[int], Keep | Pass]
+    decision: Callable[[int], Keep | ForwardSweep]
     seconds: np.ndarray
     slots: np.ndarray
     least: np.ndarray
@@ -112,13 +112,13 @@ class Tables:
     arXiv 1911.13214, theorem 1, with several schedules of a link as in Rockmate, arXiv 2307.01236, section 3.2)
 
         min over schedules s of link i:  seconds_s + C(i+1, j, m - kept_s - input_{i+1})   if base_i + peak_s <= m
-        min over i < k <= j:             seconds of passing i..k-1
-                                         + C(k, j, m - input_k) + C(i, k-1, m)             if the pass fits in m
+        min over i < k <= j:             seconds of sweeping i..k-1
+                                         + C(k, j, m - input_k) + C(i, k-1, m)             if the sweep fits in m
 
     and C over no links is 0. Where j is not the last link of the chain, the forward of i..j has run before. It then
     makes only the values still required, and the bytes alive meanwhile are those when the backward of j begins.
 
-    A pass may also keep some of the values that its links make, so that the next pass costs less. For layers of a
+    A sweep may also keep some of the values that its links make, so that the next sweep costs less. For layers of a
     convolution network these are the convolutions' outputs: recomputing normalization, activation and sum costs little.
     It keeps the values of the schedules of one `level`, one per kind of link. C(i, k-1, ·) is then that of the chain in
     which these are stored already (`storing`), and their bytes are taken from m.
@@ -191,7 +191,7 @@ class Tables:
     def _trace(self, last: int, slot: int) -> NestedSchedule:
         """Return the nested schedule of links 0..last behind a table's entry, without recursion."""
         parts: list[_Part] = [(self, 0, last, slot)]
-        decided: list[tuple[Keep | Pass, int, int]] = []  # with the numbers of the parts left, 0 for none
+        decided: list[tuple[Keep | ForwardSweep, int, int]] = []  # with the numbers of the parts left, 0 for none
         for tables, first, last, slot in parts:  # parts are added meanwhile
             decision, after, again = tables._decision(first, last, slot)
             numbers = []
@@ -207,7 +207,7 @@ class Tables:
             nested_schedules[number] = NestedSchedule(first, last, tables.level, decision, *left)
         return nested_schedules[0]
 
-    def _decision(self, first: int, last: int, slot: int) -> tuple[Keep | Pass, _Part | None, _Part | None]:
+    def _decision(self, first: int, last: int, slot: int) -> tuple[Keep | ForwardSweep, _Part | None, _Part | None]:
         """Return the decision behind a table's entry, and the parts left after it and again."""
         best, chosen, entry = inf, None, 0
         if (first, last) not in self._known_branches:
@@ -225,7 +225,7 @@ class Tables:
         if chosen.after is not None:
             start = first + 1 if isinstance(decision, Keep) else decision.stop
             after = (self, start, last, min(slot - int(chosen.after[2][entry]), self.slots - 1))
-        if chosen.again is not None and isinstance(decision, Pass):
+        if chosen.again is not None and isinstance(decision, ForwardSweep):
             tables, _, shifts = chosen.again
             again = (tables, first, decision.stop - 1, min(slot - int(shifts[entry]), self.slots - 1))
         return decision, after, again
@@ -237,9 +237,9 @@ class Tables:
         """Yield all decisions at the beginning of a stretch."""
         yield self._keeps(first, last)
         if first < last:
-            yield self._passes(first, last, None)
+            yield self._sweeps(first, last, None)
             for level in range(len(self.stored)):
-                yield self._passes(first, last, level)
+                yield self._sweeps(first, last, level)
 
     def _keeps(self, first: int, last: int) -> _Branches:
         link, end, alone = self.links[first], self.links[last], first == last
@@ -256,34 +256,34 @@ class Tables:
             after = (self, np.full(len(shifts), self.rows[first + 1, last]), shifts)
         return _Branches.of(lambda schedule: Keep(first, schedule), seconds, self._slots(highest), after, None)
 
-    def _passes(self, first: int, last: int, level: int | None) -> _Branches:
-        """Return the passes over links first..l for each l from `first` to `last` - 1."""
-        passed, links, is_first_forward = slice(first, last), self.columns, self._is_first_forward(last)
+    def _sweeps(self, first: int, last: int, level: int | None) -> _Branches:
+        """Return the sweeps over links first..l for each l from `first` to `last` - 1."""
+        swept, links, is_first_forward = slice(first, last), self.columns, self._is_first_forward(last)
         if level is None:
-            seconds = links["first_pass_seconds" if is_first_forward else "pass_seconds"][passed]
-            peak_bytes, stored_bytes = links["pass_peak_bytes"][passed], np.zeros(last - first)
+            seconds = links["first_sweep_seconds" if is_first_forward else "sweep_seconds"][swept]
+            peak_bytes, stored_bytes = links["sweep_peak_bytes"][swept], np.zeros(last - first)
         else:
             schedules = self.level_columns[level]
-            seconds = schedules["forward_seconds" if is_first_forward else "forward_again_seconds"][passed]
-            peak_bytes = schedules["forward_peak_bytes" if is_first_forward else "again_peak_bytes"][passed]
-            stored_bytes = np.cumsum(schedules["kept_bytes"][passed])
+            seconds = schedules["forward_seconds" if is_first_forward else "forward_again_seconds"][swept]
+            peak_bytes = schedules["forward_peak_bytes" if is_first_forward else "again_peak_bytes"][swept]
+            stored_bytes = np.cumsum(schedules["kept_bytes"][swept])
         end_bytes = self.links[last].base_bytes
-        other_bytes = links["input_bytes"][passed].copy()
+        other_bytes = links["input_bytes"][swept].copy()
         other_bytes[0] = 0
         other_bytes[1:] += stored_bytes[:-1]
         if is_first_forward:
-            other_bytes += links["forward_base_bytes"][passed] - end_bytes
+            other_bytes += links["forward_base_bytes"][swept] - end_bytes
         highest = np.maximum.accumulate(other_bytes + peak_bytes)
         tables = self if level is None else self.stored[level]
         after = self._slots(links["input_bytes"][first + 1 : last + 1] + stored_bytes)
-        again = self._slots(links["base_bytes"][passed] + stored_bytes - end_bytes)
+        again = self._slots(links["base_bytes"][swept] + stored_bytes - end_bytes)
         again = np.maximum(again, -self.slots)  # all that fits, fits with this many more slots
         return _Branches.of(
-            lambda entry: Pass(first, first + entry + 1, level),
+            lambda entry: ForwardSweep(first, first + entry + 1, level),
             np.cumsum(seconds),
             self._slots(highest),
             (self, self.rows[first + 1 : last + 1, last], after),
-            (tables, tables.rows[first, passed], again),
+            (tables, tables.rows[first, swept], again),
         )
 
     def _slots(self, size_bytes):

@@ -93,14 +93,14 @@ def least_by_search(chain: Chain, budget_bytes: int) -> float:
             continue
         due, stored, kept, passing, through = state
         if due < 0:
-            return seconds - sum(link.first_pass_seconds for link in links)
+            return seconds - sum(link.first_sweep_seconds for link in links)
         there = stored if passing is None else stored | {passing}
         live = sum(links[i].input_bytes for i in there if i) + sum(links[i].schedules[0].kept_bytes for i in kept)
         steps = []
         for i in (stored_link for stored_link in there if stored_link <= due):
-            cost, keeping = links[i].first_pass_seconds, links[i].schedules[0]
+            cost, keeping = links[i].first_sweep_seconds, links[i].schedules[0]
             for keeps in (False, True):
-                peak_bytes = keeping.forward_peak_bytes if keeps else links[i].pass_peak_bytes
+                peak_bytes = keeping.forward_peak_bytes if keeps else links[i].sweep_peak_bytes
                 if live + peak_bytes > budget_bytes or (keeps and (i in kept or i not in stored)):
                     continue
                 now_kept, after = kept | {i} if keeps else kept, i + 1
