@@ -11,7 +11,8 @@ from ..solvers.problem.problem import EncodingOption, Op, Problem, Value
 from .compute_intensive import is_product
 from .encodings.codec_sites import CodecSite
 from .sources import Source
-from .step_graph import Kernel, StepGraph
+from .step_graph import StepGraph
+from .step_kernels import ComputeKernel, GradAccumulate, Kernel, TangentArrival
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,10 @@ def find_held_storages(step: StepGraph, grad_present: frozenset[Source]) -> set[
     """
     held = {step.storage_of[node] for node in step.outputs}
     for kernel in step.kernels:
-        if kernel.role == "tangent":
+        if isinstance(kernel, TangentArrival):
             held.update(kernel.makes)
-        if kernel.role == "accumulate":
-            assert kernel.target is not None
-            if kernel.target.meta["source"] not in grad_present:
-                held.update(kernel.makes or kernel.reads)
+        elif isinstance(kernel, GradAccumulate) and kernel.target.meta["source"] not in grad_present:
+            held.update(kernel.makes or kernel.reads)
     return held
 
 
@@ -148,12 +147,12 @@ def _op(
     rounded: Callable[[int], int],
 ) -> Op:
     makes = tuple(value_of[s] for s in kernel.makes)
-    seconds, working_bytes = 0.0, 0
-    if kernel.role == "compute":
+    seconds, working_bytes, reuses = 0.0, 0, None
+    if isinstance(kernel, ComputeKernel):
         costs = [cost_of(call) for call in kernel.measured_calls]
         seconds = sum(cost[0] for cost in costs)
         working_bytes = _working_bytes(kernel, [cost[1] for cost in costs])
-    reuses = value_of[kernel.reuses] if kernel.reuses is not None else None
+        reuses = value_of[kernel.reuses] if kernel.reuses is not None else None
     if reuses is not None and (values[reuses].resident or values[reuses].held):
         reuses = None  # it never dies
     return Op(
@@ -164,7 +163,7 @@ def _op(
         working_bytes=max(rounded(working_bytes), sum(values[v].size_bytes for v in makes)),
         block=kernel.block,
         repeatable=kernel.repeatable,
-        random=kernel.random,
+        random=isinstance(kernel, ComputeKernel) and kernel.random,
         compute_intensive=is_product(kernel),
         kind=kernel.kind,
         module=kernel.module,
@@ -172,7 +171,7 @@ def _op(
     )
 
 
-def _working_bytes(kernel: Kernel, measured: list[int]) -> int:
+def _working_bytes(kernel: ComputeKernel, measured: list[int]) -> int:
     """Return the most bytes that a kernel allocates at once: its first call's, and the additional bytes of calls in
     place.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from .calls import operation_name
-from .step_graph import Kernel
+from .step_kernels import ComputeKernel, Kernel
 
 _INTENSIVE = (
     "mm",
@@ -25,7 +25,7 @@ def is_product(kernel: Kernel) -> bool:
     """Return whether a kernel multiplies matrices, convolves or attends: the kernels whose results selective
     checkpointing keeps.
     """
-    return kernel.role == "compute" and any(multiplies(call) for call in kernel.calls)
+    return isinstance(kernel, ComputeKernel) and any(multiplies(call) for call in kernel.calls)
 
 
 def multiplies(call: fx.Node) -> bool:

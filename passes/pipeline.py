@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import fx
 
+from .build_step_graph import build_step_graph
 from .joint_graph import copy_graph
 from .rewrites.accumulate_grads import AccumulateGrads
 from .rewrites.assign_blocks import AssignBlocks
@@ -22,7 +23,7 @@ from .rewrites.run_in_place import RunInPlace
 from .rewrites.save_outputs import InvertOutputs, SaveOutputs
 from .rewrites.sum_in_place import SumInPlace
 from .savings import Saving, apply_passes
-from .step_graph import StepGraph, build_step_graph
+from .step_graph import StepGraph
 
 # From the strictest to the loosest: a pass runs at its own fidelity and at looser ones.
 FIDELITIES = ("bitwise", "rounding", "approximate")

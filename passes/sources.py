@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+SourceKind = Literal["parameter", "buffer", "input", "constant", "tangent", "output"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of a placeholder's value.
+    """The origin of a placeholder's value, or an output that retains its gradient.
 
-    kind: "parameter", "buffer", "input", "constant" or "tangent".
     name: the qualified name, the argument's place, or the output a tangent belongs to.
     index: counts within the kind.
     """
 
-    kind: str
+    kind: SourceKind
     name: str
     index: int
     _hash: int = field(init=False, repr=False, compare=False)
@@ -25,5 +27,5 @@ class Source:
     def __hash__(self) -> int:
         return self._hash
 
-    def __reduce__(self) -> tuple[type[Source], tuple[str, str, int]]:
+    def __reduce__(self) -> tuple[type[Source], tuple[SourceKind, str, int]]:
         return Source, (self.kind, self.name, self.index)  # another process hashes text differently

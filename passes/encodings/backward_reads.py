@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import fx
 
 from ..calls import arguments_of
-from ..step_graph import Kernel, StepGraph
+from ..step_graph import StepGraph
+from ..step_kernels import ComputeKernel
 
 ValueRead = tuple[fx.Node, int]
 """A call of backward and a storage that it may read."""
 
 
-def reads_of_values(step: StepGraph, storage: int, readers: Sequence[Kernel]) -> Iterator[ValueRead]:
+def reads_of_values(step: StepGraph, storage: int, readers: Sequence[ComputeKernel]) -> Iterator[ValueRead]:
     """Yield calls of backward with a storage that they may read: this one, or one that `readers` make of it alone.
 
     Results made of forward's values are followed. Results made of gradients are not: there the values are factors.
@@ -23,13 +24,11 @@ def reads_of_values(step: StepGraph, storage: int, readers: Sequence[Kernel]) ->
     followed, waiting = {storage}, [(storage, kernel) for kernel in readers]
     while waiting:
         read, kernel = waiting.pop()
-        if kernel.role != "compute":
-            continue
         yield from ((call, read) for call in kernel.calls)
         if kernel.repeatable:  # so it is not made of gradients
             made = set(kernel.makes) - followed
             followed |= made
-            waiting += [(new, later) for new in made for later in step.kernels if new in later.reads]
+            waiting += [(new, later) for new in made for later in step.compute_kernels if new in later.reads]
 
 
 def reads_as(step: StepGraph, call: fx.Node, storage: int, operands: Iterable[str]) -> bool:

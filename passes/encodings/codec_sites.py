@@ -12,6 +12,7 @@ from torch import fx
 
 from ...kernels.codec import CODECS, Codec
 from ..step_graph import StepGraph
+from ..step_kernels import GradAccumulate
 from .decode_free_products import GradientProduct, LevelProduct, build_level_product, match_gradient_product
 from .index_bounds import codecs_that_narrow
 from .lossy_codecs import codecs_that_lose
@@ -85,9 +86,8 @@ def find_codec_sites(
     allowed: fidelities.
     families: of approximate codecs (`FAMILIES`).
     """
-    computing = [kernel for kernel in step.kernels if kernel.role == "compute"]
-    forward = [kernel for kernel in computing if kernel.phase == "forward"]
-    read = {storage for kernel in computing if kernel.phase == "backward" for storage in kernel.reads}
+    forward = [kernel for kernel in step.compute_kernels if kernel.phase == "forward"]
+    read = {storage for kernel in step.compute_kernels if kernel.phase == "backward" for storage in kernel.reads}
     held = {step.storage_of[node] for node in step.outputs}
     sites_of_storage = {}
     for storage in (made for kernel in forward for made in kernel.makes if made in read - held):
@@ -108,7 +108,7 @@ def find_codec_sites(
         if sites:
             sites_of_storage[storage] = sites
     # Clones of gradients do not count.
-    makers = [kernel for kernel in step.kernels if kernel.role != "accumulate"]
+    makers = [kernel for kernel in step.kernels if not isinstance(kernel, GradAccumulate)]
     made_bytes = sum(step.storages[storage].size_bytes for kernel in makers for storage in kernel.makes)
     worth = sum(step.storages[storage].size_bytes for storage in sites_of_storage) >= _LEAST_SHARE * made_bytes
     return sites_of_storage if worth else {}

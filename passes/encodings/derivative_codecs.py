@@ -11,7 +11,8 @@ from ...kernels.codec import Codec
 from ...kernels.few_bit.derivative_codecs import derivative_codecs
 from ...kernels.few_bit.saved_derivatives import SavedDerivative
 from ..calls import arguments_of, operation_name
-from ..step_graph import Kernel, StepGraph
+from ..step_graph import StepGraph
+from ..step_kernels import ComputeKernel
 
 Arguments = dict[str, Any]
 Factor = tuple[
@@ -55,7 +56,7 @@ _DERIVATIVES: dict[str, Callable[[Arguments], Factor]] = {
 }
 
 
-def codecs_of_derivatives(step: StepGraph, storage: int, readers: Sequence[Kernel]) -> Iterator[Codec]:
+def codecs_of_derivatives(step: StepGraph, storage: int, readers: Sequence[ComputeKernel]) -> Iterator[Codec]:
     """Yield the codecs of a derivative for a storage, if all kernels of backward that read it multiply by it."""
     calls = [_sole_call(kernel) for kernel in readers]
     derivatives = {_derivative(step, call, storage) if call is not None else None for call in calls}
@@ -64,8 +65,8 @@ def codecs_of_derivatives(step: StepGraph, storage: int, readers: Sequence[Kerne
         yield from derivative_codecs(derivative)
 
 
-def _sole_call(kernel: Kernel) -> fx.Node | None:
-    return kernel.calls[0] if kernel.role == "compute" and len(kernel.calls) == 1 else None
+def _sole_call(kernel: ComputeKernel) -> fx.Node | None:
+    return kernel.calls[0] if len(kernel.calls) == 1 else None
 
 
 def _derivative(step: StepGraph, call: fx.Node, storage: int) -> SavedDerivative | None:

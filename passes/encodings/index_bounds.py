@@ -12,7 +12,8 @@ from ...kernels.codec import Codec
 from ...kernels.exact_codes.narrow_integers import NARROW_CODECS, narrowest
 from ...kernels.packing.bits import dense
 from ..calls import arguments_of, operation_name
-from ..step_graph import Kernel, StepGraph
+from ..step_graph import StepGraph
+from ..step_kernels import ComputeKernel
 
 Bounds = tuple[int, int]  # the least and the greatest
 
@@ -50,13 +51,13 @@ def _bounds(step: StepGraph, storage: int, base: fx.Node) -> Iterator[Bounds]:
             0,
             max(_length(arguments["self"], dim) if dim is not None else arguments["self"].meta["val"].numel(), 1) - 1,
         )
-    for kernel in step.kernels:
-        if kernel.phase == "forward" and kernel.role == "compute" and storage in kernel.reads:
+    for kernel in step.compute_kernels:
+        if kernel.phase == "forward" and storage in kernel.reads:
             for index in _whole(step, storage, kernel):
                 yield from (bounds for call in kernel.calls for bounds in _bounds_as_index(call, index))
 
 
-def _whole(step: StepGraph, storage: int, kernel: Kernel) -> Iterator[fx.Node]:
+def _whole(step: StepGraph, storage: int, kernel: ComputeKernel) -> Iterator[fx.Node]:
     """Yield the operands of a kernel that hold every element of a storage."""
     size_bytes = step.storages[storage].size_bytes
     for node in dict.fromkeys(operand for call in kernel.calls for operand in call.all_input_nodes):

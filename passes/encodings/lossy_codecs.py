@@ -11,7 +11,8 @@ from ...kernels.codec import Codec
 from ...kernels.rows.tensor_rows import has_rows
 from ..calls import arguments_of, operation_name
 from ..compute_intensive import is_product
-from ..step_graph import Kernel, StepGraph
+from ..step_graph import StepGraph
+from ..step_kernels import ComputeKernel
 from .backward_reads import reads_of_values
 from .comparisons import is_compared
 from .derivative_codecs import codecs_of_derivatives
@@ -41,7 +42,7 @@ def codecs_that_lose(step: StepGraph, storage: int, families: Collection[str]) -
         yield from row_codecs(value, dim, chosen)
 
 
-def _feature_dim(step: StepGraph, storage: int, kernel: Kernel) -> int | None:
+def _feature_dim(step: StepGraph, storage: int, kernel: ComputeKernel) -> int | None:
     """Return the dimension of a value along which a product of it with weights has features; it sums over all others,
     rows.
 
@@ -50,7 +51,7 @@ def _feature_dim(step: StepGraph, storage: int, kernel: Kernel) -> int | None:
     two values that forward made.
     """
     value = step.storages[storage].base.meta["val"]
-    names = {operation_name(call) for call in kernel.calls if kernel.role == "compute"}
+    names = {operation_name(call) for call in kernel.calls}
     if not is_product(kernel) or any(word in name for name in names for word in ("attention", "bmm")):
         return None
     convolution = next((call for call in kernel.calls if operation_name(call) == "convolution_backward"), None)

@@ -11,7 +11,8 @@ from torch import fx
 
 from ...kernels.packing.bits import dense
 from ..sources import Source
-from ..step_graph import Kernel, StepGraph, Storage
+from ..step_graph import StepGraph, Storage
+from ..step_kernels import GradAccumulate
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class AccumulateGrads:
         ends = {kernel.block: i for i, kernel in enumerate(step.kernels) if kernel.phase == "backward"}
         block_of = _blocks_of_gradients(step)
         can_steal = _stealable(step, block_of, ends)
-        accumulations: dict[int, list[Kernel]] = {}
+        accumulations: dict[int, list[GradAccumulate]] = {}
         for target, gradient in step.gradients.items():
             makes: tuple[int, ...] = ()
             if target.meta["source"] not in self.grad_present and target not in can_steal:
@@ -81,19 +82,19 @@ def _stealable(step: StepGraph, block_of: Mapping[fx.Node, int], ends: Mapping[i
     return stealable
 
 
-def _accumulation(target: fx.Node, gradient: fx.Node, storage: int, makes: tuple[int, ...], block: int) -> Kernel:
-    return Kernel(
+def _accumulation(
+    target: fx.Node, gradient: fx.Node, storage: int, makes: tuple[int, ...], block: int
+) -> GradAccumulate:
+    return GradAccumulate(
         name=f"accumulate_{target.name}",
-        role="accumulate",
-        calls=(gradient,),
         reads=(storage,),
         makes=makes,
         phase="backward",
         sequence=-1,
         module=target.meta["source"].name.rpartition(".")[0],
-        repeatable=False,
-        target=target,
         block=block,
+        target=target,
+        gradient=gradient,
     )
 
 

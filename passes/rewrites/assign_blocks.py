@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from ...solvers.blocks.cuts import window_cuts
 from ...solvers.problem.liveness import bytes_at
-from ..step_graph import Kernel, StepGraph
+from ..step_graph import StepGraph
+from ..step_kernels import Kernel
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import fx
 
-from ..step_graph import Kernel, StepGraph
-from .changes import Change, is_worth_a_copy, match_change
+from ..step_graph import StepGraph
+from ..step_kernels import Change, ComputeKernel, Kernel
+from .changes import is_worth_a_copy, match_change
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,15 @@ class ChangeInPlace:
     fidelity: ClassVar[str] = "bitwise"
 
     def __call__(self, step: StepGraph) -> StepGraph:
-        plain = [k for k in step.kernels if k.role == "compute" and len(k.calls) == 1 and len(k.makes) == 1]
+        plain = [k for k in step.compute_kernels if len(k.calls) == 1 and len(k.makes) == 1]
         kernel_of = {k.calls[0]: k for k in plain if not k.random and not k.updates and not k.writes}
-        changed: dict[fx.Node, Kernel] = {}  # by the call that the kernel replaces
+        changed: dict[fx.Node, ComputeKernel] = {}  # by the call that the kernel replaces
         gone: set[fx.Node] = set()
         last_read = {s: i for i, kernel in enumerate(step.kernels) for s in kernel.reads}
         last_read |= dict.fromkeys((step.storage_of[node] for node in step.outputs), len(step.kernels))
         for index in range(len(step.kernels) - 1, -1, -1):
-            kernel = step.kernels[index]
-            call = kernel.calls[0] if kernel.calls else None
-            if call is None or kernel_of.get(call) is not kernel or call in gone:
+            call = _first_call(step.kernels[index])
+            if call not in kernel_of or call in gone:
                 continue
             change = match_change(call, kernel_of, step.storage_of)
             if change is not None and (is_worth_a_copy(change) or _dies(step, change, index, last_read)):
@@ -44,12 +44,16 @@ class ChangeInPlace:
                 changed[change.calls[0]] = _joined(step, [kernel_of[replaced] for replaced in change.calls], change)
         kernels = []
         for kernel in step.kernels:
-            call = kernel.calls[0] if kernel.role == "compute" else None
+            call = _first_call(kernel)
             if call in changed:
                 kernels.append(changed[call])
             elif call not in gone:
                 kernels.append(kernel)
         return step.with_kernels(kernels)
+
+
+def _first_call(kernel: Kernel) -> fx.Node | None:
+    return kernel.calls[0] if isinstance(kernel, ComputeKernel) else None
 
 
 def _dies(step: StepGraph, change: Change, index: int, last_read: Mapping[int, int]) -> bool:
@@ -58,7 +62,7 @@ def _dies(step: StepGraph, change: Change, index: int, last_read: Mapping[int, i
     return step.storages[storage].kind == "activation" and last_read[storage] <= index and not change.aliased
 
 
-def _joined(step: StepGraph, parts: Sequence[Kernel], change: Change) -> Kernel:
+def _joined(step: StepGraph, parts: Sequence[ComputeKernel], change: Change) -> ComputeKernel:
     """Return the kernel of a change, in the place of those of its calls."""
     within = {storage for part in parts for storage in part.makes}
     return replace(

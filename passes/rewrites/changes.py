@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from torch import fx
 
 from ...kernels.packing.bits import dense
 from ..calls import lazy_changes
-from ..step_graph import Kernel, storage_key
+from ..step_graph import storage_key
+from ..step_kernels import Change, Kernel
 
 aten = torch.ops.aten
 
@@ -45,30 +45,6 @@ CHANGES: set[Any] = {
     aten.masked_scatter.default,
     aten.put.default,
 }
-
-
-@dataclass(frozen=True)
-class Change:
-    """A write of the result of a kernel's calls into the operand that it is a changed copy of, or into a copy of that.
-
-    of: that operand.
-    place: views, each of the one before and the first one of the whole, of which the last is written to; none if it is
-        the whole.
-    by: the call whose in-place variant writes there, on its first operand; or, if `copies`, the node that is copied
-        there.
-    copies: whether `by` is copied.
-    call: the writing call on placeholders, for its cost.
-    calls: all calls that this replaces, in order.
-    aliased: whether it also reads another part of the written storage, so that it needs a copy.
-    """
-
-    of: fx.Node
-    place: tuple[fx.Node, ...]
-    by: fx.Node
-    copies: bool
-    call: fx.Node
-    calls: tuple[fx.Node, ...]
-    aliased: bool
 
 
 def in_place_overload(target: Any) -> Any:

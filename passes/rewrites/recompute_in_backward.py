@@ -28,8 +28,12 @@ from ..step_graph import is_compute, storage_key
 class RecomputeInBackward(GraphPass):
     """Makes backward recompute the calls of `find_recomputable`.
 
-    before: s = silu(gate); y = s * up; ...; up' = g * s; weight' = gᵀ @ y; gate' = silu_backward(h, gate)
-    after:  s = silu(gate); y = s * up; ...; s2 = silu(gate); up' = g * s2; y2 = s2 * up; weight' = gᵀ @ y2; ...
+    before: s = aten.silu.default(gate); y = aten.mul.Tensor(s, up); ...
+            weight' = aten.mm.default(gᵀ, y); up' = aten.mul.Tensor(g, s); h = aten.mul.Tensor(g, up);
+            gate' = aten.silu_backward.default(h, gate)
+    after:  s = aten.silu.default(gate); y = aten.mul.Tensor(s, up); ...
+            s2 = aten.silu.default(gate); y2 = aten.mul.Tensor(s2, up); weight' = aten.mm.default(gᵀ, y2);
+            up' = aten.mul.Tensor(g, s2); h = aten.mul.Tensor(g, up); gate' = aten.silu_backward.default(h, gate)
     """
 
     name: ClassVar[str] = "recompute_in_backward"

@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from ..calls import rounds_by_layout
-from ..step_graph import Kernel, StepGraph
+from ..step_graph import StepGraph
+from ..step_kernels import ComputeKernel, Kernel
 
 # The in-place variant of each functional operation, with the same bits. That of bernoulli has an irregular name.
 IN_PLACE = {
@@ -56,19 +57,21 @@ class RunInPlace:
         kept = {step.storage_of[node] for node in step.outputs}
         kernels: list[Kernel] = []
         for kernel in step.kernels:
-            if kernels and _joins(step, kernels[-1], kernel, readers, kept):
-                kernels[-1] = _joined(kernels[-1], kernel)
-            elif any(call.meta.get("in_place") for call in kernel.calls):
-                raise ValueError(
-                    f"{kernel.name} draws random numbers in place, but the tensor it draws into is read elsewhere too"
-                )
-            else:
-                kernels.append(kernel)
+            match kernels[-1:], kernel:
+                case [ComputeKernel() as first], ComputeKernel() if _joins(step, first, kernel, readers, kept):
+                    kernels[-1] = _joined(first, kernel)
+                case _, ComputeKernel(calls=calls) if any(call.meta.get("in_place") for call in calls):
+                    raise ValueError(
+                        f"{kernel.name} draws random numbers in place, but the tensor it draws into is read elsewhere "
+                        "too"
+                    )
+                case _:
+                    kernels.append(kernel)
         return step.with_kernels(kernels)
 
 
-def _joins(step: StepGraph, first: Kernel, second: Kernel, readers: Counter[int], kept: set[int]) -> bool:
-    if first.role != "compute" or second.role != "compute" or first.phase != second.phase or len(first.makes) != 1:
+def _joins(step: StepGraph, first: ComputeKernel, second: ComputeKernel, readers: Counter[int], kept: set[int]) -> bool:
+    if first.phase != second.phase or len(first.makes) != 1:
         return False
     (call,) = second.calls
     operand = call.args[0] if call.args else None
@@ -86,7 +89,7 @@ def _once(call: fx.Node, operand: fx.Node) -> bool:
     return sum(argument is operand for argument in call.args) == 1 and torch.is_tensor(operand.meta["val"])
 
 
-def _joined(first: Kernel, second: Kernel) -> Kernel:
+def _joined(first: ComputeKernel, second: ComputeKernel) -> ComputeKernel:
     reads = dict.fromkeys((*first.reads, *(s for s in second.reads if s not in first.makes)))
     return replace(
         second,

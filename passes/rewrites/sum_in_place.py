@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import fx
 
 from ..calls import rounds_by_layout
-from ..step_graph import Kernel, StepGraph
+from ..step_graph import StepGraph
+from ..step_kernels import ComputeKernel, Kernel
 from .run_in_place import WRITTEN_OUT
 
 _WRITTEN_OVER = ("aten.add.Tensor", "aten.mul.Tensor")
@@ -33,23 +34,24 @@ class SumInPlace:
         last_read = {s: i for i, kernel in enumerate(step.kernels) for s in kernel.reads}
         # The operand of one sum may be the result of another: `moved` gives the storage of results.
         fixed = {step.storage_of[node] for node in (*step.outputs, *step.gradients.values())}
-        made_once = {s for k in step.kernels if k.role == "compute" and not k.repeatable for s in k.makes}
+        made_once = {s for k in step.compute_kernels if not k.repeatable for s in k.makes}
         moved: dict[int, int] = {}
         kernels: list[Kernel] = []
         overwrites = dict(step.overwrites)
         for index, kernel in enumerate(step.kernels):
             kernel = _with_moved_reads(kernel, moved)
             operand = _destination(step, kernel, index, last_read, fixed, made_once, moved)
-            if operand is not None:
-                (result,) = kernel.makes
-                storage = moved.get(step.storage_of[operand], step.storage_of[operand])
-                moved[result] = storage
-                last_read[storage] = max(last_read.get(storage, -1), last_read.get(result, -1))
-                if result in fixed:
-                    fixed.add(storage)
-                overwrites[kernel.calls[0]] = operand
-                kernel = replace(kernel, makes=(), writes=(storage,), destination=operand)
-            kernels.append(kernel)
+            if not isinstance(kernel, ComputeKernel) or operand is None:
+                kernels.append(kernel)
+                continue
+            (result,) = kernel.makes
+            storage = moved.get(step.storage_of[operand], step.storage_of[operand])
+            moved[result] = storage
+            last_read[storage] = max(last_read.get(storage, -1), last_read.get(result, -1))
+            if result in fixed:
+                fixed.add(storage)
+            overwrites[kernel.calls[0]] = operand
+            kernels.append(replace(kernel, makes=(), writes=(storage,), destination=operand))
         storage_of = {node: moved.get(storage, storage) for node, storage in step.storage_of.items()}
         return replace(step, kernels=tuple(kernels), storage_of=storage_of, overwrites=overwrites)
 
@@ -58,8 +60,9 @@ def _with_moved_reads(kernel: Kernel, moved: dict[int, int]) -> Kernel:
     reads = tuple(dict.fromkeys(moved.get(s, s) for s in kernel.reads))
     if reads == kernel.reads:
         return kernel
-    reuses = moved.get(kernel.reuses, kernel.reuses) if kernel.reuses is not None else None
-    return replace(kernel, reads=reads, reuses=reuses)
+    if not isinstance(kernel, ComputeKernel) or kernel.reuses is None:
+        return replace(kernel, reads=reads)
+    return replace(kernel, reads=reads, reuses=moved.get(kernel.reuses, kernel.reuses))
 
 
 def _destination(
@@ -72,9 +75,9 @@ def _destination(
     moved: dict[int, int],
 ) -> fx.Node | None:
     """Return the operand that a sum or product can be written over, if there is one."""
-    if kernel.role != "compute" or kernel.phase != "backward" or kernel.repeatable or len(kernel.calls) != 1:
+    if not isinstance(kernel, ComputeKernel) or kernel.phase != "backward" or kernel.change is not None:
         return None
-    if kernel.change is not None:
+    if kernel.repeatable or len(kernel.calls) != 1:
         return None
     (call,) = kernel.calls
     if call.kwargs or rounds_by_layout(call):

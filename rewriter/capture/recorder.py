@@ -15,7 +15,7 @@ from torch.fx.node import map_aggregate
 from ...kernels.eager.averaged_statistics import AVERAGED
 from ...passes.foreign_calls import is_foreign
 from ...passes.rewrites.changes import fills_storage, is_written_in_place
-from ...passes.sources import Source
+from ...passes.sources import Source, SourceKind
 from ...solvers.problem.plain_text import printable
 from ..errors import CaptureError
 from ..text.source_text import identifier
@@ -85,7 +85,7 @@ class Recorder(OperationMode):
         self.outer = backward_sequence()
         self.counts: dict[str, int] = {}
 
-    def placeholder(self, kind: str, name: str, fake: torch.Tensor, sample: torch.Tensor | None) -> fx.Node:
+    def placeholder(self, kind: SourceKind, name: str, fake: torch.Tensor, sample: torch.Tensor | None) -> fx.Node:
         """Add an input of the graph for `fake`; `sample` holds its real data, if any."""
         index = self.counts.get(kind, 0)
         self.counts[kind] = index + 1

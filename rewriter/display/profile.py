@@ -12,7 +12,7 @@ from ...passes.build_problem import ProblemMapping
 from ...passes.calls import call_signature
 from ...passes.pipeline import find_further_savings
 from ...passes.savings import Saving
-from ...passes.step_graph import Kernel
+from ...passes.step_kernels import ComputeKernel, Kernel
 from ...solvers.keep_all import KeepAll
 from ...solvers.problem.module_names import merged_name, pattern_of, plain_operation, shortened
 from ...solvers.problem.plan import Plan
@@ -170,7 +170,7 @@ def _rows(
         row[0] += sum(mapping.problem.values[v].size_bytes for v in op.makes if v in kept)
         row[1 if kernel.phase == "forward" else 2] += op.seconds
         row[3] += _flops(measured, kernel)
-        row[4] += kernel.role == "compute"
+        row[4] += isinstance(kernel, ComputeKernel)
     return tuple(
         ModuleProfile(name or "(root)", int(kept_bytes), forward, backward, int(flops), int(kernels))
         for name, (kept_bytes, forward, backward, flops, kernels) in totals.items()
@@ -212,6 +212,6 @@ def _savings(measured: MeasuredStep) -> tuple[PassSaving, ...]:
 
 
 def _flops(measured: MeasuredStep, kernel: Kernel) -> int:
-    if kernel.role != "compute":
+    if not isinstance(kernel, ComputeKernel):
         return 0
     return sum(measured.costs[call_signature(call)].flops for call in kernel.measured_calls)

@@ -9,7 +9,8 @@ from ...passes.build_problem import ProblemMapping
 from ...passes.encodings.codec_sites import CodecSite
 from ...passes.rewrites.run_in_place import WRITTEN_OUT, in_place_variant
 from ...passes.sources import Source
-from ...passes.step_graph import Kernel, StepGraph
+from ...passes.step_graph import StepGraph
+from ...passes.step_kernels import BufferUpdate, Change, ComputeKernel, DecisionCheck, GradAccumulate, TangentArrival
 from ...solvers.problem.schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
 from ..capture.captured_step import CapturedStep
 from ..text.source_text import comment, identifier
@@ -78,14 +79,14 @@ def emit(
         idle=tuple(source for source in captured.reachable if source not in captured.gradients),
         undo=captured.undo,
         rereads=captured.rereads,
-        random=any(kernel.random for kernel in step.kernels),
-        is_checked=any(kernel.role == "check" for kernel in step.kernels),
+        random=any(kernel.random for kernel in step.compute_kernels),
+        is_checked=any(isinstance(kernel, DecisionCheck) for kernel in step.kernels),
     )
 
 
 def _updated_in_passing(step: StepGraph) -> set[Source]:
     """Return the buffers and inputs that kernels change in addition to their results, also through views."""
-    bases = (step.storages[step.storage_of[node]].base for kernel in step.kernels for node in kernel.updates)
+    bases = (step.storages[step.storage_of[node]].base for kernel in step.compute_kernels for node in kernel.updates)
     return {base.meta["source"] for base in bases if base.op == "placeholder"}
 
 
@@ -100,7 +101,7 @@ def _dependence(step: StepGraph) -> dict[Source, frozenset[int]]:
             depends.setdefault(storage, union)
         for storage in kernel.writes:
             depends[storage] = union
-        if kernel.role == "accumulate" and kernel.target is not None:
+        if isinstance(kernel, GradAccumulate):
             dependence[kernel.target.meta["source"]] = union
     return dependence
 
@@ -154,28 +155,29 @@ class _Writer:
 
     def _run(self, scope: Scope, op: int, index: int) -> None:
         kernel = self.mapping.kernels[op]
-        if kernel.role == "tangent":
+        if isinstance(kernel, TangentArrival):
             # The runtime puts the incoming gradients on the tape before the first backward segment.
             self.alive.update(kernel.makes)
             scope.on_tape.update(kernel.makes)
-        elif kernel.role == "update":
-            assert kernel.target is not None
-            target, value = scope.expression(kernel.target), scope.expression(kernel.calls[0])
+        elif isinstance(kernel, BufferUpdate):
+            target, value = scope.expression(kernel.target), scope.expression(kernel.value)
             scope.rendered.line(f"{target}.copy_({value})")
-        elif kernel.role == "check":
-            scope.rendered.line(f"require({', '.join(map(scope.argument, kernel.decisions))})")
-        elif kernel.role == "anchor":
-            pass  # it only requires that its operands exist
-        elif kernel.role == "accumulate":
+        elif isinstance(kernel, DecisionCheck):
+            scope.rendered.line(f"require({', '.join(map(scope.argument, kernel.arguments))})")
+        elif isinstance(kernel, GradAccumulate):
             self._accumulate(scope, kernel)
+        elif not isinstance(kernel, ComputeKernel):
+            pass  # an anchor only requires that its operand exists
         elif kernel.destination is not None:
             self._overwrite(scope, kernel)
         elif kernel.change is not None:
-            self._change(scope, op, kernel, self.schedule.ends_with(index, self.mapping.problem.ops[op].reuses))
+            self._change(
+                scope, op, kernel, kernel.change, self.schedule.ends_with(index, self.mapping.problem.ops[op].reuses)
+            )
         else:
             self._compute(scope, op, kernel)
 
-    def _overwrite(self, scope: Scope, kernel: Kernel) -> None:
+    def _overwrite(self, scope: Scope, kernel: ComputeKernel) -> None:
         (call,) = kernel.calls
         if str(call.target) in WRITTEN_OUT:
             variant, written = WRITTEN_OUT[str(call.target)]
@@ -186,9 +188,8 @@ class _Writer:
         arguments = ", ".join(scope.argument(argument) for argument in (kernel.destination, *others))
         scope.rendered.line(f"{in_place_variant(call)}({arguments})")
 
-    def _accumulate(self, scope: Scope, kernel: Kernel) -> None:
-        assert kernel.target is not None
-        gradient = scope.expression(kernel.calls[0])
+    def _accumulate(self, scope: Scope, kernel: GradAccumulate) -> None:
+        gradient = scope.expression(kernel.gradient)
         if kernel.makes:
             # An output may be freed already, so its gradient keeps the layout it arrives with.
             is_output = kernel.target.meta["source"].kind == "output"
@@ -205,7 +206,7 @@ class _Writer:
         scope.rendered.returned.append(gradient)
         scope.rendered.gradients.append(kernel.target.meta["source"])
 
-    def _compute(self, scope: Scope, op: int, kernel: Kernel) -> None:
+    def _compute(self, scope: Scope, op: int, kernel: ComputeKernel) -> None:
         is_recomputation = op in self.started
         self.started.add(op)
         missing = [s for s in kernel.makes if s not in self.alive and s not in self.read_themselves]
@@ -233,17 +234,17 @@ class _Writer:
         self.alive.update(missing)
         scope.rendered.gives.extend(missing)
 
-    def _change(self, scope: Scope, op: int, kernel: Kernel, in_place: bool) -> None:
+    def _change(self, scope: Scope, op: int, kernel: ComputeKernel, change: Change, in_place: bool) -> None:
         """Write the change into the tensor, or into a copy of it if the tensor is read later."""
         (storage,), is_recomputation = kernel.makes, op in self.started
         self.started.add(op)
         if storage in self.alive:
             return  # a second run of a value that is still alive
         base = self.step.storages[storage].base
-        source = scope.expression(kernel.change.of)
+        source = scope.expression(change.of)
         scope.names.pop(base, None)
         scope.rendered.line(f"{scope.name(base)} = {source if in_place else f'aten.clone.default({source})'}")
-        scope.rendered.line(scope.written(kernel.change, scope.names[base]))
+        scope.rendered.line(scope.written(change, scope.names[base]))
         if is_recomputation:
             scope.rendered.recomputed.append((hint_of(kernel.calls[-1]), self.step.storages[storage].size_bytes))
         self.alive.add(storage)

@@ -14,7 +14,8 @@ import torch
 from torch import fx
 
 from ...kernels.loss.linear_cross_entropy import linear_cross_entropy
-from ...passes.step_graph import Kernel, StepGraph
+from ...passes.step_graph import StepGraph
+from ...passes.step_kernels import ComputeKernel, Kernel
 from .perturbed_backward import CARRIED, energy_of
 from .replay import Replay
 
@@ -43,7 +44,7 @@ class SampleSigns:
         self._gradients.update(made)
         self._give_signs(made)
 
-    def see(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay) -> None:
+    def see(self, kernel: ComputeKernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay) -> None:
         """Propagate signed gradients through a kernel of backward, or give signs to gradients that it makes."""
         self.signed = {node: tensor for node, tensor in self.signed.items() if node in replay.made}
         operands = replay.operands(kernel)
@@ -64,8 +65,10 @@ class SampleSigns:
 
     def see_forward(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor], replay: Replay) -> None:
         """Handle a fused loss, which makes gradients in forward: rerun it with the rows of negative samples ignored."""
-        call = kernel.calls[-1] if kernel.role == "compute" else None
-        if call is None or call.target is not linear_cross_entropy or self.samples < 2:
+        if not isinstance(kernel, ComputeKernel) or self.samples < 2:
+            return
+        call = kernel.calls[-1]
+        if call.target is not linear_cross_entropy:
             return
         target_node, class_weight, reduction, ignored = call.args[3], call.args[4], call.args[5], call.args[6]
         assert isinstance(target_node, fx.Node)
@@ -109,8 +112,8 @@ def _without_samples(step: StepGraph) -> frozenset[int]:
     """Return autograd's numbers of forward operations that depend on no input."""
     varying = {number for number, storage in enumerate(step.storages) if storage.kind == "input"}
     numbers: dict[bool, set[int]] = {False: set(), True: set()}
-    for kernel in step.kernels:
-        if kernel.phase == "forward" and kernel.role == "compute":
+    for kernel in step.compute_kernels:
+        if kernel.phase == "forward":
             varies = not varying.isdisjoint(kernel.reads)
             varying.update(kernel.makes if varies else ())
             numbers[varies].add(kernel.sequence)

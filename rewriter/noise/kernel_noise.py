@@ -13,7 +13,7 @@ from torch import fx
 from ...passes.compute_intensive import is_product
 from ...passes.encodings.codec_sites import CodecSite
 from ...passes.sources import Source
-from ...passes.step_graph import Kernel
+from ...passes.step_kernels import ComputeKernel, GradAccumulate, Kernel, TangentArrival
 from ...solvers.problem.schedule import Schedule
 from .gradient_variance import SampleSigns
 from .perturbed_backward import CARRIED, Rerun, base_of, carried, energy_of
@@ -60,12 +60,12 @@ class NoiseMeasurer:
         for kernel, made in self.replay.run(schedule):
             if kernel.phase == "forward":
                 self._see_forward(kernel, made)
-            elif kernel.role == "tangent":
+            elif isinstance(kernel, TangentArrival):
                 self.signs.see_tangents(made)
-            elif kernel.role == "compute":
+            elif isinstance(kernel, ComputeKernel):
                 self._see(kernel, made)
-            elif kernel.role == "accumulate" and kernel.target is not None:
-                self._see_gradient(kernel, kernel.target.meta["source"])
+            elif isinstance(kernel, GradAccumulate):
+                self._see_gradient(kernel.gradient, kernel.target.meta["source"])
                 self.replay.release(number_of[id(kernel)])
 
     def added(self, weights: Mapping[Source, float]) -> dict[int, list[float]]:
@@ -90,7 +90,7 @@ class NoiseMeasurer:
                 self.coded[node] = storage
         self.signs.see_forward(kernel, made, self.replay)
 
-    def _see(self, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
+    def _see(self, kernel: ComputeKernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
         """Measure one kernel of backward that has run."""
         self.noise = {node: noise for node, noise in self.noise.items() if node in self.replay.made}
         operands = self.replay.operands(kernel)
@@ -129,9 +129,9 @@ class NoiseMeasurer:
     def _sites(self, node: fx.Node) -> tuple[CodecSite, ...]:
         return self.codec_sites[self.coded[node]] if node in self.coded else ()
 
-    def _see_gradient(self, kernel: Kernel, source: Source) -> None:
-        node = base_of(self.replay, kernel.calls[0])
-        gradient = self.replay.value(kernel.calls[0])
+    def _see_gradient(self, finished: fx.Node, source: Source) -> None:
+        node = base_of(self.replay, finished)
+        gradient = self.replay.value(finished)
         self.squared_gradient += energy_of(gradient)
         self.paths.finals.append((node, source))
         self.own[source] = self.own.get(source, 0.0) + self.signs.variance(node)
@@ -141,7 +141,7 @@ class NoiseMeasurer:
 class _Measured:
     """One kernel of backward that has run, and is rerun with other operands."""
 
-    def __init__(self, measurer: NoiseMeasurer, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
+    def __init__(self, measurer: NoiseMeasurer, kernel: ComputeKernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
         self.measurer, self.kernel, self.made = measurer, kernel, made
         self.replay, self.paths = measurer.replay, measurer.paths
         self.rerun = Rerun(measurer.replay, kernel, made)

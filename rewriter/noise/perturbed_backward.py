@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ...passes.sources import Source
-from ...passes.step_graph import Kernel
+from ...passes.step_kernels import ComputeKernel, GradAccumulate
 from ...solvers.problem.schedule import Schedule
 from .replay import Replay
 
@@ -46,15 +46,15 @@ def errors_alongside(
         number = number_of[id(kernel)]
         if kernel.phase == "forward":
             of_forward.update((replay.step.storage_of[node], node) for node in made)
-        elif kernel.role == "compute":
+        elif isinstance(kernel, ComputeKernel):
             rerun, operands = Rerun(replay, kernel, made), set(replay.operands(kernel))
             for perturbed in perturbed_runs:
                 read = perturbed.replacements if number in perturbed.readers else ()
                 perturbed_values = {of_forward[s]: s for s in read if of_forward.get(s) in operands}
                 _follow(rerun, perturbed, perturbed_values, operands)
-        elif kernel.role == "accumulate" and kernel.target is not None:
-            right = energy_of(replay.value(kernel.calls[0]))
-            squares = tuple(_squared_error(replay, kernel.calls[0], perturbed) for perturbed in perturbed_runs)
+        elif isinstance(kernel, GradAccumulate):
+            right = energy_of(replay.value(kernel.gradient))
+            squares = tuple(_squared_error(replay, kernel.gradient, perturbed) for perturbed in perturbed_runs)
             yield kernel.target.meta["source"], right, squares
             replay.release(number)
 
@@ -83,7 +83,7 @@ def carried(right: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
 class Rerun:
     """A kernel that has run and made `made`, to be rerun with other operands."""
 
-    def __init__(self, replay: Replay, kernel: Kernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
+    def __init__(self, replay: Replay, kernel: ComputeKernel, made: Mapping[fx.Node, torch.Tensor]) -> None:
         self.replay, self.kernel, self.made = replay, kernel, made
         inside = set(kernel.calls)
         read = (replay.value(node) for call in kernel.calls for node in call.all_input_nodes if node not in inside)

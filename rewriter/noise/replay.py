@@ -12,7 +12,8 @@ from torch import fx
 from ...passes.build_problem import ProblemMapping
 from ...passes.foreign_calls import with_autocast
 from ...passes.sources import Source
-from ...passes.step_graph import Kernel, StepGraph, tensors_of
+from ...passes.step_graph import StepGraph, tensors_of
+from ...passes.step_kernels import ComputeKernel, Kernel, TangentArrival
 from ...solvers.problem.schedule import Free, Run, Schedule
 from ..emit.program import Generator
 
@@ -65,7 +66,7 @@ class Replay:
                 for node in self._in_storage.pop(self.mapping.storages[value], ()):
                     self.made.pop(node, None)
 
-    def operands(self, kernel: Kernel) -> list[fx.Node]:
+    def operands(self, kernel: ComputeKernel) -> list[fx.Node]:
         """Return the floating-point values that a kernel reads, each once, as their bases rather than views."""
         inside = set(kernel.calls)
         operands: dict[fx.Node, None] = {}
@@ -96,7 +97,9 @@ class Replay:
             return self.value(source, instead)[index]
         return self._called(node, instead)
 
-    def results(self, kernel: Kernel, instead: Instead | None = None, *, is_rerun: bool) -> dict[fx.Node, torch.Tensor]:
+    def results(
+        self, kernel: ComputeKernel, instead: Instead | None = None, *, is_rerun: bool
+    ) -> dict[fx.Node, torch.Tensor]:
         """Return the results of a compute kernel, by node.
 
         instead: as in `value`.
@@ -128,9 +131,9 @@ class Replay:
     def _run(self, op: int, instead: Instead) -> dict[fx.Node, torch.Tensor]:
         kernel, is_rerun = self.mapping.kernels[op], op in self._started
         self._started.add(op)
-        if kernel.role == "tangent":
+        if isinstance(kernel, TangentArrival):
             return {base: self._tangent(base) for base in (self.step.storages[s].base for s in kernel.makes)}
-        if kernel.role != "compute":
+        if not isinstance(kernel, ComputeKernel):
             return {}
         if not kernel.random:
             return self.results(kernel, instead, is_rerun=is_rerun)

@@ -166,8 +166,8 @@ def _codec_sites(step: StepGraph, options: Options) -> Mapping[int, tuple[CodecS
 
 def _calls(measured: MeasuredStep) -> Iterator[fx.Node]:
     """Yield all calls that a step may make."""
-    for kernel in measured.step.kernels:
-        yield from kernel.measured_calls if kernel.role == "compute" else ()
+    for kernel in measured.step.compute_kernels:
+        yield from kernel.measured_calls
     for site in chain.from_iterable(measured.codec_sites.values()):
         yield from site.calls
 
@@ -193,7 +193,7 @@ def _start_bytes(measured: MeasuredStep) -> int:
     arrive.
     """
     differentiable = measured.captured.outputs.differentiable
-    copied = len(differentiable) > 1 and any(kernel.random for kernel in measured.step.kernels)
+    copied = len(differentiable) > 1 and any(kernel.random for kernel in measured.step.compute_kernels)
     return _CPU_STATE_BYTES if copied and measured.device.type == "cpu" else 0
 
 

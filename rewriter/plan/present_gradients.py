@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ...passes.build_problem import ProblemMapping, find_held_storages
 from ...passes.step_graph import StepGraph
+from ...passes.step_kernels import GradAccumulate
 from ...solvers.problem.problem import Problem
 from ...solvers.problem.schedule import Free, Instruction, Run, Schedule, Segment
 from .situation import Situation
@@ -27,9 +28,7 @@ def problem_in(step: StepGraph, mapping: ProblemMapping, situation: Situation) -
     present = {
         op: kernel
         for op, kernel in enumerate(mapping.kernels)
-        if kernel.target is not None
-        and kernel.role == "accumulate"
-        and kernel.target.meta["source"] in situation.grad_present
+        if isinstance(kernel, GradAccumulate) and kernel.target.meta["source"] in situation.grad_present
     }
     if not present:
         return problem

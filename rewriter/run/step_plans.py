@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 
 from ...passes.sources import Source
+from ...passes.step_kernels import GradAccumulate
 from ...solvers.problem.errors import InfeasibleBudget, ScheduleError
 from ...solvers.problem.plan import Plan
 from ...solvers.problem.simulate import baseline_of, make_plan
@@ -131,7 +132,7 @@ class StepPlans:
         self._gradients = {
             kernel.target.meta["source"]: rounded_up(kernel.target.meta["val"].nbytes, measured.granularity)
             for kernel in measured.mapping.kernels
-            if kernel.role == "accumulate" and kernel.target is not None and kernel.target.op == "placeholder"
+            if isinstance(kernel, GradAccumulate) and kernel.target.op == "placeholder"
         }
 
     @property

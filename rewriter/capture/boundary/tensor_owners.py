@@ -33,7 +33,7 @@ class Owners:
                     if tensor is not None and id(tensor) not in seen:
                         seen.add(id(tensor))
                         qualified = f"{prefix}.{name}" if prefix else name
-                        owned.append((Source(kind, qualified, len(owned)), module, name))
+                        owned.append((Source(kind, qualified, len(owned)), module, name))  # pyright: ignore
         self.uninitialized = tuple(
             source.name for source, module, name in (*self._parameters, *self._buffers) if _has_no_shape(module, name)
         )

@@ -51,7 +51,7 @@ def case(width=32, rows=32, **sizes):
 def coded(model, batch, family, order_of=trace_order, only=None):
     """Return the model rewritten so that all possible values, or only some, are kept in codes of a family."""
     options = {**OPTIONS, "codecs": (family,)}
-    problem = capture_and_formulate(model, (), batch, Options(**options)).mapping.problem
+    problem = formulated(model, (), batch, **options).mapping.problem
     choice = tuple((value, 1) for value in encodable(problem) if only is None or value in only)
     order = with_codes(problem, choice, order_of(problem))
     plan = make_plan(problem, encoded_schedule(problem, choice, order), solver="by hand")

@@ -71,7 +71,7 @@ class Steps:
                     (node,) = [n for n in replay.made if self.step.storage_of[n] == storage]
                     replay.made[node] = site.round_trip(replay.made[node], seed)
                 if kernel.role == "accumulate":
-                    parts.append(replay.value(kernel.calls[0]).double().flatten())
+                    parts.append(replay.value(kernel.gradient).double().flatten())
             return torch.cat(parts)
 
 
@@ -147,7 +147,7 @@ def test_noise_counts_against_the_variance_of_the_parameter_that_it_reaches():
         shares = [
             site.error * own / added for site, added in zip(codec_sites, steps.sensitivity.added[storage], strict=True)
         ]
-        readers = [k.calls[-1] for k in steps.step.kernels if k.phase == "backward" and storage in k.reads]
+        readers = [k.calls[-1] for k in steps.step.backward_readers(storage)]
         attends = all("attention" in str(call.target) for call in readers)
         larger.setdefault(attends, []).extend(shares)
     assert min(larger[True]) > 3
