@@ -3,10 +3,12 @@
 import lowtide
 import pytest
 import torch
+from lowtide.passes.build_step_graph import build_step_graph
 from lowtide.passes.pipeline import run_passes
 from lowtide.passes.rewrites.accumulate_grads import AccumulateGrads
-from lowtide.passes.step_graph import build_step_graph
+from lowtide.passes.rewrites.assign_blocks import AssignBlocks
 from lowtide.rewriter.capture.capture import capture
+from pass_checks import captured_step, compare_with_golden
 from torch import nn
 
 
@@ -69,6 +71,11 @@ def accumulations(case: str, present: bool = False):
     grads = frozenset(captured.gradients) if present else frozenset()
     step = AccumulateGrads(grads)(build_step_graph(captured.graph))
     return [k for k in step.kernels if k.role == "accumulate"]
+
+
+def test_before_and_after(golden):
+    step = AssignBlocks()(captured_step(CASES["sliced"](), torch.randn(4, 16)))
+    compare_with_golden(golden, AccumulateGrads(), step)
 
 
 def test_a_gradient_laid_out_like_its_parameter_is_stolen():

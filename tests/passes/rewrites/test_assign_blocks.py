@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 import torch
 from lowtide.passes.pipeline import run_passes
-from lowtide.passes.rewrites.assign_blocks import crossing_bytes, find_narrow_cuts
+from lowtide.passes.rewrites.assign_blocks import AssignBlocks, crossing_bytes, find_narrow_cuts
 from lowtide.rewriter.capture.capture import capture
+from pass_checks import captured_step, compare_with_golden
 from small_models import small_model
 from small_unet import small_unet
 from torch import nn
@@ -32,6 +33,19 @@ from torch import nn
 )
 def test_cuts_are_the_valleys_between_two_rises(crossing, cuts):
     assert find_narrow_cuts(crossing, rise=1.2) == cuts
+
+
+def layers(count: int = 4) -> nn.Sequential:
+    return nn.Sequential(*(nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8)) for _ in range(count)))
+
+
+def test_before_and_after(golden):
+    compare_with_golden(golden, AssignBlocks(), captured_step(layers(2), torch.randn(32, 8)))
+
+
+def test_a_larger_rise_gives_fewer_blocks():
+    step = captured_step(layers(), torch.randn(32, 8))
+    assert len(AssignBlocks()(step).block_names) > len(AssignBlocks(rise=1000)(step).block_names) == 1
 
 
 def step_of(model, args=(), kwargs=None):
@@ -89,7 +103,7 @@ def test_a_value_that_all_blocks_read_hides_no_cut():
 def test_blocks_of_a_class_have_equal_kernels_in_the_same_order(gpt2_step):
     calls_of_class = {}
     for block, kind in enumerate(gpt2_step.block_classes):
-        calls = [str(call.target) for k in gpt2_step.kernels if k.block == block for call in k.calls]
+        calls = [str(call.target) for k in gpt2_step.compute_kernels if k.block == block for call in k.calls]
         assert calls_of_class.setdefault(kind, calls) == calls
 
 

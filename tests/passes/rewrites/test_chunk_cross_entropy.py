@@ -5,9 +5,11 @@ import copy
 import lowtide
 import pytest
 import torch
+from lowtide.passes.rewrites.chunk_cross_entropy import ChunkCrossEntropy
 from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
-from small_models import SMALL
+from pass_checks import assert_near, captured_graph, compare_with_golden, gradients_of
+from small_models import SMALL, small_model
 from small_networks import Called
 from torch import nn
 from torch.nn import functional
@@ -104,6 +106,11 @@ def assert_same(expected, actual, most=CLOSE):
         assert left is None or (left - right).norm() <= most * left.norm()
 
 
+def test_before_and_after(golden):
+    model = Called(lambda m, x, t: functional.cross_entropy(m.head(x), t), head=nn.Linear(8, 16, bias=False))
+    compare_with_golden(golden, ChunkCrossEntropy(), captured_graph(model, torch.randn(4, 8), torch.arange(4)))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", FORMS)
 def test_logits_do_not_exist_and_gradients_are_eagers(name, bias):
@@ -167,3 +174,55 @@ def test_a_language_model_of_transformers_makes_no_logits(count, dtype):
     small = lowtide.rewrite(copy.deepcopy(model), "100%", (), batch, **options)
     assert "lowtide.linear_cross_entropy.default" in small.code and "_log_softmax" not in small.code
     assert_same(step(model, **batch), step(small, **batch), most=1e-5 if dtype == "float32" else 3e-2)
+
+
+def language_loss(m, ids, labels):
+    """A linear head over tied embeddings, and the mean over tokens that are not ignored."""
+    logits = functional.linear(m.layer(m.embed(ids)), m.embed.weight)
+    return {"loss": functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1)), "logits": logits}
+
+
+def language_model():
+    torch.manual_seed(0)
+    return Called(language_loss, embed=nn.Embedding(50, 16), layer=nn.Linear(16, 16))
+
+
+def test_a_linear_head_and_its_loss_run_in_chunks_when_logits_are_not_returned():
+    ids = torch.randint(50, (4, 9))
+    labels = torch.where(torch.rand(4, 9) < 0.2, -100, ids)
+    code = assert_near(language_model(), ids, labels, outputs=["loss"])
+    assert "lowtide.linear_cross_entropy.default" in code and "log_softmax" not in code
+    assert "log_softmax" in assert_near(language_model(), ids, labels)  # logits are returned
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, t: functional.cross_entropy(m.layer(x), t, reduction="sum") / 7,
+        lambda m, x, t: functional.cross_entropy(m.layer(x), t, weight=torch.linspace(0.5, 2, 11)),
+        lambda m, x, t: functional.cross_entropy(m.layer(x), t, ignore_index=3),
+        lambda m, x, t: 2 * functional.cross_entropy(m.layer(x).double(), t),
+        lambda m, x, t: functional.cross_entropy(m.layer(x), t, label_smoothing=0.1),
+        lambda m, x, t: functional.cross_entropy(m.layer(x), t, reduction="none").square().mean(),
+        lambda m, x, t: functional.cross_entropy(m.layer(x), t) + m.layer(x).square().mean(),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_losses_of_every_kind_keep_their_gradients(function, bias):
+    torch.manual_seed(1)
+    model = Called(function, layer=nn.Linear(8, 11, bias=bias))
+    assert_near(model, torch.randn(20, 8), torch.randint(11, (20,)), most=2e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])
+def test_known_models_give_the_same_loss_and_gradients_up_to_rounding(name):
+    model, batch = small_model(name)
+    small = lowtide.rewrite(
+        copy.deepcopy(model), "100%", (), batch, fidelity="rounding", outputs=["loss"], costs="flops"
+    )
+    (loss, expected), (actual_loss, actual) = gradients_of(model, **batch), gradients_of(small, **batch)
+    assert torch.allclose(loss, actual_loss, rtol=1e-5)
+    for left, right in zip(expected, actual, strict=True):
+        assert (left is None) == (right is None)
+        assert left is None or (left - right).norm() <= 2e-5 * left.norm() + 1e-9
+    assert "linear_cross_entropy" in small.code

@@ -6,7 +6,11 @@ import re
 import torch
 from lowtide.passes.joint_graph import JointGraph, evaluate_graph
 from lowtide.passes.rewrites.free_factories import FreeFactories
-from torch import fx
+from lowtide.rewriter.capture.capture import capture
+from pass_checks import compare_with_golden
+from small_networks import Called
+from torch import fx, nn
+from torch.nn import functional
 
 aten = torch.ops.aten
 
@@ -37,6 +41,11 @@ def test_the_docstring_shows_what_the_pass_does():
     module = graph_of((aten.empty_like.default,))
     assert shown(module) == shown_calls["before"]
     assert shown(FreeFactories()(module)) == shown_calls["after"]
+
+
+def test_before_and_after(golden):
+    model = Called(lambda m, x: functional.dropout(m.layer(x), 0.1), layer=nn.Linear(16, 16, bias=False))
+    compare_with_golden(golden, FreeFactories(), capture(model, (torch.randn(4, 16),), {}).graph)
 
 
 def test_every_factory_makes_the_same_without_its_model():

@@ -9,6 +9,7 @@ from itertools import pairwise
 import lowtide
 import pytest
 import torch
+from lowtide.passes.rewrites.recompute_in_backward import RecomputeInBackward
 from lowtide.rewriter.plan.plan_file import load_plan, save_plan
 from lowtide.rewriter.plan.solve import frontier_of, solve_step
 from lowtide.rewriter.plan.step_problem import Variants
@@ -18,6 +19,7 @@ from lowtide.solvers.keep_all import KeepAll
 from lowtide.solvers.portfolio import Portfolio
 from lowtide.solvers.problem.problem_file import problem_of
 from lowtide.solvers.problem.simulate import baseline_of, make_plan
+from pass_checks import captured_graph, compare_with_golden
 from side_by_side import calling, differences, trained
 from small_networks import Called
 from step_problems import variants_of
@@ -51,6 +53,15 @@ def case():
 def variants(case):
     model, x = case
     return variants_of(model, (x,), {}, **OPTIONS)
+
+
+def test_before_and_after(golden):
+    torch.manual_seed(0)
+    model = Called(
+        lambda m, x: m.down(functional.silu(m.gate(x)) * m.up(x)),
+        **{name: nn.Linear(8, 8, bias=False) for name in ("gate", "up", "down")},
+    )
+    compare_with_golden(golden, RecomputeInBackward(), captured_graph(model, torch.randn(4, 8)))
 
 
 def recomputed(variants: Variants) -> set[str]:
