@@ -11,7 +11,7 @@ from ..solvers.problem.problem import EncodingOption, Op, Problem, Value
 from .compute_intensive import is_product
 from .encodings.codec_sites import CodecSite
 from .sources import Source
-from .step_graph import StepGraph
+from .step_graph import StepGraph, Storage
 from .step_kernels import ComputeKernel, GradAccumulate, Kernel, TangentArrival
 
 
@@ -65,22 +65,10 @@ def build_problem(
 
     used = sorted({s for kernel in step.kernels for s in (*kernel.reads, *kernel.makes)})
     value_of = {storage: index for index, storage in enumerate(used)}
+    sites = codec_sites or {}
     held = find_held_storages(step, grad_present)
     made = {s for kernel in step.kernels for s in kernel.makes}
-    values = tuple(
-        Value(
-            name=step.storages[s].name,
-            size_bytes=rounded(step.storages[s].size_bytes),
-            held=s in held,
-            resident=s not in made,
-            encodings=tuple(
-                _encoding(site, step.storages[s].size_bytes, cost_of, rounded)
-                for site in (codec_sites or {}).get(s, ())
-                if s not in held
-            ),
-        )
-        for s in used
-    )
+    values = tuple(_value(step.storages[s], s in held, s not in made, sites.get(s, ()), cost_of, rounded) for s in used)
     ops = tuple(_op(kernel, value_of, values, cost_of, rounded) for kernel in step.kernels)
     problem = Problem(
         ops=ops,
@@ -95,7 +83,25 @@ def build_problem(
         costs=costs,
         notes=notes,
     )
-    return ProblemMapping(problem, step.kernels, tuple(used), value_of, codec_sites or {})
+    return ProblemMapping(problem, step.kernels, tuple(used), value_of, sites)
+
+
+def _value(
+    storage: Storage,
+    held: bool,
+    resident: bool,
+    sites: tuple[CodecSite, ...],
+    cost_of: Callable[[fx.Node], tuple[float, int]],
+    rounded: Callable[[int], int],
+) -> Value:
+    """Return the value of a storage; one that is held is never kept encoded."""
+    return Value(
+        name=storage.name,
+        size_bytes=rounded(storage.size_bytes),
+        held=held,
+        resident=resident,
+        encodings=() if held else tuple(_encoding(site, storage.size_bytes, cost_of, rounded) for site in sites),
+    )
 
 
 def _encoding(
