@@ -33,7 +33,7 @@ from .boundary.tensor_owners import Owners
 from .call.caches import bind, without_caches
 from .call.module_attributes import Settings, settings_of
 from .capture_failures import meaning_of, shown
-from .captured_step import CapturedStep, check_former_values, depends_on_changed, guard_of
+from .captured_step import CapturedStep, check_former_values, depends_on_changed, guard_of, place_backward
 from .checked_decisions import add_checks
 from .device_lowering import lower_for
 from .eager.backwards import take_eager_branches
@@ -321,13 +321,7 @@ def _finish(
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and not _acts(node):
             graph.erase_node(node)
-    modules: dict[int, str] = {}
-    for node in graph.nodes:
-        if node.op == "call_function" and node.meta["phase"] == "forward":
-            modules.setdefault(node.meta["sequence"], node.meta["module"])
-    for node in graph.nodes:
-        if node.op == "call_function" and node.meta["phase"] == "backward":
-            node.meta["module"] = modules.get(node.meta["sequence"], "")
+    place_backward(graph)
     graph.lint()
     check_former_values(graph, set(mutations))
     return CapturedStep(

@@ -46,8 +46,9 @@ class CapturedStep:
     """A captured step.
 
     graph: joint graph; each placeholder's `meta["source"]` is a `Source`, each call's `meta` holds `val` (fake
-        tensors), `phase` ("forward" or "backward"), `sequence` (autograd's number) and `module`. The output is
-        (outputs, gradients, mutations), three tuples of nodes, with the sources of the last two in its `meta`.
+        tensors), `phase` ("forward" or "backward"), `sequence` (autograd's number), `module` and `line` (`model.py:12`,
+        if known). The output is (outputs, gradients, mutations), three tuples of nodes, with the sources of the last
+        two in its `meta`.
     outputs: the outputs, and which of them (by number) have a tangent (`expected`) or may have one (`differentiable`).
     reachable: parameters and inputs that the gradient of some output may reach, expected or not.
     constants: tensors that the module holds without registering them, in the order of their sources.
@@ -129,6 +130,18 @@ def check_former_values(graph: fx.Graph, changed: set[Source]) -> None:
                     f"forward changes {source.kind} {source.name}, and the backward of {place} needs what it held "
                     "before; compute with a copy of it (.clone()), or change it first"
                 )
+
+
+def place_backward(graph: fx.Graph) -> None:
+    """Give each call of backward the module and the line of the forward call whose gradient it computes."""
+    places: dict[int, dict[str, str]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node.meta["phase"] == "forward":
+            place = {"module": node.meta["module"], "line": node.meta.get("line", "")}
+            places.setdefault(node.meta["sequence"], place)
+    for node in graph.nodes:
+        if node.op == "call_function" and node.meta["phase"] == "backward":
+            node.meta.update(places.get(node.meta["sequence"], {"module": "", "line": ""}))
 
 
 def _is_batch_norm(node: fx.Node) -> bool:

@@ -25,7 +25,7 @@ from .captured_step import observed_value
 from .eager.fake_kernel_fixes import as_eager_makes_it, grouped_mm_result, is_blank
 from .eager.shaped_by_data import result_by_shape
 from .foreign.operations import ForeignOperations, fake_kernel_failed
-from .module_stack import user_line
+from .module_stack import running_line, user_line
 from .operands.layouts_seen import SEEN
 from .sample_values import SampleValues
 from .torch_internals import (
@@ -143,6 +143,7 @@ class Recorder(OperationMode):
             phase=self.phase,
             sequence=self._sequence(),
             module=self.modules[-1] if self.modules and self.phase == "forward" else "",
+            line=running_line() if self.phase == "forward" else "",
         )
         try:
             shaped = func is aten._grouped_mm.default and args[0].dtype != torch.bfloat16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 
@@ -10,13 +12,21 @@ from ...passes.encodings.codec_sites import CodecSite
 from ...passes.rewrites.run_in_place import WRITTEN_OUT, in_place_variant
 from ...passes.sources import Source
 from ...passes.step_graph import StepGraph
-from ...passes.step_kernels import BufferUpdate, Change, ComputeKernel, DecisionCheck, GradAccumulate, TangentArrival
+from ...passes.step_kernels import (
+    BufferUpdate,
+    Change,
+    ComputeKernel,
+    DecisionCheck,
+    GradAccumulate,
+    Kernel,
+    TangentArrival,
+)
 from ...solvers.problem.schedule import Decode, Encode, Forget, Free, FreeCode, Record, Run, Schedule, Segment
 from ..capture.captured_step import CapturedStep
 from ..text.source_text import comment, identifier
 from .bound_names import BoundNames, named_argument
 from .equal_views import EqualViews
-from .program import SEED_KEY, Binding, Key, Program, load_functions
+from .program import SEED_KEY, Key, Program, load_functions
 from .scope import Scope, hint_of
 from .text import Rendered, assemble
 
@@ -38,7 +48,7 @@ def emit(
     links: `Program.link_sizes`.
     """
     bound = BoundNames()
-    writer = _Writer(step, mapping, schedule, bound)
+    writer = _Writer(step, mapping, schedule, bound, captured.outputs.names)
     half = len(schedule.segments) // 2
     rendered = [writer.segment(segment) for segment in schedule.segments[:half]]
     for part in rendered:
@@ -48,18 +58,7 @@ def emit(
     code, names, constants = assemble(
         rendered, step.block_names, "\n".join((header, *map(comment, bound.definitions))), links
     )
-    bindings = [
-        Binding(
-            block=part.block,
-            function=name,
-            takes=tuple(part.takes),
-            drops=frozenset(part.drops),
-            gives=tuple(part.gives),
-            constants=values,
-            gradients=tuple(part.gradients),
-        )
-        for part, name, values in zip(rendered, names, constants, strict=True)
-    ]
+    bindings = [part.bound_to(name, values) for part, name, values in zip(rendered, names, constants, strict=True)]
     return Program(
         code=code,
         functions=load_functions(code, title, device, bound.objects),
@@ -109,8 +108,16 @@ def _dependence(step: StepGraph) -> dict[Source, frozenset[int]]:
 class _Writer:
     """Writes segments in order, and tracks the values that are alive between them."""
 
-    def __init__(self, step: StepGraph, mapping: ProblemMapping, schedule: Schedule, bound: BoundNames) -> None:
+    def __init__(
+        self,
+        step: StepGraph,
+        mapping: ProblemMapping,
+        schedule: Schedule,
+        bound: BoundNames,
+        outputs: Sequence[str],
+    ) -> None:
         self.step = step
+        self.outputs = outputs
         self.bound = bound
         self.views = EqualViews(step)
         self.mapping = mapping
@@ -134,7 +141,7 @@ class _Writer:
                 case Run(op):
                     self._run(scope, op, index)
                 case Record(op):
-                    scope.rendered.line(f"{scope.give(('state', op), 'state')} = generator_state()")
+                    scope.rendered.body.call(f"{scope.give(('state', op), 'state')} = generator_state()")
                 case Forget(op):
                     scope.forget(("state", op))
                 case Encode(value, encoding):
@@ -147,23 +154,36 @@ class _Writer:
                 case Free(value):
                     self._free(scope, self.mapping.storages[value])
         if number == self.last_forward:
-            scope.rendered.returned = [scope.expression(node) for node in self.step.outputs]
-        for key in scope.rendered.gives:
+            rendered.returned = [scope.expression(node) for node in self.step.outputs]
+            rendered.results = f"Outputs: {', '.join(filter(None, self.outputs))}" if any(self.outputs) else ""
+        elif rendered.gradients:
+            rendered.results = f"Gradients of {', '.join(source.name for source in rendered.gradients)}"
+        for key in rendered.gives:
             name = scope.key_name(key) if isinstance(key, tuple) else scope.names[self.step.storages[key].base]
-            scope.rendered.given.append(name)
-        return scope.rendered
+            rendered.given.append(name)
+        rendered.lines, rendered.returned = rendered.body.settle(rendered.returned, scope.fresh)
+        return rendered
+
+    def _note(self, scope: Scope, op: int, kernel: Kernel) -> None:
+        """Say which module, and which line of its code, the next lines come from."""
+        meta = kernel.origin.meta if kernel.origin is not None else {}
+        module, line = meta.get("module", ""), meta.get("line", "")
+        place = f"{module} ({line})" if module and line else module or line
+        if place:
+            scope.rendered.body.note(f"Again: {place}" if op in self.started else place)
 
     def _run(self, scope: Scope, op: int, index: int) -> None:
         kernel = self.mapping.kernels[op]
+        self._note(scope, op, kernel)
         if isinstance(kernel, TangentArrival):
             # The runtime puts the incoming gradients on the tape before the first backward segment.
             self.alive.update(kernel.makes)
             scope.on_tape.update(kernel.makes)
         elif isinstance(kernel, BufferUpdate):
             target, value = scope.expression(kernel.target), scope.expression(kernel.value)
-            scope.rendered.line(f"{target}.copy_({value})")
+            scope.rendered.body.call(f"{target}.copy_({value})")
         elif isinstance(kernel, DecisionCheck):
-            scope.rendered.line(f"require({', '.join(map(scope.argument, kernel.arguments))})")
+            scope.rendered.body.call(f"require({', '.join(map(scope.argument, kernel.arguments))})")
         elif isinstance(kernel, GradAccumulate):
             self._accumulate(scope, kernel)
         elif not isinstance(kernel, ComputeKernel):
@@ -182,11 +202,11 @@ class _Writer:
         if str(call.target) in WRITTEN_OUT:
             variant, written = WRITTEN_OUT[str(call.target)]
             arguments, place = scope.arguments(call), scope.argument(kernel.destination)
-            scope.rendered.line(f"{variant}({arguments}, {written}={place})")
+            scope.rendered.body.call(f"{variant}({arguments}, {written}={place})")
             return
         others = [argument for argument in call.args if argument is not kernel.destination]
         arguments = ", ".join(scope.argument(argument) for argument in (kernel.destination, *others))
-        scope.rendered.line(f"{in_place_variant(call)}({arguments})")
+        scope.rendered.body.call(f"{in_place_variant(call)}({arguments})")
 
     def _accumulate(self, scope: Scope, kernel: GradAccumulate) -> None:
         gradient = scope.expression(kernel.gradient)
@@ -194,8 +214,8 @@ class _Writer:
             # An output may be freed already, so its gradient keeps the layout it arrives with.
             is_output = kernel.target.meta["source"].kind == "output"
             target = gradient if is_output else scope.expression(kernel.target)
-            clone = scope.fresh(identifier(f"{target}_gradient"))
-            scope.rendered.line(f"{clone} = own_gradient({target}, {gradient})")
+            clone = scope.fresh(identifier(f"{hint_of(kernel.target)}_gradient"))
+            scope.rendered.body.call(f"{clone} = own_gradient({target}, {gradient})")
             gradient = clone
             self.alive.update(kernel.makes)
         else:
@@ -223,11 +243,11 @@ class _Writer:
             others = scope.arguments(call, skip_first=True)
             lines.append(f"{in_place_variant(call)}({', '.join(filter(None, [name, others]))})")
         if state:
-            scope.rendered.line(f"with drawing_from({state}):")
+            scope.rendered.body.call(f"with drawing_from({state}):")
         for line in lines:
-            scope.rendered.line(("    " if state else "") + line)
+            scope.rendered.body.call(("    " if state else "") + line)
         if "unused" in result:
-            scope.rendered.line("del unused")
+            scope.rendered.body.delete("unused")
         if is_recomputation:
             size_bytes = sum(self.step.storages[s].size_bytes for s in missing)
             scope.rendered.recomputed.append((hint_of(kernel.calls[-1]), size_bytes))
@@ -243,8 +263,8 @@ class _Writer:
         base = self.step.storages[storage].base
         source = scope.expression(change.of)
         scope.names.pop(base, None)
-        scope.rendered.line(f"{scope.name(base)} = {source if in_place else f'aten.clone.default({source})'}")
-        scope.rendered.line(scope.written(change, scope.names[base]))
+        scope.rendered.body.call(f"{scope.name(base)} = {source if in_place else f'aten.clone.default({source})'}")
+        scope.rendered.body.call(scope.written(change, scope.names[base]))
         if is_recomputation:
             scope.rendered.recomputed.append((hint_of(kernel.calls[-1]), self.step.storages[storage].size_bytes))
         self.alive.add(storage)
@@ -268,7 +288,7 @@ class _Writer:
         source = scope.expression(base)
         others = self._codec_arguments(scope, site, site.encode, value)
         code = scope.give(("code", value, encoding), identifier(f"{hint_of(base)}_{site.codec.name}"))
-        scope.rendered.line(f"{code} = {scope.called(site.encode, ', '.join((source, *others)))}")
+        scope.rendered.body.call(f"{code} = {scope.called(site.encode, ', '.join((source, *others)))}")
         self.codes[("code", value, encoding)] = site.code_bytes
 
     def _decode(self, scope: Scope, value: int, encoding: int) -> None:
@@ -281,7 +301,7 @@ class _Writer:
         code = scope.key_name(("code", value, encoding))
         others = self._codec_arguments(scope, site, site.decode, value)
         name = scope.name(self.step.storages[storage].base)
-        scope.rendered.line(f"{name} = {scope.called(site.decode, ', '.join((code, *others)))}")
+        scope.rendered.body.call(f"{name} = {scope.called(site.decode, ', '.join((code, *others)))}")
         self.alive.add(storage)
         scope.rendered.gives.append(storage)
 

@@ -13,12 +13,40 @@ from torch import fx
 from ...passes.calls import operation_name
 from ...passes.foreign_calls import with_autocast
 from ...passes.rewrites.changes import Change, in_place_overload
+from ...passes.sources import Source
 from ...passes.step_graph import StepGraph
 from ..text.source_text import identifier, is_reserved, literal
 from .bound_names import BoundNames, named_argument
 from .equal_views import EqualViews
 from .program import Key
 from .text import Rendered
+
+# Views that are made by methods, which take the arguments of the operation; a test checks that they call exactly these.
+VIEW_METHODS = {
+    "aten.expand.default": "expand",
+    "aten.permute.default": "permute",
+    "aten.t.default": "t",
+    "aten.transpose.int": "transpose",
+    "aten.unsqueeze.default": "unsqueeze",
+    "aten.view.default": "view",
+}
+_GRADIENTS = "input_gradient weight_gradient bias_gradient"
+_TO_THE_END = 2**63 - 1
+# Arguments by name that all operations take for what they do without.
+_DEFAULTS = (("layout", torch.strided), ("pin_memory", False))
+# Names for the results of operations that return several, in their order.
+_RESULTS = {
+    "convolution_backward": _GRADIENTS,
+    "native_batch_norm": "normalized mean inverse_std",
+    "native_batch_norm_backward": _GRADIENTS,
+    "native_group_norm": "normalized mean inverse_std",
+    "native_group_norm_backward": _GRADIENTS,
+    "native_layer_norm": "normalized mean inverse_std",
+    "native_layer_norm_backward": _GRADIENTS,
+    "nll_loss_forward": "loss total_weight",
+    "_scaled_dot_product_flash_attention_for_cpu": "attention logsumexp",
+    "_scaled_dot_product_flash_attention_for_cpu_backward": "query_gradient key_gradient value_gradient",
+}
 
 
 @dataclass
@@ -49,7 +77,7 @@ class Scope:
         # `split` a second time would be `split_1`, which may be the name of the first one's second part.
         while True:
             self.used[hint] += 1
-            name = hint if self.used[hint] == 1 else f"{hint}_{self.used[hint] - 1}"
+            name = hint if self.used[hint] == 1 else f"{hint.rstrip('_')}_{self.used[hint] - 1}"
             if is_reserved(name):
                 continue
             if name == hint or not self.used[name]:
@@ -78,8 +106,11 @@ class Scope:
     def arguments(self, call: fx.Node, skip_first: bool = False, without: tuple[fx.Node, ...] = ()) -> str:
         """Return the arguments of a call as text; those in `without` are None."""
         positional = [None if argument in without else argument for argument in call.args]
+        if call.target is torch.ops.aten.slice.Tensor and positional[3:] == [_TO_THE_END]:
+            del positional[3:]
         parts = [self.argument(argument) for argument in positional[1 if skip_first else 0 :]]
-        parts += [named_argument(name, self.argument(argument)) for name, argument in call.kwargs.items()]
+        kwargs = {name: value for name, value in call.kwargs.items() if (name, value) not in _DEFAULTS}
+        parts += [named_argument(name, self.argument(value)) for name, value in kwargs.items()]
         return ", ".join(parts)
 
     def written(self, change: Change, name: str) -> str:
@@ -109,7 +140,7 @@ class Scope:
         return f"{self.bound.operation(with_autocast(call))}({arguments})"
 
     def expression(self, node: fx.Node) -> str:
-        """Return the name of a tensor in this function; views are computed at their first use."""
+        """Return the name of a tensor in this function, or the mark of a view, which is made at its first use."""
         if node in self.names:
             return self.names[node]
         if node in self.step.overwrites:
@@ -121,18 +152,24 @@ class Scope:
         if equal is not None:
             self.names[node] = self.expression(equal)
             return self.names[node]
+        self.names[node] = self.rendered.body.view(hint_of(node), self._viewed(node))
+        return self.names[node]
+
+    def _viewed(self, node: fx.Node) -> str:
+        """Return the expression that makes a view."""
         if node.target is operator.getitem:
             source, index = node.args
             assert isinstance(source, fx.Node)
-            text = f"{self.expression(source)}[{index}]"
-        elif (viewed := self.views.reshaped(node, self.names)) is not None:
-            source = self.expression(viewed)
-            text = f"aten.view.default({source}, {self.arguments(node, skip_first=True)})"
-        else:
-            text = self.called(node, self.arguments(node))
-        name = self.name(node)
-        self.rendered.line(f"{name} = {text}")
-        return name
+            return f"{self.expression(source)}[{index}]"
+        reshaped = self.views.reshaped(node, self.names)
+        name = "aten.view.default" if reshaped is not None else str(node.target)
+        source = reshaped if reshaped is not None else next(iter(node.all_input_nodes), None)
+        # A tensor from outside may have an attribute of such a name.
+        if name in VIEW_METHODS and source is not None and source.op != "placeholder" and not node.kwargs:
+            return f"{self.expression(source)}.{VIEW_METHODS[name]}({self.arguments(node, skip_first=True)})"
+        if reshaped is not None:
+            return f"aten.view.default({self.expression(reshaped)}, {self.arguments(node, skip_first=True)})"
+        return self.called(node, self.arguments(node))
 
     def _take(self, storage: int) -> str:
         base = self.step.storages[storage].base
@@ -159,7 +196,7 @@ class Scope:
         """Delete a state or code that nothing reads later."""
         name = self.key_name(key)
         self.leave(key)
-        self.rendered.line(f"del {name}")
+        self.rendered.body.delete(name)
         del self.key_names[key]
 
     def free(self, storage: int) -> None:
@@ -170,7 +207,7 @@ class Scope:
         self.leave(storage)
         names = [node for node in self.names if self._lies_in(node, storage)]
         if storage not in self.returned:
-            self.rendered.line(f"del {', '.join(dict.fromkeys(self.names[node] for node in names))}")
+            self.rendered.body.delete(*(self.names[node] for node in names))
         for node in names:
             del self.names[node]
 
@@ -189,11 +226,17 @@ class Scope:
 
 
 def hint_of(node: fx.Node) -> str:
-    """Return a readable name: for a parameter its last two names without numbers, for a call its operation."""
+    """Return a readable name: for a parameter its last two names without numbers, for a call its operation or result.
+
+    A tensor from outside that has no name is called `tensor`.
+    """
     if node.op == "placeholder":
-        parts = [part for part in node.meta["source"].name.split(".") if not part.isdigit()]
-        return identifier("_".join(parts[-2:]) or node.meta["source"].kind)
+        origin: Source = node.meta["source"]
+        parts = [part for part in origin.name.split(".") if not part.isdigit()]
+        return identifier("_".join(parts[-2:]) or ("tensor" if origin.kind == "constant" else origin.kind))
     if node.target is operator.getitem:
         source, index = node.args
-        return f"{hint_of(source)}_{index}"  # pyright: ignore[reportArgumentType]
+        assert isinstance(source, fx.Node) and isinstance(index, int)
+        names = _RESULTS.get(operation_name(source), "").split() or [f"{hint_of(source)}_{index}"] * (index + 1)
+        return names[index]
     return identifier(operation_name(node).rpartition("::")[2])

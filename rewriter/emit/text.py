@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tokenize
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,9 +14,16 @@ from ...passes.sources import Source
 from ...solvers.problem.plain_text import printable
 from ..text.byte_sizes import format_bytes
 from ..text.source_text import comment, literal
-from .program import Key
+from .body import Body, Call, Deleted, Note
+from .program import Binding, Key
 
 _MARK = "\x00"
+_LEGEND = (
+    "A function takes values from the tape of its step. It returns those that it puts there, and its results: outputs "
+    "or gradients. Comments name the module and the line of which the kernels below are the forward or the backward."
+)
+_COLUMNS = 118
+_LONGEST_LIST = 100
 _LONGEST_BLOCK_NAME = 64
 
 
@@ -22,13 +31,17 @@ _LONGEST_BLOCK_NAME = 64
 class Rendered:
     """The text of one segment, and the keys that it takes, drops and gives; literals are marked places in the text.
 
+    lines: the lines of the settled body.
+    results: a comment on what it returns.
     kept: names and bytes of the values that it keeps for backward.
     recomputed: names and bytes of the values that it recomputes.
     """
 
     block: int
     phase: str
-    lines: list[str] = field(default_factory=list)
+    body: Body = field(default_factory=Body)
+    lines: Sequence[Call | Deleted | Note] = ()
+    results: str = ""
     literals: list[Any] = field(default_factory=list)
     takes: list[Key] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
@@ -40,26 +53,43 @@ class Rendered:
     kept: list[tuple[str, int]] = field(default_factory=list)
     recomputed: list[tuple[str, int]] = field(default_factory=list)
 
-    def line(self, text: str) -> None:
-        """Add a line to the body."""
-        self.lines.append(text)
-
     def number(self, value: int | float | tuple[Any, ...]) -> str:
         """Return a marked place for a number or a tuple, which may differ between blocks."""
         self.literals.append(value)
         return f"{_MARK}{len(self.literals) - 1}{_MARK}"
 
-    def body(self) -> str:
-        """Return the function without its head, with marked literals."""
-        lines = []
-        if self.taken:
-            lines += [
-                f"{', '.join(self.taken)}, = values" if len(self.taken) == 1 else f"{', '.join(self.taken)} = values"
-            ]
-            lines += ["values.clear()"]
-        lines += self.lines
+    def bound_to(self, function: str, constants: tuple[Any, ...]) -> Binding:
+        """Return the call of this segment's function."""
+        return Binding(
+            block=self.block,
+            function=function,
+            takes=tuple(self.takes),
+            drops=frozenset(self.drops),
+            gives=tuple(self.gives),
+            constants=constants,
+            gradients=tuple(self.gradients),
+        )
+
+    def text(self, notes: bool) -> str:
+        """Return the function without its head, with marked literals; with or without comments."""
+        lines = [f"{_listed(self.taken, ',')} = values", "values.clear()"] if self.taken else []
+        for line in self.lines:
+            match line:
+                case Call(text):
+                    lines.append(text)
+                case Deleted(names):
+                    lines.append(f"del {_listed(names)}")
+                case Note(text):
+                    lines += comment(text).splitlines() if notes else ()
+        lines += comment(self.results).splitlines() if notes and self.results else ()
         lines.append(f"return {_tuple(self.given)}, {_tuple(self.returned)}")
         return "\n".join(f"    {line}" for line in lines)
+
+
+def _listed(names: Sequence[str], after_one: str = "") -> str:
+    """Return names as targets, in brackets where they may take several lines."""
+    listed = f"{', '.join(names)}{after_one if len(names) == 1 else ''}"
+    return listed if len(listed) < _LONGEST_LIST else f"({listed})"
 
 
 def _tuple(names: Sequence[str]) -> str:
@@ -73,15 +103,14 @@ def assemble(
 
     links: the number of blocks in each node of autograd's graph.
     """
-    bodies = [(segment.phase, segment.body()) for segment in rendered]
     groups: dict[tuple[str, str], list[int]] = {}
-    for index, body in enumerate(bodies):
-        groups.setdefault(body, []).append(index)
+    for index, segment in enumerate(rendered):
+        groups.setdefault((segment.phase, segment.text(notes=False)), []).append(index)
     counts: Counter[str] = Counter()
     names = [""] * len(rendered)
     constants: list[tuple[Any, ...]] = [()] * len(rendered)
     functions = []
-    for (phase, body), members in groups.items():
+    for (phase, _), members in groups.items():
         counts[phase] += 1
         name = f"{phase}_{counts[phase]}"
         literals = [[str(literal(value)) for value in rendered[i].literals] for i in members]
@@ -90,16 +119,40 @@ def assemble(
             names[index] = name
             constants[index] = tuple(rendered[index].literals[j] for j in varying)
         head = _head([rendered[i] for i in members], block_names)
-        functions.append(_function(name, body, literals[0], varying, head))
+        # Comments are those of the first member.
+        functions.append(_function(name, rendered[members[0]].text(notes=True), literals[0], varying, head))
     table = _table(rendered, names, block_names, links)
-    return "\n\n".join([header, *functions, table]) + "\n", names, constants
+    return "\n\n".join([f"{header}\n{comment(_LEGEND)}", *functions, table]) + "\n", names, constants
 
 
 def _function(name: str, body: str, literals: Sequence[str], varying: Sequence[int], head: str) -> str:
     for index, text in enumerate(literals):
         body = body.replace(f"{_MARK}{index}{_MARK}", f"constant_{index}" if index in varying else text)
     unpack = f"    {', '.join(f'constant_{i}' for i in varying)}, = constants\n" if varying else ""
-    return f"{head}\ndef {name}(values, constants):\n{unpack}{body}"
+    lines = "\n".join(_wrapped(line) for line in f"{unpack}{body}".splitlines())
+    return f"{head}\ndef {name}(values, constants):\n{lines}"
+
+
+def _wrapped(line: str) -> str:
+    """Return a line of code, broken within the outermost brackets that are long enough where it is too long."""
+    text = line.strip()
+    if len(line) <= _COLUMNS or text.startswith("#"):
+        return line
+    breaks, depth = [], 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        depth += (token.string in ("(", "[", "{")) - (token.string in (")", "]", "}"))
+        if depth and token.string in (",", "(", "["):
+            breaks.append((depth, token.end[1]))
+    indent = line[: len(line) - len(line.lstrip())]
+    lines, start, room = [], 0, _COLUMNS - len(indent)
+    while len(text) - start > room:
+        places = [(depth, -stop) for depth, stop in breaks if start < stop <= start + room]
+        if not places:
+            break
+        stop = -min(places)[1]  # the last one in the outermost brackets
+        lines.append(text[start:stop].strip())
+        start, room = stop, _COLUMNS - len(indent) - 4
+    return f"\n{indent}    ".join([f"{indent}{lines[0]}", *lines[1:], text[start:].strip()]) if lines else line
 
 
 def _head(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
@@ -107,7 +160,7 @@ def _head(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
     names = list(dict.fromkeys(_short(block_names[member.block]) for member in members))
     shown = ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, … {names[-1]}"
     text = f"The {members[0].phase} of {shown}"
-    text += f" ({len(members)} blocks)." if len(members) > 1 else "."
+    text += f" ({len(members)} blocks; names are those of the first)." if len(members) > 1 else "."
     kept = [member.kept for member in members]
     if any(entries != kept[0] for entries in kept):
         # The same code may serve blocks whose results are, and are not, needed in backward by the next block.
