@@ -148,8 +148,8 @@ def _warn_of_meta(nodes: dict[str, fx.Node]) -> None:
     count = sum(_is_on_meta(node) for node in nodes.values())
     if count:
         warnings.warn(
-            f"{count} kernels have tensors on 'meta' and cannot be run, so their cost is estimated from shapes; "
-            "pass costs='roofline' and a device preset to choose the device",
+            f"{count} kernels have tensors on 'meta' and cannot be run, so their cost is estimated from shapes; pass "
+            "costs='roofline' and a device preset to choose the device",
             MeasureWarning,
             stacklevel=3,
         )

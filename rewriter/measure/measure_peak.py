@@ -92,8 +92,8 @@ def measure_allocations(
         return peaks
     if is_profiler_running():
         raise ProfilerBusyError(
-            "peak memory cannot be measured inside a running profiler: torch allows one session at a time, "
-            "and a second would end the first; leave the profiler's context, measure, then profile"
+            "peak memory cannot be measured inside a running profiler: torch allows one session at a time, and "
+            "a second would end the first; leave the profiler's context, measure, then profile"
         )
     if watch_existing:
         gc.collect()

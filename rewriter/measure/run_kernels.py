@@ -76,8 +76,8 @@ def run_kernels(
     with _undisturbed(device):
         if memory_of and device.type == "cpu" and is_profiler_running():
             warnings.warn(
-                f"a profiler is running, so the memory of {len(memory_of)} kernels was not measured: their "
-                "outputs are counted, not their scratch; plan outside the profiler to have it measured",
+                f"a profiler is running, so the memory of {len(memory_of)} kernels was not measured: their outputs "
+                "are counted, not their scratch; plan outside the profiler to have it measured",
                 MeasureWarning,
                 stacklevel=4,
             )
