@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .packing.bits import dense, pack_bits, unpack_bits
 
+CodecArguments = tuple[dict[str, Any], dict[str, Any]]
+"""The arguments of encoding and of decoding, by name."""
+
 
 @dataclass(frozen=True)
 class Codec:
@@ -24,13 +27,9 @@ class Codec:
     draws: whether encoding takes a `seed` by name.
     redraws: whether decoding takes the same seed.
     arguments: further arguments by name, for encoding and for decoding.
-    fit: makes such arguments from a tensor and the gradient that its only reader multiplies with a function of it.
     family: a name shared by codecs that differ in one number, and whose errors differ only by a factor.
     decodes_to_placeholder: whether decoding makes another tensor, from which readers in backward compute the same bits;
         forward must not read it.
-    multiply: called with a gradient, the code, and by name `levels`, `bits` and `stride`; does what decoding and
-        reading would, without decoding. `levels` are what the reader multiplies with where decoding gives
-        `representatives`.
     """
 
     name: str
@@ -43,11 +42,9 @@ class Codec:
     needs_dtype: bool = False
     draws: bool = False
     redraws: bool = False
-    arguments: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}), hash=False)
-    fit: Callable[[Tensor, Tensor], tuple[dict[str, Any], dict[str, Any]]] | None = None
+    arguments: CodecArguments = field(default_factory=lambda: ({}, {}), hash=False)
     family: str = ""
     decodes_to_placeholder: bool = False
-    multiply: Any = None
 
     def takes(self, value: Tensor) -> bool:
         """Return whether the codec can encode a tensor like this one."""
@@ -57,6 +54,20 @@ class Codec:
         """Return what decoding needs to know of the tensor, by name."""
         layout: dict[str, Any] = {"size": list(value.shape), "stride": list(value.stride())}
         return layout | ({"dtype": value.dtype} if self.needs_dtype else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedCodec(Codec):
+    """A codec whose levels are fitted to present values, and whose code replaces the tensor in a product.
+
+    fit: makes `arguments` from a tensor and the gradient that its only reader multiplies with a function of it.
+    multiply: called with a gradient, the code, and by name `levels`, `bits` and `stride`; does what decoding and
+        reading would, without decoding. `levels` are what the reader multiplies with where decoding gives
+        `representatives`.
+    """
+
+    fit: Callable[[Tensor, Tensor], CodecArguments]
+    multiply: Callable[..., Tensor]
 
 
 BITS = Codec("bits", pack_bits, unpack_bits, (torch.bool,))

@@ -7,22 +7,21 @@ gradient lies in memory as the value did, it is multiplied with the code's level
 
 The levels are the best ones for the values of f' ("Few-Bit Backward", arXiv 2202.00441, and `value_codes`) at the
 present inputs. Each is weighted by the square of the gradient g that f' is multiplied with. Where inputs are kept, it
-is
-also weighted by what the error e = level - f'(x) does to the gradient of the weights w that made x = w·y. Along w, this
-is the sum over samples of g e x, whose terms do not cancel where gradients of samples agree. By Cauchy and Schwarz its
-square is at most the sum of (g e x)², times the number of agreeing samples. So E g² (1 + x² / E x²) e² is minimized.
+is also weighted by what the error e = level - f'(x) does to the gradient of the weights w that made x = w·y. Along w,
+this is the sum over samples of g e x, whose terms do not cancel where gradients of samples agree. By Cauchy and Schwarz
+its square is at most the sum of (g e x)², times the number of agreeing samples. So E g² (1 + x² / E x²) e² is
+minimized.
 """
 
 from __future__ import annotations
 
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..codec import Codec
+from ..codec import CodecArguments, FittedCodec
 from .derivative_moments import slope_moments
 from .few_bit import decode_levels, encode_by_borders, multiply_levels
 from .input_weights import Uniform
@@ -30,16 +29,13 @@ from .sample_levels import levels_of_samples
 from .saved_derivatives import SavedDerivative
 from .step_functions import StepFunction, by_nearest_level
 
-# The arguments of encoding (`few_bit.encode_by_borders`) and of decoding (`few_bit.decode_levels`), by name.
-CodecArguments = tuple[dict[str, Any], dict[str, Any]]
-
 BITS = (1, 2, 3, 4, 6, 8)
 _MOST_SAMPLES = 1 << 17
 _USUAL_SAMPLES = 1 << 12
 
 
 @cache
-def derivative_codecs(derivative: SavedDerivative) -> tuple[Codec, ...]:
+def derivative_codecs(derivative: SavedDerivative) -> tuple[FittedCodec, ...]:
     """Return codecs for what only the backward of an activation reads: levels of its derivative in 1 to 8 bits.
 
     There are none where its parameters leave it no levels.
@@ -47,7 +43,7 @@ def derivative_codecs(derivative: SavedDerivative) -> tuple[Codec, ...]:
     if not derivative.has_levels:
         return ()
     return tuple(
-        Codec(
+        FittedCodec(
             f"{bits}-bit {derivative.name}'",
             encode_by_borders,
             decode_levels,
@@ -64,7 +60,10 @@ def derivative_codecs(derivative: SavedDerivative) -> tuple[Codec, ...]:
 
 
 def usual_codes(derivative: SavedDerivative, bits: int) -> CodecArguments:
-    """Return the codes for unseen values: for normally distributed inputs, or outputs anywhere in their range."""
+    """Return the codes for unseen values: for normally distributed inputs, or outputs anywhere in their range.
+
+    They are arguments of `few_bit.encode_by_borders` and `few_bit.decode_levels`.
+    """
     saved = np.linspace(*derivative.usual_weight.support, _USUAL_SAMPLES)
     return _codes(derivative, bits, saved, derivative.usual_weight.density(saved))
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...kernels.codec import CODECS, Codec
+from ...kernels.codec import CODECS, Codec, FittedCodec
 from ..step_graph import StepGraph
 from ..step_kernels import GradAccumulate
 from .decode_free_products import GradientProduct, LevelProduct, build_level_product, match_gradient_product
@@ -75,7 +75,7 @@ class CodecSite:
 
         gradient: the gradient that its reader multiplies with a function of the value.
         """
-        return replace(self, fitted=self.codec.fit(value, gradient)) if self.codec.fit else self
+        return replace(self, fitted=self.codec.fit(value, gradient)) if isinstance(self.codec, FittedCodec) else self
 
 
 def find_codec_sites(
@@ -103,7 +103,8 @@ def find_codec_sites(
             *codecs_that_lose(step, storage, families),
         )
         taken = [codec for codec in codecs if codec.fidelity in allowed and codec.takes(value)]
-        replaced = match_gradient_product(step, storage) if any(codec.multiply for codec in taken) else None
+        has_levels = any(isinstance(codec, FittedCodec) for codec in taken)
+        replaced = match_gradient_product(step, storage) if has_levels else None
         sites = tuple(_codec_site(codec, value, replaced) for codec in taken)
         if sites:
             sites_of_storage[storage] = sites
@@ -124,5 +125,7 @@ def _codec_site(codec: Codec, value: torch.Tensor, replaced: GradientProduct | N
     keywords = codec.arguments[1] | codec.layout(value) | ({"seed": 0} if codec.redraws else {})
     decode = graph.call_function(codec.decode, (encode, *codec.decode_options), keywords)
     decode.meta["val"] = codec.decode(encode.meta["val"], *codec.decode_options, **keywords)
-    product = build_level_product(graph, codec, encode, replaced) if codec.multiply and replaced else None
+    product = None
+    if isinstance(codec, FittedCodec) and replaced:
+        product = build_level_product(graph, codec, encode, replaced)
     return CodecSite(codec, encode, decode, error=inf if codec.fidelity == "approximate" else 0.0, product=product)

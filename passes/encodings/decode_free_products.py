@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ...kernels.codec import Codec
+from ...kernels.codec import FittedCodec
 from ...kernels.packing.bits import dense
 from ..calls import arguments_of
 from ..step_graph import StepGraph
@@ -77,7 +77,7 @@ def match_gradient_product(step: StepGraph, storage: int) -> GradientProduct | N
     return GradientProduct(call, gradient, others[0]) if alike and whole else None
 
 
-def build_level_product(graph: fx.Graph, codec: Codec, code: fx.Node, replaced: GradientProduct) -> LevelProduct:
+def build_level_product(graph: fx.Graph, codec: FittedCodec, code: fx.Node, replaced: GradientProduct) -> LevelProduct:
     """Return the product with a codec's usual levels, in a graph that has a placeholder for the code."""
     gradient = graph.placeholder("gradient")
     gradient.meta["val"] = replaced.gradient.meta["val"]

@@ -10,6 +10,7 @@ from math import ceil
 import torch
 from torch import fx
 
+from ...kernels.codec import FittedCodec
 from ...passes.compute_intensive import is_product
 from ...passes.encodings.codec_sites import CodecSite
 from ...passes.sources import Source
@@ -161,7 +162,7 @@ class _Measured:
 
     def _see_codes(self, node: fx.Node, storage: int) -> None:
         measurer, value = self.measurer, self.replay.made[node]
-        if any(site.codec.fit for site in measurer.codec_sites[storage]):
+        if any(isinstance(site.codec, FittedCodec) for site in measurer.codec_sites[storage]):
             gradient = self.replay.value(self.kernel.calls[0].all_input_nodes[0])
             measurer.codec_sites[storage] = tuple(
                 site.fitted_to(value, gradient) for site in measurer.codec_sites[storage]
