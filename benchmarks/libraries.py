@@ -150,10 +150,10 @@ def compare_cuts(most_graphs: int) -> None:
 
 
 def _attempt(cut: Callable[[Graph], Cut], graph: Graph) -> Cut | None:
-    """Return a cut, or None where the library fails: some of its algorithms cannot take rounded capacities."""
+    """Return a cut, or None where the library fails: networkx's algorithms raise errors for some rounded capacities."""
     try:
         return cut(graph)
-    except ValueError:
+    except (ValueError, LookupError, networkx.NetworkXException):
         return None
 
 
