@@ -1,9 +1,8 @@
 """Values that are compared with two thresholds, kept in two bits for each element: below, between, above, or NaN.
 
-Kept: 2 ceil(n / 8) bytes for n elements, where eager keeps 4 n in float32: a plane of bits for low ≤ x and one for
-x ≤ high. Only NaN is in neither, so that it is restored on every device. Apart from the bits this is plain torch,
-except
-on a GPU.
+Kept: 2 ceil(n / 8) bytes for n elements, where eager keeps 4 n in float32: a plane of bits for low ≤ x and one for x ≤
+high. Only NaN is in neither, so that it is restored on every device. Apart from the bits this is plain torch, except on
+a GPU.
 """
 
 from __future__ import annotations

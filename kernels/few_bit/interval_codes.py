@@ -24,10 +24,8 @@ def interval_codes(activation: Activation, bits: int, weight: InputWeight) -> St
     """Return the step function of 2^bits intervals with the least integral of w (f' - level)^2.
 
     There are fewer intervals where more do not lower the error. Raises ValueError for bits outside of 1 to 8, and where
-    f'
-    is not finite. Source: Few-bit Backward (arXiv 2202.00441), equation 2. Here it is solved by a dynamic program over
-    all
-    borders on a grid, then Newton's method: at the optimum f'(border) is the mean of the levels on both sides.
+    f' is not finite. Source: Few-bit Backward (arXiv 2202.00441), equation 2. Here it is solved by a dynamic program
+    over all borders on a grid, then Newton's method: at the optimum f'(border) is the mean of the levels on both sides.
     """
     cells = cells_of(bits)
     moments = slope_moments(activation, weight)

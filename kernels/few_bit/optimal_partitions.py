@@ -68,8 +68,7 @@ def best_partition(problem: CellCost, places: np.ndarray, marked: np.ndarray, ce
     marked: places within it at which the cost is not smooth; they are on the grid in any case.
 
     The dynamic program gives the optimum over all cuts on the grid. `settle` moves them between its points, and
-    `exchange`
-    compares partitions that cost nearly the same on the grid.
+    `exchange` compares partitions that cost nearly the same on the grid.
     """
     places = np.union1d(places, marked)
     if len(places) < 2 or cells < 1:
@@ -84,10 +83,8 @@ def best_on_grid(grid: Grid, cells: int) -> np.ndarray:
     """Return indices of the ends and the cuts of the best cells, `cells` at most: the optimum over the grid.
 
     It takes O(cells n b) time. D_k(j) = min over i < j of D_{k-1}(i) + cost(i, j). A cell that alone costs more than
-    some
-    whole partition is in no best one, nor is any cell around it. So for each j only i from first(j) on are tried, b of
-    them
-    at most. That partition is the optimum of every fourth point, found by the same method.
+    some whole partition is in no best one, nor is any cell around it. So for each j only i from first(j) on are tried,
+    b of them at most. That partition is the optimum of every fourth point, found by the same method.
     """
     count = len(grid.places)
     cells = min(cells, count - 1)
@@ -210,8 +207,7 @@ def exchange(problem: CellCost, cuts: np.ndarray, marked: np.ndarray) -> np.ndar
     """Move a cut from between two marked places to between two others, while that lowers the cost.
 
     The most promising move is tried first, assuming that the cost of k cells goes as 1 / k^2. Moves that promise a loss
-    are
-    not tried.
+    are not tried.
     """
     total = _total(problem, cuts)
     tried = 0

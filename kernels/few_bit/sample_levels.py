@@ -18,8 +18,7 @@ def levels_of_samples(samples: np.ndarray, weights: np.ndarray, count: int) -> n
     samples, weights: float64 [n], finite; weights are not negative and not all 0.
 
     This is k-means in one dimension. Up to 16 levels start from a dynamic program over a grid (Wang and Song 2011),
-    more
-    from Panter and Dite's density; Lloyd's iteration follows.
+    more from Panter and Dite's density; Lloyd's iteration follows.
     """
     kept = weights > 0
     order = np.argsort(samples[kept])

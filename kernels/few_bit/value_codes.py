@@ -33,8 +33,7 @@ def value_codes(activation: Activation, bits: int, weight: InputWeight) -> StepF
     """Return at most 2^bits levels (increasing) with the least integral of w (f' - nearest level)^2.
 
     This is k-means in one dimension over the values of f'. Equal values share a level wherever their inputs lie, so it
-    is
-    never worse than `interval_codes` of equal bits. Raises ValueError as that does.
+    is never worse than `interval_codes` of equal bits. Raises ValueError as that does.
     """
     cells = cells_of(bits)
     moments = slope_moments(activation, weight)
@@ -58,8 +57,7 @@ def unbiased_levels(activation: Activation, bits: int, weight: InputWeight) -> U
     """Return at most 2^bits levels with the least variance of rounding at random to a neighbour.
 
     Raises as `value_codes`. Source: stochastic rounding with optimal levels (ZipML, arXiv 1611.05402, section 4.1), by
-    the
-    same dynamic program.
+    the same dynamic program.
     """
     cells = cells_of(bits)
     moments = slope_moments(activation, weight)

@@ -2,17 +2,14 @@
 
 Kept: ceil(b n / 8) bytes for n windows of kh x kw places, b = ceil(log2(kh kw)): 2 bits for 2 x 2, 4 bits for 3 x 3.
 Eager keeps the input and 64 bits for each window. The numbers are torch's own, to the bit. Forward calls torch's
-kernel,
-a few planes at a time, and turns its indices into codes. Backward turns them back for torch's kernel, again a few
-planes
-at a time; or, in C, it adds each window's gradient where its code says, in the same order.
+kernel, a few planes at a time, and turns its indices into codes. Backward turns them back for torch's kernel, again a
+few planes at a time; or, in C, it adds each window's gradient where its code says, in the same order.
 
 Code c = i kw + j stands for the place (i, j) of a window. A window starts at (top, left), which padding may put before
 the input's first row or column. It has that place at the index (top + i dh) W + left + j dw of a plane W wide, dh and
-dw
-being the dilation. The index is the window's start, top W + left, plus a distance that depends on the code alone. Codes
-lie in the order of the output in memory. Code k lies in the bits k b to k b + b - 1, bit i of all in byte i // 8 with
-the weight 2^(i % 8).
+dw being the dilation. The index is the window's start, top W + left, plus a distance that depends on the code alone.
+Codes lie in the order of the output in memory. Code k lies in the bits k b to k b + b - 1, bit i of all in byte i // 8
+with the weight 2^(i % 8).
 """
 
 from __future__ import annotations

@@ -29,8 +29,7 @@ def _apart(place, count, step):
     """Return whether a place's block among `count` elements, a BLOCK at most, is longer than 2^step.
 
     Blocks are the powers of two that `count` is the sum of, the largest first. The highest bit in which a place differs
-    from
-    `count` gives the length of its block.
+    from `count` gives the length of its block.
     """
     return ((place ^ tl.minimum(count, _BLOCK)) >> (step + 1)) != 0
 
