@@ -5,8 +5,9 @@
 Each model is built small, with random weights, and trained for two steps: in eager twice and rewritten once for a
 budget of 60 %. Any difference of a bit is a failure, and so is a peak above prediction or budget. Models run in
 separate processes with a limit of time and memory. `--resume FILE` leaves out the models in FILE and adds to it;
-`--retry VERDICT` tries those with that verdict again. `--table docs/models.md` writes the page of the docs. Packages
-that are not installed are left out. Returns 1 if a model has other bits, or a peak above prediction or budget.
+`--retry VERDICT` tries those with that verdict again. `--table docs/measurements/models.md` writes the page of the
+docs. Packages that are not installed are left out. Returns 1 if a model has other bits, or a peak above prediction or
+budget.
 """
 
 from __future__ import annotations
