@@ -37,13 +37,13 @@ class Block(NamedTuple):
 def blocks(page: Path) -> list[Block]:
     """Return the fenced blocks of a page in order."""
     text = page.read_text(encoding="utf-8")
-    matches = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    matches = re.finditer(r"^ *```(\w*)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     return [Block(match[1], text.count("\n", 0, match.start(2)) + 1, match[2]) for match in matches]
 
 
 def prose(page: Path) -> str:
     """Return a page without fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def shown(pages: list[Path]) -> list:
@@ -106,7 +106,7 @@ def test_links_and_paths_lead_somewhere(page):
     text = prose(page)
     links = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
     assert not [link for link in links if not (page.parent / link).exists()]
-    paths = re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|toml|txt|md))`", text)
+    paths = re.findall(r"(?<!Write )`([\w.-]+/[\w./-]+(?<!NAME)\.(?:py|toml|txt|md))`", text)
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
