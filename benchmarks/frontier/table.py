@@ -100,7 +100,7 @@ def _print_notes(rows: Sequence[Row]) -> None:
 def _print_domination(dominations: Sequence[Domination], costs: str) -> None:
     """Print lowtide's operations and time at each peer's peak, and its lowest peak at the peer's operations or time."""
     at = "FLOPs" if costs == "flops" else "time"
-    print(f"\n{'lowtide beside each peer':<32} {'peak':>8} {'extra FLOPs':>22} {'time':>20} {'lowest':>10}  verdict")
+    print(f"\n{'lowtide against each peer':<32} {'peak':>8} {'extra FLOPs':>22} {'time':>20} {'lowest':>10}  verdict")
     heading = f"{'at its':>8} {'lowtide’s':>10} {'the peer’s':>11} {'lowtide’s / peer’s':>20} {'at its ' + at:>12}"
     print(f"{'':<32} {heading}")
     for domination in dominations:
