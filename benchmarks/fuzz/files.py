@@ -319,22 +319,20 @@ def main() -> None:
         folder = Path(name)
         os.environ["XDG_CACHE_HOME"] = name
         exact, coded = Subject("bitwise"), Subject("approximate")
+        seed, half = options.seed, options.caches // 2
+        few, rest = options.plans // 2, options.plans - options.plans // 2
         runs: dict[str, Callable[[Report], Report]] = {
-            f"{options.plans // 2} of a plan": lambda r: fuzz_plans(exact, options.plans // 2, options.seed, r, folder),
-            f"{options.plans // 2} of a plan with codes": lambda r: fuzz_plans(
-                coded, options.plans - options.plans // 2, options.seed + 1, r, folder
-            ),
-            f"{options.schedules} of a schedule": lambda r: fuzz_schedules(
-                exact, options.schedules, options.seed, r, folder
-            ),
+            f"{few} of a plan": lambda r: fuzz_plans(exact, few, seed, r, folder),
+            f"{rest} of a plan with codes": lambda r: fuzz_plans(coded, rest, seed + 1, r, folder),
+            f"{options.schedules} of a schedule": lambda r: fuzz_schedules(exact, options.schedules, seed, r, folder),
             f"{options.schedules} of one with codes": lambda r: fuzz_schedules(
-                coded, options.schedules, options.seed + 1, r, folder
+                coded, options.schedules, seed + 1, r, folder
             ),
-            f"{options.caches // 2} of costs": lambda r: fuzz_costs(options.caches // 2, options.seed, r),
-            f"{options.caches // 2} of entries": lambda r: fuzz_entries(
-                exact, options.caches - options.caches // 2, options.seed, r, folder
+            f"{half} of costs": lambda r: fuzz_costs(half, seed, r),
+            f"{options.caches - half} of entries": lambda r: fuzz_entries(
+                exact, options.caches - half, seed, r, folder
             ),
-            f"{options.caches} of compiled kernels": lambda r: fuzz_libraries(options.caches, options.seed, r),
+            f"{options.caches} of compiled kernels": lambda r: fuzz_libraries(options.caches, seed, r),
         }
         for title, run in runs.items():
             started = time.perf_counter()

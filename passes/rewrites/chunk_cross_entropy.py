@@ -36,6 +36,7 @@ class ChunkCrossEntropy(GraphPass):
     fidelity: ClassVar[str] = "rounding"
 
     def rewrite(self, graph: fx.GraphModule) -> bool:
+        """Make the replacements in the graph itself; return whether there were any."""
         return rewrite_calls(graph, {aten.nll_loss_forward.default: _chunk})
 
 

@@ -31,6 +31,7 @@ class ForgetShapes(GraphPass):
     fidelity: ClassVar[str] = "bitwise"
 
     def rewrite(self, graph: fx.GraphModule) -> bool:
+        """Make the replacements in the graph itself; return whether there were any."""
         return rewrite_calls(graph, dict.fromkeys(_SHAPE_ONLY, _forget_shape))
 
 

@@ -37,6 +37,7 @@ class FreeFactories(GraphPass):
     fidelity: ClassVar[str] = "bitwise"
 
     def rewrite(self, graph: fx.GraphModule) -> bool:
+        """Make the replacements in the graph itself; return whether there were any."""
         return rewrite_calls(graph, dict.fromkeys(_FILLS, _free))
 
 

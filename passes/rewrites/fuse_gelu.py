@@ -27,6 +27,7 @@ class WrittenGelu(GraphPass):
     fidelity: ClassVar[str] = "rounding"
 
     def rewrite(self, graph: fx.GraphModule) -> bool:
+        """Make the replacements in the graph itself; return whether there were any."""
         return rewrite_calls(graph, {aten.tanh.default: _replace})
 
 

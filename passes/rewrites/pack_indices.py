@@ -29,6 +29,7 @@ class PackIndices(GraphPass):
     fidelity: ClassVar[str] = "bitwise"
 
     def rewrite(self, graph: fx.GraphModule) -> bool:
+        """Make the replacements in the graph itself; return whether there were any."""
         return rewrite_calls(graph, {aten.max_pool2d_with_indices.default: _pack})
 
 

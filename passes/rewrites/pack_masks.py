@@ -38,6 +38,7 @@ class PackMasks(GraphPass):
     fidelity: ClassVar[str] = "bitwise"
 
     def rewrite(self, graph: fx.GraphModule) -> bool:
+        """Make the replacements in the graph itself; return whether there were any."""
         return rewrite_calls(graph, {aten.bernoulli.p: _pack, aten.native_dropout.default: _pack_drawn})
 
 

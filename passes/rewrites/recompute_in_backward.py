@@ -40,6 +40,7 @@ class RecomputeInBackward(GraphPass):
     fidelity: ClassVar[str] = "approximate"
 
     def rewrite(self, graph: fx.GraphModule) -> bool:
+        """Make the replacements in the graph itself; return whether there were any."""
         chosen = find_recomputable(graph)
         if not chosen:
             return False

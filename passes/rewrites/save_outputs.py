@@ -28,6 +28,7 @@ class SaveOutputs(GraphPass):
     fidelity: ClassVar[str] = "bitwise"
 
     def rewrite(self, graph: fx.GraphModule) -> bool:
+        """Make the replacements in the graph itself; return whether there were any."""
         rewrites = {aten.hardtanh_backward.default: _save_hardtanh, aten.leaky_relu_backward.default: _save_leaky_relu}
         return rewrite_calls(graph, rewrites)
 
@@ -61,6 +62,7 @@ class InvertOutputs(GraphPass):
     fidelity: ClassVar[str] = "rounding"
 
     def rewrite(self, graph: fx.GraphModule) -> bool:
+        """Make the replacements in the graph itself; return whether there were any."""
         return rewrite_calls(graph, {aten.elu_backward.default: _invert_elu})
 
 

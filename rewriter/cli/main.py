@@ -82,7 +82,7 @@ def plan(
     out: options.PlanTarget = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Plans a training step within a budget: the values it keeps, the kernels that run again, the time it takes."""
+    """Plans a training step within a budget: the values it keeps, the kernels it recomputes, the time it takes."""
     with reporting_errors():
         check_budget(budget)
         check_target(out)

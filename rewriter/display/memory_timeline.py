@@ -112,7 +112,7 @@ def peak_of(plan: Plan) -> Peak:
     if at is None:
         return _peak(plan, ("", "", ""), [])
     moment, op = moments[at], problem.ops[moments[at].operation]
-    phase = "backward, run again" if moment.kind == "recomputed" else moment.kind
+    phase = "backward, recomputed" if moment.kind == "recomputed" else moment.kind
     return _peak(plan, (plain_operation(op.name), op.module, phase), moments[:at])
 
 

@@ -1,4 +1,4 @@
-"""Summarizes a plan for each module: the bytes kept for backward and the kernels that run again."""
+"""Summarizes a plan for each module: the bytes kept for backward and the kernels that are recomputed."""
 
 from __future__ import annotations
 

@@ -156,8 +156,7 @@ def _mark_peak(axes: Axes, plan: Plan, moments: Sequence[Moment], divisor: float
 
 
 def _draw_kinds(axes: Axes, moments: Sequence[Moment]) -> None:
-    """Draw a strip under the picture that shows which kernels belong to forward and backward and which run again."""
-    names = {"forward": "forward", "backward": "backward", "recomputed": "run again"}
+    """Draw a strip under the picture: which kernels are of forward, of backward, and recomputed."""
     # several kernels share a bar, each with its share, where there are more kernels than bars
     starts = np.unique(np.linspace(0, len(moments), min(len(moments), _BARS), endpoint=False).astype(int))
     widths = np.diff(np.append(starts, len(moments)))
@@ -165,7 +164,7 @@ def _draw_kinds(axes: Axes, moments: Sequence[Moment]) -> None:
     for kind, colour in _KINDS.items():
         share = np.add.reduceat([float(m.kind == kind) for m in moments], starts) / widths
         axes.bar(starts, share, widths, floor, align="edge", color=colour, linewidth=0)
-        axes.scatter([], [], 60, color=colour, marker="s", label=names[kind])
+        axes.scatter([], [], 60, color=colour, marker="s", label=kind)
         floor += share
     axes.set_ylim(0, 1)
     axes.set_yticks([])

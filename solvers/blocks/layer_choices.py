@@ -105,7 +105,7 @@ class LayerChoices:
         if choice.inputs_kept < len(self.chain):
             parts.append(f"of {len(self.chain)} layer inputs {choice.inputs_kept} are kept")
         if choice.dropped:
-            parts.append(f"{len(choice.dropped)} values that several layers use are made again")
+            parts.append(f"{len(choice.dropped)} values that several layers use recomputed")
         return "; ".join(parts) or "everything kept"
 
 

@@ -39,7 +39,7 @@ def describe(tables: Tables, nested_schedule: NestedSchedule) -> str:
         else:
             sweeps.append(part.decision)
     amounts = ", ".join(format_keeping(count, size) for size, count in sorted(kept.items(), reverse=True))
-    again = f"; {len(sweeps)} stretches run again from their first input" if sweeps else ""
+    again = f"; {len(sweeps)} stretches recomputed from their first input" if sweeps else ""
     return f"of {len(tables.links)} links: {amounts}{again}"
 
 
