@@ -35,7 +35,7 @@ def losses(model: Any, text: torch.Tensor, rewrite: dict[str, Any] | None = None
     trained.config.use_cache = False
     if rewrite is not None:
         batch = {"input_ids": text[0], "labels": text[0]}
-        trained = lowtide.rewrite(trained, kwargs=batch, outputs=["loss"], costs="flops", solver="dp", **rewrite)
+        trained = lowtide.rewrite(trained, kwargs=batch, outputs=["loss"], costs="flops", solver="rotor", **rewrite)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-4)
     torch.manual_seed(1)
     seen = []

@@ -31,6 +31,7 @@ def reporting_errors() -> Iterator[None]:
     printed: set[str] = set()
     with warnings.catch_warnings():
         show = warnings.showwarning
+        warnings.simplefilter("always", LowtideWarning)
 
         def note(message: Warning | str, category: type[Warning], *arguments: Any, **options: Any) -> None:
             if not (issubclass(category, LowtideWarning) or category.__module__.startswith(_PACKAGE)):

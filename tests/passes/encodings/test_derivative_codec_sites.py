@@ -24,7 +24,7 @@ def test_peaks_are_predicted_however_many_borders_are_fitted(spread):
     linear = [nn.Linear(*two) for two in itertools.pairwise(sizes)]
     network = nn.Sequential(linear[0], nn.GELU(), linear[1], linear[2], linear[3], nn.GELU(), linear[4])
     model, x = Called(lambda m, x: m.network(spread * x).square().mean(), network=network), torch.randn(512, 32)
-    options = {"fidelity": "approximate", "error_budget": 0.05, "costs": "flops", "solver": "dp"}
+    options = {"fidelity": "approximate", "error_budget": 0.05, "costs": "flops", "solver": "rotor"}
     report = lowtide.verify(model, "60%", (x,), steps=1, **options)
     values = report.plan.problem.values
     assert any("gelu'" in values[value].encodings[number].name for value, number in report.plan.encoded)

@@ -9,7 +9,7 @@ from lowtide.rewriter.models.batches import sample_batch
 from lowtide.rewriter.models.build import build_model
 
 # Any plan with codes will do, and this solver is quick.
-OPTIONS = {"fidelity": "approximate", "outputs": ["loss"], "costs": "flops", "solver": "dp"}
+OPTIONS = {"fidelity": "approximate", "outputs": ["loss"], "costs": "flops", "solver": "rotor"}
 
 
 @pytest.fixture(scope="module")

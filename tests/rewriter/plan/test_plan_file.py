@@ -231,7 +231,7 @@ def test_saving_fails_whole(saved, tmp_path):
 
 def test_plans_of_transformers_go_through_files_and_other_processes(tmp_path):
     module, kwargs = small_model("gpt2", layers=2)
-    plan = lowtide.plan(module, "90%", (), kwargs, costs="flops", solver="dp")
+    plan = lowtide.plan(module, "90%", (), kwargs, costs="flops", solver="rotor")
     lowtide.save_plan(plan, tmp_path / "plan.json")
     other, _ = small_model("gpt2", seed=3, layers=2)
     small = lowtide.rewrite(other, plan.budget_bytes, (), kwargs, costs="flops", plan=tmp_path / "plan.json")

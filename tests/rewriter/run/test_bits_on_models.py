@@ -80,7 +80,7 @@ def test_other_cost_tables_change_the_choice_and_not_the_bits(costs):
 
 
 # In the tests below any plan that recomputes will do, and this solver is quick.
-QUICK = {"costs": "flops", "solver": "dp"}
+QUICK = {"costs": "flops", "solver": "rotor"}
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])

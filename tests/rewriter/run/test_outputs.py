@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Less than keeping everything takes, and room for gradients that are there before the step.
 WITH_GRADIENTS = "85%"
-QUICK = {"costs": "flops", "solver": "dp"}  # any plan that recomputes will do
+QUICK = {"costs": "flops", "solver": "rotor"}  # any plan that recomputes will do
 
 
 class Pair(NamedTuple):
