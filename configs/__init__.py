@@ -1,1 +1,1 @@
-"""Data only: device presets, model presets and policies, as TOML."""
+"""Data only: device presets and model presets, as TOML."""

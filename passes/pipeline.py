@@ -12,10 +12,10 @@ from .rewrites.accumulate_grads import AccumulateGrads
 from .rewrites.assign_blocks import AssignBlocks
 from .rewrites.change_in_place import ChangeInPlace
 from .rewrites.chunk_cross_entropy import ChunkCrossEntropy
-from .rewrites.forget_shapes import ForgetShapes
 from .rewrites.free_factories import FreeFactories
 from .rewrites.fuse_gelu import WrittenGelu
 from .rewrites.gather_checks import GatherChecks
+from .rewrites.keep_shapes import KeepShapes
 from .rewrites.pack_indices import PackIndices
 from .rewrites.pack_masks import PackMasks
 from .rewrites.recompute_in_backward import RecomputeInBackward
@@ -32,7 +32,7 @@ GRAPH_PASSES = (
     FreeFactories(),
     PackMasks(),
     PackIndices(),
-    ForgetShapes(),
+    KeepShapes(),
     SaveOutputs(),
     WrittenGelu(),
     InvertOutputs(),

@@ -10,9 +10,9 @@ from .blocks.layers import in_blocks, in_layers
 from .candidates.pareto import cheapest_under
 from .chain.chain import Chain, chain_of
 from .chain.chain_schedule import describe, order_of
+from .chain.dynamic_program import Tables, decisions_of
 from .chain.link_schedules import recipe_schedules
 from .chain.retention_levels import levels_of
-from .chain.tables import Tables, decisions_of
 from .polish import polished
 from .problem.liveness import Candidate, RunOrder, forecast, schedule_of
 from .problem.problem import Problem

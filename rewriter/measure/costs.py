@@ -17,7 +17,7 @@ from .cost_cache import CostCache, Measurement
 from .device_presets import DevicePreset, load_device, preset_of
 from .flops import count_flops
 from .roofline import bounding_working_bytes, estimated_working_bytes, is_view, moved_bytes, roofline_seconds
-from .run_kernels import MeasureWarning, prepare_kernels, run_kernels
+from .time_kernels import MeasureWarning, prepare_kernels, run_kernels
 
 __all__ = ["Cost", "MeasureError", "MeasureWarning", "measure_costs"]
 

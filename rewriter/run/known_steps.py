@@ -21,7 +21,7 @@ def most_bytes() -> int:
 
 @dataclass
 class KnownSteps:
-    """CapturedStep steps by kind of call; those of one kind differ in settings and guards. The oldest are forgotten."""
+    """Captured steps by kind of call; those of one kind differ in settings and guards. The oldest are forgotten."""
 
     most_bytes: int = field(default_factory=most_bytes)
     _steps: OrderedDict[CallKey, list[StepPlans]] = field(default_factory=OrderedDict, repr=False)

@@ -10,7 +10,7 @@ from ..problem.liveness import RunOrder
 from ..problem.problem import Problem
 from ..problem.units import format_keeping
 from .chain import Chain
-from .tables import ForwardSweep, Keep, NestedSchedule, Tables
+from .dynamic_program import ForwardSweep, Keep, NestedSchedule, Tables
 
 
 def order_of(problem: Problem, tables: Tables, nested_schedule: NestedSchedule) -> RunOrder:

@@ -115,7 +115,9 @@ def test_checkpointing_of_transformers_is_verified():
     model, kwargs = small_model("gpt2", layers=2)
     model.gradient_checkpointing_enable()
     with pytest.warns(LowtideWarning, match="hooks on inner modules do not fire .*: transformer.wte"):
-        report = lowtide.verify(model, "90%", (), {**kwargs, "use_cache": False}, costs="flops", steps=1, solver="rotor")
+        report = lowtide.verify(
+            model, "90%", (), {**kwargs, "use_cache": False}, costs="flops", steps=1, solver="rotor"
+        )
     assert report.ok and any(SAID in note for note in report.notes), report
 
 

@@ -31,6 +31,7 @@ def test_hostile_names_go_through_profiles_and_plan_files(tmp_path):
         assert (outcome.refused, outcome.wrong, canary.harm) == ("", [], [])
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # what it runs leaves a file open
 def test_the_canary_hears_what_is_run(tmp_path):
     with listening(tmp_path) as canary:
         exec(f"x = {canary.call}")

@@ -15,7 +15,7 @@ from lowtide.kernels import dropout_masks
 from lowtide.kernels.backend import native
 from lowtide.kernels.packing.bits import multiply_bits
 from lowtide.kernels.quantize.groups import encode_groups
-from lowtide.rewriter.measure import cost_cache, run_kernels
+from lowtide.rewriter.measure import cost_cache, time_kernels
 from lowtide.rewriter.measure.cost_cache import CostCache, Measurement
 from lowtide.rewriter.measure.costs import measure_costs
 from torch import nn
@@ -204,8 +204,8 @@ def test_a_kernel_whose_first_run_is_surprisingly_slow_is_run_again(monkeypatch)
     def call(self):
         clock[0] += next(seconds)
 
-    monkeypatch.setattr(run_kernels.time, "perf_counter", lambda: clock[0])
-    trial = run_kernels._Trial(lambda: call(None), (), {}, CPU)
+    monkeypatch.setattr(time_kernels.time, "perf_counter", lambda: clock[0])
+    trial = time_kernels._Trial(lambda: call(None), (), {}, CPU)
     trial.plausible_seconds = 1e-4
     trial.run()
     assert trial.least_seconds() == pytest.approx(1e-5)
@@ -218,8 +218,8 @@ def test_a_kernel_that_is_slow_by_its_nature_is_run_once(monkeypatch):
         runs.append(1)
         clock[0] += 0.5
 
-    monkeypatch.setattr(run_kernels.time, "perf_counter", lambda: clock[0])
-    trial = run_kernels._Trial(call, (), {}, CPU)
+    monkeypatch.setattr(time_kernels.time, "perf_counter", lambda: clock[0])
+    trial = time_kernels._Trial(call, (), {}, CPU)
     trial.plausible_seconds = 0.3
     trial.run()
     assert trial.least_seconds() == 0.5 and len(runs) == 1

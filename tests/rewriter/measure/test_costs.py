@@ -10,7 +10,7 @@ import pytest
 import torch
 from lowtide.passes.calls import call_signature
 from lowtide.rewriter.errors import LowtideError
-from lowtide.rewriter.measure import cost_cache, run_kernels
+from lowtide.rewriter.measure import cost_cache, time_kernels
 from lowtide.rewriter.measure.costs import Cost, measure_costs
 from lowtide.solvers.problem.schedule import Run
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -182,7 +182,7 @@ def test_the_choice_of_one_output_costs_nothing():
 def test_a_second_measurement_comes_from_the_cache(own_cache, monkeypatch):
     nodes = calls(torch.mm, torch.randn(30, 20), torch.randn(20, 7))
     first = measure_costs(nodes, "cpu")
-    monkeypatch.setattr(run_kernels, "measure_allocations", None)
+    monkeypatch.setattr(time_kernels, "measure_allocations", None)
     assert measure_costs(nodes, "cpu") == first
     assert [path.suffix for path in own_cache.iterdir()] == [".json"]
 

@@ -17,9 +17,9 @@ from lowtide.solvers.blocks.cuts import in_parts, in_windows, partitions
 from lowtide.solvers.blocks.layers import in_blocks, in_layers
 from lowtide.solvers.chain.chain import Chain, Link, LinkSchedule, chain_of
 from lowtide.solvers.chain.chain_schedule import order_of
+from lowtide.solvers.chain.dynamic_program import Keep, NestedSchedule, Tables
 from lowtide.solvers.chain.link_schedules import link_schedules, recipe_schedules
 from lowtide.solvers.chain.retention_levels import levels_of
-from lowtide.solvers.chain.tables import Keep, NestedSchedule, Tables
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.polish import polished
 from lowtide.solvers.problem.liveness import forecast, schedule_of

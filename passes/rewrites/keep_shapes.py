@@ -17,7 +17,7 @@ _SHAPE_ONLY = (aten.avg_pool2d_backward.default, aten._adaptive_avg_pool2d_backw
 
 
 @dataclass(frozen=True)
-class ForgetShapes(GraphPass):
+class KeepShapes(GraphPass):
     """Replaces the input of an average pooling, in backward, by one element spread over its shape.
 
     before: gradient = aten.avg_pool2d_backward.default(g, x, [2, 2], [2, 2], [0, 0], False, True, None)

@@ -5,7 +5,7 @@ import copy
 import lowtide
 import pytest
 import torch
-from lowtide.passes.rewrites.forget_shapes import ForgetShapes
+from lowtide.passes.rewrites.keep_shapes import KeepShapes
 from pass_checks import assert_unchanged, captured_graph, compare_with_golden, gradients_of, graph_after
 from small_networks import Called
 from torch import nn
@@ -19,11 +19,11 @@ def pooled(x):
 
 
 def test_before_and_after(golden):
-    compare_with_golden(golden, ForgetShapes(), pooled(torch.randn(2, 3, 10, 10)))
+    compare_with_golden(golden, KeepShapes(), pooled(torch.randn(2, 3, 10, 10)))
 
 
 def test_an_operand_of_another_layout_is_read_still():
-    assert_unchanged(ForgetShapes(), pooled(torch.randn(2, 3, 10, 10).contiguous(memory_format=torch.channels_last)))
+    assert_unchanged(KeepShapes(), pooled(torch.randn(2, 3, 10, 10).contiguous(memory_format=torch.channels_last)))
 
 
 @pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d((5, 3))])
@@ -35,6 +35,6 @@ def test_average_pooling_keeps_nothing_and_gives_the_same_gradients(pool, layout
     (loss, expected), (actual_loss, actual) = gradients_of(model, x), gradients_of(small, x)
     assert torch.equal(loss, actual_loss) and all(map(torch.equal, expected, actual))
     if layout is torch.contiguous_format:
-        _, graph = graph_after(ForgetShapes(), lambda m, x: m.rest(x), x, rest=model)
+        _, graph = graph_after(KeepShapes(), lambda m, x: m.rest(x), x, rest=model)
         (backward,) = (n for n in graph.graph.nodes if "pool2d_backward" in n.name)
         assert "expand" in backward.args[1].name
