@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def recomputed(self) -> tuple[int, ...]:
-        """The operations that run again, each once for every further run, in the order of their first runs."""
+        """The recomputed operations, each once for every further run, in the order of their first runs."""
         runs = Counter(instruction.op for instruction in self.schedule.instructions if isinstance(instruction, Run))
         return tuple(op for op, count in runs.items() for _ in range(count - 1))
 

@@ -12,6 +12,9 @@ from benchmarks.fine_tuning.settings import DERIVATIVES, SETTINGS, Setting
 from benchmarks.fine_tuning.table import print_table
 from benchmarks.fine_tuning.tasks import bert_of_docstrings, docstrings
 
+# BERT sets an attribute of its configuration in forward.
+pytestmark = pytest.mark.filterwarnings("ignore:forward sets problem_type")
+
 NAMES = ("exact", "derivatives, 2 bits", "rows, 0.1 kept", "all values, 2 bits")
 NOTHING = Setting("of no value", DERIVATIVES, "1", (named("9-bit gelu'"),))
 
