@@ -35,7 +35,7 @@ def losses(model: Any, text: torch.Tensor, rewrite: dict[str, Any] | None = None
     trained.config.use_cache = False
     if rewrite is not None:
         batch = {"input_ids": text[0], "labels": text[0]}
-        trained = lowtide.rewrite(trained, kwargs=batch, outputs=["loss"], costs="flops", solver="rotor", **rewrite)
+        trained = lowtide.rewrite(trained, kwargs=batch, outputs=["loss"], costs="flops", **rewrite)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-4)
     torch.manual_seed(1)
     seen = []
@@ -57,7 +57,7 @@ def eager(model, text) -> torch.Tensor:
 
 
 def test_bitwise_passes_leave_every_loss_as_it_was(model, text, eager):
-    assert torch.equal(losses(model, text, {"budget": "60%", "fidelity": "bitwise"}), eager)
+    assert torch.equal(losses(model, text, {"budget": "60%", "solver": "rotor"}), eager)
 
 
 def test_rounding_passes_leave_the_loss_curve_within_a_thousandth(model, text, eager):

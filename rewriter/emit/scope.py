@@ -78,8 +78,8 @@ class Scope:
         while True:
             self.used[hint] += 1
             name = hint if self.used[hint] == 1 else f"{hint.rstrip('_')}_{self.used[hint] - 1}"
-            if is_reserved(name):
-                continue
+            if is_reserved(name):  # `constant_1`: all numbers after that word are, not those after `constant_`
+                name = f"{hint}_{self.used[hint] - 1}"
             if name == hint or not self.used[name]:
                 self.used[name] = max(self.used[name], 1)
                 return name

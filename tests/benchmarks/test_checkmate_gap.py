@@ -16,6 +16,7 @@ STEPS = {
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:forward sets problem_type")  # of the configuration
 @pytest.mark.parametrize(("name", "shares"), [("vit", (0.6, 0.4)), ("resnet", (0.2,))])
 def test_a_step_of_few_blocks_takes_hardly_more_than_the_integer_programs_optimum(name, shares):
     model = build_model(name, overrides=STEPS[name])
