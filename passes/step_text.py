@@ -12,6 +12,7 @@ import torch
 from ..solvers.problem.plain_text import shortened
 from ..solvers.problem.units import format_bytes
 from .calls import dtype_name, operation_name
+from .step_kernels import BufferUpdate, ComputeKernel, GradAccumulate, Kernel
 
 _MOST_LETTERS = 240  # of a line
 _MOST_READS = 8  # storages named in a line
@@ -47,22 +48,23 @@ def _program(step: Any) -> Iterator[str]:
         for kernel in kernels:
             made_bytes = sum(step.storages[number].size_bytes for number in kernel.makes)
             size = format_bytes(made_bytes) if kernel.makes else ""
-            yield _row(size, _code_of(step, kernel), f"{kernel.module}{_marks(step, kernel)}")
-    yield f"backward returns {_names(step, step.gradients)}"
+            yield _row(size, _code_of(step, kernel), f"{kernel.module}{_marks(kernel)}")
+    yield f"backward returns {_names(step, step.gradients.values())}"
 
 
 def _row(size: str, code: str, comment: str) -> str:
     return f"{size:>10}  {code}" + (f"  # {comment}" if comment else "")
 
 
-def _code_of(step: Any, kernel: Any) -> str:
+def _code_of(step: Any, kernel: Kernel) -> str:
     """Return a kernel as an assignment: `mm: f32[48, 64] = mm(input, weight)`."""
     made = ", ".join(_typed(step.storages[number]) for number in kernel.makes or kernel.writes)
     reads = [step.storages[number].name for number in kernel.reads[:_MOST_READS]]
     reads += [f"and {len(kernel.reads) - _MOST_READS} more"] if len(kernel.reads) > _MOST_READS else []
-    calls = kernel.calls if kernel.role == "compute" else ()
+    calls = kernel.calls if isinstance(kernel, ComputeKernel) else ()
     name = " > ".join(map(operation_name, calls)) or kernel.role
-    target = f" to {kernel.target.meta['source'].name}" if kernel.target is not None else ""
+    has_target = isinstance(kernel, (BufferUpdate, GradAccumulate))
+    target = f" to {kernel.target.meta['source'].name}" if has_target else ""
     return f"{made + ' = ' if made else ''}{name}({', '.join(reads)}){target}"
 
 
@@ -73,15 +75,16 @@ def _typed(storage: Any) -> str:
     return f"{storage.name}: {kind}"
 
 
-def _marks(step: Any, kernel: Any) -> str:
+def _marks(kernel: Kernel) -> str:
     """Return what is unusual about a kernel, in brackets."""
-    marks = {
-        "random": kernel.random,
+    marks: dict[str, Any] = {
         "runs once": not kernel.repeatable and kernel.phase == "forward",
         "in place": kernel.writes,
-        f"updates {', '.join(node.name for node in kernel.updates)}": kernel.updates,
-        "may change its operand": kernel.reuses is not None,
     }
+    if isinstance(kernel, ComputeKernel):
+        updated = ", ".join(node.name for node in kernel.updates)
+        marks = {"random": kernel.random} | marks | {f"updates {updated}": updated}
+        marks["may change its operand"] = kernel.reuses is not None
     named = [name for name, applies in marks.items() if applies]
     return f" ({', '.join(named)})" if named else ""
 

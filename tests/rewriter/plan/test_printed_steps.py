@@ -5,8 +5,7 @@ from typing import Any
 import lowtide
 import pytest
 import torch
-from lowtide.rewriter.plan.options import Options
-from lowtide.rewriter.plan.step import capture_and_formulate
+from step_problems import formulated
 from torch import nn
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that is here is measured")
@@ -29,9 +28,9 @@ def plan(model):
 
 
 def test_a_step_graph(golden, model):
-    step_problem = capture_and_formulate(model, (torch.randn(128, 32),), {}, Options(**OPTIONS))
-    golden("small_network/step_graph", str(step_problem.step))
-    assert len(repr(step_problem.step)) < 2000
+    step = formulated(model, (torch.randn(128, 32),), {}, **OPTIONS).measured.step
+    golden("small_network/step_graph", str(step))
+    assert len(repr(step)) < 2000
 
 
 @pytest.mark.parametrize("noun", ["problem", "schedule"])
