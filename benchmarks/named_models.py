@@ -15,7 +15,6 @@ import lowtide
 import torch
 from lowtide.rewriter.display.profile import profile
 from lowtide.rewriter.display.tables import plan_text, profile_text, show
-from lowtide.rewriter.emit.scope import VIEW_METHODS
 from torch import nn
 
 _WIDTH, _ROWS = 4, 48
@@ -142,7 +141,6 @@ def _show_more(model: nn.Module, small: Any, batch: dict[str, Any], named: dict[
 
 _ROOTS = {"aten", "lowtide", "torch", "device", "float", "complex", "slice", "getattr", "generator_state"}
 _ROOTS |= {"drawing_from", "values"}
-_METHODS = {"copy_", *VIEW_METHODS.values()}  # of tensors
 
 
 def _faults_of_code(code: str) -> Iterator[str]:
@@ -158,5 +156,5 @@ def _faults_of_code(code: str) -> Iterator[str]:
             while isinstance(root, (ast.Attribute, ast.Call)):
                 root = root.value if isinstance(root, ast.Attribute) else root.func
             known = isinstance(root, ast.Name) and (root.id in _ROOTS or root.id.startswith("object_"))
-            if not known and not (isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS):
+            if not known and not ast.unparse(node.func).endswith(".copy_"):
                 yield f"calls {ast.unparse(node.func)[:80]}"

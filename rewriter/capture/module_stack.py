@@ -37,4 +37,8 @@ def running_line() -> str:
 @cache
 def _is_users(filename: str) -> bool:
     path = Path(filename)
-    return path.is_file() and not any(path.is_relative_to(folder) for folder in _OWN_FOLDERS)
+    try:
+        is_file = path.is_file()
+    except OSError:  # generated code may have any text for a file name, also one that is too long for a file
+        return False
+    return is_file and not any(path.is_relative_to(folder) for folder in _OWN_FOLDERS)

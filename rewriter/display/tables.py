@@ -208,7 +208,7 @@ def _savings(profile: Profile) -> Table:
 def _summaries(plan: Plan) -> Table:
     table = new_table("what the plan does with each module")
     table.add_column("module", overflow="fold")
-    for name in ("keeps", "with everything kept", "runs again", "extra time"):
+    for name in ("keeps", "with everything kept", "recomputed", "extra time"):
         table.add_column(name, justify="right", no_wrap=True)
 
     def row_key(row: ModuleSummary) -> tuple[int, int, int]:

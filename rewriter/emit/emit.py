@@ -170,7 +170,7 @@ class _Writer:
         module, line = meta.get("module", ""), meta.get("line", "")
         place = f"{module} ({line})" if module and line else module or line
         if place:
-            scope.rendered.body.note(f"Again: {place}" if op in self.started else place)
+            scope.rendered.body.note(f"Recomputed: {place}" if op in self.started else place)
 
     def _run(self, scope: Scope, op: int, index: int) -> None:
         kernel = self.mapping.kernels[op]
@@ -246,7 +246,7 @@ class _Writer:
             scope.rendered.body.call(f"with drawing_from({state}):")
         for line in lines:
             scope.rendered.body.call(("    " if state else "") + line)
-        if "unused" in result:
+        if "unused" in result.removesuffix(" = ").split(", "):
             scope.rendered.body.delete("unused")
         if is_recomputation:
             size_bytes = sum(self.step.storages[s].size_bytes for s in missing)

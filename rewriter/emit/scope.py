@@ -21,18 +21,9 @@ from .equal_views import EqualViews
 from .program import Key
 from .text import Rendered
 
-# Views that are made by methods, which take the arguments of the operation; a test checks that they call exactly these.
-VIEW_METHODS = {
-    "aten.expand.default": "expand",
-    "aten.permute.default": "permute",
-    "aten.t.default": "t",
-    "aten.transpose.int": "transpose",
-    "aten.unsqueeze.default": "unsqueeze",
-    "aten.view.default": "view",
-}
 _GRADIENTS = "input_gradient weight_gradient bias_gradient"
 _TO_THE_END = 2**63 - 1
-# Arguments by name that all operations take for what they do without.
+# Arguments by name that ATen's factories take for what they do without.
 _DEFAULTS = (("layout", torch.strided), ("pin_memory", False))
 # Names for the results of operations that return several, in their order.
 _RESULTS = {
@@ -109,8 +100,9 @@ class Scope:
         if call.target is torch.ops.aten.slice.Tensor and positional[3:] == [_TO_THE_END]:
             del positional[3:]
         parts = [self.argument(argument) for argument in positional[1 if skip_first else 0 :]]
-        kwargs = {name: value for name, value in call.kwargs.items() if (name, value) not in _DEFAULTS}
-        parts += [named_argument(name, self.argument(value)) for name, value in kwargs.items()]
+        left_out = _DEFAULTS if _is_factory(call) else ()
+        kwargs = [(name, value) for name, value in call.kwargs.items() if (name, value) not in left_out]
+        parts += [named_argument(name, self.argument(value)) for name, value in kwargs]
         return ", ".join(parts)
 
     def written(self, change: Change, name: str) -> str:
@@ -162,11 +154,6 @@ class Scope:
             assert isinstance(source, fx.Node)
             return f"{self.expression(source)}[{index}]"
         reshaped = self.views.reshaped(node, self.names)
-        name = "aten.view.default" if reshaped is not None else str(node.target)
-        source = reshaped if reshaped is not None else next(iter(node.all_input_nodes), None)
-        # A tensor from outside may have an attribute of such a name.
-        if name in VIEW_METHODS and source is not None and source.op != "placeholder" and not node.kwargs:
-            return f"{self.expression(source)}.{VIEW_METHODS[name]}({self.arguments(node, skip_first=True)})"
         if reshaped is not None:
             return f"aten.view.default({self.expression(reshaped)}, {self.arguments(node, skip_first=True)})"
         return self.called(node, self.arguments(node))
@@ -225,6 +212,11 @@ class Scope:
         return any(self.step.storage_of.get(n) == storage for n in node.all_input_nodes)
 
 
+def _is_factory(call: fx.Node) -> bool:
+    """Return whether a call makes a tensor of nothing but numbers, by an operation of ATen."""
+    return getattr(call.target, "namespace", "") == "aten" and not call.all_input_nodes
+
+
 def hint_of(node: fx.Node) -> str:
     """Return a readable name: for a parameter its last two names without numbers, for a call its operation or result.
 
@@ -238,5 +230,5 @@ def hint_of(node: fx.Node) -> str:
         source, index = node.args
         assert isinstance(source, fx.Node) and isinstance(index, int)
         names = _RESULTS.get(operation_name(source), "").split() or [f"{hint_of(source)}_{index}"] * (index + 1)
-        return names[index]
+        return names[index] if index < len(names) else f"{hint_of(source)}_{index}"
     return identifier(operation_name(node).rpartition("::")[2])

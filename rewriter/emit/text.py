@@ -169,7 +169,7 @@ def _head(members: Sequence[Rendered], block_names: Sequence[str]) -> str:
     elif kept[0]:
         text += f" Keeps {_sized(kept[0])}."
     if members[0].recomputed:
-        text += f" Runs again: {_sized(members[0].recomputed)}."
+        text += f" Recomputes: {_sized(members[0].recomputed)}."
     return comment(text)
 
 

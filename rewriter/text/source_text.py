@@ -19,7 +19,8 @@ import torch
 from ...solvers.problem.plain_text import printable
 
 # Names that have a meaning in generated code.
-_MEANT = ("aten", "constants", "device", "drawing_from", "generator_state", "lowtide", "torch", "unused", "values")
+_MEANT = ("aten", "constants", "device", "drawing_from", "generator_state", "lowtide", "own_gradient", "require")
+_MEANT += ("torch", "unused", "values")
 _NUMBERED = ("backward", "constant", "forward", "object")  # followed by a number
 _RESERVED = frozenset((*_MEANT, *_NUMBERED, *dir(builtins), *keyword.kwlist, *keyword.softkwlist))
 _RESERVED_WITH_NUMBER = re.compile(rf"({'|'.join(_NUMBERED)})_\d+")

@@ -69,10 +69,12 @@ def _facts(plan: Any) -> list[tuple[str, str]]:
 
 
 def _kept(plan: Any) -> str:
-    values = plan.problem.values
-    kept_bytes = sum(values[value].size_bytes for value in plan.kept)
-    sizes = _by_module(plan, ((plan.problem.maker[value], values[value].size_bytes) for value in plan.kept))
-    return f"{_counted(len(plan.kept), 'value')}, {format_bytes(kept_bytes)}{_largest(sizes)}"
+    values, maker = plan.problem.values, plan.problem.maker
+    sizes = [(maker[value], values[value].size_bytes) for value in plan.kept]
+    sizes += [(maker[value], values[value].encodings[number].size_bytes) for value, number in plan.kept_codes]
+    codes = f" and {_counted(len(plan.kept_codes), 'code')}" if plan.kept_codes else ""
+    largest = _largest(_by_module(plan, sizes))
+    return f"{_counted(len(plan.kept), 'value')}{codes}, {format_bytes(plan.kept_bytes)}{largest}"
 
 
 def _recomputed(plan: Any) -> str:
@@ -141,7 +143,7 @@ def _rows(plan: Any) -> Iterator[tuple[str, ...]]:
         match instruction:
             case Run(op):
                 seconds = problem.ops[op].seconds
-                module += " (again)" if op in have_run else ""
+                module += " (recomputed)" if op in have_run else ""
                 have_run.add(op)
             case Encode(value, encoding):
                 seconds = problem.values[value].encodings[encoding].encode_seconds

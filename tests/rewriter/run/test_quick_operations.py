@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 from lowtide.rewriter.capture.torch_internals import QUICK_OPERATIONS, OperationMode
-from lowtide.rewriter.emit.scope import VIEW_METHODS
 from side_by_side import assert_trains_alike, rewritten
 from small_networks import Called
 from torch import nn
@@ -82,17 +81,6 @@ def test_a_quicker_way_calls_the_same_operation_with_the_same_result(name):
                 and expected.dtype == actual.dtype
                 and expected.stride() == actual.stride()
             )
-
-
-@pytest.mark.parametrize("name", VIEW_METHODS)
-def test_a_method_makes_the_view_of_the_operation(name):
-    packet, overload = name.removeprefix("aten.").split(".")
-    for tensor, *others in ARGUMENTS[f"{packet}.{overload}"]:
-        with torch.no_grad(), Watching() as watching:
-            view = getattr(tensor, VIEW_METHODS[name])(*others)
-        expected = getattr(getattr(torch.ops.aten, packet), overload)(tensor, *others)
-        assert watching.called == [name] and view.data_ptr() == tensor.data_ptr()
-        assert (view.shape, view.stride()) == (expected.shape, expected.stride())
 
 
 def test_a_weight_is_not_transposed_twice_nor_a_shape_changed_and_changed_back():
