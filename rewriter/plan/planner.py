@@ -41,9 +41,8 @@ class StepPlanner:
         optimizer: the optimizer that steps afterwards.
         """
         self.portfolio = portfolio if portfolio is not None else Portfolio()
-        self._needs: OptimizerNeeds | None = None  # the noise of codes does not depend on it
-        self.measured = measured
-        self.measured = calibrate(measured, self.situation(tensors), progress)
+        # The noise of codes does not depend on the optimizer.
+        self.measured = calibrate(measured, _situation(measured, tensors), progress)
         self._needs = optimizer_needs(optimizer, measured.device) if optimizer is not None else None
         self._recomputing = measured.recomputing
         self._is_recomputing_calibrated = False
@@ -68,8 +67,7 @@ class StepPlanner:
 
     def situation(self, tensors: Mapping[Source, torch.Tensor]) -> Situation:
         """Return the situation in which the step begins on these tensors."""
-        present = {**tensors, **self.measured.captured.held}
-        return situation_with(present, self.measured.granularity, self._needs)
+        return _situation(self.measured, tensors, self._needs)
 
     def variants(self, situation: Situation) -> Variants:
         """Return the problems of the step in a situation; iterating over them may run the model (`Variants`)."""
@@ -102,3 +100,10 @@ class StepPlanner:
             self._recomputing = calibrate(self._recomputing, situation)
             self._is_recomputing_calibrated = True
         return self._recomputing
+
+
+def _situation(
+    measured: MeasuredStep, tensors: Mapping[Source, torch.Tensor], needs: OptimizerNeeds | None = None
+) -> Situation:
+    """Return the situation of a step on these tensors and those that the module holds."""
+    return situation_with({**tensors, **measured.captured.held}, measured.granularity, needs)

@@ -50,8 +50,6 @@ def program_text(plan: Any) -> str:
 
 def _facts(plan: Any) -> list[tuple[str, str]]:
     problem, share = plan.problem, plan.peak_bytes / max(plan.baseline_peak_bytes, 1)
-    bound = plan.lower_bound_seconds
-    proven = "nothing" if bound is None else f"no schedule within the budget takes less than {_share(bound, plan)} more"
     return [
         ("budget", "none" if plan.budget_bytes is None else format_bytes(plan.budget_bytes)),
         ("peak", f"{format_bytes(plan.peak_bytes)}, {share:.1%} of the peak with everything kept"),
@@ -60,12 +58,21 @@ def _facts(plan: Any) -> list[tuple[str, str]]:
             "extra time",
             f"{plan.extra_share:.1%} of {format_milliseconds(plan.baseline_seconds)} ms ({plan.costs} costs)",
         ),
-        ("proven", proven),
+        ("proven", _proven(plan)),
         ("kept", _kept(plan)),
         ("recomputed", _recomputed(plan)),
         ("encoded", _encoded(plan)),
         ("resident", f"{format_bytes(problem.resident_bytes)} of parameters, buffers, inputs and gradients"),
     ]
+
+
+def _proven(plan: Any) -> str:
+    """Say what is known of the time of any schedule within the budget."""
+    if not plan.extra_seconds:
+        return "no schedule takes less time"
+    if not plan.lower_bound_seconds:
+        return "nothing"
+    return f"no schedule within the budget takes less than {_share(plan.lower_bound_seconds, plan)} more"
 
 
 def _kept(plan: Any) -> str:
@@ -122,7 +129,7 @@ def _near_peak(plan: Any) -> Iterator[str]:
     else:
         segments = zip(plan.schedule.segments, segment_titles(plan.schedule), strict=True)
         title = next(title for segment, title in segments if segment.start <= peak < segment.stop)
-        yield f"peak at instruction {peak}, {title.rstrip(':')}"
+        yield f"peak while instruction {peak} runs, {title.rstrip(':')}"
     heading, *rows = _rows(plan)
     yield from (_screen_row(*cells) for cells in (heading, *rows[first:stop]))
     if stop - first < count:
