@@ -42,11 +42,6 @@ class Kernel:
         """Return a text that is equal for kernels that are equal up to renaming."""
         return self.role
 
-    @property
-    def origin(self) -> fx.Node | None:
-        """Return the node of the joint graph that it carries out first, whose `meta` says where it comes from."""
-        return None
-
 
 @dataclass(frozen=True)
 class Change:
@@ -94,11 +89,6 @@ class ComputeKernel(Kernel):
     reuses: int | None = None
 
     @property
-    def origin(self) -> fx.Node:
-        """Return the node of the joint graph that it carries out first."""
-        return self.calls[0]
-
-    @property
     def kind(self) -> str:
         """Return a text that is equal for kernels that are equal up to renaming."""
         return " > ".join(["change" if self.change is not None else self.role, *map(call_signature, self.calls)])
@@ -120,11 +110,6 @@ class BufferUpdate(Kernel):
     target: fx.Node
     value: fx.Node
 
-    @property
-    def origin(self) -> fx.Node:
-        """Return the node of the joint graph that it carries out first."""
-        return self.value
-
 
 @dataclass(frozen=True, kw_only=True)
 class TangentArrival(Kernel):
@@ -144,11 +129,6 @@ class GradAccumulate(Kernel):
     target: fx.Node
     gradient: fx.Node
 
-    @property
-    def origin(self) -> fx.Node:
-        """Return the node of the joint graph that it carries out first."""
-        return self.gradient
-
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor(Kernel):
@@ -166,11 +146,6 @@ class DecisionCheck(Kernel):
 
     role: ClassVar[str] = "check"
     calls: tuple[fx.Node, ...]
-
-    @property
-    def origin(self) -> fx.Node:
-        """Return the node of the joint graph that it carries out first."""
-        return self.calls[0]
 
     @property
     def arguments(self) -> tuple[list[Any], list[Any], Any]:

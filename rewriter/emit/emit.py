@@ -166,7 +166,8 @@ class _Writer:
 
     def _note(self, scope: Scope, op: int, kernel: Kernel) -> None:
         """Say which module, and which line of its code, the next lines come from."""
-        meta = kernel.origin.meta if kernel.origin is not None else {}
+        node = _first_node(kernel)
+        meta = node.meta if node is not None else {}
         module, line = meta.get("module", ""), meta.get("line", "")
         place = f"{module} ({line})" if module and line else module or line
         if place:
@@ -325,3 +326,15 @@ class _Writer:
         self.alive.discard(storage)
         if storage in scope.returned or storage not in self.returned_gradients:
             scope.free(storage)
+
+
+def _first_node(kernel: Kernel) -> fx.Node | None:
+    """Return the node of the joint graph that a kernel carries out first, if any."""
+    match kernel:
+        case ComputeKernel() | DecisionCheck():
+            return kernel.calls[0]
+        case BufferUpdate():
+            return kernel.value
+        case GradAccumulate():
+            return kernel.gradient
+    return None
