@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from exhaustive import least_seconds
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.portfolio import Portfolio
@@ -15,7 +15,7 @@ from pytest import approx
 PORTFOLIO = Portfolio(cache=None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(seed=st.integers(0, 100_000), share=st.floats(0, 1))
 def test_the_bound_is_never_above_the_optimum_and_no_plan_is_below_it(seed, share):
     problem = tiny(seed)
@@ -43,7 +43,7 @@ def with_few_codes(problem: Problem, most: int) -> Problem:
     return replace(problem, values=tuple(values))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(seed=st.integers(0, 100_000), share=st.floats(0, 1), encoded=st.sampled_from((0.3, 0.6)))
 def test_with_encodings_too_the_bound_is_never_above_the_optimum_and_no_plan_below_it(seed, share, encoded):
     problem = with_few_codes(with_encodings(tiny(seed), seed, encoded), 16)

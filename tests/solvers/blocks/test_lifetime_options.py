@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lowtide.solvers.blocks.block_values import forward_values
 from lowtide.solvers.blocks.lifetime_options import OptionEvaluator, options_of
@@ -13,7 +13,7 @@ from made_problems import chain_of_blocks, llama
 from pytest import approx
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(seed=st.integers(0, 10_000), shares=st.booleans())
 def test_the_curve_is_the_least_cost_over_all_trades(seed, shares):
     trade = trade_of(chain_of_blocks(seed, blocks=2, width=4), 1, shares)

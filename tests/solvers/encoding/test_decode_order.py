@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lowtide.solvers.disk_cache import DiskCache
 from lowtide.solvers.encoding.choices import choices_of
@@ -100,7 +100,7 @@ def test_what_waits_in_a_run_order_is_encoded_and_kept_instead_where_there_are_b
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(seed=st.integers(0, 10_000), blocks=st.integers(1, 4), randomness=st.sampled_from((0.0, 0.2)))
 def test_decoding_an_encoded_order_costs_no_bytes_and_no_time_and_what_is_forecast_is_simulated(
     seed, blocks, randomness
@@ -124,7 +124,7 @@ def test_decoding_an_encoded_order_costs_no_bytes_and_no_time_and_what_is_foreca
             assert (prediction.peak_bytes, prediction.seconds) == (timeline.peak_bytes, timeline.seconds)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(seed=st.integers(0, 10_000), blocks=st.integers(1, 4), randomness=st.sampled_from((0.0, 0.2)))
 def test_any_run_order_with_codes_is_simulated_as_forecast(seed, blocks, randomness):
     problem = with_encodings(chain_of_blocks(seed, blocks=blocks, classes=2, randomness=randomness), seed)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from exhaustive import least_seconds
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from lowtide.solvers.bound import lower_bound_seconds
 from lowtide.solvers.greedy import Greedy
@@ -94,7 +94,8 @@ def test_spending_bytes_never_raises_the_peak_above_what_is_allowed(seed, spare)
         assert simulate(problem, schedule_of(problem, after)).peak_bytes <= before.peak_bytes + spare
 
 
-@settings(max_examples=60, deadline=None)
+# Of the seeds' problems one in six is small enough for brute force, which cannot be drawn otherwise.
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(seed=st.integers(0, 100_000), share=st.floats(0, 1))
 def test_the_bound_is_never_above_the_optimum_and_no_plan_is_below_it(seed, share):
     problem = with_changes(tiny(seed), seed)
