@@ -3,7 +3,6 @@
 import lowtide
 import pytest
 import torch
-from side_by_side import smallest_bytes
 from torch import nn
 from torch.nn import functional
 
@@ -99,10 +98,16 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_code_is_the_one_that_was_read(name, golden):
+# How many bytes convolutions work in depends on the processor: those of a device that is not here are counted.
+ELSEWHERE = {"device": "h200-141gb"}
+
+
+@pytest.mark.parametrize(("name", "place"), [("gpt2", {}), ("convolutions", ELSEWHERE), ("llama", {})])
+def test_the_code_is_the_one_that_was_read(name, place, golden):
+    if place and torch.cuda.is_available():
+        pytest.skip("a GPU that is here is measured")
     make_model, make_batch = MODELS[name]
     torch.manual_seed(0)
     model, batch = make_model(), make_batch()
-    budget_bytes = round(1.1 * smallest_bytes(model, batch))
-    golden(f"code/{name}", lowtide.rewrite(model, budget_bytes, (batch,), costs="flops").code)
+    smallest = lowtide.sweep(model, (batch,), count=2, costs="flops", **place)[-1].peak_bytes
+    golden(f"code/{name}", lowtide.rewrite(model, round(1.1 * smallest), (batch,), costs="flops", **place).code)
