@@ -56,8 +56,8 @@ sys.meta_path.append(Helpers())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that writes golden files anew."""
-    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew instead of comparing")
+    """Add the option that rewrites golden files."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden instead of comparing")
 
 
 @pytest.fixture

@@ -84,10 +84,10 @@ def _print_notes(rows: Sequence[Row]) -> None:
     for row in rows:
         row_notes = list(row.notes) if row.kind != LOWTIDE else []
         if row.buffers_equal is False:
-            row_notes.append("running statistics differ from eager's (updated again when forward runs again)")
+            row_notes.append("running statistics differ from eager's (updated again when forward is recomputed)")
         if row.is_wrong and row.loss_equal:
             row_notes.append(
-                "eager's loss bit for bit, but wrong gradients (dropout drawn anew when forward runs again)"
+                "eager's loss bit for bit, but wrong gradients (dropout redrawn when forward is recomputed)"
             )
         elif row.is_wrong:
             row_notes.append("wrong gradients, or other random numbers than eager's")

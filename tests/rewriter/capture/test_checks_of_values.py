@@ -1,4 +1,4 @@
-"""Checks of values that only raise cost no decision where the kernel checks too, and are made again at each step."""
+"""Checks of values that only raise cost no decision where the kernel checks too, and are repeated at each step."""
 
 import copy
 
